@@ -1,0 +1,1 @@
+"""Find how far along a fine-tuning path to stand, without training again."""

@@ -1,0 +1,1 @@
+"""What is measured: objectives, from a recipe to one score an item."""

@@ -1,0 +1,45 @@
+"""A point on the path: plain data, no weights."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_ALPHA = 4.0
+
+
+class Point(BaseModel):
+    """Where a model stands: a checkpoint, how far towards it, by which profile of the layers.
+
+    Attributes:
+        step: Optimizer step of the checkpoint; 0 is the base.
+        alpha: Strength on the path: 0 is the base, 1 the checkpoint, more goes past it.
+        profile: Per-layer multipliers on alpha, by name; `uniform` is all ones.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: Annotated[int, Field(ge=0)]
+    alpha: Annotated[float, Field(ge=0, le=MAX_ALPHA, allow_inf_nan=False)] = 1.0
+    profile: str = "uniform"
+
+    @classmethod
+    def base(cls) -> Self:
+        """The base: no step, no strength."""
+        return cls(step=0, alpha=0.0)
+
+    @property
+    def is_base(self) -> bool:
+        return self.step == 0 or self.alpha == 0
+
+    @property
+    def canonical(self) -> Point:
+        """The one spelling of this point: every point of strength 0 is the same base."""
+        return Point.base() if self.is_base else self
+
+    def __str__(self) -> str:
+        if self.is_base:
+            return "base"
+        end = "" if self.profile == "uniform" else f" {self.profile}"
+        return f"step {self.step} alpha {self.alpha:g}{end}"

@@ -1,0 +1,491 @@
+"""A recipe: one YAML file that says what to train, what to measure and how to choose.
+
+`load_recipe` lists every fault of a file at once, each with the nearest key where a name is
+unknown. Keys under `sft` and `method` belong to TRL and PEFT; they are checked where those
+libraries are at hand (`backtrack.train.check`), and passed in as `checks`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from backtrack.errors import RecipeError
+from backtrack.point import MAX_ALPHA
+from backtrack.records import Constraints, CurveName, Direction, Role
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from pydantic_core import ErrorDetails
+
+
+class Section(BaseModel):
+    """Base of a recipe's sections; abstract. Unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BaseSection(Section):
+    """The model before training. A bare name stands for `{model: name}`."""
+
+    model: str
+    """Hub name, or a folder (relative to the recipe)."""
+    revision: str | None = None
+    """Hub revision: a branch, a tag or a commit."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type the weights are loaded in; `auto` is the type of the files."""
+    trust_remote_code: bool = False
+    """Run code from the model's repository. Off unless asked for by name."""
+
+
+class FullMethod(Section):
+    """Every weight is trained."""
+
+    kind: Literal["full"]
+
+
+class PeftMethod(BaseModel):
+    """A PEFT adapter; every other key is a field of its PEFT configuration."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    kind: Literal["lora", "oft"]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Fields for PEFT's configuration class."""
+        return dict(self.model_extra or {})
+
+
+Method = Annotated[FullMethod | PeftMethod, Field(discriminator="kind")]
+
+
+class DataSection(Section):
+    """Training data: prompt/completion pairs, chat messages or plain text."""
+
+    train: str
+    """A JSONL file, a folder `datasets` can load, or a Hub name."""
+    subset: str | None = None
+    """Configuration name of a data set that has several."""
+    split: str = "train"
+    """Split, with slices as in `datasets`: `train[700:]`."""
+    prompt: str | None = None
+    """Format over the fields, such as `Question: {question}\\nAnswer:`; none if the data has."""
+    completion: str | None = None
+    """Format for the completion; given together with `prompt`."""
+
+    @model_validator(mode="after")
+    def _both_formats(self) -> DataSection:
+        if (self.prompt is None) != (self.completion is None):
+            raise ValueError("give both `prompt` and `completion`, or neither")
+        return self
+
+
+class TrajectorySection(Section):
+    """Which steps are kept."""
+
+    every_steps: Annotated[int, Field(ge=1)] = 10
+    """A checkpoint every so many optimizer steps; the last step is always kept."""
+
+
+class PlacementSection(Section):
+    """How a model stands at a point."""
+
+    form: Literal["auto", "attached", "merged"] = "auto"
+    """`attached` leaves the adapter on the model, `merged` writes effective weights; `auto` is
+    attached for LoRA and OFT, merged for the rest."""
+    curve: Literal["auto", "native", "line"] = "auto"
+    """`native` moves the method's own parameters, `line` the effective weights; `auto` is native
+    where the method has one."""
+    device: str = "auto"
+    """A torch device; `auto` is the first GPU, else the CPU."""
+
+
+class _Objective(Section):
+    role: Role
+    """`target`: what training is for. `general`: what must not be lost."""
+    name: str = ""
+    """Unique; the default is the task or the file's stem."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Share in the role's mean, relative to the role's other objectives."""
+
+
+class LmEvalObjective(_Objective):
+    """A task, group or tag of lm-eval, scored per document by one of its metrics."""
+
+    kind: Literal["lm_eval"]
+    task: str
+    """Name of a task, a group or a tag; `*` matches many."""
+    metric: str
+    """A per-document metric of the task, such as `exact_match` or `acc_norm`."""
+    filter: str = "none"
+    """Filter of the task's outputs, such as `strict-match`."""
+    direction: Direction = "maximize"
+    """Whether more or less is better."""
+    unit: str = "fraction"
+    """`fraction` for scores between 0 and 1; else a label for the axis."""
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    """Examples in the prompt; the default is the task's."""
+    include_path: str | None = None
+    """A folder with task files of your own."""
+    apply_chat_template: bool = False
+    """Put prompts through the tokenizer's chat template."""
+    fewshot_as_multiturn: bool = False
+    """Give few-shot examples as turns of a chat."""
+    max_gen_toks: Annotated[int, Field(ge=1)] | None = None
+    """New tokens at most; lm-eval's own default of 256 cuts long chains of thought."""
+
+
+class ExamplesObjective(_Objective):
+    """Prompts with known completions, from a JSONL file or a data set."""
+
+    kind: Literal["examples"]
+    path: str
+    """A JSONL file, a folder `datasets` can load, or a Hub name."""
+    subset: str | None = None
+    """Configuration name of a data set that has several."""
+    split: str = "test"
+    """Split, with slices as in `datasets`: `test[:500]`."""
+    score: Literal["exact_match", "choice", "nll"] = "exact_match"
+    """`exact_match` of a greedy completion, `choice` among `choices` by likelihood, or negative
+    log-likelihood a token (`nll`) of the completion."""
+    prompt: str = "{prompt}"
+    """Format over the item's fields."""
+    completion: str = "{completion}"
+    """Format over the item's fields: the answer."""
+    choices: str = "choices"
+    """For `choice`: the field that lists the completions to choose from."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 32
+    """For `exact_match`: new tokens at most."""
+    stop: tuple[str, ...] = ("\n",)
+    """For `exact_match`: a completion ends before the first of these."""
+    apply_chat_template: bool = False
+    """Give the prompt as a user's turn of the tokenizer's chat template."""
+
+
+class TextObjective(_Objective):
+    """Bits per byte of running text; an item is one window of it."""
+
+    kind: Literal["text"]
+    path: str
+    """A text file, a JSONL file or a data set with a field of text."""
+    subset: str | None = None
+    """Configuration name of a data set that has several."""
+    split: str = "test"
+    """Split, with slices as in `datasets`."""
+    field: str = "text"
+    """Format or name of the field that holds the text."""
+    start: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """For a text file: where to begin, as a share of its length."""
+    window_tokens: Annotated[int, Field(ge=8)] = 256
+    """Tokens an item."""
+    max_items: Annotated[int, Field(ge=1)] = 1000
+    """Windows at most, evenly spaced."""
+
+
+class PythonObjective(_Objective):
+    """A function of yours: `function(model, tokenizer, item_ids) -> scores`."""
+
+    kind: Literal["python"]
+    function: str
+    """`module:function`; `function.item_ids()` lists the items, or `items` says how many."""
+    items: Annotated[int, Field(ge=1)] | None = None
+    """Number of items, if the function does not list them."""
+    direction: Direction = "maximize"
+    """Whether more or less is better."""
+    unit: str = "fraction"
+    """`fraction` for scores between 0 and 1; else a label for the axis."""
+
+
+Objective = Annotated[
+    LmEvalObjective | ExamplesObjective | TextObjective | PythonObjective,
+    Field(discriminator="kind"),
+]
+
+
+class ItemsSection(Section):
+    """How many items an objective gives to choosing and to reporting; the two never overlap."""
+
+    selection: Annotated[int, Field(ge=2)] = 200
+    """Items the search sees."""
+    report: Annotated[int, Field(ge=2)] = 200
+    """Items kept for the chosen point, the base and the final checkpoint."""
+
+
+class SearchSection(Section):
+    """How the path is searched."""
+
+    alphas: tuple[Annotated[float, Field(gt=0, le=MAX_ALPHA)], ...] = (0.2, 0.4, 0.6, 0.8)
+    """Strengths of the last checkpoint that are always measured, besides 0 and 1."""
+    checkpoints: Annotated[int, Field(ge=0)] = 4
+    """How many earlier checkpoints are always measured at full strength, evenly spaced."""
+    trials: Annotated[int, Field(ge=0)] = 16
+    """Points the sampler adds."""
+    max_alpha: Annotated[float, Field(gt=0, le=MAX_ALPHA)] = 1.2
+    """Largest strength the sampler tries."""
+    sampler: Literal["gp", "tpe", "nsga2", "qmc", "random"] = "gp"
+    """Optuna's sampler."""
+    items: ItemsSection = ItemsSection()
+    """Items an objective."""
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Sequences a forward pass; fixed, since the make-up of a batch moves scores."""
+    seed: int = 0
+    """Of the split into items, the sampler and the bootstrap."""
+
+
+class SelectSection(Constraints):
+    """What is asked of the chosen point when the command line does not say."""
+
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Of the target in the utility; the rest is the general role's."""
+
+
+class Recipe(Section):
+    """A whole recipe."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Names the run's directory."""
+    base: BaseSection
+    """The model before training."""
+    seed: int = 0
+    """Of training."""
+    output: str = "runs"
+    """Folder the run is made in, relative to the working directory."""
+    method: Method | None = None
+    """What is trained; not needed for a run that is adopted."""
+    data: DataSection | None = None
+    """What it is trained on; likewise."""
+    sft: dict[str, Any] = Field(default_factory=dict)
+    """Any field of TRL's SFTConfig."""
+    trajectory: TrajectorySection = TrajectorySection()
+    """Which steps are kept."""
+    placement: PlacementSection = PlacementSection()
+    """How a model stands at a point."""
+    objectives: tuple[Objective, ...] = ()
+    """What is measured."""
+    search: SearchSection = SearchSection()
+    """How the path is searched."""
+    select: SelectSection = SelectSection()
+    """How the point is chosen."""
+
+    @field_validator("base", mode="before")
+    @classmethod
+    def _bare_name(cls, value: object) -> object:
+        return {"model": value} if isinstance(value, str) else value
+
+    @field_validator("objectives")
+    @classmethod
+    def _named(cls, objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
+        named = tuple(
+            o if o.name else o.model_copy(update={"name": _default_name(o)}) for o in objectives
+        )
+        names = [o.name for o in named]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"two objectives are called {twice[0]!r}; give one a `name` of its own"
+            )
+        missing = [role for role in get_args(Role) if role not in {o.role for o in named}]
+        if named and missing:
+            raise ValueError(f"no objective has the role `{missing[0]}`; each role needs one")
+        return named
+
+
+def _default_name(objective: Objective) -> str:
+    match objective:
+        case LmEvalObjective():
+            return objective.task
+        case ExamplesObjective() | TextObjective():
+            return Path(objective.path).stem
+        case PythonObjective():
+            return objective.function.rpartition(":")[2]
+
+
+def load_recipe(
+    path: Path,
+    overrides: Sequence[str] = (),
+    checks: Sequence[Callable[[dict[str, Any]], Iterable[str]]] = (),
+) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: The YAML file.
+        overrides: `key.inner=value` strings, values in YAML; they win over the file.
+        checks: Functions that list further faults of the raw mapping.
+
+    Raises:
+        RecipeError: With every fault found.
+    """
+    raw = _read_mapping(path)
+    faults = [fault for text in overrides for fault in _override(raw, text)]
+    recipe: Recipe | None = None
+    try:
+        recipe = Recipe.model_validate(_with_absolute_paths(raw, path.parent.resolve()))
+    except ValidationError as error:
+        faults += [_sentence(details) for details in error.errors()]
+    for check in checks:
+        faults += check(raw)
+    if faults or recipe is None:
+        raise RecipeError(str(path), faults)
+    return recipe
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(str(path), [f"it cannot be read: {error.strerror}"]) from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(str(path), ["it is not UTF-8 text"]) from error
+    except yaml.YAMLError as error:
+        raise RecipeError(
+            str(path), [f"it is not YAML: {' '.join(str(error).split())}"]
+        ) from error
+    if not isinstance(raw, dict):
+        raise RecipeError(
+            str(path), ["it must be a mapping of keys; `name` and `base` are needed"]
+        )
+    return raw
+
+
+def _override(raw: dict[str, Any], text: str) -> Iterable[str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        return [f"--set {text!r}: write key.inner=value"]
+    *outer, last = key.split(".")
+    place: Any = raw
+    for part in outer:
+        place = _step_into(place, part)
+        if place is None:
+            return [f"--set {text!r}: {part!r} is not a section"]
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        return [f"--set {text!r}: {value!r} is not YAML"]
+    if isinstance(place, list) and last.isdecimal() and int(last) < len(place):
+        place[int(last)] = parsed
+    elif isinstance(place, dict):
+        place[last] = parsed
+    else:
+        return [f"--set {text!r}: {key!r} is not a place in the recipe"]
+    return []
+
+
+def _step_into(place: object, part: str) -> object:
+    if isinstance(place, dict):
+        return place.setdefault(part, {})
+    if isinstance(place, list) and part.isdecimal() and int(part) < len(place):
+        return place[int(part)]
+    return None
+
+
+def _with_absolute_paths(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A copy in which files that lie beside the recipe are named in full.
+
+    A name that is no file beside the recipe is left alone: it may be a Hub name, or relative to
+    the working directory.
+    """
+
+    def absolute(value: object) -> object:
+        if isinstance(value, str) and value and (folder / value).exists():
+            return str((folder / value).resolve())
+        return value
+
+    def mapped(section: object, keys: Sequence[str]) -> object:
+        if not isinstance(section, dict):
+            return section
+        return {k: absolute(v) if k in keys else v for k, v in section.items()}
+
+    copy = dict(raw)
+    base = raw.get("base")
+    copy["base"] = absolute(base) if isinstance(base, str) else mapped(base, ["model"])
+    copy["data"] = mapped(raw.get("data"), ["train"])
+    if isinstance(raw.get("objectives"), list):
+        copy["objectives"] = [mapped(o, ["path", "include_path"]) for o in raw["objectives"]]
+    return {k: v for k, v in copy.items() if k in raw}
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` Did you mean ...?` with the closest known name, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _sentence(details: ErrorDetails) -> str:
+    where = ".".join(str(part) for part in details["loc"] if part not in _KINDS)
+    if details["type"] == "extra_forbidden":
+        key = str(details["loc"][-1])
+        return f"{where}: unknown key.{nearest(key, _known_keys(details['loc']))}"
+    if details["type"] == "missing":
+        return f"{where}: this key is needed"
+    if details["type"].startswith("union_tag"):
+        found = (details.get("ctx") or {}).get("tag")
+        expected = str((details.get("ctx") or {}).get("expected_tags", "")).replace("'", "")
+        known = [tag.strip() for tag in expected.split(",") if tag.strip()]
+        hint = nearest(str(found), known) if found else ""
+        return f"{where}.kind: must be one of {', '.join(known) or 'the known kinds'}.{hint}"
+    message = details["msg"].removeprefix("Value error, ")
+    return f"{where}: {message[0].lower()}{message[1:]}, got {details['input']!r}"
+
+
+_KINDS = ("full", "lora", "oft", "lm_eval", "examples", "text", "python")
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    """Keys the section at `location` knows; the last part of `location` is the stray."""
+    schema = TypeAdapter(Recipe).json_schema()
+    node: dict[str, Any] = schema
+    for part in location[:-1]:
+        node = _resolve(schema, node)
+        if isinstance(part, int):
+            node = node.get("items", {})
+        elif "discriminator" in node:
+            node = {"$ref": node["discriminator"]["mapping"].get(part, "")}
+        else:
+            node = node.get("properties", {}).get(part, {})
+    return list(_resolve(schema, node).get("properties", {}))
+
+
+def _resolve(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    options = [option for option in node.get("anyOf", []) if option.get("type") != "null"]
+    if options:
+        node = options[0]
+    name = str(node.get("$ref", "")).rpartition("/")[2]
+    found: dict[str, Any] = schema.get("$defs", {}).get(name, node)
+    return found if "anyOf" not in found else _resolve(schema, found)
+
+
+__all__ = [
+    "BaseSection",
+    "Constraints",
+    "CurveName",
+    "DataSection",
+    "ExamplesObjective",
+    "FullMethod",
+    "ItemsSection",
+    "LmEvalObjective",
+    "Objective",
+    "PeftMethod",
+    "PlacementSection",
+    "PythonObjective",
+    "Recipe",
+    "SearchSection",
+    "SelectSection",
+    "TextObjective",
+    "TrajectorySection",
+    "load_recipe",
+    "nearest",
+]

@@ -1,0 +1,1 @@
+"""A run on disk: one training run's directory, written by us or adopted from others."""

@@ -1,0 +1,337 @@
+"""A run's directory: what is in it and how it is read back.
+
+    runs/NAME/
+      manifest.json  recipe.yaml  recipe.resolved.json
+      trajectory/step-00000050/  trajectory/index.jsonl
+      study.db  measurements.jsonl  selection.json  report.html  figures/  export/
+
+Promised: what was whole at a kill is read back whole. A last line cut short is passed over, and
+the next one begins on a line of its own. A step whose folder is gone is named, not skipped.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Self, TypeVar
+
+from pydantic import ValidationError
+
+from backtrack.errors import PointError, RunError
+from backtrack.point import Point
+from backtrack.recipe import Recipe
+from backtrack.records import CheckpointEntry, Manifest, Measurement, Record, Selection
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from backtrack.records import BaseModelReference
+
+RecordType = TypeVar("RecordType", bound=Record)
+
+MANIFEST = "manifest.json"
+INDEX = "index.jsonl"
+
+
+class Run:
+    """One training run's directory.
+
+    Attributes:
+        path: The directory.
+        manifest: What the run is.
+        recipe: What made it and what to measure; none where an adopted run was given none.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, recipe: Recipe | None) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.recipe = recipe
+        self._entries: dict[int, CheckpointEntry] | None = None
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        manifest: Manifest,
+        recipe: Recipe | None = None,
+        recipe_text: str | None = None,
+    ) -> Self:
+        """Make a new directory with its manifest and, if given, its recipe.
+
+        Raises:
+            RunError: The directory holds a run already, or other people's files.
+        """
+        path = Path(path)
+        if (path / MANIFEST).exists():
+            raise RunError(
+                f"{path} holds a run already. Take another name, or go on with --resume."
+            )
+        if path.is_dir() and any(path.iterdir()):
+            raise RunError(f"{path} is not empty and holds no run. Take another name.")
+        (path / "trajectory").mkdir(parents=True, exist_ok=True)
+        run = cls(path, manifest, None)
+        if recipe is not None:
+            run.write_recipe(recipe, recipe_text)
+        write_atomically(path / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Read a run's manifest and recipe.
+
+        Raises:
+            RunError: There is no run, or its files are damaged.
+        """
+        path = Path(path)
+        if not (path / MANIFEST).is_file():
+            raise RunError(
+                f"{path} holds no run: it has no {MANIFEST}. Adopt it with `backtrack adopt "
+                f"{path}`."
+            )
+        manifest = read_record(path / MANIFEST, Manifest)
+        return cls(path, manifest, _read_recipe(path / "recipe.resolved.json"))
+
+    def write_recipe(self, recipe: Recipe, text: str | None = None) -> None:
+        """Keep a recipe: as resolved, and in the user's own words if given."""
+        if text is not None:
+            write_atomically(self.path / "recipe.yaml", text)
+        write_atomically(
+            self.path / "recipe.resolved.json", recipe.model_dump_json(indent=2) + "\n"
+        )
+        self.recipe = recipe
+
+    @property
+    def base(self) -> BaseModelReference:
+        """The model before training."""
+        return self.manifest.base
+
+    @property
+    def trajectory(self) -> Path:
+        return self.path / "trajectory"
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Steps with a whole checkpoint, ascending."""
+        return tuple(sorted(self._read_entries()))
+
+    @property
+    def final(self) -> Point:
+        """The last checkpoint at full strength.
+
+        Raises:
+            RunError: The run has no checkpoint yet.
+        """
+        if not self.steps:
+            raise RunError(
+                f"{self.path} has no whole checkpoint yet. Train first: `backtrack train`."
+            )
+        return Point(step=self.steps[-1], alpha=1.0)
+
+    def entry(self, step: int) -> CheckpointEntry:
+        """The index's line for a step.
+
+        Raises:
+            PointError: The run has no such step.
+        """
+        entries = self._read_entries()
+        if step not in entries:
+            known = ", ".join(str(s) for s in self.steps) or "none"
+            raise PointError(f"{self.path} has no checkpoint of step {step}. It has: {known}.")
+        return entries[step]
+
+    def entries(self) -> tuple[CheckpointEntry, ...]:
+        """The index, by step."""
+        return tuple(self.entry(step) for step in self.steps)
+
+    def folder(self, step: int) -> Path:
+        """The folder of a checkpoint's weights.
+
+        Raises:
+            PointError: The run has no such step.
+            RunError: The folder is gone, or lies outside the run without being adopted.
+        """
+        entry = self.entry(step)
+        folder = Path(entry.folder)
+        if not folder.is_absolute():
+            folder = self.trajectory / folder
+            if not folder.resolve().is_relative_to(self.trajectory.resolve()):
+                raise RunError(
+                    f"{self.trajectory / INDEX}: step {step} points outside the run: "
+                    f"{entry.folder!r}."
+                )
+        elif self.manifest.source is None:
+            raise RunError(
+                f"{self.trajectory / INDEX}: step {step} points outside the run: {entry.folder!r}."
+            )
+        if not folder.is_dir():
+            raise RunError(
+                f"the checkpoint of step {step} is gone: {folder} is no folder. Put it back or "
+                "adopt anew."
+            )
+        return folder
+
+    def add_entry(self, entry: CheckpointEntry) -> None:
+        """Append to the index; a later line of the same step wins."""
+        append_line(self.trajectory / INDEX, entry.model_dump_json())
+        self._entries = None
+
+    def measurements(self) -> list[Measurement]:
+        """Every measurement, in the order of measuring."""
+        return list(read_lines(self.path / "measurements.jsonl", Measurement))
+
+    def record(self, measurement: Measurement) -> None:
+        """Append a measurement; safe with several writers."""
+        append_line(self.path / "measurements.jsonl", measurement.model_dump_json())
+
+    def selection(self) -> Selection | None:
+        """The last selection, if one was made."""
+        path = self.path / "selection.json"
+        return read_record(path, Selection) if path.exists() else None
+
+    def write_selection(self, selection: Selection) -> Path:
+        """Write `selection.json`, whole or not at all."""
+        path = self.path / "selection.json"
+        write_atomically(path, selection.model_dump_json(indent=2) + "\n")
+        return path
+
+    def _read_entries(self) -> dict[int, CheckpointEntry]:
+        if self._entries is None:
+            lines = read_lines(self.trajectory / INDEX, CheckpointEntry)
+            self._entries = {entry.step: entry for entry in lines}
+        return self._entries
+
+
+def find_runs(folder: Path) -> tuple[Path, ...]:
+    """Directories of runs in `folder`, newest first."""
+    manifests = [path for path in folder.glob(f"*/{MANIFEST}") if path.is_file()]
+    return tuple(
+        p.parent for p in sorted(manifests, key=lambda p: (-p.stat().st_mtime_ns, str(p)))
+    )
+
+
+def find_run(name: str | None, folder: Path = Path("runs")) -> Path:
+    """The directory that `name` stands for: a path, a name in `folder`, or the newest run.
+
+    Raises:
+        RunError: There is none.
+    """
+    if name is not None:
+        for path in (Path(name), folder / name):
+            if path.is_dir():
+                return path
+        known = ", ".join(path.name for path in find_runs(folder)[:8]) or "none"
+        raise RunError(
+            f"there is no run {name!r}: neither a folder nor a name in {folder}/ (known: {known})."
+        )
+    if Path(MANIFEST).is_file():
+        return Path()
+    newest = find_runs(folder)
+    if not newest:
+        raise RunError(
+            f"there is no run in {folder.resolve()}. Train one with `backtrack train RECIPE`, "
+            "take one over with "
+            "`backtrack adopt FOLDER`, or see the whole job with `backtrack demo`."
+        )
+    return newest[0]
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old or the new one, never a part."""
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line under a lock, on disk on return. A torn last line is closed first."""
+    with path.open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        size = file.seek(0, os.SEEK_END)
+        torn = False
+        if size:
+            file.seek(size - 1)
+            torn = file.read(1) != b"\n"
+        file.write((b"\n" if torn else b"") + line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Put a folder's entries on disk, so that a rename outlives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_lines(path: Path, kind: type[RecordType]) -> Iterator[RecordType]:
+    """Records of a JSON-lines file. A line cut short by a kill is passed over.
+
+    Raises:
+        RunError: A whole line is no such record.
+    """
+    if not path.exists():
+        return
+    for number, line in enumerate(
+        path.read_text(encoding="utf-8", errors="replace").splitlines(), 1
+    ):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        yield _validated(kind, values, f"{path}, line {number}")
+
+
+def read_record(path: Path, kind: type[RecordType]) -> RecordType:
+    """A record from a JSON file.
+
+    Raises:
+        RunError: The file is unreadable, is no JSON or no such record.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RunError(
+            f"{path} cannot be read: {error}. Restore it from a copy, or adopt the run anew."
+        ) from error
+    return _validated(kind, values, str(path))
+
+
+def _validated(kind: type[RecordType], values: object, where: str) -> RecordType:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise RunError(f"{where} is no valid {kind.__name__}: {field}: {first['msg']}.") from error
+
+
+def _read_recipe(path: Path) -> Recipe | None:
+    if not path.exists():
+        return None
+    try:
+        return Recipe.model_validate_json(path.read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise RunError(
+            f"{path} is no valid recipe. Give the recipe again with --recipe FILE."
+        ) from error

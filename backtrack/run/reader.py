@@ -1,0 +1,181 @@
+"""Read weights: checkpoints and bases, never unpickling, checking what comes in.
+
+Promised: what is returned is whole (digests agree with the index), finite, and from safetensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from backtrack.errors import CheckpointError, RunError
+from backtrack.run.writer import digest, weight_files
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from torch import Tensor
+
+    from backtrack.records import BaseModelReference
+    from backtrack.run.directory import Run
+
+
+def verify_checkpoint(run: Run, step: int) -> Path:
+    """The folder of a checkpoint whose files are as the index says.
+
+    Raises:
+        CheckpointError: A file is missing or its digest differs.
+    """
+    folder = run.folder(step)
+    for name, expected in run.entry(step).sha256.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(
+                f"step {step}: {path} is missing. Restore it, or choose another step."
+            )
+        if digest(path) != expected:
+            raise CheckpointError(
+                f"step {step}: {path} is not the file that was saved (sha256 differs): truncated, "
+                "damaged or "
+                "replaced. Restore it, or choose another step."
+            )
+    return folder
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a folder's safetensors, on the CPU, by name.
+
+    Raises:
+        CheckpointError: No weights, truncated files, or a value that is not finite.
+    """
+    tensors: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path} is truncated or no safetensors file: {error}."
+            ) from error
+    require_finite(tensors, str(folder))
+    return tensors
+
+
+def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor in a folder's safetensors, by name; no weights are read.
+
+    Raises:
+        CheckpointError: No weights, or truncated files.
+    """
+    result: dict[str, tuple[int, ...]] = {}
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118
+                    result[name] = tuple(file.get_slice(name).get_shape())
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path} is truncated or no safetensors file: {error}."
+            ) from error
+    return result
+
+
+def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        CheckpointError: Names the first tensor that has one.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(
+                f"{where}: {name} holds NaN or infinity. The training diverged before this step; "
+                "adopt or choose an earlier one."
+            )
+
+
+def base_folder(reference: BaseModelReference) -> Path:
+    """The folder of a base's files: as it stands, or from the Hub's cache, downloaded if needed.
+
+    Raises:
+        RunError: There is no such folder, and the Hub does not give it.
+    """
+    if Path(reference.model).is_dir():
+        return Path(reference.model)
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = snapshot_download(
+            reference.model,
+            revision=reference.revision,
+            allow_patterns=["*.safetensors", "*.json"],
+        )
+    except Exception as error:  # the Hub's client raises many unrelated types
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RunError(
+            f"the base {reference.model!r} is no folder here and the Hub does not give it "
+            f"({reason}). "
+            "Say where it is with --base."
+        ) from error
+    return Path(found)
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    """sha256 of every tensor's bytes, type and shape, by name.
+
+    Raises:
+        CheckpointError: No weights, or truncated files.
+    """
+    result: dict[str, str] = {}
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file, ThreadPoolExecutor() as pool:
+                names = sorted(file.keys())
+                hashes = pool.map(
+                    lambda name, file=file: _tensor_digest(file.get_tensor(name)), names
+                )
+                result |= dict(zip(names, hashes, strict=True))
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path} is truncated or no safetensors file: {error}."
+            ) from error
+    return result
+
+
+def _tensor_digest(tensor: Tensor) -> str:
+    hasher = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+    octets: Any = tensor.contiguous().flatten().view(torch.uint8).numpy()
+    hasher.update(octets)
+    return hasher.hexdigest()
+
+
+def verify_base(reference: BaseModelReference) -> Path:
+    """The folder of the base, after checking that it is the one the run was trained on.
+
+    Raises:
+        RunError: A tensor differs from the fingerprint in the manifest.
+    """
+    folder = base_folder(reference)
+    if reference.fingerprint:
+        _compare(reference.fingerprint, fingerprint(folder), folder)
+    return folder
+
+
+def _compare(expected: Mapping[str, str], found: Mapping[str, str], folder: Path) -> None:
+    strays = _first_differences(expected, found)
+    if strays:
+        raise RunError(
+            f"{folder} is not the base this run was trained on: {len(strays)} of {len(expected)} "
+            "tensors differ, "
+            f"first {strays[0]!r}. Give the right one with --base, or adopt the run anew."
+        )
+
+
+def _first_differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    names: Iterable[str] = sorted(set(expected) | set(found))
+    return [name for name in names if expected.get(name) != found.get(name)]

@@ -1,0 +1,21 @@
+"""Fixtures every part shares: the small base on disk, and the folder of real documents."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of benchmark documents and the small English model, where there is one."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the benchmark documents of ../shared, which are not here")
+    return SHARED
