@@ -1,1 +1,56 @@
-"""Find how far along a fine-tuning path to stand, without training again."""
+"""Find how far along a fine-tuning path to stand, without training again.
+
+```python
+from backtrack import Placement, Point, Run, TrajectoryCallback, adopt, search, select, export
+```
+Nothing heavy is loaded before one of these names is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from backtrack.exporter import export
+    from backtrack.path.placement import Placement
+    from backtrack.point import Point
+    from backtrack.run.adopt import adopt
+    from backtrack.run.directory import Run
+    from backtrack.selection.selecting import select
+    from backtrack.selection.study import search
+    from backtrack.train.callback import TrajectoryCallback
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Placement",
+    "Point",
+    "Run",
+    "TrajectoryCallback",
+    "adopt",
+    "export",
+    "search",
+    "select",
+]
+
+_HOMES = {
+    "Placement": "backtrack.path.placement",
+    "Point": "backtrack.point",
+    "Run": "backtrack.run.directory",
+    "TrajectoryCallback": "backtrack.train.callback",
+    "adopt": "backtrack.run.adopt",
+    "export": "backtrack.exporter",
+    "search": "backtrack.selection.study",
+    "select": "backtrack.selection.selecting",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'backtrack' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -24,7 +24,7 @@ from pydantic import (
 
 from backtrack.errors import RecipeError
 from backtrack.point import MAX_ALPHA
-from backtrack.records import Constraints, CurveName, Direction, Role
+from backtrack.records import Constraints, Direction, Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -343,6 +343,30 @@ def load_recipe(
     return recipe
 
 
+def packaged_recipes() -> tuple[Path, ...]:
+    """Recipes that come with the package, by name."""
+    here = Path(__file__).resolve().parent
+    folder = next(
+        (f for f in (here / "assets" / "recipes", here.parent / "recipes") if f.is_dir()), here
+    )
+    return tuple(sorted(folder.glob("*.yaml")))
+
+
+def find_recipe(name: Path) -> Path:
+    """The file `name` stands for: a file, or a recipe that comes with the package.
+
+    Raises:
+        RecipeError: There is none.
+    """
+    if name.is_file():
+        return name
+    known = {path.stem: path for path in packaged_recipes()}
+    if str(name) in known:
+        return known[str(name)]
+    hint = nearest(str(name), known)
+    raise RecipeError(str(name), [f"there is no such file, and no recipe of that name.{hint}"])
+
+
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -466,26 +490,3 @@ def _resolve(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
     name = str(node.get("$ref", "")).rpartition("/")[2]
     found: dict[str, Any] = schema.get("$defs", {}).get(name, node)
     return found if "anyOf" not in found else _resolve(schema, found)
-
-
-__all__ = [
-    "BaseSection",
-    "Constraints",
-    "CurveName",
-    "DataSection",
-    "ExamplesObjective",
-    "FullMethod",
-    "ItemsSection",
-    "LmEvalObjective",
-    "Objective",
-    "PeftMethod",
-    "PlacementSection",
-    "PythonObjective",
-    "Recipe",
-    "SearchSection",
-    "SelectSection",
-    "TextObjective",
-    "TrajectorySection",
-    "load_recipe",
-    "nearest",
-]

@@ -76,7 +76,7 @@ class Placement:
             RunError: The base is not the run's.
         """
         folder = verify_checkpoint(run, run.final.step)
-        self.form, self.curve = _settle(folder, form, curve)
+        self.form, self.curve = settle(folder, form, curve)
         self.tokenizer: Any = load_tokenizer(run.base, folder)
         self._stand = _stand(run, self.form, self.curve, pick_device(device))
         self._steps = frozenset(run.steps)
@@ -156,7 +156,7 @@ def _stand(run: Run, form: Form, curve: CurveName, device: torch.device) -> Stan
     return MergedLine(run, device, adapter=WholeAdapter(run, device))
 
 
-def _settle(folder: Path, form: str, curve: str) -> tuple[Form, CurveName]:
+def settle(folder: Path, form: str, curve: str) -> tuple[Form, CurveName]:
     """The form and the curve for a checkpoint, `auto` resolved.
 
     Raises:

@@ -96,8 +96,7 @@ def is_adapter_folder(folder: Path) -> bool:
 def _find_checkpoints(source: Path) -> list[tuple[int, Path]]:
     """Steps and folders of every checkpoint, ascending.
 
-    The folder's own weights come last: they are what the trainer saved at the end. They are left
-    out where they equal the last checkpoint in step.
+    Weights beside `checkpoint-*` folders are left out: a Trainer's last checkpoint holds the same.
     """
     if not source.is_dir():
         raise RunError(

@@ -1,0 +1,115 @@
+"""The whole job on an embedded tiny model: train, search, select, export, report.
+
+Nothing is downloaded and nothing is scripted: the model in `assets/demo` was pretrained by
+`examples/make_demo_model.py` on small skills in plain English, LoRA teaches it one of them
+further, and what comes out is measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backtrack import terminal
+from backtrack.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from backtrack.exporter import Export
+    from backtrack.records import Selection
+    from backtrack.run.directory import Run
+
+ASSETS = Path(__file__).resolve().parent / "assets" / "demo"
+
+_NEXT = (
+    "Now on a run of your own:",
+    "  backtrack select outputs/sft --base BASE --recipe RECIPE   a folder a Trainer wrote",
+    "  backtrack recipes list                                     recipes to start from",
+    "  backtrack train RECIPE                                     train with a dense trajectory",
+)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo leaves.
+
+    Attributes:
+        run: The run.
+        selection: The chosen point and what speaks for it.
+        report: The page.
+        export: The chosen point as an adapter.
+        next_commands: Lines to print at the end.
+    """
+
+    run: Run
+    selection: Selection
+    report: Path
+    export: Export
+    next_commands: tuple[str, ...]
+
+
+def run_demo(folder: Path, *, seed: int = 0, is_quiet: bool = False) -> Demo:
+    """Run the whole job in a new run below `folder`.
+
+    Args:
+        folder: Where runs are kept.
+        seed: Of training, split and search.
+        is_quiet: No progress.
+
+    Raises:
+        BacktrackError: A step of the job failed.
+    """
+    from backtrack.exporter import export
+    from backtrack.report.page import write_report
+    from backtrack.selection.selecting import select
+
+    recipe = demo_recipe(folder, seed)
+    run = _train(recipe, is_quiet=is_quiet)
+    with terminal.progress("measuring", is_quiet=is_quiet) as report:
+        choice = select(
+            run,
+            on_progress=lambda p: report(p.done, p.total, f"{p.point}, {p.objective}"),
+            command="backtrack demo" + (f" --seed {seed}" if seed else ""),
+        )
+    with terminal.progress("writing", is_quiet=is_quiet) as report:
+        report(0, 2, "adapter")
+        written = export(
+            run, choice.point, run.path / "export" / "adapter", command=choice.selection.command
+        )
+        report(1, 2, "report")
+        page = write_report(run.path, choice.selection, run.measurements(), run.entries())
+        report(2, 2, "")
+    return Demo(run, choice.selection, page, written, _next_commands(run))
+
+
+def demo_recipe(folder: Path, seed: int) -> Recipe:
+    """The demo's recipe, under a name that is free in `folder`."""
+    name = next(n for n in _names() if not (folder / n).exists())
+    overrides = [f"name={name}", f"output={folder}", f"seed={seed}", f"search.seed={seed}"]
+    return load_recipe(ASSETS / "recipe.yaml", overrides)
+
+
+def _names() -> list[str]:
+    return ["demo", *(f"demo-{number}" for number in range(2, 1000))]
+
+
+def _train(recipe: Recipe, *, is_quiet: bool) -> Run:
+    from backtrack.train.trainer import train
+
+    with terminal.progress("training", is_quiet=is_quiet) as report:
+        return train(
+            recipe,
+            recipe_text=(ASSETS / "recipe.yaml").read_text(encoding="utf-8"),
+            on_progress=lambda p: report(
+                p.done_steps, p.total_steps, "" if p.loss is None else f"loss {p.loss:.3f}"
+            ),
+        )
+
+
+def _next_commands(run: Run) -> tuple[str, ...]:
+    return (
+        "Choose again, without measuring again:",
+        f"  backtrack select {run.path} --weight 0.8",
+        f"  backtrack select {run.path} --max-general-drop 2",
+        *_NEXT,
+    )

@@ -1,0 +1,178 @@
+"""What a person sees in a terminal: progress, tables, errors; plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from backtrack.records import Axis, Candidate, Interval, Selection
+
+SECONDS_BETWEEN_LINES = 10.0
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+class Report(Protocol):
+    """Called as work goes on: how much is done, of how much, and what."""
+
+    def __call__(self, done: int, total: int, what: str) -> None: ...
+
+
+@contextmanager
+def progress(title: str, *, is_quiet: bool = False) -> Iterator[Report]:
+    """A progress bar on standard error, or a line now and then where that is no terminal."""
+    if is_quiet:
+        yield lambda _done, _total, _what: None
+    elif not err.is_terminal:
+        yield _Lines(title)
+    else:
+        with _bar() as bar:
+            yield _Bar(bar, bar.add_task(title, total=None, what=""))
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description:<9}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[what]}", style="dim"),
+        console=err,
+    )
+
+
+class _Bar:
+    def __init__(self, bar: Progress, task: TaskID) -> None:
+        self._bar = bar
+        self._task = task
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        self._bar.update(self._task, completed=done, total=total, what=what[:40])
+
+
+class _Lines:
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._last = -SECONDS_BETWEEN_LINES
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        if done == total or time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
+            self._last = time.monotonic()
+            sys.stderr.write(f"{self._title}: {done} of {total}  {what}\n")
+            sys.stderr.flush()
+
+
+def print_error(message: str) -> None:
+    """One error in one voice. Not marked up: a message may hold `[...]`."""
+    err.print(f"error: {message}", markup=False, style="red", soft_wrap=True)
+
+
+def print_note(message: str) -> None:
+    """A remark beside the result, on standard error."""
+    err.print(message, markup=False, style="dim", soft_wrap=True)
+
+
+def print_selection(selection: Selection) -> None:
+    """The before/after table, the verdict and the cautions."""
+    out.print(_before_after(selection))
+    for difference in selection.differences:
+        line = (
+            f"chosen - {difference.to}: target {signed(difference.target)}, "
+            f"general {signed(difference.general)}, utility {signed(difference.utility)}"
+        )
+        if difference.items_to_settle:
+            line += f"; {difference.items_to_settle:,} items a role would settle it"
+        out.print(line, markup=False, soft_wrap=True)
+    out.print()
+    out.print(selection.verdict, markup=False, style="bold")
+    for note in selection.notes:
+        out.print(f"- {note}", markup=False, style="yellow")
+
+
+def _before_after(selection: Selection) -> Table:
+    axes = selection.axes
+    table = Table(
+        title=f"{selection.run}, weight {selection.weight:g} on the target", title_justify="left"
+    )
+    table.add_column("")
+    table.add_column("point")
+    table.add_column(heading("target", axes["target"]), justify="right")
+    table.add_column(heading("general", axes["general"]), justify="right")
+    table.add_column("utility", justify="right")
+    for name, row in selection.report.items():
+        style = "bold" if name == "chosen" else None
+        cells = [shown(row.target), shown(row.general), shown(row.utility)]
+        table.add_row(name, str(row.point), *cells, style=style)
+    return table
+
+
+def print_candidates(selection: Selection, limit: int = 12) -> None:
+    """The measured points by utility, on selection items."""
+    table = Table(title="measured points, by utility on selection items", title_justify="left")
+    for name in ("point", "target", "general", "utility"):
+        table.add_column(name, justify="left" if name == "point" else "right")
+    table.add_column("")
+    ranked = sorted(selection.candidates, key=lambda c: -c.utility)
+    for candidate in ranked[:limit]:
+        numbers = [f"{v:.4g}" for v in (candidate.target, candidate.general, candidate.utility)]
+        is_chosen = candidate.point == selection.chosen
+        table.add_row(str(candidate.point), *numbers, marks(candidate, is_chosen=is_chosen))
+    out.print(table)
+    if len(ranked) > limit:
+        out.print(f"and {len(ranked) - limit} more in selection.json", style="dim")
+
+
+def marks(candidate: Candidate, *, is_chosen: bool) -> str:
+    """`chosen`, `front`, `tied`, `out of bounds`: what holds of a candidate."""
+    said = {
+        "chosen": is_chosen,
+        "front": candidate.is_on_front,
+        "tied": candidate.is_tied,
+        "out of bounds": not candidate.is_feasible,
+    }
+    return ", ".join(word for word, holds in said.items() if holds)
+
+
+def heading(role: str, axis: Axis) -> str:
+    """A column's title with unit and, where less is better, that."""
+    less = ", less is better" if axis.direction == "minimize" else ""
+    return f"{role} ({axis.unit}{less})"
+
+
+def shown(interval: Interval) -> str:
+    """`82.10 [78.90, 85.00]`."""
+    return f"{interval.estimate:.4g} [{interval.low:.4g}, {interval.high:.4g}]"
+
+
+def signed(interval: Interval) -> str:
+    """`+3.1 [+0.4, +5.9]`."""
+    return f"{interval.estimate:+.3g} [{interval.low:+.3g}, {interval.high:+.3g}]"
+
+
+def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A plain table."""
+    table = Table()
+    for name in headings:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)

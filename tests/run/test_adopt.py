@@ -1,0 +1,112 @@
+"""Runs that others wrote are taken over as they lie."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from backtrack.errors import RunError, UsageError
+from backtrack.path.placement import Placement
+from backtrack.point import Point
+from backtrack.run.adopt import adopt
+from backtrack.run.directory import Run
+from tests.models import jitter, make_base
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+LORA = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=4)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("adopt") / "base")
+
+
+def save(folder: Path, base: Path, *, is_peft: bool, seed: int = 1) -> Path:
+    model: Any = AutoModelForCausalLM.from_pretrained(base)
+    if is_peft:
+        model = get_peft_model(model, LORA)
+    jitter(model, 0.02, seed=seed)
+    model.save_pretrained(str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("is_peft", [True, False])
+def test_checkpoint_folders_become_a_run_by_reference(
+    base: Path, tmp_path: Path, is_peft: bool
+) -> None:
+    for step in (5, 10, 100):
+        save(tmp_path / "out" / f"checkpoint-{step}", base, is_peft=is_peft, seed=step)
+    before = sorted((tmp_path / "out").rglob("*"))
+    run = adopt(tmp_path / "out", base=str(base), runs=tmp_path / "runs").run
+    assert run.path == tmp_path / "runs" / "out"
+    assert run.steps == (5, 10, 100)
+    assert sorted((tmp_path / "out").rglob("*")) == before
+    assert not list(run.path.rglob("*.safetensors"))
+    Placement(run).place(Point(step=10, alpha=0.5))
+
+
+@pytest.mark.parametrize("is_peft", [True, False])
+def test_one_adapter_or_model_is_a_run_of_one_step(
+    base: Path, tmp_path: Path, is_peft: bool
+) -> None:
+    folder = save(tmp_path / "tuned", base, is_peft=is_peft)
+    run = adopt(folder, base=str(base), runs=tmp_path / "runs").run
+    assert run.steps == (1,)
+    assert run.manifest.method.kind == ("lora" if is_peft else "full")
+    Placement(run).place(Point(step=1, alpha=0.5))
+
+
+def test_adopting_again_takes_what_has_come_since(base: Path, tmp_path: Path) -> None:
+    save(tmp_path / "out" / "checkpoint-5", base, is_peft=True)
+    adopt(tmp_path / "out", runs=tmp_path / "runs")
+    save(tmp_path / "out" / "checkpoint-10", base, is_peft=True, seed=2)
+    adopt(tmp_path / "out", runs=tmp_path / "runs")
+    assert Run.open(tmp_path / "runs" / "out").steps == (5, 10)
+
+
+def test_a_checkpoint_cut_short_is_left_out_and_named(base: Path, tmp_path: Path) -> None:
+    save(tmp_path / "out" / "checkpoint-5", base, is_peft=True)
+    broken = (
+        save(tmp_path / "out" / "checkpoint-10", base, is_peft=True) / "adapter_model.safetensors"
+    )
+    broken.write_bytes(broken.read_bytes()[:200])
+    adoption = adopt(tmp_path / "out", runs=tmp_path / "runs")
+    assert adoption.run.steps == (5,)
+    assert str(broken) in adoption.skipped[0]
+
+
+def test_whole_models_without_a_named_base_ask_for_it(base: Path, tmp_path: Path) -> None:
+    save(tmp_path / "out" / "checkpoint-5", base, is_peft=False)
+    with pytest.raises(UsageError, match="--base"):
+        adopt(tmp_path / "out", runs=tmp_path / "runs")
+
+
+def test_models_of_another_shape_than_the_base_are_refused(base: Path, tmp_path: Path) -> None:
+    wide = make_base(tmp_path / "wide", width=64)
+    save(tmp_path / "out" / "checkpoint-5", wide, is_peft=False)
+    with pytest.raises(RunError, match="shape"):
+        adopt(tmp_path / "out", base=str(base), runs=tmp_path / "runs")
+
+
+def test_an_empty_folder_says_what_was_looked_for(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="checkpoint-"):
+        adopt(tmp_path, base=str(base), runs=tmp_path / "runs")
+    with pytest.raises(RunError, match="no folder"):
+        adopt(tmp_path / "nothing", base=str(base))
+
+
+def test_a_name_taken_by_another_source_is_refused(base: Path, tmp_path: Path) -> None:
+    for parent in ("a", "b"):
+        save(tmp_path / parent / "out" / "checkpoint-5", base, is_peft=True)
+    adopt(tmp_path / "a" / "out", runs=tmp_path / "runs")
+    with pytest.raises(RunError, match="--name"):
+        adopt(tmp_path / "b" / "out", runs=tmp_path / "runs")
+    shutil.rmtree(tmp_path / "a")
+    with pytest.raises(RunError, match="gone"):
+        Run.open(tmp_path / "runs" / "out").folder(5)
