@@ -116,7 +116,7 @@ def train(
             loaded,
             recipe_text=path.read_text(encoding="utf-8"),
             resume=is_resumed,
-            on_progress=lambda p: report(p.done_steps, p.total_steps, _loss(p.loss)),
+            on_progress=lambda p: report(p.done, p.total, _loss(p.loss)),
         )
     if is_json:
         _print_json({"run": str(run.path), "steps": list(run.steps)})
@@ -335,25 +335,29 @@ def check_recipe(
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
-    import click
-
     _be_quiet()
     try:
         code = app(args=list(arguments) if arguments is not None else None, standalone_mode=False)
     except BacktrackError as error:
         terminal.print_error(str(error))
         sys.exit(error.exit_code)
-    except click.exceptions.Abort:
+    except typer.TyperException as error:
+        terminal.print_error(_usage(error))
+        sys.exit(EXIT_USAGE)
+    except typer.Abort:
         _say_interrupted()
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         _say_interrupted()
     except OSError as error:
         terminal.print_error(f"{error.filename or 'the disk'}: {error.strerror or error}.")
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage(error: Any) -> str:
+    """What is wrong with the words of a command, and where its help is."""
+    path = error.ctx.command_path if getattr(error, "ctx", None) else "backtrack"
+    return f"{error.format_message()} See `{path} --help`."
 
 
 def _say_interrupted() -> NoReturn:

@@ -101,7 +101,7 @@ def _train(recipe: Recipe, *, is_quiet: bool) -> Run:
             recipe,
             recipe_text=(ASSETS / "recipe.yaml").read_text(encoding="utf-8"),
             on_progress=lambda p: report(
-                p.done_steps, p.total_steps, "" if p.loss is None else f"loss {p.loss:.3f}"
+                p.done, p.total, "" if p.loss is None else f"loss {p.loss:.3f}"
             ),
         )
 

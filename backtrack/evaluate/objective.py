@@ -1,7 +1,7 @@
 """An objective: one number from a model, item by item.
 
-Promised: an objective never sees a point, and its items, prompts, seeds and batch size are the same
-at every call, so scores at two points are paired item by item.
+Promised: an objective never sees a point, and its items, prompts, seeds and batch size are the
+same at every call, so scores at two points are paired item by item.
 """
 
 from __future__ import annotations

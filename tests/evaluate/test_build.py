@@ -1,0 +1,34 @@
+"""Building objectives from a recipe."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from backtrack.evaluate.build import build_objectives
+
+
+def test_objectives_come_in_the_recipes_order_with_name_role_and_weight(
+    recipe_of, jsonl, tokenizer
+):
+    path = jsonl([{"prompt": "a", "completion": "the cat sat on the mat " * 9}] * 3)
+    recipe = recipe_of(
+        {"kind": "examples", "path": path, "score": "nll", "weight": 2.0},
+        {"kind": "text", "path": path, "field": "completion", "window_tokens": 8, "name": "prose"},
+    )
+    infos = [objective.info for objective in build_objectives(recipe, tokenizer)]
+    assert [(i.name, i.role, i.kind, i.weight) for i in infos] == [
+        ("items", "target", "examples", 2.0),
+        ("prose", "general", "text", 1.0),
+    ]
+
+
+def test_importing_it_loads_nothing_heavy():
+    code = (
+        "import sys, backtrack.evaluate.build; "
+        "print([m for m in ('torch', 'lm_eval', 'datasets', 'transformers') if m in sys.modules])"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,144 @@
+"""The command line as a user meets it: exit codes, one clear error each, JSON that parses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from peft import LoraConfig, PromptTuningConfig
+
+from backtrack.run.directory import Run
+from tests.models import make_base, make_peft_run
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def backtrack(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "backtrack", *map(str, arguments)],
+        cwd=cwd, capture_output=True, text=True, check=False, timeout=300,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1]),
+        "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with a base, a run of it, and a recipe of losses on two small files."""
+    folder = tmp_path_factory.mktemp("cli")
+    base = make_base(folder / "base")
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], r=4)
+    make_peft_run(folder / "runs" / "mine", base, config)
+    for name in ("sums", "words"):
+        rows = [{"prompt": f"{name} {i}:", "completion": f" {i * 7 % 11}"} for i in range(24)]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "recipe.yaml").write_text(
+        "name: mine\nbase: base\n"
+        "objectives:\n"
+        "  - {kind: examples, role: target, path: sums.jsonl, score: nll}\n"
+        "  - {kind: examples, role: general, path: words.jsonl, score: nll}\n"
+        "search: {trials: 1, checkpoints: 1, alphas: [0.5], items: {selection: 10, report: 10}}\n"
+    )
+    return folder
+
+
+def test_select_with_nothing_else_works_in_a_folder_that_has_a_run(place: Path) -> None:
+    first = backtrack("select", "--recipe", "recipe.yaml", "--weight", "0.6", cwd=place)
+    assert first.returncode == 0, first.stderr
+    assert (place / "runs" / "mine" / "report.html").is_file()
+    measured = len(Run.open(place / "runs" / "mine").measurements())
+    again = backtrack("select", "--weight", "0.6", "--json", cwd=place)
+    assert again.returncode == 0, again.stderr
+    selection = json.loads(again.stdout)
+    assert selection["weight"] == 0.6
+    assert set(selection["report"]) == {"base", "chosen", "final"}
+    assert len(Run.open(place / "runs" / "mine").measurements()) == measured
+    drawn = backtrack("report", "mine", "--json", cwd=place)
+    assert Path(place / json.loads(drawn.stdout)["report"]).is_file()
+
+
+def test_export_and_runs_speak_json(place: Path) -> None:
+    done = backtrack("export", "mine", "out", "--point", "10:0.5", "--json", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "folder": "out",
+        "form": "adapter",
+        "point": "step 10 alpha 0.5",
+    }
+    assert (place / "out" / "adapter_model.safetensors").is_file()
+    listed = json.loads(backtrack("runs", "--json", cwd=place).stdout)
+    assert [row["run"] for row in listed] == ["mine"]
+
+
+WRONG = {
+    "weight": (["select", "--weight", "1.5"], 2, "between 0 and 1"),
+    "bound": (["select", "--keep-gain", "7"], 2, "keep-gain"),
+    "option": (["select", "--wight", "0.5"], 2, "--weight"),
+    "run": (["select", "nothing-here"], 1, "nothing-here"),
+    "point": (["export", "mine", "x", "--point", "here"], 2, "STEP:ALPHA"),
+    "step": (["export", "mine", "x", "--point", "11:0.5"], 2, "10, 20"),
+    "recipe": (["train", "nothing.yaml"], 2, "no such file"),
+    "unreachable": (["select", "--min-target", "1000"], 1, "min"),
+}
+
+
+@pytest.mark.parametrize("name", list(WRONG))
+def test_wrong_use_is_one_clear_error(name: str, place: Path) -> None:
+    arguments, code, expected = WRONG[name]
+    if name in {"bound", "unreachable", "weight"}:
+        arguments = [*arguments, "--recipe", "recipe.yaml"]
+    done = backtrack(*arguments, cwd=place)
+    assert done.returncode == code, done.stderr
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_run_without_objectives_says_how_to_give_some(place: Path) -> None:
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=2)
+    make_peft_run(place / "bare", place / "base", config)
+    done = backtrack("select", "bare", cwd=place)
+    assert done.returncode == 2
+    assert "--recipe" in done.stderr
+
+
+def test_an_empty_folder_and_a_prompt_adapter_are_refused(place: Path) -> None:
+    (place / "empty").mkdir()
+    done = backtrack("select", "empty", cwd=place)
+    assert (done.returncode, "checkpoint-" in done.stderr) == (1, True)
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    make_peft_run(place / "prompts", place / "base", config)
+    done = backtrack("select", "prompts", "--recipe", "recipe.yaml", cwd=place)
+    assert (done.returncode, "PROMPT_TUNING" in done.stderr) == (1, True)
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_lm_eval_task_names_the_nearest(place: Path) -> None:
+    text = (
+        (place / "recipe.yaml")
+        .read_text()
+        .replace(
+            "{kind: examples, role: target, path: sums.jsonl, score: nll}",
+            "{kind: lm_eval, role: target, task: gsm8kk, metric: exact_match}",
+        )
+    )
+    (place / "unknown.yaml").write_text(text)
+    done = backtrack("select", "--recipe", "unknown.yaml", cwd=place)
+    assert (done.returncode, "gsm8k" in done.stderr) == (1, True)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_recipe_with_several_mistakes_lists_them_all(place: Path) -> None:
+    (place / "bad.yaml").write_text(
+        "nam: x\nbase: {model: base, dtipe: auto}\nmethod: {kind: lora, rnak: 8}\n"
+        "sft: {learning_rat: 1}\nselect: {weight: 1.4}\nsearch: {trails: 3}\n"
+    )
+    done = backtrack("recipes", "check", "bad.yaml", cwd=place)
+    assert done.returncode == 2
+    for expected in ("'name'", "'dtype'", "'rank_pattern'", "'learning_rate'", "1.4", "'trials'"):
+        assert expected in done.stderr, done.stderr

@@ -1,0 +1,106 @@
+"""What is exported is what stock PEFT and transformers load, with the placed model's logits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, OFTConfig, PeftModel
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from backtrack.errors import UsageError
+from backtrack.exporter import AsForm, export
+from backtrack.path.loading import probe
+from backtrack.path.placement import Placement
+from backtrack.point import Point
+from backtrack.run.directory import Run
+from tests.models import make_base, make_full_run, make_peft_run
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+LINEAR = ["q_proj", "v_proj", "down_proj"]
+CONFIGS = {
+    "lora": LoraConfig(
+        task_type="CAUSAL_LM", target_modules=LINEAR, r=4, rank_pattern={"v_proj": 2}
+    ),
+    "dora": LoraConfig(task_type="CAUSAL_LM", target_modules=LINEAR, r=4, use_dora=True),
+    "riders": LoraConfig(
+        task_type="CAUSAL_LM", target_modules=LINEAR, r=4, bias="all", modules_to_save=["norm"]
+    ),
+    "oft": OFTConfig(task_type="CAUSAL_LM", target_modules=LINEAR, oft_block_size=8),
+    "oft-exact": OFTConfig(
+        task_type="CAUSAL_LM", target_modules=LINEAR, oft_block_size=8, use_cayley_neumann=False
+    ),
+}
+POINT = Point(step=20, alpha=0.37)
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("export") / "base", dtype=request.param)
+
+
+def placed(run: Run, form: AsForm) -> torch.Tensor:
+    placement = Placement(run, form="attached" if form == "adapter" else "merged")
+    placement.place(POINT)
+    return probe(placement.model)
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_stock_peft_loads_the_point_as_an_adapter(name: str, base: Path, tmp_path: Path) -> None:
+    run = make_peft_run(tmp_path / "run", base, CONFIGS[name])
+    written = export(run, POINT, tmp_path / "out")
+    assert written.form == "adapter"
+    loaded = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base), str(tmp_path / "out")
+    )
+    assert torch.equal(probe(loaded.eval()), placed(run, "adapter"))
+
+
+@pytest.mark.parametrize("name", ["lora", "oft", "full"])
+def test_stock_transformers_loads_the_point_as_a_model(
+    name: str, base: Path, tmp_path: Path
+) -> None:
+    if name == "full":
+        run = make_full_run(tmp_path / "run", base)
+    else:
+        run = make_peft_run(tmp_path / "run", base, CONFIGS[name])
+    export(run, POINT, tmp_path / "out", form="merged")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert torch.equal(probe(loaded), placed(run, "merged"))
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")("abc")["input_ids"]
+
+
+def test_the_card_names_base_point_and_command(base: Path, tmp_path: Path) -> None:
+    run = make_peft_run(tmp_path / "run", base, CONFIGS["lora"])
+    export(run, POINT, tmp_path / "out", command="backtrack export run out --point 20:0.37")
+    card = (tmp_path / "out" / "README.md").read_text()
+    for expected in (str(base), "step 20", "0.37", "backtrack export run out --point 20:0.37"):
+        assert expected in card
+
+
+def test_an_exported_base_is_the_base(base: Path, tmp_path: Path) -> None:
+    run = make_peft_run(tmp_path / "run", base, CONFIGS["lora"])
+    export(run, Point.base(), tmp_path / "out")
+    with safe_open(tmp_path / "out" / "adapter_model.safetensors", framework="pt") as file:
+        names = [name for name in file.keys() if "lora_B" in name]  # noqa: SIM118
+        assert names
+        assert all(not bool(file.get_tensor(name).any()) for name in names)
+
+
+def test_a_folder_in_use_is_left_alone(base: Path, tmp_path: Path) -> None:
+    run = make_peft_run(tmp_path / "run", base, CONFIGS["lora"])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not empty"):
+        export(run, POINT, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_whole_models_have_no_adapter_to_hand_back(base: Path, tmp_path: Path) -> None:
+    run = make_full_run(tmp_path / "run", base)
+    with pytest.raises(UsageError, match="--as merged"):
+        export(run, POINT, tmp_path / "out", form="adapter")

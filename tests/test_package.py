@@ -1,0 +1,106 @@
+"""The package as a whole: its names, its help, its recipes, its README."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+import backtrack
+from backtrack.cli import app
+from backtrack.recipe import load_recipe, packaged_recipes
+from backtrack.train.check import library_faults
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = (
+    "torch",
+    "transformers",
+    "peft",
+    "trl",
+    "lm_eval",
+    "optuna",
+    "datasets",
+    "altair",
+    "scipy",
+    "numpy",
+)
+
+
+def run_python(code: str) -> str:
+    """What a fresh interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_every_public_name_is_there_and_is_no_module() -> None:
+    for name in backtrack.__all__:
+        assert callable(getattr(backtrack, name)), name
+    assert set(backtrack.__all__) <= set(dir(backtrack))
+
+
+def test_search_and_export_are_functions_in_any_order_of_imports() -> None:
+    code = """
+import backtrack.selection.study, backtrack.exporter, backtrack.run.adopt
+from backtrack import adopt, export, search, select
+print(all(type(x).__name__ == "function" for x in (adopt, export, search, select)))
+"""
+    assert run_python(code).strip() == "True"
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = backtrack.nonsense
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import backtrack",
+        "from backtrack.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass",
+        "import backtrack.records, backtrack.recipe, backtrack.terminal",
+    ],
+)
+def test_nothing_heavy_is_loaded_before_it_is_needed(code: str) -> None:
+    printed = run_python(f"{code}\nimport sys\nprint([m for m in {HEAVY} if m in sys.modules])")
+    assert printed.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("path", packaged_recipes(), ids=lambda path: path.stem)
+@pytest.mark.filterwarnings("ignore")
+def test_every_recipe_loads_and_has_no_mistake(path: Path) -> None:
+    recipe = load_recipe(path, checks=[library_faults])
+    assert recipe.name == path.stem
+    assert {objective.role for objective in recipe.objectives} == {"target", "general"}
+
+
+def commands_in(text: str) -> list[str]:
+    """Lines that call us, continuation lines joined."""
+    joined = re.sub(r"\\\n\s*", " ", text)
+    found = re.findall(r"^#?\s*(?:\$ )?(backtrack [a-z].*)$", joined, flags=re.MULTILINE)
+    return [re.split(r"\s{3,}| #", line)[0].strip() for line in found]
+
+
+SOURCES = [ROOT / "README.md", *packaged_recipes(), *sorted((ROOT / "examples").glob("*.py"))]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_every_command_that_we_print_parses(path: Path) -> None:
+    for line in commands_in(path.read_text(encoding="utf-8")):
+        words = shlex.split(line)[1:]
+        command: Any = typer.main.get_command(app)
+        context = typer.Context(command, info_name="backtrack")
+        while hasattr(command, "resolve_command"):
+            name, command, words = command.resolve_command(context, words)
+            context = typer.Context(command, info_name=name, parent=context)
+        command.parse_args(context, words)
+
+
+def test_the_readme_and_every_recipe_show_commands() -> None:
+    for path in (ROOT / "README.md", *packaged_recipes()):
+        assert commands_in(path.read_text(encoding="utf-8")), path
