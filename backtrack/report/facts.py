@@ -1,0 +1,118 @@
+"""The page's sentences and figures: what was found, how it was measured, what the charts show."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from backtrack.report import wording
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from backtrack.records import CheckpointEntry, Measurement, Selection
+
+YARDSTICK = (
+    "A score becomes points as 100 \N{MULTIPLICATION SIGN} (score \N{MINUS SIGN} zero) / "
+    "(hundred \N{MINUS SIGN} zero), so that objectives of any scale can be weighed together."
+)
+
+
+def figures(selection: Selection) -> list[dict[str, str]]:
+    """The few numbers to see first: the choice, and its utility against final and base."""
+    found = [_choice(selection)]
+    for difference in sorted(selection.differences, key=lambda d: d.to != "final"):
+        value = wording.interval(difference.utility, "points", is_signed=True)
+        leaning = wording.leaning(difference.utility)
+        note = f"points of utility, {leaning}"
+        found.append({"name": f"Against the {difference.to}", "value": value, "note": note})
+    return found
+
+
+def optimism(selection: Selection) -> str:
+    """What the search's own items promised too much."""
+    value = wording.number(selection.optimism, "points", is_signed=True)
+    return (
+        f"Optimism: {value} points, the chosen point's utility on the items the search saw minus "
+        "that on the report items."
+    )
+
+
+def facts(
+    selection: Selection,
+    measurements: Sequence[Measurement],
+    entries: Sequence[CheckpointEntry],
+) -> list[tuple[str, str]]:
+    """Name and text of each fact about the measuring."""
+    weight = f"{selection.weight:g}"
+    rest = f"{1 - selection.weight:.4g}"
+    models = {
+        "attached": "the adapter attached to the base",
+        "merged": "weights merged into a plain model",
+    }
+    curves = {
+        "native": "native: along the method's own parameters",
+        "line": "line: straight from the base's weights to the checkpoint's",
+    }
+    return [
+        (
+            "Utility",
+            f"{weight} \N{MULTIPLICATION SIGN} target + {rest} \N{MULTIPLICATION SIGN} "
+            "general, both in points",
+        ),
+        ("Constraints", "; ".join(wording.constraints_text(selection)) or "none"),
+        ("The choice", "among points that cannot be told from the best, the one nearest the base"),
+        ("Measured as", models[selection.form]),
+        ("Curve", curves[selection.curve]),
+        (
+            "Intervals",
+            f"{selection.level:.0%}, paired bootstrap over items, "
+            f"{selection.num_resamples:,} resamples, seed {selection.seed}",
+        ),
+        ("Trajectory", _trajectory(entries)),
+        ("Measuring", _measuring(measurements)),
+    ]
+
+
+def captions(selection: Selection) -> dict[str, tuple[str, str]]:
+    """Title and caption of each chart."""
+    faded = ""
+    if any(not c.is_feasible for c in selection.candidates):
+        faded = " Faded points miss a constraint."
+    plane = (
+        "Each mark is a measured point, on the selection items; right and up is better. The cross "
+        f"is the chosen point's {selection.level:.0%} interval on the report items, around its "
+        f"reading there.{faded}"
+    )
+    alpha = (
+        "How far along the path to stand: the same scores by strength, on the selection items. "
+        f"Up is better.{faded}"
+    )
+    return {"plane": ("Target against general", plane), "alpha": ("Along alpha", alpha)}
+
+
+def _choice(selection: Selection) -> dict[str, str]:
+    num_tied = len(selection.tied)
+    note = f"{num_tied} point{'' if num_tied == 1 else 's'} cannot be told from the best"
+    if num_tied <= 1:
+        note = "no other point is tied with it"
+    return {"name": "Chosen", "value": str(selection.chosen), "note": note}
+
+
+def _trajectory(entries: Sequence[CheckpointEntry]) -> str:
+    if not entries:
+        return "not recorded"
+    steps = [entry.step for entry in entries]
+    size = wording.bytes_text(sum(entry.num_bytes for entry in entries))
+    if len(steps) == 1:
+        return f"1 checkpoint, step {steps[0]}, {size}"
+    return f"{len(steps)} checkpoints, steps {min(steps)} to {max(steps)}, {size}"
+
+
+def _measuring(measurements: Sequence[Measurement]) -> str:
+    if not measurements:
+        return "not recorded"
+    num_points = len({measurement.point for measurement in measurements})
+    seconds = sum(measurement.seconds for measurement in measurements)
+    return f"{len(measurements)} measurements of {num_points} points, " + wording.duration_text(
+        seconds
+    )

@@ -1,0 +1,169 @@
+"""The page's tables: heads and cells as text, in the order they are shown."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from backtrack.records import ROLES
+from backtrack.report import wording
+
+if TYPE_CHECKING:
+    from backtrack.records import Candidate, Difference, ObjectiveInfo, ReportRow, Selection
+
+Table = dict[str, Any]
+
+UTILITY_UNIT = "points"
+
+
+def report(selection: Selection) -> Table:
+    """Base, chosen and final on the report items; each objective where a role has several."""
+    several = _several(selection)
+    heads = [*_role_heads(selection), *(_objective_head(o) for o in several)]
+    rows = [
+        {
+            "name": name.capitalize(),
+            "point": "" if name == "base" else str(selection.report[name].point),
+            "is_chosen": name == "chosen",
+            "cells": _report_cells(selection, selection.report[name]),
+        }
+        for name in ("base", "chosen", "final")
+        if name in selection.report
+    ]
+    return {"heads": heads, "rows": rows}
+
+
+def differences(selection: Selection) -> Table:
+    """Chosen minus final and chosen minus base, each judged by its interval."""
+    units = [wording.difference_unit(selection.axes[role]) for role in ROLES]
+    heads = [f"{role.capitalize()} ({unit})" for role, unit in zip(ROLES, units, strict=True)]
+    ordered = sorted(selection.differences, key=lambda difference: difference.to != "final")
+    rows = [
+        {
+            "name": f"Chosen \N{MINUS SIGN} {difference.to}",
+            "cells": _difference_cells(selection, difference),
+            "num_items": wording.settled(difference),
+        }
+        for difference in ordered
+    ]
+    return {"heads": [*heads, f"Utility ({UTILITY_UNIT})"], "rows": rows}
+
+
+def candidates(selection: Selection) -> Table:
+    """Every measured point, the highest utility first; those without a number last."""
+    has_fit = any(c.smoothed != c.utility for c in selection.candidates)
+    heads = [*_role_heads(selection)[:-1], "Utility", *(["Smoothed"] if has_fit else [])]
+    heads.append("Chance best")
+    heads += ["Distance", *(_objective_head(o) for o in _several(selection))]
+    ordered = sorted(selection.candidates, key=_by_utility)
+    caption = (
+        "Utility in points. Chance best: share of bootstrap samples in which the point has the "
+        "highest utility."
+    )
+    if has_fit:
+        caption += " Smoothed: utility on the curve fitted along alpha, which the choice goes by."
+    rows = [_candidate_row(selection, c, has_fit=has_fit) for c in ordered]
+    return {"heads": heads, "rows": rows, "caption": caption}
+
+
+def objectives(selection: Selection) -> list[Table]:
+    """What was measured, with how many items, and the two ends of each yardstick."""
+    return [
+        {
+            "name": objective.name,
+            "role": objective.role,
+            "kind": objective.kind,
+            "better": "more" if objective.direction == "maximize" else "less",
+            "cells": [
+                f"{objective.weight:g}",
+                *_item_counts(selection, objective),
+                *_yardstick_ends(selection, objective),
+            ],
+        }
+        for objective in selection.objectives
+    ]
+
+
+def _role_heads(selection: Selection) -> list[str]:
+    heads = [f"{role.capitalize()} ({selection.axes[role].unit})" for role in ROLES]
+    return [*heads, f"Utility ({UTILITY_UNIT})"]
+
+
+def _several(selection: Selection) -> list[ObjectiveInfo]:
+    """Objectives that share their role with others, so that the role's score is not theirs."""
+    roles = [objective.role for objective in selection.objectives]
+    return [o for o in selection.objectives if roles.count(o.role) > 1]
+
+
+def _objective_head(objective: ObjectiveInfo) -> str:
+    return f"{objective.name} ({'%' if objective.unit == 'fraction' else objective.unit})"
+
+
+def _objective_cell(scores: dict[str, float], objective: ObjectiveInfo) -> str:
+    value = scores.get(objective.name, math.nan)
+    return (
+        wording.number(100 * value, "%")
+        if objective.unit == "fraction"
+        else wording.number(value, objective.unit)
+    )
+
+
+def _report_cells(selection: Selection, row: ReportRow) -> list[str]:
+    axes = selection.axes
+    return [
+        wording.interval(row.target, axes["target"].unit),
+        wording.interval(row.general, axes["general"].unit),
+        wording.interval(row.utility, UTILITY_UNIT),
+        *(_objective_cell(row.scores, o) for o in _several(selection)),
+    ]
+
+
+def _difference_cells(selection: Selection, difference: Difference) -> list[Table]:
+    roles = ((selection.axes[role], getattr(difference, role)) for role in ROLES)
+    cells = [
+        {
+            "text": wording.interval(value, wording.difference_unit(axis), is_signed=True),
+            "leaning": wording.leaning(value, axis),
+        }
+        for axis, value in roles
+    ]
+    utility = difference.utility
+    text = wording.interval(utility, UTILITY_UNIT, is_signed=True)
+    return [*cells, {"text": text, "leaning": wording.leaning(utility)}]
+
+
+def _by_utility(candidate: Candidate) -> tuple[bool, float]:
+    is_number = math.isfinite(candidate.utility)
+    return not is_number, -candidate.utility if is_number else 0.0
+
+
+def _candidate_row(selection: Selection, candidate: Candidate, *, has_fit: bool) -> Table:
+    smoothed = [wording.number(candidate.smoothed, UTILITY_UNIT)] if has_fit else []
+    return {
+        "point": str(candidate.point),
+        "is_chosen": candidate.point == selection.chosen.canonical,
+        "is_feasible": candidate.is_feasible,
+        "marks": wording.marks(selection, candidate),
+        "origin": candidate.origin,
+        "cells": [
+            wording.number(candidate.target, selection.axes["target"].unit),
+            wording.number(candidate.general, selection.axes["general"].unit),
+            wording.number(candidate.utility, UTILITY_UNIT),
+            *smoothed,
+            wording.share(candidate.chance_best),
+            wording.number(candidate.distance, ""),
+            *(_objective_cell(candidate.scores, o) for o in _several(selection)),
+        ],
+    }
+
+
+def _item_counts(selection: Selection, objective: ObjectiveInfo) -> list[str]:
+    counts = selection.num_items.get(objective.name, {})
+    return [f"{counts.get('selection', 0):,}", f"{counts.get('report', 0):,}"]
+
+
+def _yardstick_ends(selection: Selection, objective: ObjectiveInfo) -> list[str]:
+    yardstick = selection.yardsticks.get(objective.name)
+    if yardstick is None:
+        return [wording.NO_NUMBER] * 2
+    return [wording.score(end, objective) for end in (yardstick.zero, yardstick.hundred)]
