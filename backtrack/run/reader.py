@@ -113,7 +113,8 @@ def base_folder(reference: BaseModelReference) -> Path:
         found = snapshot_download(
             reference.model,
             revision=reference.revision,
-            allow_patterns=["*.safetensors", "*.json"],
+            allow_patterns=["*.safetensors", "*.json", "*.jinja"],
+            ignore_patterns=["*/*", "consolidated*"],
         )
     except Exception as error:  # the Hub's client raises many unrelated types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -78,12 +78,16 @@ def describe_checkpoint(
 def weight_files(folder: Path) -> tuple[Path, ...]:
     """The safetensors of a folder, by name.
 
+    Where the files that transformers and PEFT name are there, others are passed over: some
+    repositories hold the same weights a second time as `consolidated.safetensors`.
+
     Raises:
         CheckpointError: There are none; pickled weights are named but never read.
     """
     files = tuple(sorted(folder.glob(f"*{WEIGHT_SUFFIX}")))
+    named = tuple(path for path in files if path.name.startswith(("model", "adapter_model")))
     if files:
-        return files
+        return named or files
     pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
     if pickled:
         raise CheckpointError(

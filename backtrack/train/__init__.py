@@ -1,0 +1,1 @@
+"""Train a run with a dense trajectory: by recipe, or beside any transformers Trainer."""

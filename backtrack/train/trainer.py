@@ -1,0 +1,272 @@
+"""Train a recipe: supervised fine-tuning by TRL, with a trajectory.
+
+Promised: a run killed at any moment resumes, and on one CPU thread what it then writes equals, bit
+for bit, what it would have written uninterrupted. The run's directory is made once model and data
+are loaded, so a recipe that fails before that leaves nothing behind.
+Not promised: that a GPU repeats its sums in the same order.
+The Trainer's own state (see `backtrack.train.resume`) lies in the run's `trainer/`.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PrinterCallback,
+    TrainerCallback,
+)
+from transformers.utils import logging as transformers_logging
+from trl.trainer.sft_trainer import SFTTrainer
+from typing_extensions import override
+
+from backtrack.errors import RecipeError, RunError, UsageError
+from backtrack.recipe import PeftMethod
+from backtrack.run.directory import MANIFEST, Run
+from backtrack.run.reader import verify_base
+from backtrack.train.base import reference_to
+from backtrack.train.callback import TrajectoryCallback, create_run, require_free
+from backtrack.train.check import library_faults
+from backtrack.train.data import load_training_data
+from backtrack.train.resume import (
+    TRAINER_FOLDER,
+    is_finished,
+    newest_checkpoint,
+    require_same_recipe,
+)
+from backtrack.train.settings import peft_config, sft_config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+    from trl.trainer.sft_config import SFTConfig
+
+    from backtrack.recipe import BaseSection, Recipe
+    from backtrack.records import BaseModelReference
+
+# `torch.save` says it by a RuntimeError without a type or an errno of its own.
+_SIGNS_OF_A_FULL_DISK = ("inline_container", "PytorchStreamWriter", "iostream error")
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """How far training is.
+
+    Attributes:
+        done: Optimizer steps taken, those before a resume included.
+        total: Optimizer steps in all.
+        loss: Logged last; none before the first.
+        seconds: Wall time since this process began to train.
+    """
+
+    done: int
+    total: int
+    loss: float | None
+    seconds: float
+
+
+def train(
+    recipe: Recipe,
+    *,
+    recipe_text: str | None = None,
+    resume: bool = False,
+    on_progress: Callable[[TrainingProgress], None] | None = None,
+) -> Run:
+    """Train what a recipe says, into the run `output`/`name`.
+
+    Args:
+        recipe: The recipe.
+        recipe_text: The user's own words, kept in the run.
+        resume: Go on where a killed training stopped; a finished run (see
+            `backtrack.train.resume.is_finished`) is returned as it is, and a run that was never
+            made is begun.
+        on_progress: Called when training begins and at each log, by default every step.
+
+    Raises:
+        UsageError: The recipe cannot be trained, or is not the one the run was begun with.
+        RunError: The run's directory is taken, or the base is not there.
+        CheckpointError: A checkpoint could not be written.
+    """
+    path = Path(recipe.output) / recipe.name
+    run = _begun(path, recipe) if resume else None
+    if run is None:
+        require_free(path, hint="go on with --resume")
+    elif is_finished(run):
+        return run
+    with _without_bars():
+        trainer = _build_trainer(recipe, path.parent, on_progress)
+        base = _reference(recipe.base) if run is None else _unchanged(run.base)
+        if trainer.is_world_process_zero():
+            run = run or create_run(
+                path, trainer.model, base,
+                seed=recipe.seed, recipe=recipe, recipe_text=recipe_text,
+            )  # fmt: skip
+            trainer.add_callback(_trajectory(run, recipe))
+        _take_steps(trainer, path / TRAINER_FOLDER)
+    trainer.accelerator.wait_for_everyone()
+    return Run.open(path)
+
+
+def _begun(path: Path, recipe: Recipe) -> Run | None:
+    if not (path / MANIFEST).is_file():
+        return None
+    run = Run.open(path)
+    require_same_recipe(run, recipe)
+    return run
+
+
+def _trajectory(run: Run, recipe: Recipe) -> TrajectoryCallback:
+    is_tokenizer_changed = not {"chat_template_path", "eos_token"}.isdisjoint(recipe.sft)
+    return TrajectoryCallback.onto(
+        run, recipe.trajectory.every_steps, keep_tokenizer=is_tokenizer_changed
+    )
+
+
+def _reference(base: BaseSection) -> BaseModelReference:
+    return reference_to(base.model, **base.model_dump(exclude={"model"}))
+
+
+def _unchanged(base: BaseModelReference) -> BaseModelReference:
+    verify_base(base)
+    return base
+
+
+def _build_trainer(
+    recipe: Recipe, folder: Path, on_progress: Callable[[TrainingProgress], None] | None
+) -> Any:
+    if recipe.method is None or recipe.data is None:
+        missing = "method" if recipe.method is None else "data"
+        raise UsageError(f"the recipe has no `{missing}`, which training needs. Add it.")
+    faults = library_faults({"sft": recipe.sft, "method": recipe.method.model_dump()})
+    if faults:
+        raise RecipeError(f"the recipe {recipe.name!r}", faults)
+    settings = _settings(recipe, folder)
+    tokenizer = _from_pretrained(AutoTokenizer, recipe.base)
+    data = load_training_data(recipe.data, tokenizer, text_field=settings.dataset_text_field)
+    adapter = (
+        peft_config(recipe.method.kind, recipe.method.settings)
+        if isinstance(recipe.method, PeftMethod)
+        else None
+    )
+    model = _from_pretrained(AutoModelForCausalLM, recipe.base, dtype=recipe.base.dtype)
+    try:
+        trainer: Any = SFTTrainer(
+            model, settings, train_dataset=data, processing_class=tokenizer, peft_config=adapter
+        )
+    except (ValueError, TypeError) as error:
+        raise UsageError(
+            f"`sft`, `method` and `data` do not fit this model: {' '.join(str(error).split())}"
+        ) from error
+    if len(trainer.train_dataset) == 0:
+        raise UsageError(
+            f"no example is left: every completion lies past max_length={settings.max_length} "
+            "tokens. Raise `sft.max_length`."
+        )
+    if settings.disable_tqdm:
+        trainer.remove_callback(PrinterCallback)
+    if on_progress is not None:
+        trainer.add_callback(_Reporter(on_progress))
+    return trainer
+
+
+def _settings(recipe: Recipe, folder: Path) -> SFTConfig:
+    try:
+        return sft_config(recipe.sft, folder, recipe.seed)
+    except (ValueError, ImportError) as error:
+        raise UsageError(
+            f"`sft` asks for what this machine has not: {' '.join(str(error).split())}"
+        ) from error
+
+
+def _from_pretrained(kind: Any, base: BaseSection, **fields: Any) -> Any:
+    try:
+        return kind.from_pretrained(
+            _source(base),
+            revision=base.revision,
+            trust_remote_code=base.trust_remote_code,
+            **fields,
+        )
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"the base {base.model!r} cannot be loaded by {kind.__name__}: "
+            f"{' '.join(str(error).split())}"
+        ) from error
+
+
+def _source(base: BaseSection) -> str:
+    """Folder or Hub name; a folder in full, since PEFT writes it into every adapter."""
+    folder = Path(base.model)
+    return str(folder.resolve()) if folder.is_dir() else base.model
+
+
+def _take_steps(trainer: Any, folder: Path) -> None:
+    # SFTTrainer makes its folder when constructed, so it is told this one when the run is there.
+    trainer.args.output_dir = str(folder)
+    checkpoint = newest_checkpoint(folder)
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            "the GPU's memory is full. Lower `sft.per_device_train_batch_size` and raise "
+            "`sft.gradient_accumulation_steps`, or lower `sft.max_length`."
+        ) from error
+    except (OSError, RuntimeError) as error:
+        if not isinstance(error, OSError) and not any(
+            s in str(error) for s in _SIGNS_OF_A_FULL_DISK
+        ):
+            raise
+        raise RunError(
+            f"the Trainer could not write its state into {folder}: {error}. Make room, then go on "
+            "with --resume; the trajectory is whole."
+        ) from error
+
+
+class _Reporter(TrainerCallback):
+    def __init__(self, on_progress: Callable[[TrainingProgress], None]) -> None:
+        self._on_progress = on_progress
+        self._begun = time.monotonic()
+
+    @override
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
+    ) -> None:
+        self._begun = time.monotonic()
+        self._report(state)
+
+    @override
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
+    ) -> None:
+        self._report(state)
+
+    def _report(self, state: TrainerState) -> None:
+        if state.is_world_process_zero:
+            losses = (line["loss"] for line in reversed(state.log_history) if "loss" in line)
+            seconds = time.monotonic() - self._begun
+            self._on_progress(
+                TrainingProgress(state.global_step, state.max_steps, next(losses, None), seconds)
+            )
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep the libraries' progress bars off the terminal, and leave them as they were."""
+    had_bars = transformers_logging.is_progress_bar_enabled()
+    had_data_bars = datasets.are_progress_bars_disabled() is False
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if had_bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+        if had_data_bars:
+            datasets.enable_progress_bars()
