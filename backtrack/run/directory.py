@@ -291,7 +291,7 @@ def read_lines(path: Path, kind: type[RecordType]) -> Iterator[RecordType]:
     if not path.exists():
         return
     for number, line in enumerate(
-        path.read_text(encoding="utf-8", errors="replace").splitlines(), 1
+        path.read_text(encoding="utf-8", errors="replace").split("\n"), 1
     ):
         if not line.strip():
             continue

@@ -1,0 +1,150 @@
+"""A run without weights: scores follow formulas, so the truth at every point is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from backtrack.point import Point
+from backtrack.recipe import Recipe
+from backtrack.records import (
+    BaseModelReference,
+    CheckpointEntry,
+    Manifest,
+    Measurement,
+    Method,
+    ObjectiveInfo,
+)
+from backtrack.run.directory import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+STEPS = (10, 20, 30, 40)
+
+
+def make_info(name: str, role: str, **given: Any) -> ObjectiveInfo:
+    settings = {"kind": "python", "direction": "maximize", "unit": "fraction", **given}
+    return ObjectiveInfo.model_validate(
+        {"name": name, "role": role, "fingerprint": f"of-{name}", **settings}
+    )
+
+
+@dataclass
+class Stand:
+    """Stands at points without weights; counts the visits."""
+
+    form: str = "attached"
+    curve: str = "native"
+    tokenizer: None = None
+    visits: list[Point] = field(default_factory=list)
+    model: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(point=Point.base()))
+
+    def place(self, point: Point) -> None:
+        self.visits.append(point)
+        self.model.point = point
+
+    def distance(self, point: Point) -> float:
+        return 0.0 if point.is_base else point.alpha * point.step
+
+
+@dataclass
+class Formula:
+    """An objective whose mean is `mean(progress)`, progress being alpha times the share of steps.
+
+    With `spread` an item is right where its own difficulty, shared by all points and shaken a
+    little at each, lies below the mean; without, every item scores the mean itself.
+    """
+
+    info: ObjectiveInfo
+    mean: Callable[[float], float]
+    num_items: int = 400
+    seed: int = 0
+    shake: float = 0.05
+    is_exact: bool = False
+    calls: list[tuple[Point, tuple[str, ...]]] = field(default_factory=list)
+    breaks_at: int | None = None
+
+    @property
+    def item_ids(self) -> tuple[str, ...]:
+        return tuple(f"{self.info.name}/{i:05d}" for i in range(self.num_items))
+
+    def measure(self, model: Any, tokenizer: Any, item_ids: Sequence[str]) -> tuple[float, ...]:
+        if self.breaks_at == len(self.calls):
+            raise KeyboardInterrupt
+        point: Point = model.point
+        self.calls.append((point, tuple(item_ids)))
+        mean = self.mean(point.alpha * point.step / STEPS[-1])
+        numbers = [int(item_id.rpartition("/")[2]) for item_id in item_ids]
+        if self.is_exact:
+            return tuple(mean + 0.01 * (number % 2 - 0.5) for number in numbers)
+        difficulty = np.random.default_rng(self.seed).random(self.num_items)
+        own = [self.seed, point.step, round(point.alpha * 1000)]
+        shaken = difficulty + self.shake * np.random.default_rng(own).normal(size=self.num_items)
+        return tuple(float(shaken[number] < mean) for number in numbers)
+
+
+def pair(
+    target: Callable[[float], float] | None = None,
+    general: Callable[[float], float] | None = None,
+    **given: Any,
+) -> tuple[Formula, Formula]:
+    """A target that saturates and a general score that falls ever faster, unless given."""
+    seed = given.pop("seed", 0)
+    return (
+        Formula(
+            make_info("sums", "target"),
+            target or (lambda x: 0.2 + 0.5 * (1 - 2.718 ** (-4 * x))),
+            seed=2 * seed + 1,
+            **given,
+        ),
+        Formula(
+            make_info("prose", "general"),
+            general or (lambda x: 0.7 - 0.35 * x**2),
+            seed=2 * seed + 2,
+            **given,
+        ),
+    )
+
+
+def make_recipe(**search: Any) -> Recipe:
+    settings = {"trials": 3, "checkpoints": 2, "sampler": "random", **search}
+    return Recipe.model_validate({"name": "toy", "base": "toy", "search": settings})
+
+
+def make_run(path: Path, recipe: Recipe | None = None, steps: Sequence[int] = STEPS) -> Run:
+    manifest = Manifest(
+        name="toy",
+        base=BaseModelReference(model="toy"),
+        method=Method(kind="lora"),
+        created="2000-01-01T00:00:00+00:00",
+    )
+    run = Run.create(path, manifest, recipe or make_recipe())
+    for step in steps:
+        run.add_entry(CheckpointEntry(step=step, folder=f"step-{step}", num_bytes=0, sha256={}))
+    return run
+
+
+def measured(
+    objective: Formula, point: Point, item_ids: Sequence[str], split: str = "selection"
+) -> Measurement:
+    """What a search would have recorded."""
+    stand = Stand()
+    stand.place(point)
+    return Measurement.model_validate(
+        {
+            "point": point.canonical,
+            "objective": objective.info,
+            "form": stand.form,
+            "curve": stand.curve,
+            "split": split,
+            "item_ids": tuple(item_ids),
+            "scores": objective.measure(stand.model, None, item_ids),
+            "distance": stand.distance(point),
+            "seconds": 0.0,
+        }
+    )

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from backtrack.point import Point
+from backtrack.selection.choosing import choose, find_curves
+
+ALPHAS = (0.2, 0.4, 0.6, 0.8, 1.0)
+GRID = (Point.base(), *(Point(step=10, alpha=alpha) for alpha in ALPHAS))
+SCATTERED = (Point.base(), *(Point(step=10 * i) for i in range(1, 6)))
+
+
+def decide(points, utilities, noise=1.0, feasible=None, distances=None, seed=0):
+    """Independent noise of `noise` points at each point but the base."""
+    rng = np.random.default_rng(seed)
+    utilities = np.array(utilities, dtype=float)
+    samples = utilities + noise * rng.normal(size=(2000, len(points)))
+    if distances is None:
+        distances = [point.alpha * point.step for point in points]
+    flags = np.ones(len(points), dtype=bool) if feasible is None else np.array(feasible)
+    return choose(points, np.array(distances, dtype=float), utilities, samples, flags)
+
+
+def test_a_clear_winner_is_chosen_alone():
+    found = decide(SCATTERED, [0, 1, 2, 20, 3, 4])
+    assert (found.chosen, found.top, found.is_tied.tolist()) == (
+        3,
+        3,
+        [False] * 3 + [True] + [False] * 2,
+    )
+
+
+def test_among_the_tied_the_one_nearest_the_base_is_taken():
+    found = decide(SCATTERED, [0, 1, 19, 20, 19, 4])
+    assert found.top == 3
+    assert np.flatnonzero(found.is_tied).tolist() == [2, 3, 4]
+    assert found.chosen == 2
+
+
+def test_nearest_is_by_distance_not_by_step():
+    found = decide(SCATTERED, [0, 1, 19, 20, 19, 4], distances=[0, 1, 9, 8, 5, 6])
+    assert found.chosen == 4
+
+
+def test_at_equal_distance_the_smaller_alpha_then_the_earlier_step_is_taken():
+    points = (Point.base(), Point(step=30), Point(step=20), Point(step=40, alpha=0.9))
+    assert decide(points, [0, 20, 20, 20], distances=[0, 5, 5, 5]).chosen == 3
+    assert decide(points[:3], [0, 20, 20], distances=[0, 5, 5]).chosen == 2
+
+
+def test_an_infeasible_point_is_neither_top_nor_tied_nor_chosen():
+    found = decide(
+        SCATTERED, [0, 1, 19, 20, 19, 4], feasible=[True, True, False, False, True, True]
+    )
+    assert (found.top, found.chosen) == (4, 4)
+    assert not found.is_tied[[2, 3]].any()
+
+
+def test_the_base_is_chosen_where_nothing_can_be_told_from_it():
+    found = decide(SCATTERED, [0, 0.5, 1, 0.2, 0.7, -0.4])
+    assert found.chosen == 0
+
+
+def test_a_parabola_along_alpha_is_its_own_fit():
+    curve = [4 * alpha - 3 * alpha**2 for alpha in (0, *ALPHAS)]
+    assert decide(GRID, curve, noise=0.1).smoothed == pytest.approx(curve)
+
+
+def test_one_lucky_point_does_not_win_against_its_neighbours():
+    truth = np.array([0.0, 8, 12, 12, 8, 0])
+    luck = np.array([0.0, 0, 0, 0, 5, 0])
+    assert int(np.argmax(truth + luck)) == 4
+    assert decide(GRID, truth + luck, noise=4).top in (2, 3)
+
+
+def test_smoothing_needs_five_strengths_of_one_step_and_profile():
+    assert len(find_curves(GRID[:5])) == 1
+    assert find_curves(GRID[:4]) == ()
+    assert find_curves(SCATTERED) == ()
+    other = tuple(point.model_copy(update={"profile": "safe"}) for point in GRID[3:])
+    assert find_curves((*GRID[:3], *other)) == ()
+
+
+def test_points_off_every_curve_keep_their_utility():
+    points = (*GRID, Point(step=5))
+    found = decide(points, [0, 9, 3, 8, 2, 7, 5], noise=5)
+    assert found.smoothed[6] == 5
+    assert found.smoothed[1] != 9
+
+
+def test_a_cliff_the_items_are_sure_of_is_not_smoothed_away():
+    cliff = [0, 5, 10, 15, 20, -60]
+    found = decide(GRID, cliff, noise=1)
+    assert [curve.step for curve in found.refuted] == [10]
+    assert found.smoothed == pytest.approx(cliff)
+    assert found.chosen == 4
+
+
+def test_the_base_takes_the_mean_of_the_curves_it_lies_on():
+    points = (*GRID, *(Point(step=20, alpha=alpha) for alpha in ALPHAS))
+    first, second = [0, 9, 3, 8, 2, 7], [0, 4, 9, 1, 6, 2]
+    both = decide(points, [*first, *second[1:]], noise=9).smoothed[0]
+    alone = [decide(points[:6], first, noise=9), decide((points[0], *points[6:]), second, noise=9)]
+    assert both == pytest.approx(np.mean([one.smoothed[0] for one in alone]))
+
+
+def test_a_point_measured_no_lower_than_the_top_is_tied_whatever_the_curve_says():
+    truth = np.array([0.0, 8, 12, 12, 8, 0])
+    luck = np.array([0.0, 0, 0, 0, 5, 0])
+    found = decide(GRID, truth + luck, noise=4)
+    assert found.top != 4
+    assert found.is_tied[4]
+
+
+def test_chances_of_being_best_are_shared_by_the_feasible():
+    found = decide(
+        SCATTERED, [0, 1, 19, 20, 19, 4], feasible=[True, True, True, False, True, True]
+    )
+    assert found.chances.sum() == pytest.approx(1)
+    assert found.chances[3] == 0
+    assert found.chances[[2, 4]] == pytest.approx([0.5, 0.5], abs=0.1)

@@ -1,0 +1,362 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from backtrack.errors import SelectionError, UsageError
+from backtrack.point import Point
+from backtrack.recipe import Recipe
+from backtrack.records import Constraints
+from backtrack.run.directory import Run
+from backtrack.selection.bench import MEASURED, Bench
+from backtrack.selection.selecting import Choice, select
+from backtrack.selection.statistics import split_items
+from tests.selection.fakes import Formula, Stand, make_info, make_recipe, make_run, measured, pair
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from backtrack.records import Difference, Selection
+
+ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+def pick(run: Run, objectives: Any, **given: Any) -> Choice:
+    """Choose on a line of anchors; nothing is left to a sampler."""
+    return select(run, placement=given.pop("placement", Stand()), objectives=objectives, **given)
+
+
+def line(path: Path, num_items: int = 200, **search: Any) -> Run:
+    items = {"selection": num_items, "report": num_items}
+    return make_run(
+        path, make_recipe(alphas=ALPHAS, trials=0, checkpoints=0, items=items, **search)
+    )
+
+
+def to(selection: Selection, end: str) -> Difference:
+    return next(difference for difference in selection.differences if difference.to == end)
+
+
+def flat(level: float) -> Any:
+    return lambda _progress: level
+
+
+def test_a_point_between_base_and_final_is_chosen_where_the_trade_off_is_steep(tmp_path: Path):
+    choice = pick(line(tmp_path / "run"), pair(num_items=1000), weight=0.5)
+    selection = choice.selection
+    assert 0.2 <= choice.point.alpha <= 0.6
+    assert to(selection, "final").utility.low > 0
+    assert to(selection, "base").utility.low > 0
+    assert "does better than the final checkpoint" in selection.verdict
+    assert selection.verdict.startswith(f"Step 40 alpha {choice.point.alpha:g}")
+
+
+def test_the_choice_is_the_tied_point_nearest_the_base(tmp_path: Path):
+    choice = pick(line(tmp_path / "run"), pair(num_items=1000))
+    assert choice.point in choice.tied
+    distances = [choice.selection.candidate(point).distance for point in choice.tied]
+    assert choice.selection.candidate(choice.point).distance == min(distances)
+
+
+def test_without_any_effect_the_base_is_chosen_and_said_to_be(tmp_path: Path):
+    choice = pick(line(tmp_path / "run"), pair(flat(0.4), flat(0.6), num_items=1000))
+    assert choice.point == Point.base()
+    assert "cannot be told apart from the final checkpoint" in choice.selection.verdict
+    assert to(choice.selection, "base").utility.estimate == 0
+    assert any("base" in note for note in choice.selection.notes)
+
+
+def test_an_effect_too_small_for_the_items_leaves_the_base_and_says_how_many_would_do(
+    tmp_path: Path,
+):
+    objectives = pair(lambda x: 0.4 + 0.05 * x, flat(0.6), shake=0.5, num_items=100)
+    selection = pick(line(tmp_path / "run", num_items=40), objectives).selection
+    assert selection.chosen == Point.base()
+    (note,) = [note for note in selection.notes if "items cannot tell" in note]
+    assert "from the base" in note
+    assert "items a role would" in note
+
+
+def test_weight_one_goes_for_the_target_and_weight_zero_stays_at_the_base(tmp_path: Path):
+    run = line(tmp_path / "run")
+    objectives = pair(num_items=1000)
+    assert pick(run, objectives, weight=1).point.alpha >= 0.6
+    assert pick(run, objectives, weight=0).point == Point.base()
+
+
+def test_the_recipe_says_the_weight_and_the_bounds_where_the_caller_does_not(tmp_path: Path):
+    run = line(tmp_path / "run")
+    assert run.recipe is not None
+    asked = {"weight": 0.9, "max_general_drop": 2.0}
+    recipe = run.recipe.model_copy(
+        update={"select": type(run.recipe.select).model_validate(asked)}
+    )
+    selection = pick(run, pair(), recipe=recipe).selection
+    assert selection.weight == 0.9
+    assert selection.constraints == Constraints(max_general_drop=2.0)
+
+
+def test_bounds_hold_on_the_selection_items(tmp_path: Path):
+    bounds = Constraints(max_general_drop=1.0, keep_gain=0.3)
+    selection = pick(line(tmp_path / "run"), pair(), weight=1.0, constraints=bounds).selection
+    base, final = selection.candidate(Point.base()), selection.candidate(selection.final)
+    for candidate in selection.candidates:
+        meets = (
+            base.general - candidate.general <= 1.0 + 1e-9
+            and candidate.target - base.target >= 0.3 * (final.target - base.target) - 1e-9
+        )
+        assert candidate.is_feasible == meets
+        assert candidate.is_feasible or not candidate.is_tied
+    assert selection.candidate(selection.chosen).is_feasible
+
+
+def test_bounds_nothing_meets_are_counted_with_what_can_be_reached(tmp_path: Path):
+    bounds = Constraints(max_general_drop=12.0, keep_gain=0.5)
+    objectives = pair(lambda x: 0.3 + 0.3 * x, lambda x: 0.6 - 0.3 * x, is_exact=True)
+    with pytest.raises(SelectionError) as caught:
+        pick(line(tmp_path / "run"), objectives, constraints=bounds)
+    assert str(caught.value).splitlines() == [
+        "none of the 11 measured points meets every constraint.",
+        "  max_general_drop 12 rules out 6; of those that meet the rest, "
+        "step 40 alpha 0.5 is nearest: 15",
+        "  keep_gain 0.5 rules out 5; of those that meet the rest, "
+        "step 40 alpha 0.4 is nearest: 0.4",
+        "Loosen one of them, or search more points.",
+    ]
+
+
+def test_keep_gain_where_nothing_is_gained_is_noted(tmp_path: Path):
+    objectives = pair(lambda x: 0.6 - 0.2 * x)
+    choice = pick(line(tmp_path / "run"), objectives, constraints=Constraints(keep_gain=0.9))
+    assert any("gains nothing on the target" in note for note in choice.selection.notes)
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.01, float("nan")])
+def test_a_weight_that_is_no_share_is_refused_before_anything_is_measured(
+    tmp_path: Path, weight: float
+):
+    target, general = pair()
+    with pytest.raises(UsageError, match="from 0 to 1"):
+        pick(line(tmp_path / "run"), (target, general), weight=weight)
+    assert target.calls == []
+
+
+def test_a_run_without_objectives_says_how_to_give_some(tmp_path: Path):
+    with pytest.raises(UsageError, match="--recipe FILE"):
+        select(make_run(tmp_path / "run"))
+
+
+def test_report_items_are_measured_at_base_choice_and_final_only(tmp_path: Path):
+    run = line(tmp_path / "run")
+    choice = pick(run, pair())
+    reported = [m for m in run.measurements() if m.split == "report"]
+    assert {m.point for m in reported} == {Point.base(), choice.point, run.final}
+    assert {m.origin for m in reported} == {"report"}
+    seen = {i for m in run.measurements() if m.split == "selection" for i in m.item_ids}
+    assert not seen & {i for m in reported for i in m.item_ids}
+    assert choice.selection.num_items["sums"] == {"selection": 200, "report": 200}
+
+
+def test_optimism_is_selection_less_report_utility_of_the_choice(tmp_path: Path):
+    selection = pick(line(tmp_path / "run"), pair()).selection
+    measured_utility = selection.candidate(selection.chosen).utility
+    assert selection.optimism == pytest.approx(
+        measured_utility - selection.report["chosen"].utility.estimate
+    )
+
+
+def test_differences_are_those_of_the_report_rows(tmp_path: Path):
+    selection = pick(line(tmp_path / "run"), pair()).selection
+    for end in ("base", "final"):
+        for part in ("target", "general", "utility"):
+            difference = getattr(to(selection, end), part)
+            rows = selection.report
+            expected = getattr(rows["chosen"], part).estimate - getattr(rows[end], part).estimate
+            assert difference.estimate == pytest.approx(expected)
+            assert difference.low <= difference.estimate <= difference.high
+
+
+def test_choosing_again_under_another_weight_measures_only_a_new_choice(tmp_path: Path):
+    run = line(tmp_path / "run")
+    pick(run, pair(num_items=1000), weight=0.5)
+    target, general = pair(num_items=1000)
+    choice = pick(run, (target, general), weight=1.0)
+    assert {point for point, _ in target.calls} == {choice.point} - {run.final}
+
+
+def test_choosing_again_what_is_on_record_loads_no_model_and_no_optuna(tmp_path: Path):
+    run = line(tmp_path / "run")
+    objectives = pair()
+    pick(run, objectives)
+    recipe = json.loads((run.path / "recipe.resolved.json").read_text())
+    functions = {"sums": "target", "prose": "general"}
+    recipe["objectives"] = [
+        {"kind": "python", "function": f"nowhere:{name}", "role": role, "name": name}
+        for name, role in functions.items()
+    ]
+    (run.path / "recipe.resolved.json").write_text(json.dumps(recipe))
+    script = (
+        "import sys; from backtrack.run.directory import Run; "
+        "from backtrack.selection.selecting import select; "
+        f"print(select(Run.open({str(run.path)!r}), weight=0.5).point); "
+        "assert not {'torch', 'optuna', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(run.selection().chosen)  # type: ignore[union-attr]
+
+
+def test_the_same_measurements_give_the_same_selection_but_for_its_time(tmp_path: Path):
+    run = line(tmp_path / "run")
+    first = pick(run, pair(), command="backtrack select")
+    second = pick(Run.open(run.path), pair(), command="backtrack select")
+    same = {"created": ""}
+    assert first.selection.model_copy(update=same) == second.selection.model_copy(update=same)
+
+
+def test_the_selection_is_on_disk_and_the_choice_points_to_its_report(tmp_path: Path):
+    run = line(tmp_path / "run")
+    choice = pick(run, pair(), command="backtrack select run")
+    assert run.selection() == choice.selection
+    assert choice.selection.command == "backtrack select run"
+    assert choice.report == run.path / "report.html"
+
+
+def test_losses_are_ranged_and_a_lower_one_is_better(tmp_path: Path):
+    loss = Formula(
+        make_info("loss", "general", unit="nats a token", direction="minimize"),
+        lambda x: 2 + x**4,
+        is_exact=True,
+    )
+    selection = pick(line(tmp_path / "run"), (pair()[0], loss)).selection
+    assert selection.axes["general"].direction == "minimize"
+    assert selection.yardsticks["loss"].zero == pytest.approx(3.0, abs=0.01)
+    assert selection.yardsticks["loss"].hundred == pytest.approx(2.0, abs=0.01)
+    assert 0.3 <= selection.chosen.alpha <= 0.8
+    assert to(selection, "final").general.high < 0
+    assert "nats a token" in selection.verdict
+    assert "less is better" in selection.verdict
+
+
+def test_a_loss_that_never_moves_is_noted(tmp_path: Path):
+    loss = Formula(
+        make_info("loss", "general", unit="nats", direction="minimize"), flat(2.0), is_exact=True
+    )
+    selection = pick(line(tmp_path / "run"), (pair()[0], loss)).selection
+    assert any("does not count" in note for note in selection.notes)
+
+
+def test_objectives_of_a_role_may_have_different_numbers_of_items(tmp_path: Path):
+    small = Formula(make_info("logic", "general"), lambda x: 0.5 - 0.2 * x, num_items=20, seed=9)
+    selection = pick(line(tmp_path / "run"), (*pair(), small)).selection
+    assert selection.num_items["logic"] == {"selection": 10, "report": 10}
+    assert any(note.startswith("logic has only 10 items") for note in selection.notes)
+    row = selection.report["final"]
+    assert row.general.estimate == pytest.approx(
+        100 * (row.scores["prose"] + row.scores["logic"]) / 2
+    )
+
+
+def test_points_measured_on_other_items_are_left_out_and_counted(tmp_path: Path):
+    run = line(tmp_path / "run")
+    pick(run, pair())
+    target, general = pair()
+    for objective in (target, general):
+        run.record(measured(objective, Point(step=20, alpha=0.5), objective.item_ids[:7]))
+    selection = pick(run, pair()).selection
+    assert Point(step=20, alpha=0.5) not in [c.point for c in selection.candidates]
+    assert any("1 measured points were left out" in note for note in selection.notes)
+
+
+def test_an_unfinished_search_is_chosen_from_and_noted(tmp_path: Path):
+    run = line(tmp_path / "run")
+    target, general = pair()
+    for objective in (target, general):
+        items, _ = split_items(objective.item_ids, 200, 200, seed=0)
+        for point in (Point.base(), run.final):
+            run.record(measured(objective, point, items))
+    selection = pick(run, (target, general)).selection
+    assert len(selection.candidates) == 2
+    assert any("9 points" in note and "not measured yet" in note for note in selection.notes)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_choice_that_breaks_its_bound_on_the_report_items_is_noted(tmp_path: Path, seed: int):
+    run = line(tmp_path / "run", seed=seed)
+    seen = pick(run, pair(), weight=1.0).selection
+    bound = seen.candidate(seen.chosen).target
+    selection = pick(run, pair(), weight=1.0, constraints=Constraints(min_target=bound)).selection
+    is_broken = selection.report["chosen"].target.estimate < bound
+    assert is_broken == any("misses min_target" in note for note in selection.notes)
+
+
+def test_chances_of_being_best_sum_to_one_over_the_feasible(tmp_path: Path):
+    bounds = Constraints(max_general_drop=5.0)
+    candidates = pick(line(tmp_path / "run"), pair(), constraints=bounds).selection.candidates
+    assert sum(c.chance_best for c in candidates) == pytest.approx(1)
+    assert all(c.chance_best == 0 for c in candidates if not c.is_feasible)
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_served"),
+    [
+        ({}, True),
+        ({"select": {"weight": 0.9}}, True),
+        ({"search": {"trials": 99}}, True),
+        ({"search": {"seed": 1}}, False),
+        ({"search": {"items": {"selection": 50}}}, False),
+        ({"objectives": [{"name": "sums", "items": 50}, {}]}, False),
+        ({"objectives": [{"weight": 3.0}, {}]}, True),
+        ({"placement": {"form": "merged"}}, False),
+    ],
+)
+def test_a_recipe_is_served_from_the_record_only_if_it_measures_the_same(
+    tmp_path: Path, changed: dict[str, Any], is_served: bool
+):
+    run = line(tmp_path / "run")
+    pick(run, pair())
+    objectives = [
+        {"kind": "python", "function": f"nowhere:{name}", "role": role}
+        for name, role in (("sums", "target"), ("prose", "general"))
+    ]
+    kept = {"name": "toy", "base": "toy", "objectives": objectives}
+    (run.path / MEASURED).write_text(Recipe.model_validate(kept).model_dump_json())
+    more = changed.get("objectives", [{}, {}])
+    mixed = [one | other for one, other in zip(objectives, more, strict=True)]
+    recipe = Recipe.model_validate({**kept, **changed, "objectives": mixed})
+    setting = Bench(run, recipe, None, None).standing("selection")
+    assert (setting is not None) == is_served
+
+
+def test_reports_of_many_choices_are_honest(tmp_path: Path):
+    """Over fresh items: selection scores of the choice run high, report intervals hold."""
+    optimism, covered, better = [], [], []
+    for seed in range(12):
+        run = line(tmp_path / f"run{seed}", num_items=60, seed=seed)
+        objectives = pair(num_items=2000, seed=seed, shake=0.2)
+        selection = pick(run, objectives, weight=0.5).selection
+        optimism.append(selection.optimism)
+        found = to(selection, "final")
+        truth = {
+            point: 50 * sum(_truth(objective, point) for objective in objectives)
+            for point in (selection.chosen, selection.final)
+        }
+        gap = truth[selection.chosen] - truth[selection.final]
+        covered.append(found.utility.low <= gap <= found.utility.high)
+        better.append(gap > 0)
+    assert all(better)
+    assert np.mean(covered) >= 0.75
+    assert abs(np.mean(optimism)) < 5
+
+
+def _truth(objective: Formula, point: Point) -> float:
+    stand = Stand()
+    stand.place(point.canonical)
+    return float(np.mean(objective.measure(stand.model, None, objective.item_ids)))

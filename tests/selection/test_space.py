@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from backtrack.point import Point
+from backtrack.recipe import SearchSection
+from backtrack.selection.space import anchors, highest_alpha, place_of, point_at
+
+STEPS = tuple(range(10, 110, 10))
+
+
+def test_anchors_are_base_final_the_alphas_and_even_checkpoints_in_this_order():
+    found = anchors(STEPS, SearchSection(alphas=(0.25, 0.75), checkpoints=4))
+    assert [str(point) for point in found] == [
+        "base",
+        "step 100 alpha 1",
+        "step 100 alpha 0.25",
+        "step 100 alpha 0.75",
+        "step 20 alpha 1",
+        "step 40 alpha 1",
+        "step 60 alpha 1",
+        "step 80 alpha 1",
+    ]
+
+
+@pytest.mark.parametrize("num_steps", range(1, 12))
+@pytest.mark.parametrize("checkpoints", range(7))
+def test_earlier_checkpoints_are_distinct_and_as_even_as_the_steps_allow(
+    num_steps: int, checkpoints: int
+):
+    section = SearchSection(alphas=(), checkpoints=checkpoints)
+    picked = [point.step for point in anchors(range(1, num_steps + 1), section)[2:]]
+    assert len(picked) == len(set(picked)) == min(checkpoints, num_steps - 1)
+    gaps = [b - a for a, b in pairwise([0, *picked, num_steps])]
+    assert max(gaps) - min(gaps) <= 1
+
+
+def test_an_alpha_of_one_is_the_final_checkpoint_and_measured_once():
+    assert len(anchors(STEPS, SearchSection(alphas=(0.5, 1.0), checkpoints=0))) == 3
+
+
+def test_proposals_close_together_are_one_point():
+    assert point_at(STEPS, 3, 0.3000001) == point_at(STEPS, 3, 0.304) == Point(step=40, alpha=0.3)
+
+
+def test_no_strength_is_the_base_whatever_the_step():
+    assert point_at(STEPS, 3, 0.0) == point_at(STEPS, 7, 0.004) == Point.base()
+
+
+def test_a_point_of_the_space_finds_its_place_again():
+    for index in range(len(STEPS)):
+        for hundredths in range(1, 121):
+            point = point_at(STEPS, index, hundredths / 100)
+            assert place_of(STEPS, point, 1.2) == (index, hundredths / 100)
+
+
+def test_points_outside_the_space_have_no_place():
+    assert place_of(STEPS, Point(step=10, alpha=1.3), 1.2) is None
+    assert place_of(STEPS, Point(step=15, alpha=0.5), 1.2) is None
+    assert place_of(STEPS, Point(step=10, alpha=0.5, profile="safe"), 1.2) is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "highest"), [(1.2, 1.2), (1.0, 1.0), (0.119, 0.11), (0.002, 0.01)]
+)
+def test_the_highest_alpha_lies_on_the_grid(asked: float, highest: float):
+    assert highest_alpha(SearchSection(max_alpha=asked)) == highest

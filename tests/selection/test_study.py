@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import fcntl
+from typing import TYPE_CHECKING, Any
+
+import optuna
+import pytest
+
+from backtrack.errors import ObjectiveError, RunError, UsageError
+from backtrack.point import Point
+from backtrack.run.directory import Run
+from backtrack.selection.progress import Progress
+from backtrack.selection.space import anchors
+from backtrack.selection.study import search
+from tests.selection.fakes import STEPS, Formula, Stand, make_info, make_recipe, make_run, pair
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from backtrack.records import Measurement
+
+SAMPLERS = ["gp", "tpe", "nsga2", "random"]
+
+
+def points(measurements: list[Measurement]) -> list[str]:
+    return [str(point) for point in dict.fromkeys(m.point for m in measurements)]
+
+
+def seek(run: Run, objectives: Any, **given: Any) -> list[Measurement]:
+    return search(run, placement=given.pop("placement", Stand()), objectives=objectives, **given)
+
+
+def trials_of(run: Run) -> list[optuna.trial.FrozenTrial]:
+    storage = f"sqlite:///{run.path}/study.db"
+    (name,) = optuna.get_all_study_names(storage)
+    return optuna.load_study(study_name=name, storage=storage).trials
+
+
+def test_anchors_come_first_then_as_many_points_as_the_recipe_asks_for(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    found = seek(run, pair())
+    expected = anchors(STEPS, make_recipe().search)
+    assert points(found)[: len(expected)] == [str(point) for point in expected]
+    assert len(points(found)) == len(expected) + 3
+    origins = dict.fromkeys((m.point, m.origin) for m in found)
+    assert [origin for _, origin in origins] == ["anchor"] * len(expected) + ["sampler"] * 3
+
+
+def test_the_search_sees_selection_items_only_and_the_same_ones_at_every_point(tmp_path: Path):
+    run = make_run(tmp_path / "run", make_recipe(items={"selection": 20, "report": 30}))
+    target, general = pair()
+    found = seek(run, (target, general))
+    assert {m.split for m in found} == {"selection"}
+    for objective in (target, general):
+        (items,) = {items for _, items in objective.calls}
+        assert len(items) == 20
+        assert {m.item_ids for m in found if m.objective == objective.info} == {items}
+
+
+def test_what_is_returned_is_what_is_on_disk(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    assert seek(run, pair()) == Run.open(run.path).measurements()
+
+
+def test_a_model_is_placed_once_a_point(tmp_path: Path):
+    stand = Stand()
+    found = seek(make_run(tmp_path / "run"), pair(), placement=stand)
+    assert len(stand.visits) == len(points(found)) == len(found) / 2
+
+
+def test_searching_again_measures_nothing(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    found = seek(run, pair())
+    target, general = pair()
+    stand = Stand()
+    assert seek(run, (target, general), placement=stand) == found
+    assert not target.calls + general.calls
+    assert not stand.visits
+
+
+def test_more_trials_add_only_the_new_ones(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    fewer = seek(run, pair(), trials=2)
+    more = seek(run, pair(), trials=4)
+    assert more[: len(fewer)] == fewer
+    assert len(points(more)) == len(points(fewer)) + 2
+
+
+@pytest.mark.parametrize(
+    ("sampler", "breaks_at"), [("random", 3), ("random", 9), ("tpe", 9), ("nsga2", 9), ("gp", 8)]
+)
+def test_an_interrupted_search_ends_where_an_uninterrupted_one_does(
+    tmp_path: Path, sampler: str, breaks_at: int
+):
+    """Broken off among the anchors, or between the two objectives of a sampler's second point."""
+    recipe = make_recipe(sampler=sampler, trials=1 if sampler == "gp" else 4)
+    whole = seek(make_run(tmp_path / "whole", recipe), pair())
+
+    run = make_run(tmp_path / "broken", recipe)
+    target, general = pair()
+    general.breaks_at = breaks_at
+    with pytest.raises(KeyboardInterrupt):
+        seek(run, (target, general))
+    before = run.measurements()
+    assert len(before) == 2 * breaks_at + 1
+    resumed = seek(Run.open(run.path), pair())
+    assert resumed[: len(before)] == before
+    assert [(m.point, m.objective, m.scores) for m in resumed] == [
+        (m.point, m.objective, m.scores) for m in whole
+    ]
+
+
+def test_an_interruption_fails_the_trial_under_way(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    target, general = pair()
+    general.breaks_at = 9
+    with pytest.raises(KeyboardInterrupt):
+        seek(run, (target, general))
+    assert [trial.state.name for trial in trials_of(run)].count("FAIL") == 1
+    assert not any(trial.state.name == "RUNNING" for trial in trials_of(run))
+
+
+def test_a_trial_left_running_by_a_killed_process_is_failed(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    seek(run, pair(), trials=1)
+    storage = f"sqlite:///{run.path}/study.db"
+    (name,) = optuna.get_all_study_names(storage)
+    optuna.load_study(study_name=name, storage=storage).ask()
+    assert trials_of(run)[-1].state.name == "RUNNING"
+    resumed = seek(run, pair())
+    assert not any(trial.state.name == "RUNNING" for trial in trials_of(run))
+    assert points(resumed) == points(seek(make_run(tmp_path / "other"), pair()))
+
+
+def test_a_lost_study_is_made_again_from_the_measurements(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    found = seek(run, pair())
+    (run.path / "study.db").unlink()
+    assert seek(run, pair()) == found
+    assert len(trials_of(run)) == len(points(found))
+
+
+def test_the_study_holds_role_scores_as_they_read_never_negated(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    loss = Formula(
+        make_info("loss", "general", unit="nats a token", direction="minimize"),
+        lambda x: 2 + x,
+        is_exact=True,
+    )
+    seek(run, (pair()[0], loss))
+    storage = f"sqlite:///{run.path}/study.db"
+    (name,) = optuna.get_all_study_names(storage)
+    study = optuna.load_study(study_name=name, storage=storage)
+    assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+    base, final = study.trials[:2]
+    assert base.params["alpha"] == 0
+    assert (base.values[1], final.values[1]) == pytest.approx((2.0, 3.0), abs=0.01)
+
+
+def test_a_changed_objective_is_measured_anew(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    target, general = pair()
+    seek(run, (target, general))
+    changed = Formula(make_info("sums", "target", fingerprint="other"), target.mean)
+    again = pair()[1]
+    found = seek(run, (changed, again))
+    assert len(changed.calls) == len(points(found))
+    assert len(found) == 2 * len(points(found))
+
+
+def test_another_form_is_measured_anew(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    seek(run, pair(), trials=0)
+    target, general = pair()
+    found = seek(run, (target, general), trials=0, placement=Stand(form="merged"))
+    assert {m.form for m in found} == {"merged"}
+    assert len(target.calls) == len(points(found))
+
+
+def test_anchors_beyond_the_samplers_reach_are_measured_all_the_same(tmp_path: Path):
+    run = make_run(tmp_path / "run", make_recipe(alphas=(0.333, 1.5), max_alpha=0.7))
+    found = seek(run, pair())
+    assert {"step 40 alpha 1.5", "step 40 alpha 0.333", "step 40 alpha 1"} <= set(points(found))
+    assert all(m.point.alpha <= 0.7 for m in found if m.origin == "sampler")
+
+
+@pytest.mark.parametrize("sampler", [*SAMPLERS, "qmc"])
+def test_every_sampler_works_on_a_run_of_one_checkpoint(tmp_path: Path, sampler: str):
+    run = make_run(tmp_path / "run", make_recipe(sampler=sampler, trials=1), steps=[40])
+    assert {m.point.step for m in seek(run, pair(num_items=8))} <= {0, 40}
+
+
+def test_a_proposal_already_measured_costs_nothing_and_counts(tmp_path: Path):
+    run = make_run(tmp_path / "run", make_recipe(alphas=(), max_alpha=0.01, trials=5), steps=[40])
+    target, general = pair()
+    stand = Stand()
+    found = seek(run, (target, general), placement=stand)
+    assert set(points(found)) <= {"base", "step 40 alpha 1", "step 40 alpha 0.01"}
+    assert len(stand.visits) == len(points(found))
+
+
+def test_progress_counts_points_up_to_the_total(tmp_path: Path):
+    seen: list[Progress] = []
+    recipe = make_recipe(trials=2)
+    seek(make_run(tmp_path / "run", recipe), pair(), on_progress=seen.append)
+    total = len(anchors(STEPS, recipe.search)) + 2
+    assert {progress.total for progress in seen} == {total}
+    assert [progress.done for progress in seen] == sorted(progress.done for progress in seen)
+    assert seen[0] == Progress(0, total, Point.base(), "sums", None)
+    assert (seen[-1].done, seen[-1].seconds_left) == (total, 0)
+
+
+def test_progress_of_a_finished_search_reaches_the_total_too(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    seek(run, pair())
+    seen: list[Progress] = []
+    seek(run, pair(), on_progress=seen.append)
+    assert seen[-1].done == seen[-1].total
+
+
+def test_a_second_search_of_the_same_run_is_refused(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    with (run.path / ".search.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(RunError, match="another search"):
+            seek(run, pair())
+
+
+def test_a_damaged_study_is_named_with_the_way_out(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    (run.path / "study.db").write_bytes(b"not a database" * 100)
+    with pytest.raises(RunError, match=r"study\.db is damaged .* Delete it"):
+        seek(run, pair())
+    assert len(points(run.measurements())) == len(anchors(STEPS, make_recipe().search))
+
+
+def test_without_objectives_the_way_to_give_some_is_named(tmp_path: Path):
+    with pytest.raises(UsageError, match=r"--recipe FILE.*`objectives:`"):
+        search(make_run(tmp_path / "run"), placement=Stand())  # type: ignore[arg-type]
+
+
+def test_a_role_without_an_objective_is_refused(tmp_path: Path):
+    with pytest.raises(UsageError, match="no objective has the role `general`"):
+        seek(make_run(tmp_path / "run"), pair()[:1])
+
+
+def test_an_objective_of_three_items_is_named(tmp_path: Path):
+    with pytest.raises(ObjectiveError, match=r"'sums': 3 items"):
+        seek(make_run(tmp_path / "run"), pair(num_items=3))
+
+
+def test_a_score_that_is_not_finite_is_refused_and_not_recorded(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    target = Formula(make_info("sums", "target"), lambda x: float("nan"), is_exact=True)
+    with pytest.raises(ObjectiveError, match=r"'sums' gave nan .* at base"):
+        seek(run, (target, pair()[1]))
+    assert run.measurements() == []
+
+
+def test_optunas_own_verbosity_is_left_as_it_was(tmp_path: Path):
+    before = optuna.logging.get_verbosity()
+    seek(make_run(tmp_path / "run"), pair())
+    assert optuna.logging.get_verbosity() == before
