@@ -220,6 +220,7 @@ def select(
     if is_json:
         _print_json(choice.selection.model_dump(mode="json"))
         return
+    terminal.print_candidates(choice.selection)
     terminal.print_selection(choice.selection)
     terminal.out.print()
     terminal.out.print(f"report   {page}", markup=False, soft_wrap=True)

@@ -7,6 +7,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,6 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+
+from backtrack.records import ROLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -93,14 +96,16 @@ def print_note(message: str) -> None:
 
 def print_selection(selection: Selection) -> None:
     """The before/after table, the verdict and the cautions."""
+    target, general = (selection.axes[role].unit for role in ROLES)
     out.print(_before_after(selection))
     for difference in selection.differences:
         line = (
-            f"chosen - {difference.to}: target {signed(difference.target)}, "
-            f"general {signed(difference.general)}, utility {signed(difference.utility)}"
+            f"chosen - {difference.to}: target {signed(difference.target, target)}, "
+            f"general {signed(difference.general, general)}, "
+            f"utility {signed(difference.utility, 'points')}"
         )
         if difference.items_to_settle:
-            line += f"; {difference.items_to_settle:,} items a role would settle it"
+            line += f" ({difference.items_to_settle:,} items a role would settle it)"
         out.print(line, markup=False, soft_wrap=True)
     out.print()
     out.print(selection.verdict, markup=False, style="bold")
@@ -109,36 +114,45 @@ def print_selection(selection: Selection) -> None:
 
 
 def _before_after(selection: Selection) -> Table:
-    axes = selection.axes
-    table = Table(
-        title=f"{selection.run}, weight {selection.weight:g} on the target", title_justify="left"
+    target, general = (selection.axes[role] for role in ROLES)
+    table = _table(
+        f"{selection.run} at weight {selection.weight:g} on the target: "
+        f"chosen {selection.chosen}, final step {selection.final.step}"
     )
     table.add_column("")
-    table.add_column("point")
-    table.add_column(heading("target", axes["target"]), justify="right")
-    table.add_column(heading("general", axes["general"]), justify="right")
-    table.add_column("utility", justify="right")
+    for name in (heading("target", target), heading("general", general), "utility"):
+        table.add_column(name, justify="right")
     for name, row in selection.report.items():
-        style = "bold" if name == "chosen" else None
-        cells = [shown(row.target), shown(row.general), shown(row.utility)]
-        table.add_row(name, str(row.point), *cells, style=style)
+        cells = [
+            shown(row.target, target.unit),
+            shown(row.general, general.unit),
+            shown(row.utility, "points"),
+        ]
+        table.add_row(name, *cells, style="bold" if name == "chosen" else None)
     return table
 
 
 def print_candidates(selection: Selection, limit: int = 12) -> None:
     """The measured points by utility, on selection items."""
-    table = Table(title="measured points, by utility on selection items", title_justify="left")
+    units = [selection.axes[role].unit for role in ROLES] + ["points"]
+    table = _table("measured points, by utility on selection items")
     for name in ("point", "target", "general", "utility"):
         table.add_column(name, justify="left" if name == "point" else "right")
     table.add_column("")
     ranked = sorted(selection.candidates, key=lambda c: -c.utility)
     for candidate in ranked[:limit]:
-        numbers = [f"{v:.4g}" for v in (candidate.target, candidate.general, candidate.utility)]
+        values = (candidate.target, candidate.general, candidate.utility)
+        numbers = [f"{v:{_digits(unit)}}" for v, unit in zip(values, units, strict=True)]
         is_chosen = candidate.point == selection.chosen
         table.add_row(str(candidate.point), *numbers, marks(candidate, is_chosen=is_chosen))
     out.print(table)
     if len(ranked) > limit:
         out.print(f"and {len(ranked) - limit} more in selection.json", style="dim")
+        out.print()
+
+
+def _table(title: str | None = None) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def marks(candidate: Candidate, *, is_chosen: bool) -> str:
@@ -158,19 +172,25 @@ def heading(role: str, axis: Axis) -> str:
     return f"{role} ({axis.unit}{less})"
 
 
-def shown(interval: Interval) -> str:
-    """`82.10 [78.90, 85.00]`."""
-    return f"{interval.estimate:.4g} [{interval.low:.4g}, {interval.high:.4g}]"
+def shown(interval: Interval, unit: str) -> str:
+    """`82.1 [78.9, 85.0]`."""
+    kind = _digits(unit)
+    return f"{interval.estimate:{kind}} [{interval.low:{kind}}, {interval.high:{kind}}]"
 
 
-def signed(interval: Interval) -> str:
+def signed(interval: Interval, unit: str) -> str:
     """`+3.1 [+0.4, +5.9]`."""
-    return f"{interval.estimate:+.3g} [{interval.low:+.3g}, {interval.high:+.3g}]"
+    kind = "+" + _digits(unit)
+    return f"{interval.estimate:{kind}} [{interval.low:{kind}}, {interval.high:{kind}}]"
+
+
+def _digits(unit: str) -> str:
+    return ".1f" if unit in {"%", "points"} else ".4g"
 
 
 def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A plain table."""
-    table = Table()
+    table = _table()
     for name in headings:
         table.add_column(name)
     for row in rows:

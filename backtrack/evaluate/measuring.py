@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
+from backtrack.errors import ObjectiveError
 from backtrack.records import Measurement
 
 if TYPE_CHECKING:
@@ -33,10 +35,11 @@ def measure(
     """Scores of `item_ids` where the model stands now. The objective itself never sees the point.
 
     Raises:
-        ObjectiveError: The items cannot be scored.
+        ObjectiveError: The items cannot be scored, or a score is missing or not finite.
     """
     begin = time.perf_counter()
     scores = objective.measure(standing.model, standing.tokenizer, item_ids)
+    _require_scores(objective.info.name, standing.point, item_ids, scores)
     return Measurement(
         point=standing.point,
         objective=objective.info,
@@ -44,8 +47,24 @@ def measure(
         curve=standing.curve,
         split=split,
         item_ids=tuple(item_ids),
-        scores=tuple(scores),
+        scores=tuple(float(score) for score in scores),
         distance=standing.distance(standing.point),
         seconds=time.perf_counter() - begin,
         origin=origin,
     )
+
+
+def _require_scores(
+    name: str, point: Point, item_ids: Sequence[str], scores: Sequence[float]
+) -> None:
+    if len(scores) != len(item_ids):
+        raise ObjectiveError(
+            f"objective {name!r} gave {len(scores)} scores for {len(item_ids)} items at {point}. "
+            "Return one score an item, in the items' order."
+        )
+    for item_id, score in zip(item_ids, scores, strict=True):
+        if not math.isfinite(score):
+            raise ObjectiveError(
+                f"objective {name!r} gave {score} for item {item_id!r} at {point}. "
+                "Scores must be finite: bound them, or lower `search.max_alpha`."
+            )

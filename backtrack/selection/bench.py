@@ -6,26 +6,26 @@ under way. The model and the objectives are built when something must be measure
 
 from __future__ import annotations
 
-import math
 import time
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from backtrack.errors import ObjectiveError, UsageError
+from backtrack.evaluate.measuring import measure
 from backtrack.point import Point
 from backtrack.recipe import Recipe, SearchSection
-from backtrack.records import ROLES, Measurement
+from backtrack.records import ROLES
 from backtrack.run.directory import write_atomically
 from backtrack.selection.measured import Setting, Wanted, recorded_setting, tabulate
 from backtrack.selection.statistics import split_items
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from backtrack.evaluate.objective import Objective
     from backtrack.path.placement import Placement
-    from backtrack.records import ObjectiveInfo, Split
+    from backtrack.records import Measurement, ObjectiveInfo, Split
     from backtrack.run.directory import Run
     from backtrack.selection.measured import Table
     from backtrack.selection.progress import Meter
@@ -156,37 +156,15 @@ class Bench:
         point = point.canonical
         missing = self._missing(point, split)
         started = time.monotonic()
-        distance = 0.0
         if missing:
             self.placement.place(point)
-            distance = self.placement.distance(point)
         for objective in missing:
             meter.begins(point, objective.info.name)
-            measurement = self._measured(objective, point, split, origin, distance)
+            item_ids = self._split(split)[objective.info.name]
+            measurement = measure(objective, self.placement, item_ids, split=split, origin=origin)
             self.run.record(measurement)
             self._recorded.append(measurement)
         meter.ends(point, time.monotonic() - started if missing else None)
-
-    def _measured(
-        self, objective: Objective, point: Point, split: Split, origin: str, distance: float
-    ) -> Measurement:
-        item_ids = self._split(split)[objective.info.name]
-        started = time.monotonic()
-        scores = objective.measure(self.placement.model, self.placement.tokenizer, item_ids)
-        seconds = time.monotonic() - started
-        _require_scores(objective.info.name, point, item_ids, scores)
-        return Measurement(
-            point=point,
-            objective=objective.info,
-            form=self.placement.form,
-            curve=self.placement.curve,
-            split=split,
-            item_ids=item_ids,
-            scores=tuple(float(score) for score in scores),
-            distance=distance,
-            seconds=seconds,
-            origin=origin,
-        )
 
     def _missing(self, point: Point, split: Split) -> list[Objective]:
         setting = self.setting(split)
@@ -271,20 +249,3 @@ def _what_is_measured(recipe: Recipe) -> object:
 
 def _want(info: ObjectiveInfo) -> Wanted:
     return Wanted(info.name, info.role, info.weight, info.fingerprint)
-
-
-def _require_scores(
-    name: str, point: Point, item_ids: Sequence[str], scores: Iterable[float]
-) -> None:
-    scores = tuple(scores)
-    if len(scores) != len(item_ids):
-        raise ObjectiveError(
-            f"objective {name!r} gave {len(scores)} scores for {len(item_ids)} items at {point}. "
-            "Return one score an item, in the items' order."
-        )
-    for item_id, score in zip(item_ids, scores, strict=True):
-        if not math.isfinite(score):
-            raise ObjectiveError(
-                f"objective {name!r} gave {score} for item {item_id!r} at {point}. "
-                "Scores must be finite: bound them, or lower `search.max_alpha`."
-            )

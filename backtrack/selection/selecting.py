@@ -196,7 +196,7 @@ def _record(
         level=LEVEL,
         num_resamples=NUM_RESAMPLES,
         seed=reading.seed,
-        verdict=verdict(chosen, final, differences, axes),
+        verdict=verdict(chosen, final, differences),
         notes=(
             *cautions(judgement, constraints),
             *broken_on_report(reading, chosen, base, final, constraints),

@@ -10,19 +10,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from backtrack.point import Point
-    from backtrack.records import Axis, Constraints, Difference, Interval, Role, Split
+    from backtrack.records import Constraints, Difference, Interval, Split
     from backtrack.selection.judging import Judgement, Reading
 
 FEW_ITEMS = 50
 """Below this the intervals cover less than they say; figures in `statistics`."""
 
 
-def verdict(
-    chosen: Point, final: Point, differences: Sequence[Difference], axes: Mapping[Role, Axis]
-) -> str:
+def verdict(chosen: Point, final: Point, differences: Sequence[Difference]) -> str:
     """What the report items show, in one sentence."""
     said = [
-        f"{_claim(each.utility)} {_name(each)} ({_changes(each, axes)})"
+        f"{_claim(each.utility)} {_name(each)} (utility {signed(each.utility, front.POINTS)})"
         for each in differences
         if not (each.to == "base" and chosen.is_base)
         and not (each.to == "final" and chosen == final)
@@ -46,19 +44,6 @@ def _claim(utility: Interval) -> str:
 
 def _name(each: Difference) -> str:
     return "the final checkpoint" if each.to == "final" else "the base"
-
-
-def _changes(each: Difference, axes: Mapping[Role, Axis]) -> str:
-    parts = [
-        f"utility {signed(each.utility, front.POINTS)}",
-        f"target {signed(each.target, axes['target'].unit)}{_hint(axes['target'])}",
-        f"general {signed(each.general, axes['general'].unit)}{_hint(axes['general'])}",
-    ]
-    return ", ".join(parts)
-
-
-def _hint(axis: Axis) -> str:
-    return ", less is better" if axis.direction == "minimize" else ""
 
 
 def signed(value: Interval, unit: str) -> str:

@@ -44,6 +44,11 @@ class Stand:
     visits: list[Point] = field(default_factory=list)
     model: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(point=Point.base()))
 
+    @property
+    def point(self) -> Point:
+        point: Point = self.model.point
+        return point
+
     def place(self, point: Point) -> None:
         self.visits.append(point)
         self.model.point = point
