@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+_INTERRUPTED = (
+    "interrupted. What was saved and measured is kept: the same command goes on from there "
+    "(train with --resume)."
+)
 
 app = typer.Typer(
     name="backtrack",
@@ -346,12 +350,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         terminal.print_error(_usage(error))
         sys.exit(EXIT_USAGE)
     except typer.Abort:
-        _say_interrupted()
+        code = EXIT_INTERRUPTED
     except KeyboardInterrupt:
-        _say_interrupted()
+        code = EXIT_INTERRUPTED
     except OSError as error:
         terminal.print_error(f"{error.filename or 'the disk'}: {error.strerror or error}.")
         sys.exit(1)
+    if code == EXIT_INTERRUPTED:
+        terminal.print_note(_INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -359,14 +365,6 @@ def _usage(error: Any) -> str:
     """What is wrong with the words of a command, and where its help is."""
     path = error.ctx.command_path if getattr(error, "ctx", None) else "backtrack"
     return f"{error.format_message()} See `{path} --help`."
-
-
-def _say_interrupted() -> NoReturn:
-    terminal.print_note(
-        "interrupted. What was saved and measured is kept: the same command goes on from there "
-        "(train with --resume)."
-    )
-    sys.exit(EXIT_INTERRUPTED)
 
 
 def _be_quiet() -> None:

@@ -76,7 +76,7 @@ def test_export_and_runs_speak_json(place: Path) -> None:
 
 
 WRONG = {
-    "weight": (["select", "--weight", "1.5"], 2, "between 0 and 1"),
+    "weight": (["select", "--weight", "1.5"], 2, "from 0 to 1"),
     "bound": (["select", "--keep-gain", "7"], 2, "keep-gain"),
     "option": (["select", "--wight", "0.5"], 2, "--weight"),
     "run": (["select", "nothing-here"], 1, "nothing-here"),
@@ -135,10 +135,10 @@ def test_an_unknown_lm_eval_task_names_the_nearest(place: Path) -> None:
 
 def test_a_recipe_with_several_mistakes_lists_them_all(place: Path) -> None:
     (place / "bad.yaml").write_text(
-        "nam: x\nbase: {model: base, dtipe: auto}\nmethod: {kind: lora, rnak: 8}\n"
+        "nam: x\nbase: {model: base, dtipe: auto}\nmethod: {kind: lora, lora_alhpa: 8}\n"
         "sft: {learning_rat: 1}\nselect: {weight: 1.4}\nsearch: {trails: 3}\n"
     )
     done = backtrack("recipes", "check", "bad.yaml", cwd=place)
     assert done.returncode == 2
-    for expected in ("'name'", "'dtype'", "'rank_pattern'", "'learning_rate'", "1.4", "'trials'"):
+    for expected in ("'name'", "'dtype'", "'lora_alpha'", "'learning_rate'", "1.4", "'trials'"):
         assert expected in done.stderr, done.stderr

@@ -83,7 +83,7 @@ def commands_in(text: str) -> list[str]:
     """Lines that call us, continuation lines joined."""
     joined = re.sub(r"\\\n\s*", " ", text)
     found = re.findall(r"^#?\s*(?:\$ )?(backtrack [a-z].*)$", joined, flags=re.MULTILINE)
-    return [re.split(r"\s{3,}| #", line)[0].strip() for line in found]
+    return [re.split(r"\s{3,}| #| > ", line)[0].strip() for line in found]
 
 
 SOURCES = [ROOT / "README.md", *packaged_recipes(), *sorted((ROOT / "examples").glob("*.py"))]
