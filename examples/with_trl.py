@@ -43,7 +43,7 @@ def train(folder: Path, max_steps: int) -> None:
 def main(folder: Path, max_steps: int = 120) -> None:
     train(folder, max_steps)
     run = Run.open(folder)
-    recipe = load_recipe(ASSETS / "recipe.yaml")
+    recipe = load_recipe(ASSETS / "recipe.yaml", ["search.trials=4"])
     choice = select(run, weight=0.6, recipe=recipe)
     print(choice.selection.verdict)
     written = export(run, choice.point, folder / "export" / "adapter")
