@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,14 +20,21 @@ from tests.models import make_base, make_peft_run
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def backtrack(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+def started(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
     """The command in a process of its own."""
-    return subprocess.run(
+    root = str(Path(__file__).resolve().parents[1])
+    return subprocess.Popen(
         [sys.executable, "-m", "backtrack", *map(str, arguments)],
-        cwd=cwd, capture_output=True, text=True, check=False, timeout=300,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1]),
-        "OMP_NUM_THREADS": "1"},
+        cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
+
+
+def backtrack(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """What the command prints and how it ends."""
+    with started(*arguments, cwd=cwd) as process:
+        out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess([*map(str, arguments)], process.returncode, out, err)
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +152,44 @@ def test_a_recipe_with_several_mistakes_lists_them_all(place: Path) -> None:
     assert done.returncode == 2
     for expected in ("'name'", "'dtype'", "'lora_alpha'", "'learning_rate'", "1.4", "'trials'"):
         assert expected in done.stderr, done.stderr
+
+
+def test_select_on_a_folder_of_checkpoints_adopts_it_on_the_fly(place: Path) -> None:
+    for step in (10, 20):
+        source = place / "runs" / "mine" / "trajectory" / f"step-{step:08d}"
+        shutil.copytree(source, place / "outputs" / "sft" / f"checkpoint-{step}")
+    done = backtrack(
+        "select",
+        "outputs/sft",
+        "--recipe",
+        "recipe.yaml",
+        "--export",
+        "chosen",
+        "--json",
+        cwd=place,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["final"] == {"step": 20, "alpha": 1.0, "profile": "uniform"}
+    assert (place / "chosen" / "adapter_config.json").is_file()
+    assert Run.open(place / "runs" / "sft").manifest.source == str(place / "outputs" / "sft")
+
+
+def test_ctrl_c_during_training_leaves_a_run_that_resumes(place: Path) -> None:
+    rows = [{"prompt": f"sums {i}:", "completion": f" {i * 3 % 7}"} for i in range(64)]
+    (place / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (place / "long.yaml").write_text(
+        "name: long\nbase: base\nmethod: {kind: lora, r: 2}\ndata: {train: train.jsonl}\n"
+        "sft: {max_steps: 400, per_device_train_batch_size: 4}\ntrajectory: {every_steps: 20}\n"
+    )
+    index = place / "runs" / "long" / "trajectory" / "index.jsonl"
+    with started("train", "long.yaml", cwd=place) as training:
+        while training.poll() is None and not (index.is_file() and index.read_text()):
+            time.sleep(0.05)
+        training.send_signal(signal.SIGINT)
+        _, said = training.communicate(timeout=120)
+    assert training.returncode == 130, said
+    assert "interrupted" in said
+    assert "Traceback" not in said
+    done = backtrack("train", "long.yaml", "--resume", "--json", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == list(range(20, 401, 20))

@@ -7,14 +7,13 @@ Not promised: that page and pictures show one selection when the machine dies in
 
 from __future__ import annotations
 
-import os
 import shlex
-import uuid
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from backtrack.errors import RunError
 from backtrack.report import facts, tables
+from backtrack.run.directory import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +51,8 @@ def write_report(
     files["report.html"] = _render(context).encode()
     try:
         for name, content in files.items():
-            _write(run_path / name, content)
+            (run_path / name).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(run_path / name, content)
     except OSError as error:
         raise RunError(
             f"The report of {run_path} could not be written: {error}. "
@@ -109,18 +109,3 @@ def _trusted(code: str) -> Markup:
 
 def _asset(name: str) -> str:
     return (resources.files("backtrack") / "assets" / "report" / name).read_text("utf-8")
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write under a partial name, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
