@@ -104,7 +104,7 @@ def print_selection(selection: Selection) -> None:
             f"general {signed(difference.general, general)}, "
             f"utility {signed(difference.utility, 'points')}"
         )
-        if difference.items_to_settle:
+        if difference.items_to_settle and difference.utility.low <= 0 <= difference.utility.high:
             line += f" ({difference.items_to_settle:,} items a role would settle it)"
         out.print(line, markup=False, soft_wrap=True)
     out.print()
@@ -116,8 +116,8 @@ def print_selection(selection: Selection) -> None:
 def _before_after(selection: Selection) -> Table:
     target, general = (selection.axes[role] for role in ROLES)
     table = _table(
-        f"{selection.run} at weight {selection.weight:g} on the target: "
-        f"chosen {selection.chosen}, final step {selection.final.step}"
+        f"{selection.run}, weight {selection.weight:g}: chosen {selection.chosen}, "
+        f"final step {selection.final.step}"
     )
     table.add_column("")
     for name in (heading("target", target), heading("general", general), "utility"):
