@@ -110,12 +110,13 @@ def train(
 ) -> None:
     """Train a recipe, keeping a dense trajectory."""
     from backtrack.recipe import load_recipe
-    from backtrack.train.check import library_faults
-    from backtrack.train.trainer import train as train_recipe
 
     path = _recipe_path(recipe)
-    loaded = load_recipe(path, overrides or (), checks=[library_faults])
     with terminal.progress("training", is_quiet=is_quiet or is_json) as report:
+        from backtrack.train.check import library_faults
+        from backtrack.train.trainer import train as train_recipe
+
+        loaded = load_recipe(path, overrides or (), checks=[library_faults])
         run = train_recipe(
             loaded,
             recipe_text=path.read_text(encoding="utf-8"),
@@ -165,10 +166,10 @@ def search(
     is_quiet: QuietOption = False,
 ) -> None:
     """Measure points along the path; what is measured stays measured."""
-    from backtrack.selection.study import search as search_run
-
     opened = _open(run, base, recipe)
     with terminal.progress("measuring", is_quiet=is_quiet or is_json) as report:
+        from backtrack.selection.study import search as search_run
+
         found = search_run(opened, trials=trials, on_progress=_measuring(report))
     points = list(dict.fromkeys(str(measurement.point) for measurement in found))
     if is_json:

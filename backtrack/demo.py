@@ -59,12 +59,13 @@ def run_demo(folder: Path, *, seed: int = 0, is_quiet: bool = False) -> Demo:
     Raises:
         BacktrackError: A step of the job failed.
     """
+    recipe = demo_recipe(folder, seed)
+    run = _train(recipe, is_quiet=is_quiet)
+    # Imported here: they load torch, and the bar above says so.
     from backtrack.exporter import export
     from backtrack.report.page import write_report
     from backtrack.selection.selecting import select
 
-    recipe = demo_recipe(folder, seed)
-    run = _train(recipe, is_quiet=is_quiet)
     with terminal.progress("measuring", is_quiet=is_quiet) as report:
         choice = select(
             run,
@@ -94,9 +95,9 @@ def _names() -> list[str]:
 
 
 def _train(recipe: Recipe, *, is_quiet: bool) -> Run:
-    from backtrack.train.trainer import train
-
     with terminal.progress("training", is_quiet=is_quiet) as report:
+        from backtrack.train.trainer import train
+
         return train(
             recipe,
             recipe_text=(ASSETS / "recipe.yaml").read_text(encoding="utf-8"),

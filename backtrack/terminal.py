@@ -45,10 +45,11 @@ def progress(title: str, *, is_quiet: bool = False) -> Iterator[Report]:
     if is_quiet:
         yield lambda _done, _total, _what: None
     elif not err.is_terminal:
+        sys.stderr.write(f"{title}: loading\n")
         yield _Lines(title)
     else:
         with _bar() as bar:
-            yield _Bar(bar, bar.add_task(title, total=None, what=""))
+            yield _Bar(bar, bar.add_task(title, total=None, what="loading"))
 
 
 def _bar() -> Progress:

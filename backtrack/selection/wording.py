@@ -19,18 +19,23 @@ FEW_ITEMS = 50
 
 def verdict(chosen: Point, final: Point, differences: Sequence[Difference]) -> str:
     """What the report items show, in one sentence."""
-    said = [
-        f"{_claim(each.utility)} {_name(each)} (utility {signed(each.utility, front.POINTS)})"
+    others = [
+        each
         for each in differences
         if not (each.to == "base" and chosen.is_base)
         and not (each.to == "final" and chosen == final)
     ]
+    said: dict[str, list[str]] = {}
+    for each in others:
+        name = f"{_name(each)} (utility {signed(each.utility, front.POINTS)})"
+        said.setdefault(_claim(each.utility), []).append(name)
     subject = str(chosen)
     if chosen.is_base:
         subject = "the base is the choice: it"
     elif chosen == final:
         subject = "the final checkpoint is the choice: it"
-    sentence = f"{subject} {' and '.join(said)}."
+    claims = [f"{claim} {' and '.join(names)}" for claim, names in said.items()]
+    sentence = f"{subject} {' and '.join(claims)}."
     return sentence[0].upper() + sentence[1:]
 
 
