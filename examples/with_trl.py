@@ -34,6 +34,8 @@ def train(folder: Path, max_steps: int) -> None:
             per_device_train_batch_size=16,
             save_strategy="no",
             report_to="none",
+            use_cpu=True,
+            bf16=False,
         ),
         callbacks=[TrajectoryCallback(folder, every_steps=max(1, max_steps // 8))],
     )

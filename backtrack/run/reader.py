@@ -109,11 +109,12 @@ def base_folder(reference: BaseModelReference) -> Path:
         return Path(reference.model)
     from huggingface_hub import snapshot_download
 
+    code = ["*.py"] if reference.trust_remote_code else []
     try:
         found = snapshot_download(
             reference.model,
             revision=reference.revision,
-            allow_patterns=["*.safetensors", "*.json", "*.jinja"],
+            allow_patterns=["*.safetensors", "*.json", "*.jinja", *code],
             ignore_patterns=["*/*", "consolidated*"],
         )
     except Exception as error:  # the Hub's client raises many unrelated types
