@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 ASSETS = Path(__file__).resolve().parent / "assets" / "demo"
 
 _NEXT = (
-    "Now on a run of your own:",
-    "  backtrack select outputs/sft --base BASE --recipe RECIPE   a folder a Trainer wrote",
-    "  backtrack recipes list                                     recipes to start from",
-    "  backtrack train RECIPE                                     train with a dense trajectory",
+    "On a run of your own, a folder a Trainer wrote:",
+    "  backtrack select outputs/sft --base BASE --recipe RECIPE",
+    "Recipes to start from, and training with a dense trajectory:",
+    "  backtrack recipes list",
+    "  backtrack train RECIPE",
 )
 
 

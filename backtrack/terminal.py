@@ -23,9 +23,9 @@ from rich.table import Table
 from backtrack.records import ROLES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from backtrack.records import Axis, Candidate, Interval, Selection
+    from backtrack.records import Axis, Candidate, Difference, Interval, ReportRow, Selection
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -97,19 +97,16 @@ def print_note(message: str) -> None:
 
 def print_selection(selection: Selection) -> None:
     """The before/after table, the verdict and the cautions."""
-    target, general = (selection.axes[role].unit for role in ROLES)
     out.print(_before_after(selection))
-    for difference in selection.differences:
-        line = (
-            f"chosen - {difference.to}: target {signed(difference.target, target)}, "
-            f"general {signed(difference.general, general)}, "
-            f"utility {signed(difference.utility, 'points')}"
-        )
-        if difference.items_to_settle and difference.utility.low <= 0 <= difference.utility.high:
-            line += f" ({difference.items_to_settle:,} items a role would settle it)"
-        out.print(line, markup=False, soft_wrap=True)
-    out.print()
     out.print(selection.verdict, markup=False, style="bold")
+    for difference in selection.differences:
+        utility = difference.utility
+        if difference.items_to_settle and utility.low <= 0 <= utility.high:
+            out.print(
+                f"- {difference.items_to_settle:,} items a role would settle chosen against "
+                f"{difference.to}.",
+                markup=False,
+            )
     for note in selection.notes:
         out.print(f"- {note}", markup=False, style="yellow")
 
@@ -124,13 +121,19 @@ def _before_after(selection: Selection) -> Table:
     for name in (heading("target", target), heading("general", general), "utility"):
         table.add_column(name, justify="right")
     for name, row in selection.report.items():
-        cells = [
-            shown(row.target, target.unit),
-            shown(row.general, general.unit),
-            shown(row.utility, "points"),
-        ]
-        table.add_row(name, *cells, style="bold" if name == "chosen" else None)
+        style = "bold" if name == "chosen" else None
+        table.add_row(name, *_cells(shown, row, selection), style=style)
+    table.add_section()
+    for each in selection.differences:
+        table.add_row(f"vs {each.to}", *_cells(signed, each, selection))
     return table
+
+
+def _cells(
+    form: Callable[[Interval, str], str], row: ReportRow | Difference, selection: Selection
+) -> tuple[str, str, str]:
+    target, general = (selection.axes[role].unit for role in ROLES)
+    return form(row.target, target), form(row.general, general), form(row.utility, "points")
 
 
 def print_candidates(selection: Selection, limit: int = 12) -> None:
