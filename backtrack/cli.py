@@ -403,10 +403,13 @@ def _adopt(source: Path, base: str | None, name: str | None, recipe: Path | None
     from backtrack.run.adopt import adopt as adopt_folder
 
     loaded = _load(_recipe_path(recipe)) if recipe is not None else None
-    adoption = adopt_folder(source, base=base, name=name, recipe=loaded)
-    for sentence in adoption.skipped:
-        terminal.print_note(f"left out: {sentence}")
-    return adoption.run
+    return adopt_folder(
+        source,
+        base=base,
+        name=name,
+        recipe=loaded,
+        on_skip=lambda sentence: terminal.print_note(f"left out: {sentence}"),
+    )
 
 
 def _load(path: Path) -> Recipe:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from backtrack.errors import ExportError, UsageError
-from backtrack.path.loading import is_adapter, load_adapter, load_base, load_model, probe
+from backtrack.path.loading import load_adapter, load_base, load_model, probe
 from backtrack.path.placement import Placement, settle
 from backtrack.run.directory import sync_folder
+from backtrack.run.writer import is_adapter
 
 if TYPE_CHECKING:
     from backtrack.point import Point
@@ -177,9 +178,8 @@ def model_card(
         f"# {run.manifest.name}, {point}",
         "",
         f"The point at {point.alpha:g} of the way from `{base}` to the checkpoint of step "
-        f"{point.step} of the "
-        f"run `{run.manifest.name}` ({run.manifest.method.kind}), profile {point.profile}, found "
-        "by backtrack.",
+        f"{point.step} of the run `{run.manifest.name}` ({run.manifest.method.kind}), profile "
+        f"{point.profile}, found by backtrack.",
         "",
     ]
     if selection is not None:

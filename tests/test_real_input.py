@@ -156,7 +156,7 @@ def test_a_plain_trl_script_s_folder_is_adopted_searched_and_exported(
         "report": 8}},
     }  # fmt: skip
     loaded = load_recipe(write_recipe(tmp_path, recipe))
-    run = adopt(trl_script_output, recipe=loaded, runs=tmp_path / "runs").run
+    run = adopt(trl_script_output, recipe=loaded, runs=tmp_path / "runs")
     assert run.steps == (4, 8, 12)
     choice = select(run, weight=0.6)
     export(run, choice.point, tmp_path / "out")
@@ -185,7 +185,7 @@ def test_stock_lm_eval_tasks_go_through_search_and_select(
                    "items": {"selection": 26, "report": 26}},
     }  # fmt: skip
     loaded = load_recipe(write_recipe(tmp_path, recipe))
-    run = adopt(trl_script_output, recipe=loaded, runs=tmp_path / "runs").run
+    run = adopt(trl_script_output, recipe=loaded, runs=tmp_path / "runs")
     choice = select(run, weight=0.5)
     assert set(choice.selection.report) == {"base", "chosen", "final"}
     measured = {m.objective.name: m for m in run.measurements() if m.split == "selection"}

@@ -96,6 +96,6 @@ class Attached:
         if differing:
             raise PlacementError(
                 f"{folder}: its {differing[0]} is {theirs.get(differing[0])!r}, the last "
-                "checkpoint's is "
-                f"{ours[differing[0]]!r}. A run's checkpoints share one adapter configuration."
+                f"checkpoint's is {ours[differing[0]]!r}. A run's checkpoints share one adapter "
+                "configuration."
             )

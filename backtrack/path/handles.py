@@ -9,8 +9,7 @@ An adapter whose handles stand at their identities is the base. What is covered:
     riders of both             modules_to_save, bias, trainable tokens (the base's values)  linear
 
 Not covered: initializations that rewrite the base (PiSSA and its kin), and every other tuner;
-those
-that PEFT can merge stand on the dense line instead. Prompt methods have no weights to move.
+those that PEFT can merge stand on the dense line instead. Prompt methods have no weights to move.
 """
 
 from __future__ import annotations
@@ -74,8 +73,7 @@ def require_native(config: PeftConfig, where: str) -> None:
     if isinstance(init, str) and init not in {"gaussian", "orthogonal", "eva"}:
         raise PlacementError(
             f"{where}: init_lora_weights={init!r} changed the base at initialization, so alpha 0 "
-            "of this "
-            "adapter is not the base. Convert it to a plain LoRA when saving "
+            "of this adapter is not the base. Convert it to a plain LoRA when saving "
             "(`path_initial_model_for_weight_conversion` of PEFT's save_pretrained), then adopt "
             "that."
         )

@@ -96,11 +96,6 @@ def load_tokenizer(reference: BaseModelReference, checkpoint: Path | None = None
     return tokenizer
 
 
-def is_adapter(folder: Path) -> bool:
-    """Whether a checkpoint is a PEFT adapter rather than a whole model."""
-    return (folder / "adapter_config.json").is_file()
-
-
 def read_adapter_config(folder: Path) -> PeftConfig:
     """An adapter's configuration.
 
@@ -115,10 +110,9 @@ def read_adapter_config(folder: Path) -> PeftConfig:
         ) from error
     if config.is_prompt_learning or PeftType(config.peft_type) is PeftType.ADAPTION_PROMPT:
         raise PlacementError(
-            f"{folder} is a {config.peft_type} adapter: it adds prompts, not weights, so there is "
-            "no path of "
-            "weights from the base to it. Choose among its checkpoints by hand, or train LoRA or "
-            "OFT."
+            f"{folder} is a {config.peft_type} adapter: it adds prompts, not weights, so there "
+            "is no path of weights from the base to it. Choose among its checkpoints by hand, "
+            "or train LoRA or OFT."
         )
     return config
 
@@ -152,8 +146,7 @@ def _require_all_used(model: PeftModel, tensors: dict[str, Tensor], folder: Path
         side = "missing from the adapter" if differing[0] in expected else "not in the model"
         raise PlacementError(
             f"{folder}: {len(differing)} tensors do not fit the base, first {differing[0]!r} "
-            f"({side}). "
-            "Was it trained on another base? Give the right one with --base."
+            f"({side}). Was it trained on another base? Give the right one with --base."
         )
 
 

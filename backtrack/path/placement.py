@@ -5,10 +5,11 @@ weight is copied and both ends are exact in any type. MERGED: effective weights 
 plain model.
 
 Promised: alpha 0 is the base bit for bit and alpha 1 the checkpoint bit for bit (in the live
-type),
-in any order of visits and after any number of them, since every visit starts from stored ends and
-never from the model's current weights. Both ends are checked when a run is loaded, against the
-bare base and against stock PEFT or transformers; a run that fails is refused.
+type), in any order of visits and after any number of them, since every visit starts from stored
+ends and never from the model's current weights. Both ends are checked when a run is loaded,
+against the bare base and against stock PEFT or transformers; a run that fails is refused.
+Not promised: bits of an adapter merged into a plain model at alpha 1, which PEFT itself rounds
+otherwise; there the check allows for the rounding of the weights' type.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from backtrack.errors import PlacementError, PointError, UsageError
 from backtrack.path.attached import Attached
 from backtrack.path.handles import NATIVE
 from backtrack.path.loading import (
-    is_adapter,
     load_tokenizer,
     pick_device,
     probe,
@@ -32,6 +32,7 @@ from backtrack.path.merged import MergedLine, MergedNative, WholeAdapter
 from backtrack.path.profiles import require_known
 from backtrack.point import Point
 from backtrack.run.reader import verify_checkpoint
+from backtrack.run.writer import is_adapter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -191,8 +192,6 @@ def _require_same(found: Tensor, expected: Tensor, tolerance: float, what: str) 
     if not largest <= tolerance * float(expected.abs().max()):
         raise PlacementError(
             f"{what}: probe logits differ by up to {largest:.3g}. The adapter changes more than "
-            "its own weights "
-            "(tied embeddings, an initialization that rewrites the base, a base that was "
-            "resized?), so points "
-            "between would be wrong. Nothing was measured."
+            "its own weights (tied embeddings, an initialization that rewrites the base, a base "
+            "that was resized?), so points between would be wrong. Nothing was measured."
         )

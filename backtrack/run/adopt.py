@@ -1,16 +1,15 @@
 """Make a run of what others wrote: by reference, copying nothing.
 
 Covered: folders that transformers and TRL write (`checkpoint-*`, whole models or PEFT adapters),
-and
-a single adapter or fine-tuned model against its base. Only finished checkpoints are taken: one
-without readable weights is named in `Adoption.skipped`, never guessed at.
+and a single adapter or fine-tuned model against its base. Only finished checkpoints are taken:
+one without readable weights is named and left out, never guessed at.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,28 +17,17 @@ from backtrack.errors import CheckpointError, RunError, UsageError
 from backtrack.records import BaseModelReference, Manifest, Method
 from backtrack.run.directory import MANIFEST, Run, now
 from backtrack.run.reader import base_folder, fingerprint, shapes
-from backtrack.run.writer import describe_checkpoint
+from backtrack.run.writer import describe_checkpoint, is_adapter
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from backtrack.recipe import Recipe
     from backtrack.records import CheckpointEntry
 
+logger = logging.getLogger(__name__)
+
 _CHECKPOINT = re.compile(r"^(?:checkpoint|step|global_step)[-_]?(\d+)$")
-
-
-@dataclass(frozen=True)
-class Adoption:
-    """An adopted run and what was left out.
-
-    Attributes:
-        run: The run.
-        skipped: A sentence for each folder that was not taken.
-    """
-
-    run: Run
-    skipped: tuple[str, ...]
 
 
 def adopt(
@@ -49,7 +37,8 @@ def adopt(
     name: str | None = None,
     runs: str | Path = "runs",
     recipe: Recipe | None = None,
-) -> Adoption:
+    on_skip: Callable[[str], None] = logger.warning,
+) -> Run:
     """Make a run of a folder of checkpoints, one adapter, or one fine-tuned model.
 
     Args:
@@ -58,6 +47,7 @@ def adopt(
         name: Name of the run; the default is the folder's.
         runs: Folder the run is made in.
         recipe: Objectives and settings to search with.
+        on_skip: Called with a sentence for each checkpoint that cannot be read and is left out.
 
     Raises:
         UsageError: The base is not known.
@@ -70,9 +60,10 @@ def adopt(
     if not entries:
         raise RunError(f"{source} has no checkpoint that can be read: {' '.join(skipped)}")
     last = Path(entries[-1].folder)
-    settings = _read_json(last / "adapter_config.json") if is_adapter_folder(last) else None
+    settings = _read_json(last / "adapter_config.json") if is_adapter(last) else None
     reference = _base_reference(base or _named_base(last, settings, recipe), recipe)
-    _require_fit(entries, reference, is_adapter=settings is not None)
+    if settings is None:
+        _require_fit(entries, reference)
     manifest = Manifest(
         name=name or source.name or "adopted",
         base=reference,
@@ -80,17 +71,15 @@ def adopt(
         source=str(source),
         created=now(),
     )
-    return Adoption(_create(Path(runs) / manifest.name, manifest, entries, recipe), tuple(skipped))
+    run = _create(Path(runs) / manifest.name, manifest, entries, recipe)
+    for sentence in skipped:
+        on_skip(sentence)
+    return run
 
 
 def is_run(path: Path) -> bool:
     """Whether a directory is a run already."""
     return (path / MANIFEST).is_file()
-
-
-def is_adapter_folder(folder: Path) -> bool:
-    """Whether a folder holds a PEFT adapter."""
-    return (folder / "adapter_config.json").is_file()
 
 
 def _find_checkpoints(source: Path) -> list[tuple[int, Path]]:
@@ -109,12 +98,12 @@ def _find_checkpoints(source: Path) -> list[tuple[int, Path]]:
     ]
     if numbered:
         return sorted(numbered)
-    if is_adapter_folder(source) or (source / "config.json").is_file():
+    if is_adapter(source) or (source / "config.json").is_file():
         return [(1, source)]
     raise RunError(
         f"{source} holds no checkpoint: no `checkpoint-*` folder, no adapter_config.json and no "
-        "config.json. "
-        "Name the folder a Trainer wrote into (its output_dir), an adapter or a model."
+        "config.json. Name the folder a Trainer wrote into (its output_dir), an adapter or a "
+        "model."
     )
 
 
@@ -174,12 +163,8 @@ def _base_reference(model: str, recipe: Recipe | None) -> BaseModelReference:
     return bare.model_copy(update={"fingerprint": fingerprint(base_folder(bare))})
 
 
-def _require_fit(
-    entries: list[CheckpointEntry], reference: BaseModelReference, *, is_adapter: bool
-) -> None:
-    """Refuse whole models whose tensors have other shapes than the base's; adapters on loading."""
-    if is_adapter:
-        return
+def _require_fit(entries: list[CheckpointEntry], reference: BaseModelReference) -> None:
+    """Refuse whole models whose tensors have other shapes than the base's."""
     base = shapes(base_folder(reference))
     for entry in entries:
         found = shapes(Path(entry.folder))

@@ -233,8 +233,8 @@ def find_run(name: str | None, folder: Path = Path("runs")) -> Path:
     if not newest:
         raise RunError(
             f"there is no run in {folder.resolve()}. Train one with `backtrack train RECIPE`, "
-            "take one over with "
-            "`backtrack adopt FOLDER`, or see the whole job with `backtrack demo`."
+            "take one over with `backtrack adopt FOLDER`, or see the whole job with `backtrack "
+            "demo`."
         )
     return newest[0]
 

@@ -40,9 +40,8 @@ def verify_checkpoint(run: Run, step: int) -> Path:
             )
         if digest(path) != expected:
             raise CheckpointError(
-                f"step {step}: {path} is not the file that was saved (sha256 differs): truncated, "
-                "damaged or "
-                "replaced. Restore it, or choose another step."
+                f"step {step}: {path} is not the file that was saved (sha256 differs): "
+                "truncated, damaged or replaced. Restore it, or choose another step."
             )
     return folder
 
@@ -121,8 +120,7 @@ def base_folder(reference: BaseModelReference) -> Path:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(
             f"the base {reference.model!r} is no folder here and the Hub does not give it "
-            f"({reason}). "
-            "Say where it is with --base."
+            f"({reason}). Say where it is with --base."
         ) from error
     return Path(found)
 
@@ -173,8 +171,8 @@ def _compare(expected: Mapping[str, str], found: Mapping[str, str], folder: Path
     if strays:
         raise RunError(
             f"{folder} is not the base this run was trained on: {len(strays)} of {len(expected)} "
-            "tensors differ, "
-            f"first {strays[0]!r}. Give the right one with --base, or adopt the run anew."
+            f"tensors differ, first {strays[0]!r}. Give the right one with --base, or adopt the "
+            "run anew."
         )
 
 

@@ -98,6 +98,11 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     raise CheckpointError(f"{folder} holds no weights: no {WEIGHT_SUFFIX} file.")
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether a checkpoint is a PEFT adapter rather than a whole model."""
+    return (folder / "adapter_config.json").is_file()
+
+
 def digest(path: Path) -> str:
     """sha256 of a file."""
     with path.open("rb") as file:

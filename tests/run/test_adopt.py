@@ -43,7 +43,7 @@ def test_checkpoint_folders_become_a_run_by_reference(
     for step in (5, 10, 100):
         save(tmp_path / "out" / f"checkpoint-{step}", base, is_peft=is_peft, seed=step)
     before = sorted((tmp_path / "out").rglob("*"))
-    run = adopt(tmp_path / "out", base=str(base), runs=tmp_path / "runs").run
+    run = adopt(tmp_path / "out", base=str(base), runs=tmp_path / "runs")
     assert run.path == tmp_path / "runs" / "out"
     assert run.steps == (5, 10, 100)
     assert sorted((tmp_path / "out").rglob("*")) == before
@@ -56,7 +56,7 @@ def test_one_adapter_or_model_is_a_run_of_one_step(
     base: Path, tmp_path: Path, is_peft: bool
 ) -> None:
     folder = save(tmp_path / "tuned", base, is_peft=is_peft)
-    run = adopt(folder, base=str(base), runs=tmp_path / "runs").run
+    run = adopt(folder, base=str(base), runs=tmp_path / "runs")
     assert run.steps == (1,)
     assert run.manifest.method.kind == ("lora" if is_peft else "full")
     Placement(run).place(Point(step=1, alpha=0.5))
@@ -76,9 +76,11 @@ def test_a_checkpoint_cut_short_is_left_out_and_named(base: Path, tmp_path: Path
         save(tmp_path / "out" / "checkpoint-10", base, is_peft=True) / "adapter_model.safetensors"
     )
     broken.write_bytes(broken.read_bytes()[:200])
-    adoption = adopt(tmp_path / "out", runs=tmp_path / "runs")
-    assert adoption.run.steps == (5,)
-    assert str(broken) in adoption.skipped[0]
+    skipped: list[str] = []
+    run = adopt(tmp_path / "out", runs=tmp_path / "runs", on_skip=skipped.append)
+    assert run.steps == (5,)
+    assert len(skipped) == 1
+    assert str(broken) in skipped[0]
 
 
 def test_whole_models_without_a_named_base_ask_for_it(base: Path, tmp_path: Path) -> None:
