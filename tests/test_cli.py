@@ -72,6 +72,19 @@ def test_select_with_nothing_else_works_in_a_folder_that_has_a_run(place: Path) 
     assert Path(place / json.loads(drawn.stdout)["report"]).is_file()
 
 
+def test_a_chosen_point_exported_in_the_other_form_is_measured_again(place: Path) -> None:
+    chosen = backtrack("select", "--recipe", "recipe.yaml", "--json", cwd=place)
+    assert chosen.returncode == 0, chosen.stderr
+    done = backtrack("export", "mine", "merged", "--as", "merged", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "measured again" in done.stdout
+    assert "Measured again" in (place / "merged" / "README.md").read_text()
+    found = [m for m in Run.open(place / "runs" / "mine").measurements() if m.form == "merged"]
+    assert {m.objective.name for m in found} == {"sums", "words"}
+    again = backtrack("select", "mine", "--json", cwd=place)
+    assert json.loads(again.stdout)["form"] == "attached"
+
+
 def test_export_and_runs_speak_json(place: Path) -> None:
     done = backtrack("export", "mine", "out", "--point", "10:0.5", "--json", cwd=place)
     assert done.returncode == 0, done.stderr
