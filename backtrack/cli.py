@@ -315,9 +315,17 @@ def list_recipes(*, is_json: JsonOption = False) -> None:
 
 
 @recipes_app.command("show")
-def show_recipe(name: Annotated[str, typer.Argument(help="A recipe's name or file.")]) -> None:
+def show_recipe(
+    name: Annotated[str, typer.Argument(help="A recipe's name or file.")],
+    *,
+    is_json: JsonOption = False,
+) -> None:
     """Print a recipe."""
-    sys.stdout.write(_recipe_path(Path(name)).read_text(encoding="utf-8"))
+    text = _recipe_path(Path(name)).read_text(encoding="utf-8")
+    if is_json:
+        _print_json({"name": name, "text": text})
+        return
+    sys.stdout.write(text)
 
 
 @recipes_app.command("check")

@@ -104,3 +104,11 @@ def test_every_command_that_we_print_parses(path: Path) -> None:
 def test_the_readme_and_every_recipe_show_commands() -> None:
     for path in (ROOT / "README.md", *packaged_recipes()):
         assert commands_in(path.read_text(encoding="utf-8")), path
+
+
+def test_every_command_has_json() -> None:
+    group: Any = typer.main.get_command(app)
+    commands = dict(group.commands)
+    commands |= {f"recipes {name}": c for name, c in commands.pop("recipes").commands.items()}
+    for name, command in commands.items():
+        assert any("--json" in option.opts for option in command.params), name
