@@ -119,7 +119,8 @@ def _measure_again(
     run: Run, placement: Placement, selection: Selection | None
 ) -> tuple[Measurement, ...]:
     """Report items of the chosen point, where it was measured in the other form."""
-    if selection is None or placement.form == selection.form or run.recipe is None:
+    recipe = run.measured_recipe()
+    if selection is None or placement.form == selection.form or recipe is None:
         return ()
     from backtrack.evaluate.build import build_objectives
     from backtrack.evaluate.measuring import measure
@@ -129,15 +130,13 @@ def _measure_again(
         for m in run.measurements()
         if m.split == "report" and m.point == selection.chosen and m.form == selection.form
     }
-    objectives = build_objectives(run.recipe, placement.tokenizer)
-    found = tuple(
-        measure(objective, placement, kept[objective.info.name], split="report", origin="export")
-        for objective in objectives
-        if objective.info.name in kept
-    )
-    for measurement in found:
-        run.record(measurement)
-    return found
+    found: list[Measurement] = []
+    for objective in build_objectives(recipe, placement.tokenizer):
+        if objective.info.name in kept:
+            items = kept[objective.info.name]
+            found.append(measure(objective, placement, items, split="report", origin="export"))
+            run.record(found[-1])
+    return tuple(found)
 
 
 def _verify(run: Run, folder: Path, form: AsForm, placement: Placement) -> None:
@@ -186,6 +185,8 @@ def model_card(
         lines += _measured_table(selection)
         if point.canonical != selection.chosen:
             lines += [f"This is not the chosen point of that selection ({selection.chosen}).", ""]
+    if selection is not None and not measured and _STANDING[form] != selection.form:
+        lines += [f"Measured {selection.form} only: in the form of this export it was not.", ""]
     if measured and selection is not None:
         lines += [
             "Measured again in the form of this export, since the selection was measured "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from backtrack.exporter import AsForm, export
 from backtrack.path.loading import probe
 from backtrack.path.placement import Placement
 from backtrack.point import Point
+from backtrack.recipe import load_recipe
 from backtrack.run.directory import Run
+from backtrack.selection.selecting import select
 from tests.models import make_base, make_full_run, make_peft_run
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -104,3 +107,23 @@ def test_whole_models_have_no_adapter_to_hand_back(base: Path, tmp_path: Path) -
     run = make_full_run(tmp_path / "run", base)
     with pytest.raises(UsageError, match="--as merged"):
         export(run, POINT, tmp_path / "out", form="adapter")
+
+
+def test_a_point_chosen_by_a_recipe_the_run_does_not_hold_is_measured_again_too(
+    base: Path, tmp_path: Path
+) -> None:
+    run = make_peft_run(tmp_path / "run", base, CONFIGS["lora"])
+    for name in ("sums", "words"):
+        rows = [{"prompt": f"{name} {i}:", "completion": f" {i * 7 % 11}"} for i in range(12)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "recipe.yaml").write_text(
+        f"name: r\nbase: {base}\nobjectives:\n"
+        "  - {kind: examples, role: target, path: sums.jsonl, score: nll}\n"
+        "  - {kind: examples, role: general, path: words.jsonl, score: nll}\n"
+        "search: {trials: 0, checkpoints: 0, alphas: [0.5], items: {selection: 5, report: 5}}\n"
+    )
+    choice = select(run, recipe=load_recipe(tmp_path / "recipe.yaml"))
+    assert run.recipe is None
+    written = export(Run.open(run.path), choice.point, tmp_path / "out", form="merged")
+    assert {m.objective.name for m in written.measured} == {"sums", "words"}
+    assert "Measured again" in (tmp_path / "out" / "README.md").read_text()

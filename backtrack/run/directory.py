@@ -35,6 +35,8 @@ RecordType = TypeVar("RecordType", bound=Record)
 
 MANIFEST = "manifest.json"
 INDEX = "index.jsonl"
+MEASURED = "recipe.measured.json"
+"""The recipe the objectives on record were built from, beside the run's own."""
 
 
 class Run:
@@ -191,6 +193,14 @@ class Run:
         """The last selection, if one was made."""
         path = self.path / "selection.json"
         return read_record(path, Selection) if path.exists() else None
+
+    def measured_recipe(self) -> Recipe | None:
+        """The recipe the measurements were last made by; the run's own where none is on record.
+
+        Raises:
+            RunError: It is damaged.
+        """
+        return _read_recipe(self.path / MEASURED) or self.recipe
 
     def write_selection(self, selection: Selection) -> Path:
         """Write `selection.json`, whole or not at all."""

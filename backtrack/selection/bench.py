@@ -16,7 +16,7 @@ from backtrack.evaluate.measuring import measure
 from backtrack.point import Point
 from backtrack.recipe import Recipe, SearchSection
 from backtrack.records import ROLES
-from backtrack.run.directory import write_atomically
+from backtrack.run.directory import MEASURED, write_atomically
 from backtrack.selection.measured import Setting, Wanted, recorded_setting, tabulate
 from backtrack.selection.statistics import split_items
 
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from backtrack.run.directory import Run
     from backtrack.selection.measured import Table
     from backtrack.selection.progress import Meter
-
-MEASURED = "recipe.measured.json"
-"""The recipe the objectives on record were built from, beside the run's own."""
 
 
 class Bench:

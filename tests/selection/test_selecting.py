@@ -12,8 +12,8 @@ from backtrack.errors import SelectionError, UsageError
 from backtrack.point import Point
 from backtrack.recipe import Recipe
 from backtrack.records import Constraints
-from backtrack.run.directory import Run
-from backtrack.selection.bench import MEASURED, Bench
+from backtrack.run.directory import MEASURED, Run
+from backtrack.selection.bench import Bench
 from backtrack.selection.selecting import Choice, select
 from backtrack.selection.statistics import split_items
 from tests.selection.fakes import Formula, Stand, make_info, make_recipe, make_run, measured, pair
