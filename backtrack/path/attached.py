@@ -15,7 +15,7 @@ from backtrack.errors import PlacementError, PointError
 from backtrack.path.curves import coefficient, line
 from backtrack.path.handles import find_handles, require_native
 from backtrack.path.loading import load_adapter, load_base, probe, read_adapter_config
-from backtrack.run.reader import read_tensors, verify_checkpoint
+from backtrack.run.reader import read_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,9 +76,8 @@ class Attached:
 
     def _trained(self, step: int) -> dict[str, Tensor]:
         if step not in self._snapshots:
-            folder = verify_checkpoint(self._run, step)
-            self._require_same_method(folder)
-            set_peft_model_state_dict(self.model, read_tensors(folder))
+            self._require_same_method(self._run.folder(step))
+            set_peft_model_state_dict(self.model, read_checkpoint(self._run, step))
             self._snapshots[step] = self._snapshot()
             while len(self._snapshots) > KEPT_STEPS:
                 self._snapshots.popitem(last=False)

@@ -24,7 +24,7 @@ from backtrack.path.loading import (
     read_adapter_config,
 )
 from backtrack.point import Point
-from backtrack.run.reader import read_tensors, verify_checkpoint
+from backtrack.run.reader import read_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -123,9 +123,7 @@ class WholeAdapter:
         self.probe_final = probe(self.model)
 
     def place(self, point: Point) -> None:
-        set_peft_model_state_dict(
-            self.model, read_tensors(verify_checkpoint(self._run, point.step))
-        )
+        set_peft_model_state_dict(self.model, read_checkpoint(self._run, point.step))
 
 
 @torch.no_grad()

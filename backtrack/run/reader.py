@@ -46,6 +46,16 @@ def verify_checkpoint(run: Run, step: int) -> Path:
     return folder
 
 
+def read_checkpoint(run: Run, step: int) -> dict[str, Tensor]:
+    """Every tensor of a run's checkpoint, on the CPU, by the names of its files.
+
+    Raises:
+        CheckpointError: Missing, truncated, replaced or damaged files, or a value that is not
+            finite.
+    """
+    return read_tensors(verify_checkpoint(run, step))
+
+
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Every tensor of a folder's safetensors, on the CPU, by name.
 
