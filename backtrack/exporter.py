@@ -13,12 +13,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
+from peft import PeftType
+from safetensors.torch import save_file
 
 from backtrack.errors import ExportError, UsageError
-from backtrack.path.loading import load_adapter, load_base, load_model, probe
+from backtrack.path.curves import rounding
+from backtrack.path.loading import (
+    load_adapter,
+    load_base,
+    load_model,
+    probe,
+    read_adapter_config,
+)
 from backtrack.path.placement import Placement, settle
+from backtrack.path.rewritten import uniform_lora
+from backtrack.path.tuners import tuner_of, why_dense
 from backtrack.run.directory import sync_folder
+from backtrack.run.reader import read_tensors
 from backtrack.run.writer import is_adapter
 
 if TYPE_CHECKING:
@@ -27,6 +38,8 @@ if TYPE_CHECKING:
     from backtrack.run.directory import Run
 
 AsForm = Literal["adapter", "merged"]
+MAX_SHARD = "5GB"
+"""Largest file of an exported model."""
 _STANDING: dict[AsForm, Form] = {"adapter": "attached", "merged": "merged"}
 
 
@@ -62,7 +75,7 @@ def export(
         run: The run.
         point: Where on its path.
         folder: A new folder.
-        form: `adapter` for LoRA and OFT, else `merged`, unless said.
+        form: `adapter` where the points were measured attached, else `merged`, unless said.
         device: A torch device; `auto` is the first GPU, else the CPU.
         command: What the card gives as the way to make this again.
 
@@ -81,7 +94,8 @@ def export(
     partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
     partial.mkdir(parents=True)
     try:
-        placement.model.save_pretrained(str(partial))
+        placement.model.save_pretrained(str(partial), max_shard_size=MAX_SHARD)
+        _make_uniform(partial)
         placement.tokenizer.save_pretrained(str(partial))
         card = model_card(run, point, form, selection, measured, command)
         (partial / "README.md").write_text(card, encoding="utf-8")
@@ -109,10 +123,38 @@ def _placement(run: Run, form: AsForm, selection: Selection | None, device: str)
             f"{run.path} is a run of whole models: there is no adapter. Use --as merged."
         )
     if form == "adapter":
+        _require_adapter_form(run)
         return Placement(run, form="attached", device=device)
     return Placement(
         run, form="merged", curve=selection.curve if selection else "auto", device=device
     )
+
+
+def _require_adapter_form(run: Run) -> None:
+    config = read_adapter_config(run.folder(run.final.step))
+    if not tuner_of(config).has_native:
+        raise UsageError(
+            f"{run.path}: {why_dense(config)}, so no {config.peft_type} adapter stands between "
+            "the base and the checkpoint. Use --as merged."
+        )
+
+
+def _make_uniform(folder: Path) -> None:
+    """Write a LoRA that has patterns as one rank and scaling, which vLLM reads too.
+
+    vLLM drops `rank_pattern` and `alpha_pattern` without a word.
+    """
+    if not is_adapter(folder):
+        return
+    config: Any = read_adapter_config(folder)
+    if config.peft_type != PeftType.LORA or not (config.rank_pattern or config.alpha_pattern):
+        return
+    if config.target_parameters:
+        return  # a factor of stacked experts has their number in its rank
+    uniform, tensors = uniform_lora(config, read_tensors(folder))
+    path = folder / "adapter_model.safetensors"
+    save_file({n: t.contiguous() for n, t in tensors.items()}, path, metadata={"format": "pt"})
+    uniform.save_pretrained(str(folder))
 
 
 def _measure_again(
@@ -148,12 +190,26 @@ def _verify(run: Run, folder: Path, form: AsForm, placement: Placement) -> None:
     else:
         code = run.base.trust_remote_code
         found = probe(load_model(folder, "auto", device, trust_remote_code=code))
-    if not torch.equal(found, expected):
-        largest = float((found - expected).abs().max())
+    largest = float((found - expected).abs().max())
+    if not largest <= _allowance(placement, form) * float(expected.abs().max()):
         raise ExportError(
             f"{folder}: loaded again, its logits differ by up to {largest:.3g} from the measured "
             "model's. Nothing was exported. Try the other form with --as."
         )
+
+
+def _allowance(placement: Placement, form: AsForm) -> float:
+    """How far the export's logits may be from the placed model's, as a share of the largest.
+
+    None, but where a LoRA's own scalings were put into its factors, or a layer that is switched
+    off at alpha 0 (Householder vectors) is written as the vectors that cancel.
+    """
+    config = placement.model.peft_config["default"] if form == "adapter" else None
+    if config is None:
+        return 0.0
+    has_patterns = getattr(config, "rank_pattern", None) or getattr(config, "alpha_pattern", None)
+    is_turned = "turn" in tuner_of(config).rules.values()
+    return rounding(placement.model.dtype) if has_patterns or is_turned else 0.0
 
 
 def model_card(

@@ -63,6 +63,7 @@ class Manifest(Record):
         seed: Seed of training; none where an adopted run does not say.
         versions: Version of each library that wrote it, by name.
         source: Folder an adopted run's checkpoints lie in; none for a run trained here.
+        initial: Adapter saved before the first step, where its initialization rewrote the base.
         created: Time of creation, ISO 8601 in UTC.
     """
 
@@ -73,6 +74,7 @@ class Manifest(Record):
     seed: int | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     source: str | None = None
+    initial: str | None = None
     created: str
 
 

@@ -1,83 +1,129 @@
 """Stand at points with the adapter on the model: its handles are set, no weight is copied.
 
-Promised: both ends are exact in any type, since a handle at its end is copied, not computed.
+Promised: both ends are exact in any type, since a handle at its end is copied, not computed; a
+layer whose identity is exact to rounding only (Householder vectors) is switched off at 0.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from peft import set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from backtrack.errors import PlacementError, PointError
-from backtrack.path.curves import coefficient, line
-from backtrack.path.handles import find_handles, require_native
-from backtrack.path.loading import load_adapter, load_base, probe, read_adapter_config
-from backtrack.run.reader import read_checkpoint
+from backtrack.path.curves import angles, coefficient
+from backtrack.path.effective import effective_parts
+from backtrack.path.handles import find_handles, plain_name
+from backtrack.path.opening import open_adapter
+from backtrack.path.profiles import Strength
+from backtrack.path.tuners import is_clamped, tuner_of, why_dense
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator, Mapping
 
-    import torch
     from peft import PeftModel
     from torch import Tensor
 
+    from backtrack.path.curves import Law
+    from backtrack.path.handles import Handle
     from backtrack.point import Point
     from backtrack.run.directory import Run
 
+logger = logging.getLogger(__name__)
+
 KEPT_STEPS = 4
 """Checkpoints whose tensors are kept at hand; the oldest visited goes first."""
+
+ORTHOGONAL_UP_TO = 0.5
+"""Norm of a generator past which a truncated Cayley series is no rotation: the singular values of
+the five-term one are off by the norm's fourth power."""
 
 
 class Attached:
     """The adapter stays on the model; its handles are set from a snapshot of each step."""
 
-    tolerance = 0.0
-
     def __init__(self, run: Run, device: torch.device) -> None:
-        self._run = run
-        folder = run.folder(run.final.step)
-        self._config = read_adapter_config(folder)
-        require_native(self._config, str(folder))
-        base = load_base(run.base, device)
-        self.probe_base = probe(base)
-        biases = {n: p.detach().clone() for n, p in base.named_parameters() if n.endswith("bias")}
-        self.model: PeftModel = load_adapter(base, folder)
-        self.probe_final = probe(self.model)
-        self._handles = find_handles(self.model, biases)
-        self.model.requires_grad_(requires_grad=False)
-        self._snapshots: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
-        self._snapshots[run.final.step] = self._snapshot()
-        self._final_step = run.final.step
-
-    def place(self, point: Point) -> None:
-        if point.alpha > 1 and getattr(self._config, "coft", False):
-            raise PointError(
-                "constrained OFT (coft) clamps strengths above 1. Stay at or below alpha 1."
+        self._opened = open_adapter(run, device)
+        self._config = self._opened.config
+        self.model = self._opened.model
+        tuner = tuner_of(self._config)
+        if not tuner.has_native:
+            raise PlacementError(
+                f"{run.path}: {why_dense(self._config)}, so it has no native curve. "
+                "Stand on the dense line: `placement: {form: merged, curve: line}` in the recipe."
             )
-        trained = self._trained(point.step or self._final_step)
-        for handle in self._handles:
-            if handle.identity is None:
-                handle.live.copy_(trained[handle.name])
-            else:
-                strength = coefficient(handle.law, point.alpha)
-                line(handle.identity, trained[handle.name], strength, out=handle.live)
+        self.handles = find_handles(self.model, self._opened.originals)
+        self.law: Law = "root" if tuner.is_rotation else "linear"
+        self.modules = tuple(dict.fromkeys(m for h in self.handles for m in h.modules))
+        self._switched = self._find_switched() if "turn" in tuner.rules.values() else {}
+        self._final_step = run.final.step
+        self._snapshots: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
+        self._snapshots[self._final_step] = self._snapshot()
+        self._warned: set[int] = set()
+        self.vocabulary = self._opened.vocabulary
+        self.probe_base = self._opened.probe_base
+        self.probe_final = self._opened.probe_final
+        self.tolerance = self._opened.tolerance
+        self.model.requires_grad_(requires_grad=False)
 
-    def distance(self, point: Point) -> float:
+    def place(self, point: Point, multipliers: Mapping[str, float]) -> None:
+        step = point.step or self._final_step
+        trained = self._trained(step)
+        for handle in self.handles:
+            handle.place(trained[handle.name], point.alpha * _one(handle, multipliers, point))
+        for module, layer in self._switched.items():
+            layer.enable_adapters(point.alpha * multipliers.get(module, 1.0) != 0)
+        strongest = point.alpha * max(multipliers.values(), default=1.0)
+        if strongest > 1:
+            self._require_sound_past_one(step, strongest)
+
+    def distance(self, point: Point, multipliers: Mapping[str, float]) -> float:
         trained = self._trained(point.step)
         squares = 0.0
-        for handle in self._handles:
-            if handle.identity is not None:
-                way = trained[handle.name].float() - handle.identity.float()
-                squares += (coefficient(handle.law, point.alpha) * float(way.norm())) ** 2
+        for handle in self.handles:
+            if not handle.is_still:
+                alpha = point.alpha * _one(handle, multipliers, point)
+                way = _way(handle, trained[handle.name])
+                squares += (coefficient(handle.law, alpha) * float(way.norm())) ** 2
         return math.sqrt(squares)
+
+    def strengths(self, step: int) -> dict[str, Strength]:
+        """Strength of each module at alpha 1; see `profiles` for the formulas."""
+        trained = self._trained(step)
+        if self.law == "root":
+            return _generator_strengths(self.handles, trained)
+        for handle in self.handles:
+            handle.place(trained[handle.name], 1.0)
+        return {
+            module: _relative(weight, self.base_value(f"{module}.weight"))
+            for module, weight in self._changed_weights()
+        }
+
+    def base_value(self, name: str) -> Tensor:
+        """The base's own tensor of this name in the plain model."""
+        return self._opened.base_value(name)
+
+    @property
+    def originals(self) -> Mapping[str, Tensor]:
+        """The base's own tensors that the adapter overwrote."""
+        return self._opened.originals
+
+    def _changed_weights(self) -> Iterator[tuple[str, Tensor]]:
+        for name, write in effective_parts(self.model, self.originals):
+            module, _, kind = name.rpartition(".")
+            if kind == "weight":
+                weight = torch.empty_like(self.base_value(name), dtype=torch.float32)
+                write(weight)
+                yield module, weight
 
     def _trained(self, step: int) -> dict[str, Tensor]:
         if step not in self._snapshots:
-            self._require_same_method(self._run.folder(step))
-            set_peft_model_state_dict(self.model, read_checkpoint(self._run, step))
+            set_peft_model_state_dict(self.model, self._opened.read(step))
             self._snapshots[step] = self._snapshot()
             while len(self._snapshots) > KEPT_STEPS:
                 self._snapshots.popitem(last=False)
@@ -85,16 +131,84 @@ class Attached:
         return self._snapshots[step]
 
     def _snapshot(self) -> dict[str, Tensor]:
-        return {handle.name: handle.live.detach().clone() for handle in self._handles}
+        return {handle.name: handle.live.detach().clone() for handle in self.handles}
 
-    def _require_same_method(self, folder: Path) -> None:
-        ours, theirs = self._config.to_dict(), read_adapter_config(folder).to_dict()
-        differing = [
-            key for key in ours if ours[key] != theirs.get(key) and key != "inference_mode"
-        ]
-        if differing:
-            raise PlacementError(
-                f"{folder}: its {differing[0]} is {theirs.get(differing[0])!r}, the last "
-                f"checkpoint's is {ours[differing[0]]!r}. A run's checkpoints share one adapter "
-                "configuration."
+    def _find_switched(self) -> dict[str, BaseTunerLayer]:
+        return {
+            plain_name(path): module
+            for path, module in self.model.named_modules()
+            if isinstance(module, BaseTunerLayer)
+        }
+
+    def _require_sound_past_one(self, step: int, alpha: float) -> None:
+        """Refuse a strength that the method clips; warn of one that leaves the rotations."""
+        if is_clamped(self._config):
+            raise PointError(
+                f"{self._config.peft_type} with a bound on its generator (coft, "
+                "cayley_neumann_eps) clips strengths above 1. Stay at or below alpha 1: "
+                "`search: {max_alpha: 1}` in the recipe."
             )
+        if step in self._warned or not getattr(self._config, "use_cayley_neumann", False):
+            return
+        trained = self._snapshots[step]
+        norm = max(_generator_norms(self.model, self.handles, trained), default=0.0)
+        if math.sqrt(alpha) * norm > ORTHOGONAL_UP_TO:
+            self._warned.add(step)
+            logger.warning(
+                "step %d at strength %g: a generator of norm %.2g is past %g, where the Cayley "
+                "series of this adapter is no rotation any more (singular values off by up to "
+                "%.2g). Points this far shrink or stretch weights.",
+                step, alpha, math.sqrt(alpha) * norm, ORTHOGONAL_UP_TO, (alpha * norm**2) ** 2,
+            )  # fmt: skip
+
+
+def _one(handle: Handle, multipliers: Mapping[str, float], point: Point) -> float:
+    """The multiplier of a handle.
+
+    Raises:
+        PointError: It is part of several modules that have different ones.
+    """
+    found = {multipliers.get(module, 1.0) for module in handle.modules}
+    if len(found) > 1:
+        raise PointError(
+            f"profile {point.profile}: {handle.name} is shared by {len(handle.modules)} modules, "
+            "which this profile would move differently. Use the uniform profile."
+        )
+    return found.pop()
+
+
+def _way(handle: Handle, trained: Tensor) -> Tensor:
+    """From identity to trained, in the handle's own numbers."""
+    if handle.identity is None:
+        return angles(trained)
+    return trained.float() - handle.identity.float()
+
+
+def _generator_strengths(
+    handles: tuple[Handle, ...], trained: Mapping[str, Tensor]
+) -> dict[str, Strength]:
+    found: dict[str, Strength] = {}
+    for handle in handles:
+        if handle.law in {"root", "turn"}:
+            way = _way(handle, trained[handle.name])
+            for module in handle.modules:
+                found[module] = Strength(float(way.square().sum()), way.numel())
+    return found
+
+
+def _relative(weight: Tensor, base: Tensor) -> Strength:
+    wide = base.to(weight.device, torch.float32)
+    return Strength(float((weight - wide).square().sum()), float(wide.square().sum()))
+
+
+def _generator_norms(
+    model: PeftModel, handles: tuple[Handle, ...], trained: Mapping[str, Tensor]
+) -> Iterator[float]:
+    """Spectral norm of every block's skew generator, of those that PEFT's OFT keeps."""
+    for handle in handles:
+        if "oft_R" in handle.name.split("."):
+            rotation: Any = model.get_submodule(handle.name.rpartition(".")[0])
+            skew = rotation._pytorch_skew_symmetric(  # noqa: SLF001
+                trained[handle.name].float(), rotation.block_size
+            )
+            yield float(torch.linalg.matrix_norm(skew, ord=2).max())

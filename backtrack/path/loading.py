@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftConfig, PeftModel, PeftType
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from backtrack.errors import PlacementError
-from backtrack.run.reader import read_tensors, require_finite, verify_base, verify_checkpoint
+from backtrack.path.handles import plain_name
+from backtrack.path.tuners import tuner_of
+from backtrack.run.reader import read_checkpoint, read_tensors, verify_base
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterable, Mapping
 
     from torch import Tensor
     from transformers import PreTrainedModel
@@ -45,9 +51,19 @@ def load_base(reference: BaseModelReference, device: torch.device) -> PreTrained
 
 
 def load_model(
-    folder: Path, dtype: str, device: torch.device, *, trust_remote_code: bool = False
+    folder: Path,
+    dtype: str,
+    device: torch.device,
+    *,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """A causal language model from a folder of safetensors, in evaluation mode.
+
+    Args:
+        folder: With config.json and weights.
+        dtype: `auto` is the type of the files.
+        device: Where it is put.
+        trust_remote_code: Whether code from the folder may run.
 
     Raises:
         PlacementError: transformers cannot load it.
@@ -108,23 +124,25 @@ def read_adapter_config(folder: Path) -> PeftConfig:
         raise PlacementError(
             f"{folder}/adapter_config.json is not readable: {_first_line(error)}"
         ) from error
-    if config.is_prompt_learning or PeftType(config.peft_type) is PeftType.ADAPTION_PROMPT:
-        raise PlacementError(
-            f"{folder} is a {config.peft_type} adapter: it adds prompts, not weights, so there "
-            "is no path of weights from the base to it. Choose among its checkpoints by hand, "
-            "or train LoRA or OFT."
-        )
+    try:
+        tuner_of(config)
+    except PlacementError as error:
+        raise PlacementError(f"{folder}: {error}") from None
     return config
 
 
 def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     """An adapter on its base, as stock PEFT loads it, what was trained marked as such.
 
+    Where the adapter brings embeddings with more rows than the base's, the base is resized first;
+    the new rows have no value in the base and stay at their trained one.
+
     Raises:
         CheckpointError: Truncated or not finite.
         PlacementError: It belongs to another model.
     """
     tensors = read_tensors(folder)
+    fit_vocabulary(base, {plain_name(name): tensor for name, tensor in tensors.items()})
     try:
         model = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
     except Exception as error:
@@ -136,12 +154,12 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     return model.eval()
 
 
-def _require_all_used(model: PeftModel, tensors: dict[str, Tensor], folder: Path) -> None:
+def _require_all_used(model: PeftModel, tensors: Mapping[str, Tensor], folder: Path) -> None:
     """PEFT passes over tensors without a place, and leaves what is missing at random values."""
-    from peft import get_peft_model_state_dict
-
     expected: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
-    differing = sorted(set(expected) ^ {n for n in tensors if n in expected or ".embed" not in n})
+    own = {plain_name(name) for name, _ in model.named_parameters(remove_duplicate=False)}
+    strays = {name for name in tensors if name not in expected and plain_name(name) not in own}
+    differing = sorted(strays | (set(expected) - set(tensors)))
     if differing:
         side = "missing from the adapter" if differing[0] in expected else "not in the model"
         raise PlacementError(
@@ -150,46 +168,140 @@ def _require_all_used(model: PeftModel, tensors: dict[str, Tensor], folder: Path
         )
 
 
+def overwritten(model: PreTrainedModel, tensors: Iterable[str]) -> tuple[str, ...]:
+    """Parameters of a plain model that an adapter's tensors take the place of, by name."""
+    own = {name for name, _ in model.named_parameters()}
+    return tuple(sorted(own & {plain_name(name) for name in tensors}))
+
+
+@torch.no_grad()
+def fit_vocabulary(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
+    """Give a base the rows that a trained embedding or head has beyond its own.
+
+    The new rows take the trained values: the base has none for them.
+    """
+    vocabulary = num_tokens(model)
+    names = [n for n, p in _embeddings(model).items() if n in tensors and p.shape[0] == vocabulary]
+    rows = max((tensors[name].shape[0] for name in names), default=vocabulary)
+    if rows <= vocabulary:
+        return
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    for name, parameter in _embeddings(model).items():
+        if name in tensors:
+            parameter[vocabulary:].copy_(tensors[name][vocabulary:])
+
+
+def _embeddings(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Weights of the embedding and the head, by every name they have."""
+    loaded: Any = model
+    ends = (loaded.get_input_embeddings(), loaded.get_output_embeddings())
+    weights = {id(end.weight) for end in ends if end is not None}
+    every = model.named_parameters(remove_duplicate=False)
+    return {name: parameter for name, parameter in every if id(parameter) in weights}
+
+
+def untie(model: PreTrainedModel, moved: Iterable[str]) -> None:
+    """Part a head from the embedding it is tied to, where only one of the two moves."""
+    loaded: Any = model
+    names = set(_embeddings(model))
+    is_tied = not names <= dict(model.named_parameters()).keys()
+    if is_tied and len(names & set(moved)) == 1:
+        head = loaded.get_output_embeddings()
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = False
+        model.config.get_text_config(decoder=True).tie_word_embeddings = False
+
+
 def load_trained(run: Run, step: int, like: PreTrainedModel) -> dict[str, Tensor]:
     """Parameters of a fully trained checkpoint, by name, in the type of its files, on the CPU.
 
     Args:
         run: The run.
         step: The checkpoint.
-        like: The base; names and shapes must agree with it.
+        like: The base; names must agree with it.
 
     Raises:
         CheckpointError: Truncated, damaged or not finite.
-        PlacementError: Names or shapes differ from the base's.
+        PlacementError: Names differ from the base's.
     """
-    folder = verify_checkpoint(run, step)
-    read_tensors(folder)
-    model = load_model(
-        folder, "auto", torch.device("cpu"), trust_remote_code=run.base.trust_remote_code
-    )
+    tensors = read_checkpoint(run, step)
+    names = [name for name, _ in like.named_parameters()]
+    if set(names) <= set(tensors) <= set(like.state_dict()):
+        return {name: tensors[name] for name in names}
+    folder = run.folder(step)
+    model = load_checkpoint(run, step, tensors, "auto", torch.device("cpu"))
     tuned = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    require_finite(tuned, str(folder))
-    base = dict(like.named_parameters())
-    strays = sorted(set(tuned) ^ set(base))
-    wrong = [n for n in base if n in tuned and base[n].shape != tuned[n].shape]
-    if strays or wrong:
-        first = (strays or wrong)[0]
+    strays = sorted(set(tuned) ^ set(names))
+    if strays:
         raise PlacementError(
-            f"{folder}: {len(strays) + len(wrong)} tensors do not fit the base, first {first!r} "
-            f"({'name' if strays else 'shape'}). Was it trained on another base, or its "
-            "vocabulary resized?"
+            f"{folder}: {len(strays)} tensors do not fit the base, first {strays[0]!r}. Was it "
+            "trained on another base?"
         )
     return tuned
 
 
+def load_checkpoint(
+    run: Run, step: int, tensors: Mapping[str, Tensor], dtype: str, device: torch.device
+) -> PreTrainedModel:
+    """A whole model's checkpoint as stock transformers loads it.
+
+    Where its folder holds no weights that transformers reads (a coded delta), a folder that does
+    is made for the while.
+
+    Args:
+        run: The run.
+        step: The checkpoint.
+        tensors: Its tensors, by the names of its files.
+        dtype: `auto` is the type of the files.
+        device: Where the model is put.
+    """
+    folder, code = run.folder(step), run.base.trust_remote_code
+    if any(folder.glob("model*.safetensors")):
+        return load_model(folder, dtype, device, trust_remote_code=code)
+    with tempfile.TemporaryDirectory(prefix="backtrack-checkpoint-") as made:
+        for path in [*folder.glob("*.json"), *folder.glob("*.py")]:
+            shutil.copy(path, made)
+        save_file(dict(tensors), Path(made) / "model.safetensors", metadata={"format": "pt"})
+        return load_model(Path(made), dtype, device, trust_remote_code=code)
+
+
+def require_shapes(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], where: str) -> None:
+    """Refuse tensors of other shapes than the base's.
+
+    Raises:
+        PlacementError: Names the first.
+    """
+    wrong = [name for name in base if base[name].shape != tuned[name].shape]
+    if wrong:
+        raise PlacementError(
+            f"{where}: {len(wrong)} tensors do not fit the base, first {wrong[0]!r}: "
+            f"{tuple(tuned[wrong[0]].shape)}, the base's is {tuple(base[wrong[0]].shape)}. Was it "
+            "trained on another base?"
+        )
+
+
 @torch.inference_mode()
-def probe(model: Any) -> Tensor:
-    """Logits `[2, 24, vocabulary]` of fixed token ids: a model's fingerprint, bit for bit."""
+def probe(model: Any, vocabulary: int | None = None) -> Tensor:
+    """Logits of fixed token ids: a model's fingerprint, bit for bit.
+
+    Args:
+        model: On any device.
+        vocabulary: Tokens that are read and scored; the model's own if not given.
+
+    Returns:
+        Logits [2, 24, vocabulary] in fp32 on the CPU.
+    """
     generator = torch.Generator().manual_seed(0)
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = vocabulary or num_tokens(model)
     ids = torch.randint(vocabulary, PROBE_SHAPE, generator=generator)
     logits: Tensor = model(input_ids=ids.to(model.device), use_cache=False).logits
-    return logits.float().cpu()
+    return logits[..., :vocabulary].float().cpu()
+
+
+def num_tokens(model: Any) -> int:
+    """Rows of a model's embedding."""
+    rows: int = model.get_input_embeddings().weight.shape[0]
+    return rows
 
 
 def _first_line(error: Exception) -> str:

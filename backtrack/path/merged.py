@@ -1,170 +1,248 @@
-"""Stand at points with effective weights written into a plain model, always from stored ends."""
+"""Stand at points with effective weights written into a plain model, always from stored ends.
+
+Three kinds: whole models on the dense line, adapters on the dense line, and adapters on their own
+curve. Each holds the live model and, beside it, its ends; nothing is ever computed from the live
+weights. On the line a visit reads both ends once and writes the live weights once.
+"""
 
 from __future__ import annotations
 
-import copy
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from peft import set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import ModulesToSaveWrapper
 
-from backtrack.errors import PlacementError
 from backtrack.path.attached import Attached
-from backtrack.path.curves import line
-from backtrack.path.handles import plain_name
+from backtrack.path.curves import line, rounding
+from backtrack.path.effective import effective_parts
+from backtrack.path.ends import choose, store, total_bytes
 from backtrack.path.loading import (
-    load_adapter,
+    fit_vocabulary,
     load_base,
-    load_model,
+    load_checkpoint,
     load_trained,
+    num_tokens,
     probe,
-    read_adapter_config,
+    require_shapes,
+    untie,
 )
-from backtrack.point import Point
-from backtrack.run.reader import read_checkpoint
+from backtrack.path.opening import open_adapter
+from backtrack.path.profiles import Strength
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from peft import PeftModel
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from backtrack.path.curves import Law
+    from backtrack.path.effective import Part
+    from backtrack.path.ends import Keep
+    from backtrack.point import Point
     from backtrack.run.directory import Run
+
+    Tensors = Mapping[str, Tensor]
+
+
+class DenseLine:
+    """Named tensors of a live model on the line between two stored ends."""
+
+    law: Law = "linear"
+
+    def __init__(self, live: Tensors, keep: Keep, device: torch.device) -> None:
+        """Keep the base end: what `live` holds now."""
+        self._live = live
+        self._keep: Keep = keep
+        self._device = device
+        self._base = store(live, keep, device)
+        self._tuned: dict[str, Tensor] = {}
+        self._step = 0
+        self._norms: dict[str, float] = {}
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(_module(name) for name in self._live))
+
+    def load(self, step: int, read: Callable[[], Tensors]) -> None:
+        """Make a checkpoint the far end, if it is not."""
+        if step not in {0, self._step}:
+            self._tuned, self._norms = {}, {}
+            tuned = read()
+            require_shapes(tuned, self._base, f"step {step}")
+            self._tuned, self._step = store(tuned, self._keep, self._device), step
+
+    def place(self, point: Point, multipliers: Mapping[str, float]) -> None:
+        for name, tuned in self._tuned.items():
+            alpha = point.alpha * multipliers.get(_module(name), 1.0)
+            line(self._base[name], tuned, alpha, out=self._live[name])
+
+    def distance(self, point: Point, multipliers: Mapping[str, float]) -> float:
+        if not self._norms:
+            self._norms = {n: math.sqrt(self._strength(n).moved) for n in self._tuned}
+        shares = {n: multipliers.get(_module(n), 1.0) for n in self._norms}
+        return point.alpha * math.hypot(*(n * shares[name] for name, n in self._norms.items()))
+
+    def strengths(self) -> dict[str, Strength]:
+        """Strength of each module's weight at alpha 1; see `profiles`."""
+        weights = [name for name in self._tuned if name.endswith(".weight")]
+        return {_module(name): self._strength(name) for name in weights}
+
+    def _strength(self, name: str) -> Strength:
+        base, tuned = (t[name].to(self._device).float() for t in (self._base, self._tuned))
+        return Strength(float((tuned - base).square().sum()), float(base.square().sum()))
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+class MergedModels:
+    """Whole models: every parameter on the line."""
+
+    law: Law = "linear"
+    tolerance = 0.0
+
+    def __init__(self, run: Run, device: torch.device, keep: Keep | None) -> None:
+        self._run = run
+        self.model: PreTrainedModel = load_base(run.base, device)
+        self.vocabulary = num_tokens(self.model)
+        self.probe_base = probe(self.model)
+        final = load_trained(run, run.final.step, self.model)
+        self.probe_final = self._probe_trained(final, device)
+        fit_vocabulary(self.model, final)
+        live = dict(self.model.named_parameters())
+        self.keep: Keep = keep or choose(2 * total_bytes(live), device)
+        self._line = DenseLine(live, self.keep, device)
+        self._line.load(run.final.step, lambda: final)
+        self.modules = self._line.modules
+
+    def place(self, point: Point, multipliers: Mapping[str, float]) -> None:
+        self._load(point.step)
+        self._line.place(point, multipliers)
+
+    def distance(self, point: Point, multipliers: Mapping[str, float]) -> float:
+        self._load(point.step)
+        return self._line.distance(point, multipliers)
+
+    def strengths(self, step: int) -> dict[str, Strength]:
+        self._load(step)
+        return self._line.strengths()
+
+    def _load(self, step: int) -> None:
+        self._line.load(step, lambda: load_trained(self._run, step, self.model))
+
+    def _probe_trained(self, final: Tensors, device: torch.device) -> Tensor:
+        """Logits of the last checkpoint as stock transformers loads it, in the live type."""
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        trained = load_checkpoint(self._run, self._run.final.step, final, dtype, device)
+        return probe(trained, self.vocabulary)
 
 
 class MergedLine:
-    """Effective weights on the dense line, written into a plain model from two stored ends."""
+    """An adapter of any kind PEFT can merge, on the dense line to its effective weights."""
 
-    def __init__(self, run: Run, device: torch.device, *, adapter: WholeAdapter | None) -> None:
-        self._run = run
-        self._adapter = adapter
+    law: Law = "linear"
+
+    def __init__(self, run: Run, device: torch.device, keep: Keep | None) -> None:
         self.model: PreTrainedModel = load_base(run.base, device)
+        self.keep: Keep = keep or choose(
+            2 * total_bytes(dict(self.model.named_parameters())), device
+        )
+        self._opened = open_adapter(run, _beside(self.keep, device))
+        _shelve(self._opened.model, self.keep)
+        self.vocabulary = self._opened.vocabulary
         self.probe_base = probe(self.model)
-        self._base = {n: p.detach().clone() for n, p in self.model.named_parameters()}
-        self._live = dict(self.model.named_parameters())
-        self._step = 0
-        self._tuned: dict[str, Tensor] = {}
-        self._norm = 0.0
-        self.tolerance = _rounding(self.model.dtype) if adapter else 0.0
-        self.probe_final = adapter.probe_final if adapter else self._probe_trained(device)
+        self.probe_final = self._opened.probe_final
+        self.tolerance = rounding(self.model.dtype)
+        final = self._effective()
+        fit_vocabulary(self.model, final)
+        untie(self.model, final)
+        self._line = DenseLine(_live(self.model, final), self.keep, device)
+        self._line.load(run.final.step, lambda: final)
+        self.modules = self._line.modules
 
-    def place(self, point: Point) -> None:
-        if point.step:
-            self._load(point.step)
-        for name, tuned in self._tuned.items():
-            line(self._base[name], tuned, point.alpha, out=self._live[name])
-
-    def distance(self, point: Point) -> float:
+    def place(self, point: Point, multipliers: Mapping[str, float]) -> None:
         self._load(point.step)
-        return point.alpha * self._norm
+        self._line.place(point, multipliers)
+
+    def distance(self, point: Point, multipliers: Mapping[str, float]) -> float:
+        self._load(point.step)
+        return self._line.distance(point, multipliers)
+
+    def strengths(self, step: int) -> dict[str, Strength]:
+        self._load(step)
+        return self._line.strengths()
 
     def _load(self, step: int) -> None:
-        """Make the step the far end; what the last one moved goes back to the base."""
-        if step == self._step:
-            return
-        for name in self._tuned:
-            self._live[name].copy_(self._base[name])
-        self._tuned = self._read(step)
-        self._step = step
-        ways = (
-            self._base[n].float().cpu() - tuned.float().cpu() for n, tuned in self._tuned.items()
-        )
-        self._norm = math.sqrt(sum(float(way.norm()) ** 2 for way in ways))
+        def read() -> Tensors:
+            set_peft_model_state_dict(self._opened.model, self._opened.read(step))
+            return self._effective()
 
-    def _read(self, step: int) -> dict[str, Tensor]:
-        if self._adapter is None:
-            return load_trained(self._run, step, self.model)
-        self._adapter.place(Point(step=step, alpha=1.0))
-        return dict(effective_weights(self._adapter.model))
+        self._line.load(step, read)
 
-    def _probe_trained(self, device: torch.device) -> Tensor:
-        """Logits of the last checkpoint as stock transformers loads it, in the live type."""
-        folder = self._run.folder(self._run.final.step)
-        dtype = str(self.model.dtype).removeprefix("torch.")
-        trained = load_model(
-            folder, dtype, device, trust_remote_code=self._run.base.trust_remote_code
-        )
-        return probe(trained)
+    def _effective(self) -> dict[str, Tensor]:
+        """Weights that the adapter changes, at full strength, in fp32."""
+        found: dict[str, Tensor] = {}
+        for name, write in effective_parts(self._opened.model, self._opened.originals):
+            found[name] = torch.empty_like(self._opened.base_value(name), dtype=torch.float32)
+            write(found[name])
+        return found
 
 
 class MergedNative:
-    """Effective weights on the method's own curve: the adapter moves, each layer is merged."""
+    """An adapter on its own curve: its handles move, then each layer is merged."""
 
-    def __init__(self, run: Run, device: torch.device) -> None:
-        self._adapter = Attached(run, device)
+    def __init__(self, run: Run, device: torch.device, keep: Keep | None) -> None:
         self.model: PreTrainedModel = load_base(run.base, device)
-        self.probe_base = self._adapter.probe_base
+        self.keep: Keep = keep or choose(total_bytes(dict(self.model.named_parameters())), device)
+        self._adapter = Attached(run, _beside(self.keep, device))
+        _shelve(self._adapter.model, self.keep)
+        self.vocabulary = self._adapter.vocabulary
+        self.probe_base = probe(self.model)
         self.probe_final = self._adapter.probe_final
-        self.tolerance = _rounding(self.model.dtype)
-        self._base = {n: p.detach().clone() for n, p in self.model.named_parameters()}
-        self._live = dict(self.model.named_parameters())
+        self.tolerance = rounding(self.model.dtype)
+        self.law = self._adapter.law
+        self.modules = self._adapter.modules
+        names = [name for name, _ in self._parts()]
+        self._base = {name: self._adapter.base_value(name) for name in names}
+        fit_vocabulary(self.model, self._base)
+        untie(self.model, names)
+        self._live = _live(self.model, self._base)
 
-    def place(self, point: Point) -> None:
-        self._adapter.place(point)
-        for name, weight in effective_weights(self._adapter.model):
-            self._live[name].copy_(self._base[name] if point.is_base else weight)
+    def place(self, point: Point, multipliers: Mapping[str, float]) -> None:
+        if point.is_base:
+            for name, base in self._base.items():
+                self._live[name].copy_(base)
+            return
+        self._adapter.place(point, multipliers)
+        for name, write in self._parts():
+            write(self._live[name])
 
-    def distance(self, point: Point) -> float:
-        return self._adapter.distance(point)
+    def distance(self, point: Point, multipliers: Mapping[str, float]) -> float:
+        return self._adapter.distance(point, multipliers)
 
+    def strengths(self, step: int) -> dict[str, Strength]:
+        return self._adapter.strengths(step)
 
-class WholeAdapter:
-    """An adapter of any kind PEFT can merge, at full strength: the far end of a dense line."""
-
-    def __init__(self, run: Run, device: torch.device) -> None:
-        self._run = run
-        folder = run.folder(run.final.step)
-        read_adapter_config(folder)
-        self.model: PeftModel = load_adapter(load_base(run.base, device), folder)
-        self.probe_final = probe(self.model)
-
-    def place(self, point: Point) -> None:
-        set_peft_model_state_dict(self.model, read_checkpoint(self._run, point.step))
-
-
-@torch.no_grad()
-def effective_weights(model: PeftModel) -> Iterator[tuple[str, Tensor]]:
-    """Weights a plain model needs to compute what an adapted one does, where they differ.
-
-    Each layer is copied, widened to fp32 and merged on its own, so the live model is never merged
-    and unmerged in place (which drifts) and memory for one layer is enough.
-
-    Yields:
-        The name in the plain model, and the weight in fp32.
-
-    Raises:
-        PlacementError: PEFT cannot merge a layer.
-    """
-    for path, module in model.named_modules():
-        if isinstance(module, ModulesToSaveWrapper):
-            inner: Any = module.modules_to_save[model.active_adapter]
-            for name, parameter in inner.named_parameters():
-                yield plain_name(f"{path}.{name}"), parameter.detach().float()
-        elif isinstance(module, BaseTunerLayer):
-            yield from _merged_layer(path, module)
-    if getattr(model.peft_config[model.active_adapter], "bias", "none") != "none":
-        for name, parameter in model.named_parameters():
-            if name.endswith(".bias") and "modules_to_save" not in name:
-                yield plain_name(name), parameter.detach().float()
+    def _parts(self) -> Iterator[Part]:
+        return effective_parts(self._adapter.model, self._adapter.originals)
 
 
-def _merged_layer(path: str, module: BaseTunerLayer) -> Iterator[tuple[str, Tensor]]:
-    layer: Any = copy.deepcopy(module)
-    layer.float()
-    try:
-        layer.merge()
-    except Exception as error:
-        raise PlacementError(
-            f"PEFT cannot merge {path}: {error}. Stand attached instead."
-        ) from error
-    for name, parameter in layer.get_base_layer().named_parameters():
-        yield plain_name(f"{path}.{name}"), parameter.detach()
+def _beside(keep: Keep, device: torch.device) -> torch.device:
+    """Where a second model goes that holds the base end."""
+    return device if keep == "device" else torch.device("cpu")
 
 
-def _rounding(dtype: torch.dtype) -> float:
-    """How far merging may move logits, as a share of the largest, by rounding in `dtype`."""
-    return 1e-4 if dtype == torch.float32 else 64 * torch.finfo(dtype).eps / 4
+def _shelve(model: PeftModel, keep: Keep) -> None:
+    """Move a second model's base weights to where ends are kept."""
+    if keep != "device":
+        every = {n: p for n, p in model.named_parameters() if not p.requires_grad}
+        for name, kept in store(every, keep, torch.device("cpu")).items():
+            every[name].data = kept
+
+
+def _live(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Tensor]:
+    every = dict(model.named_parameters(remove_duplicate=False))
+    return {name: every[name] for name in names}

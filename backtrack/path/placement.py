@@ -17,28 +17,32 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
-from peft import PeftType
 
 from backtrack.errors import PlacementError, PointError, UsageError
 from backtrack.path.attached import Attached
-from backtrack.path.handles import NATIVE
+from backtrack.path.curves import rounding
 from backtrack.path.loading import (
     load_tokenizer,
+    num_tokens,
     pick_device,
     probe,
     read_adapter_config,
 )
-from backtrack.path.merged import MergedLine, MergedNative, WholeAdapter
-from backtrack.path.profiles import require_known
+from backtrack.path.merged import MergedLine, MergedModels, MergedNative
+from backtrack.path.profiles import block_strengths, multipliers, parse
+from backtrack.path.tuners import MAX_ATTACHED_COST, tuner_of, why_dense
 from backtrack.point import Point
-from backtrack.run.reader import verify_checkpoint
 from backtrack.run.writer import is_adapter
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from torch import Tensor
 
+    from backtrack.path.curves import Law
+    from backtrack.path.ends import Keep
+    from backtrack.path.profiles import Strength
     from backtrack.records import CurveName, Form
     from backtrack.run.directory import Run
 
@@ -51,24 +55,30 @@ class Placement:
         tokenizer: The run's tokenizer.
         form: How the model stands: `attached` or `merged`.
         curve: Which curve it moves on: `native` or `line`.
+        keep: Where the ends of a merged path are kept: `device`, `pinned` or `mapped`; none where
+            attached.
         point: Where it stands now.
     """
 
-    def __init__(
+    def __init__(  # the front door: every argument but the run is optional
         self,
         run: Run,
         *,
         form: Literal["auto", "attached", "merged"] = "auto",
         curve: Literal["auto", "native", "line"] = "auto",
         device: str = "auto",
+        keep: Literal["auto", "device", "pinned", "mapped"] = "auto",
     ) -> None:
         """Load a run's base and last checkpoint and check both ends.
 
         Args:
             run: A run with at least one checkpoint.
-            form: `auto` is attached for LoRA and OFT, merged for the rest.
+            form: `auto` is attached where the adapter has a native curve and its forward pass
+                costs at most twice the base's, else merged. What is measured should be what is
+                exported: name the form that will be served.
             curve: `auto` is native where the method has one, else the dense line.
             device: A torch device; `auto` is the first GPU, else the CPU.
+            keep: Where the ends of a merged path are kept; `auto` is the fastest that fits.
 
         Raises:
             UsageError: The method does not stand in this form on this curve.
@@ -76,12 +86,15 @@ class Placement:
             CheckpointError: Weights are truncated, damaged or not finite.
             RunError: The base is not the run's.
         """
-        folder = verify_checkpoint(run, run.final.step)
+        folder = run.folder(run.final.step)
         self.form, self.curve = settle(folder, form, curve)
         self.tokenizer: Any = load_tokenizer(run.base, folder)
-        self._stand = _stand(run, self.form, self.curve, pick_device(device))
+        kept: Keep | None = None if keep == "auto" else keep
+        self._stand = _stand(run, self.form, self.curve, pick_device(device), kept)
         self._steps = frozenset(run.steps)
+        self._multipliers: dict[tuple[int, str], Mapping[str, float]] = {}
         self.model: Any = self._stand.model
+        self.keep: Keep | None = getattr(self._stand, "keep", None)
         self.point = Point.base()
         self._check_ends(run)
 
@@ -90,39 +103,73 @@ class Placement:
         """Put the model at `point`.
 
         Raises:
-            PointError: The run has no such step, or no such profile is known.
+            PointError: The run has no such step, no such profile is known, or the method cannot
+                stand there.
             CheckpointError: The step's weights are damaged.
         """
-        self._require(point)
-        self._stand.place(point.canonical)
-        self.point = point.canonical
+        here = point.canonical
+        self._stand.place(here, self._shares(here))
+        self.point = here
 
+    @torch.no_grad()
     def distance(self, point: Point) -> float:
         """L2 norm of the way from the base to `point` along the curve, over the tensors that move.
 
         Raises:
             PointError: The run has no such step, or no such profile is known.
         """
+        shares = self._shares(point)
+        return 0.0 if point.is_base else self._stand.distance(point, shares)
+
+    @torch.no_grad()
+    def strengths(self, step: int) -> dict[int, float]:
+        """How far each block of layers moves at a checkpoint, by its index; see `profiles`.
+
+        The model stands anywhere afterwards: place it again.
+
+        Raises:
+            PointError: The run has no such step.
+        """
+        self._require(Point(step=step))
+        return block_strengths(self._stand.strengths(step))
+
+    def _shares(self, point: Point) -> Mapping[str, float]:
+        """Each module's multiplier of alpha; empty where all are 1."""
         self._require(point)
-        return 0.0 if point.is_base else self._stand.distance(point)
+        profile = parse(point.profile)
+        if point.is_base or profile.kind == "uniform":
+            return {}
+        key = (point.step, str(profile))
+        if key not in self._multipliers:
+            measured = profile.kind in {"safe", "min"}
+            strengths = self._stand.strengths(point.step) if measured else {}
+            self._multipliers[key] = multipliers(
+                profile, self._stand.modules, strengths, self._stand.law
+            )
+        return self._multipliers[key]
 
     def _require(self, point: Point) -> None:
-        require_known(point.profile)
+        parse(point.profile)
         if not point.is_base and point.step not in self._steps:
             known = ", ".join(str(step) for step in sorted(self._steps))
             raise PointError(f"there is no checkpoint of step {point.step}. There are: {known}.")
 
     def _check_ends(self, run: Run) -> None:
+        stand = self._stand
         self.place(run.final)
         _require_same(
-            probe(self.model),
-            self._stand.probe_final,
-            self._stand.tolerance,
+            probe(self.model, stand.vocabulary),
+            stand.probe_final,
+            stand.tolerance,
             f"{run.path}: alpha 1 is not the checkpoint",
         )
         self.place(Point.base())
+        is_resized = num_tokens(self.model) != stand.vocabulary
         _require_same(
-            probe(self.model), self._stand.probe_base, 0.0, f"{run.path}: alpha 0 is not the base"
+            probe(self.model, stand.vocabulary),
+            stand.probe_base,
+            rounding(self.model.dtype) if is_resized else 0.0,
+            f"{run.path}: alpha 0 is not the base",
         )
 
 
@@ -131,30 +178,37 @@ class Stand(Protocol):
 
     Attributes:
         model: The live model.
+        law: How the tensors that decide strength follow alpha.
+        modules: Paths of the modules that move, in the model's order.
+        vocabulary: Tokens of the bare base.
         probe_base: Logits of the bare base.
         probe_final: Logits of the last checkpoint as stock libraries load it.
         tolerance: How far alpha 1 may be from `probe_final`, as a share of its largest logit.
     """
 
     model: Any
+    law: Law
+    modules: tuple[str, ...]
+    vocabulary: int
     probe_base: Tensor
     probe_final: Tensor
     tolerance: float
 
-    def place(self, point: Point) -> None: ...
+    def place(self, point: Point, multipliers: Mapping[str, float]) -> None: ...
 
-    def distance(self, point: Point) -> float: ...
+    def distance(self, point: Point, multipliers: Mapping[str, float]) -> float: ...
+
+    def strengths(self, step: int) -> dict[str, Strength]: ...
 
 
-def _stand(run: Run, form: Form, curve: CurveName, device: torch.device) -> Stand:
+def _stand(
+    run: Run, form: Form, curve: CurveName, device: torch.device, keep: Keep | None
+) -> Stand:
     if form == "attached":
         return Attached(run, device)
-    folder = run.folder(run.final.step)
-    if not is_adapter(folder):
-        return MergedLine(run, device, adapter=None)
-    if curve == "native":
-        return MergedNative(run, device)
-    return MergedLine(run, device, adapter=WholeAdapter(run, device))
+    if not is_adapter(run.folder(run.final.step)):
+        return MergedModels(run, device, keep)
+    return MergedNative(run, device, keep) if curve == "native" else MergedLine(run, device, keep)
 
 
 def settle(folder: Path, form: str, curve: str) -> tuple[Form, CurveName]:
@@ -170,19 +224,29 @@ def settle(folder: Path, form: str, curve: str) -> tuple[Form, CurveName]:
                 "Use `placement: {form: merged, curve: line}`, or `auto`."
             )
         return "merged", "line"
-    has_native = PeftType(read_adapter_config(folder).peft_type) in NATIVE
+    config = read_adapter_config(folder)
+    tuner = tuner_of(config)
+    if curve == "native" and not tuner.has_native:
+        raise UsageError(
+            f"{folder}: {why_dense(config)}, so it has no native curve. Use "
+            "`placement: {form: merged, curve: line}`, or `auto`."
+        )
+    chosen: CurveName = "native" if tuner.has_native and curve != "line" else "line"
+    is_cheap = tuner.cost <= MAX_ATTACHED_COST or not tuner.can_merge
     settled: Form = (
         "attached"
-        if form == "attached" or (form == "auto" and has_native and curve != "line")
+        if form == "attached" or (form == "auto" and chosen == "native" and is_cheap)
         else "merged"
-    )
-    chosen: CurveName = (
-        "native" if curve == "native" or (curve == "auto" and has_native) else "line"
     )
     if settled == "attached" and chosen == "line":
         raise UsageError(
             f"{folder}: an attached adapter moves on its native curve. "
             "For the dense line use `placement: {form: merged, curve: line}`."
+        )
+    if settled == "merged" and not tuner.can_merge:
+        raise UsageError(
+            f"{folder}: PEFT cannot write a {config.peft_type} adapter of this kind into the "
+            "base's weights. Use `placement: {form: attached}`, or `auto`."
         )
     return settled, chosen
 

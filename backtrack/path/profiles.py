@@ -1,14 +1,103 @@
-"""How the layers share a point's alpha.
+"""Profiles: multipliers of a point's alpha, layer by layer. Pure: nothing here knows a model.
 
-Covered: `uniform`, every layer at alpha. Not covered yet: `safe`, `min`, `depth`, `blocks`,
-`modules`.
+    uniform                    1 everywhere
+    depth(FIRST,LAST)          from FIRST in the first block to LAST in the last, linear in depth
+                               (after LiNeS, arXiv 2410.17146)
+    blocks(EARLY,MIDDLE,LATE)  one for each third of the blocks
+    modules(ATTENTION,MLP)     one for attention, one for the MLP
+    safe                       PEFT-Arena's SafeScale (arXiv 2605.28819)
+    min                        PEFT-Arena's MinScale
+
+For the paper's two, let s(b) be the STRENGTH of block b at alpha 1:
+
+    rotations         s(b) = sqrt(sum of g^2 / number of g), over all numbers g of the block's
+                      generators (or angles): how far it turns
+    everything else   s(b) = sqrt(sum of ||dW||_F^2 / sum of ||W0||_F^2), over the block's
+                      weights: how much is added, relative to what is there
+
+`safe` scales the generator or the delta of block b by c(b) = S / s(b), with S the mean of s over
+the first five blocks; `min` takes S = the least s(b). Since a generator goes with the root of
+alpha, its multiplier is c(b)^2; a delta's is c(b). A block that does not move is left alone.
+
+Tensors outside the blocks (embeddings, last norm, head) take the multiplier of the nearest block
+under `depth` and `blocks`, the mean of the two under `modules`, and 1 under `safe` and `min`.
 """
 
 from __future__ import annotations
 
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple, assert_never
+
 from backtrack.errors import PointError
 
-KNOWN = ("uniform",)
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from backtrack.path.curves import Law
+
+Kind = Literal["uniform", "depth", "blocks", "modules", "safe", "min"]
+Part = Literal["attention", "mlp", "other"]
+
+NUM_VALUES: dict[Kind, int] = {
+    "uniform": 0, "depth": 2, "blocks": 3, "modules": 2, "safe": 0, "min": 0
+}  # fmt: skip
+FIRST_BLOCKS = 5
+"""Blocks whose mean strength `safe` takes as safe."""
+
+_SPELLING = re.compile(r"^([a-z]+)(?:\(([^()]*)\))?$")
+_BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer|decoder_layers)\.(\d+)(?:\.|$)")
+_ATTENTION = re.compile(r"att(?:n|ention)")
+_MLP = re.compile(r"mlp|ffn|feed_forward|expert|moe")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A profile by name, with its multipliers."""
+
+    kind: Kind
+    values: tuple[float, ...] = ()
+
+    def __str__(self) -> str:
+        inside = ",".join(f"{value:g}" for value in self.values)
+        return f"{self.kind}({inside})" if self.values else self.kind
+
+
+class Strength(NamedTuple):
+    """How far a module moves at alpha 1: a sum of squares over what it is measured by."""
+
+    moved: float
+    size: float
+
+
+def parse(text: str) -> Profile:
+    """A profile from its spelling.
+
+    Raises:
+        PointError: There is no such profile, or its multipliers are not as many finite numbers
+            from 0 up as it takes.
+    """
+    match = _SPELLING.match(text)
+    kind = match.group(1) if match else text
+    if match is None or kind not in NUM_VALUES:
+        raise PointError(f"there is no profile {text!r}. There are: {', '.join(_SPELLINGS)}.")
+    try:
+        values = tuple(float(v) for v in match.group(2).split(",")) if match.group(2) else ()
+    except ValueError:
+        values = (math.nan,)
+    is_sound = all(math.isfinite(value) and value >= 0 for value in values)
+    if len(values) != NUM_VALUES[kind] or not is_sound:
+        raise PointError(
+            f"profile {text!r}: {kind} takes {NUM_VALUES[kind] or 'no'} multipliers, numbers from "
+            f"0 up, as in {_SPELLINGS[list(NUM_VALUES).index(kind)]}."
+        )
+    return Profile(kind, values)
+
+
+_SPELLINGS = (
+    "uniform", "depth(0.5,1)", "blocks(0.3,0.6,1)", "modules(1,0.5)", "safe", "min",
+)  # fmt: skip
 
 
 def require_known(profile: str) -> None:
@@ -17,5 +106,95 @@ def require_known(profile: str) -> None:
     Raises:
         PointError: With the profiles there are.
     """
-    if profile not in KNOWN:
-        raise PointError(f"there is no profile {profile!r}. There is: {', '.join(KNOWN)}.")
+    parse(profile)
+
+
+def block_of(module: str) -> int | None:
+    """Index of the block that a module lies in; none for one outside the blocks."""
+    match = _BLOCK.search(module)
+    return int(match.group(1)) if match else None
+
+
+def part_of(module: str) -> Part:
+    """Whether a module belongs to attention, to the MLP or to neither."""
+    match = _BLOCK.search(module)
+    inside = module[match.end() :] if match else ""
+    if _ATTENTION.search(inside):
+        return "attention"
+    return "mlp" if _MLP.search(inside) else "other"
+
+
+def multipliers(
+    profile: Profile,
+    modules: Sequence[str],
+    strengths: Mapping[str, Strength],
+    law: Law,
+) -> dict[str, float]:
+    """What each module's alpha is multiplied by.
+
+    Args:
+        profile: Which.
+        modules: Paths of all modules that move, in the model's order.
+        strengths: Of each at alpha 1; only `safe` and `min` read them.
+        law: How the modules' own tensors follow alpha.
+    """
+    blocks = [block_of(module) for module in modules]
+    inside = [b for b in blocks if b is not None]
+    if not inside:
+        return dict.fromkeys(modules, 1.0)
+    count, first = max(inside) + 1, blocks.index(inside[0])
+    nearest = [
+        b if b is not None else (0 if i < first else count - 1) for i, b in enumerate(blocks)
+    ]
+    match profile.kind:
+        case "uniform":
+            return dict.fromkeys(modules, 1.0)
+        case "depth":
+            start, end = profile.values
+            share = [b / (count - 1) if count > 1 else 1.0 for b in nearest]
+            return {m: start + (end - start) * s for m, s in zip(modules, share, strict=True)}
+        case "blocks":
+            return {
+                m: profile.values[3 * b // count] for m, b in zip(modules, nearest, strict=True)
+            }
+        case "modules":
+            return {m: _by_part(profile.values, part_of(m)) for m in modules}
+        case "safe" | "min":
+            scales = _scales(profile.kind, block_strengths(strengths), law)
+            return {m: scales.get(b, 1.0) for m, b in zip(modules, blocks, strict=True)}
+        case _:
+            assert_never(profile.kind)
+
+
+def _by_part(values: tuple[float, ...], part: Part) -> float:
+    attention, mlp = values
+    match part:
+        case "attention":
+            return attention
+        case "mlp":
+            return mlp
+        case "other":
+            return (attention + mlp) / 2
+
+
+def block_strengths(strengths: Mapping[str, Strength]) -> dict[int, float]:
+    """Strength of each block, by its index, ascending; see the module's formulas."""
+    sums: dict[int, Strength] = {}
+    for module, (moved, size) in strengths.items():
+        block = block_of(module)
+        if block is not None:
+            old = sums.get(block, Strength(0.0, 0.0))
+            sums[block] = Strength(old.moved + moved, old.size + size)
+    return {b: math.sqrt(s.moved / s.size) if s.size else 0.0 for b, s in sorted(sums.items())}
+
+
+def _scales(
+    kind: Literal["safe", "min"], strengths: Mapping[int, float], law: Law
+) -> dict[int | None, float]:
+    moving = {block: s for block, s in strengths.items() if s > 0}
+    if not moving:
+        return {}
+    early = list(moving.values())[:FIRST_BLOCKS]
+    wanted = min(moving.values()) if kind == "min" else sum(early) / len(early)
+    power = 1 if law == "linear" else 2
+    return {block: (wanted / s) ** power for block, s in moving.items()}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, OFTConfig, PeftModel, PromptTuningConfig, get_peft_model
+from peft import PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -26,36 +26,13 @@ from backtrack.point import Point
 from backtrack.run.directory import Run
 from backtrack.run.writer import write_checkpoint
 from tests.models import jitter, make_base, make_full_run, make_manifest, make_peft_run
+from tests.path.tuners import configs
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-LINEAR = ["q_proj", "v_proj", "down_proj"]
-ADAPTERS: dict[str, dict[str, Any]] = {
-    "lora": {"target_modules": LINEAR, "r": 4},
-    "rslora": {"target_modules": LINEAR, "r": 4, "use_rslora": True},
-    "patterns": {
-        "target_modules": LINEAR,
-        "r": 4,
-        "rank_pattern": {"q_proj": 2},
-        "alpha_pattern": {"v_proj": 3},
-    },
-    "dora": {"target_modules": LINEAR, "r": 4, "use_dora": True},
-    "bias": {"target_modules": LINEAR, "r": 4, "bias": "all"},
-    "modules_to_save": {"target_modules": LINEAR, "r": 4, "modules_to_save": ["norm"]},
-    "tokens": {"target_modules": LINEAR, "r": 4, "trainable_token_indices": [3, 5]},
-    "embedding": {"target_modules": ["q_proj", "embed_tokens"], "r": 4},
-}
-ROTATIONS: dict[str, dict[str, Any]] = {
-    "oft": {"target_modules": LINEAR, "oft_block_size": 8},
-    "oft-exact": {"target_modules": LINEAR, "oft_block_size": 8, "use_cayley_neumann": False},
-    "oft-shared": {"target_modules": LINEAR, "oft_block_size": 8, "block_share": True},
-}
-
 
 def config_of(name: str) -> Any:
-    if name in ROTATIONS:
-        return OFTConfig(task_type="CAUSAL_LM", **ROTATIONS[name])
-    return LoraConfig(task_type="CAUSAL_LM", **ADAPTERS[name])
+    return configs()[name]
 
 
 def stock(run: Run, step: int) -> torch.Tensor:
@@ -68,32 +45,6 @@ def stock(run: Run, step: int) -> torch.Tensor:
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("bases")
     return {dtype: make_base(folder / dtype, dtype=dtype) for dtype in ("float32", "bfloat16")}
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", [*ADAPTERS, *ROTATIONS])
-def test_both_ends_are_exact_in_any_order_of_visits(
-    name: str, dtype: str, bases: dict[str, Path], tmp_path: Path
-) -> None:
-    run = make_peft_run(tmp_path / "run", bases[dtype], config_of(name))
-    placement = Placement(run)
-    assert placement.form == "attached"
-    base = probe(AutoModelForCausalLM.from_pretrained(bases[dtype]))
-    ends = {10: stock(run, 10), 20: stock(run, 20)}
-    assert not torch.equal(base, ends[20])
-    for step, alpha in (
-        (20, 1.0),
-        (10, 0.3),
-        (10, 1.0),
-        (20, 0.0),
-        (20, 1.7),
-        (20, 1.0),
-        (10, 0.0),
-    ):
-        placement.place(Point(step=step, alpha=alpha))
-        if alpha in {0.0, 1.0}:
-            expected = base if alpha == 0 else ends[step]
-            assert torch.equal(probe(placement.model), expected), (step, alpha)
 
 
 def test_both_ends_of_full_fine_tuning_are_exact(bases: dict[str, Path], tmp_path: Path) -> None:
@@ -150,18 +101,6 @@ def test_an_oft_point_scales_the_generator_by_the_root_of_alpha(
     torch.testing.assert_close(probe(placement.model), by_hand, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["lora", "dora", "bias", "modules_to_save", "oft"])
-def test_the_merged_native_curve_agrees_with_the_attached_one(
-    name: str, bases: dict[str, Path], tmp_path: Path
-) -> None:
-    run = make_peft_run(tmp_path / "run", bases["float32"], config_of(name))
-    attached, merged = Placement(run), Placement(run, form="merged", curve="native")
-    for point in (Point(step=20, alpha=0.4), Point(step=10, alpha=1.2), Point(step=10, alpha=1.0)):
-        attached.place(point)
-        merged.place(point)
-        torch.testing.assert_close(probe(merged.model), probe(attached.model), atol=2e-5, rtol=0)
-
-
 def test_the_dense_line_of_a_rotation_is_another_path_than_its_native_curve(
     bases: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -170,21 +109,6 @@ def test_the_dense_line_of_a_rotation_is_another_path_than_its_native_curve(
     for placement in (native, dense):
         placement.place(Point(step=20, alpha=0.5))
     assert float((probe(native.model) - probe(dense.model)).abs().max()) > 1e-3
-
-
-def test_an_adapter_of_another_kind_stands_on_the_dense_line(
-    bases: dict[str, Path], tmp_path: Path
-) -> None:
-    config = IA3Config(
-        task_type="CAUSAL_LM",
-        target_modules=["v_proj", "down_proj"],
-        feedforward_modules=["down_proj"],
-    )
-    run = make_peft_run(tmp_path / "run", bases["float32"], config)
-    placement = Placement(run)
-    assert (placement.form, placement.curve) == ("merged", "line")
-    placement.place(Point(step=10, alpha=1.0))
-    torch.testing.assert_close(probe(placement.model), stock(run, 10), atol=1e-5, rtol=0)
 
 
 def test_distance_grows_with_alpha_and_is_zero_at_the_base(
@@ -270,16 +194,6 @@ def test_a_prompt_tuning_adapter_is_refused_by_name(
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     run = make_peft_run(tmp_path / "run", bases["float32"], config)
     assert "PROMPT_TUNING" in str(refusal(run))
-
-
-def test_an_initialization_that_rewrites_the_base_is_refused_by_name(
-    bases: dict[str, Path], tmp_path: Path
-) -> None:
-    config = LoraConfig(
-        task_type="CAUSAL_LM", target_modules=LINEAR, r=4, init_lora_weights="pissa"
-    )
-    run = make_peft_run(tmp_path / "run", bases["float32"], config)
-    assert "pissa" in str(refusal(run))
 
 
 def test_nan_weights_are_refused_and_the_tensor_named(

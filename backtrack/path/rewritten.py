@@ -1,0 +1,171 @@
+"""Adapters whose initialization rewrote the base: made plain LoRA on the original base.
+
+PiSSA, OLoRA, CorDA and LoRA-GA begin at factors A0, B0 and take `scaling B0 A0` out of the base,
+so that the trained model is `W0 + scaling (B A - B0 A0)`: a plain LoRA of twice the rank on W0,
+whose strength 0 is W0 bit for bit. (Scaling B of the adapter as it stands leads to the residual
+instead, 4 to 5 off in the logits.) Where the factors come from:
+
+    saved as            the initial factors
+    pissa, olora        taken again from W0, as stock PEFT does when it loads
+    pissa_niter_*,      the adapter as it was saved before the first step: named by the run's
+    corda, lora_ga      manifest (`backtrack adopt --initial`), or `pissa_init/` beside it
+    LLaMA-Factory       `pissa_backup/` belongs to the residual base and needs `pissa_init/`;
+                        `pissa_converted/` is a plain LoRA already
+    converted by PEFT   none needed: a plain LoRA already
+
+LoftQ and KaSA put something else than W0 minus a product in the base's place, which no adapter on
+W0 can undo: they stand on the dense line from W0.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft.utils.other import get_pattern_key
+
+from backtrack.errors import PlacementError
+from backtrack.run.reader import read_tensors, shapes
+from backtrack.run.writer import is_adapter
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from peft import LoraConfig, PeftConfig
+    from torch import Tensor
+
+    from backtrack.run.directory import Run
+
+REDONE = frozenset({"pissa", "olora"})
+"""Decompositions that loading takes again and that give the same factors."""
+LEAVES_BASE = frozenset({"gaussian", "orthogonal", "eva", "mica", "loftq"})
+"""Initializations by name that need no factors here."""
+
+_DOWN = ("lora_A", "lora_embedding_A")
+_UP = ("lora_B", "lora_embedding_B")
+
+
+def initial_folder(run: Run, folder: Path) -> Path | None:
+    """Where the initial factors of a checkpoint were saved, if anywhere."""
+    named = [Path(run.manifest.initial)] if run.manifest.initial else []
+    beside = [run.path / "initial", folder / "pissa_init", folder.parent / "pissa_init"]
+    for path in [*named, *beside]:
+        if is_adapter(path) and _has_shapes_of(path, folder):
+            return path
+    return None
+
+
+def _has_shapes_of(initial: Path, folder: Path) -> bool:
+    """Whether ranks agree; a converted adapter has twice the initial one's."""
+    ours, theirs = shapes(folder), shapes(initial)
+    return all(ours[name] == theirs.get(name) for name in ours if is_factor(name))
+
+
+def rewrote_base(config: PeftConfig, folder: Path) -> bool:
+    """Whether a checkpoint, as saved, belongs to another base than the original."""
+    init = getattr(config, "init_lora_weights", True)
+    by_name = isinstance(init, str) and init not in LEAVES_BASE
+    return by_name or folder.name == "pissa_backup"
+
+
+def read_initial(run: Run, config: PeftConfig, folder: Path) -> dict[str, Tensor] | None:
+    """The initial factors from files; none where loading takes them again.
+
+    Raises:
+        PlacementError: They are needed and nowhere to be found.
+    """
+    found = initial_folder(run, folder)
+    if found is not None:
+        return {name: t for name, t in read_tensors(found).items() if is_factor(name)}
+    init = getattr(config, "init_lora_weights", True)
+    if init in REDONE:
+        return None
+    what = "pissa_backup" if folder.name == "pissa_backup" else f"init_lora_weights={init!r}"
+    raise PlacementError(
+        f"{folder}: {what} took its initial factors out of the base, and they cannot be found "
+        "again from the base alone, so no strength would lead back to it. Needed is the adapter "
+        "as saved before the first step, a folder with adapter_config.json and "
+        "adapter_model.safetensors: name it with `backtrack adopt --initial FOLDER`, or put it "
+        f"beside as {folder.parent / 'pissa_init'}. Or convert when saving "
+        "(`path_initial_model_for_weight_conversion` of PEFT's save_pretrained) and adopt that."
+    )
+
+
+def without_initial(
+    config: LoraConfig, tensors: Mapping[str, Tensor], initial: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Factors of `scaling (B A - B0 A0)`, of twice the rank and with the scaling in B."""
+    plain = dict(tensors)
+    for name, start in initial.items():
+        scaling = scaling_of(config, name, initial)
+        trained = tensors[name].float()
+        if _part(name, _DOWN):
+            plain[name] = torch.cat([trained, start.float()], dim=0)
+        elif not name.endswith(".bias"):
+            plain[name] = scaling * torch.cat([trained, -start.float()], dim=1)
+        else:
+            plain[name] = scaling * trained
+    return plain
+
+
+def scaling_of(config: LoraConfig, name: str, tensors: Mapping[str, Tensor]) -> float:
+    """What PEFT multiplies `B A` by, for the layer of the factor `name`."""
+    rank = _rank(name, tensors)
+    module = name.partition(".lora_")[0]
+    alphas: dict[str, float] = dict(config.alpha_pattern or {})
+    alpha = alphas.get(get_pattern_key(list(alphas), module), config.lora_alpha)
+    return alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
+
+
+def uniform_lora(
+    config: LoraConfig, tensors: Mapping[str, Tensor], *, is_scaled: bool = False
+) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """The same adapter with one rank and scaling 1 everywhere, for readers without patterns.
+
+    Smaller ranks are filled up with zeros; each layer's own scaling goes into its B.
+
+    Args:
+        config: The adapter's.
+        tensors: By their names in its file.
+        is_scaled: Whether the scaling is in B already.
+    """
+    names = [name for name in tensors if is_factor(name)]
+    rank = max(_rank(name, tensors) for name in names)
+    plain = dict(tensors)
+    for name in names:
+        missing = rank - _rank(name, tensors)
+        scaling = 1.0 if is_scaled else scaling_of(config, name, tensors)
+        if _part(name, _DOWN):
+            plain[name] = torch.nn.functional.pad(tensors[name], (0, 0, 0, missing))
+        elif name.endswith(".bias"):
+            plain[name] = scaling * tensors[name]
+        else:
+            plain[name] = torch.nn.functional.pad(scaling * tensors[name], (0, missing))
+    uniform: Any = copy.deepcopy(config)
+    uniform.r = uniform.lora_alpha = rank
+    uniform.rank_pattern, uniform.alpha_pattern = {}, {}
+    uniform.use_rslora, uniform.init_lora_weights = False, True
+    for key in ("corda_config", "lora_ga_config", "eva_config"):
+        setattr(uniform, key, None)
+    return uniform, plain
+
+
+def is_factor(name: str) -> bool:
+    """Whether a tensor of this name in an adapter's file is one of LoRA's factors."""
+    return _part(name, _DOWN) or _part(name, _UP)
+
+
+def _part(name: str, parts: tuple[str, ...]) -> bool:
+    return bool(set(parts) & set(name.split(".")))
+
+
+def _rank(name: str, tensors: Mapping[str, Tensor]) -> int:
+    """Rank of the layer that a factor belongs to."""
+    for up, down in zip(_UP, _DOWN, strict=True):
+        if up in name.split("."):
+            module, _, rest = name.partition(f".{up}")
+            name = f"{module}.{down}" + (".weight" if rest.endswith(".bias") else rest)
+    return tensors[name].shape[0]
