@@ -49,6 +49,8 @@ class BaseSection(Section):
     """Type the weights are loaded in; `auto` is the type of the files."""
     trust_remote_code: bool = False
     """Run code from the model's repository. Off unless asked for by name."""
+    quantization: Literal["4bit", "8bit"] | None = None
+    """Quantize on loading by bitsandbytes (NF4, or LLM.int8), as a QLoRA run was trained on."""
 
 
 class FullMethod(Section):
@@ -106,12 +108,16 @@ class PlacementSection(Section):
 
     form: Literal["auto", "attached", "merged"] = "auto"
     """`attached` leaves the adapter on the model, `merged` writes effective weights; `auto` is
-    attached for LoRA and OFT, merged for the rest."""
+    attached where the adapter has a native curve and a forward pass costs at most twice the
+    base's. What is measured should be what is served: name the form you will export."""
     curve: Literal["auto", "native", "line"] = "auto"
     """`native` moves the method's own parameters, `line` the effective weights; `auto` is native
     where the method has one."""
     device: str = "auto"
     """A torch device; `auto` is the first GPU, else the CPU."""
+    keep: Literal["auto", "device", "pinned", "mapped"] = "auto"
+    """Where the ends of a merged path are kept: on the device, in page-locked host memory, or in a
+    file; `auto` is the fastest that fits."""
 
 
 class _Objective(Section):

@@ -34,6 +34,7 @@ class BaseModelReference(Record):
         revision: Hub revision; none is the default branch.
         dtype: Type the weights are loaded in; `auto` is the type of the files.
         trust_remote_code: Whether code from the model's repository may run.
+        quantization: How bitsandbytes quantizes it on loading; none is as its files are.
         fingerprint: sha256 of each tensor's bytes, type and shape, by name; empty where the files
             were not at hand.
     """
@@ -42,6 +43,7 @@ class BaseModelReference(Record):
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     trust_remote_code: bool = False
+    quantization: Literal["4bit", "8bit"] | None = None
     fingerprint: dict[str, str] = Field(default_factory=dict)
 
 

@@ -13,6 +13,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
+from peft.utils.integrations import dequantize_module_weight
 
 from backtrack.errors import PlacementError
 from backtrack.path.curves import coefficient, line, turn
@@ -143,7 +144,7 @@ def _magnitude(model: PeftModel, parts: list[str]) -> Tensor:
         raise PlacementError(
             f"{'.'.join(parts)} belongs to no LoRA layer; nothing here knows its base value."
         )
-    weight: Any = layer.get_base_layer().weight
+    weight: Any = dequantize_module_weight(layer.get_base_layer())
     dora: Any = layer.lora_magnitude_vector[adapter]
     wide = weight.detach().to(dora.weight.dtype)
     if wide.ndim == 2 and isinstance(layer.get_base_layer(), torch.nn.Embedding):

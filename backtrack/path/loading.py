@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from backtrack.errors import PlacementError
 from backtrack.path.handles import plain_name
 from backtrack.path.tuners import tuner_of
-from backtrack.run.reader import read_checkpoint, read_tensors, verify_base
+from backtrack.run.reader import base_folder, read_checkpoint, read_tensors, verify_base
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -46,8 +47,23 @@ def load_base(reference: BaseModelReference, device: torch.device) -> PreTrained
     """
     folder = verify_base(reference)
     return load_model(
-        folder, reference.dtype, device, trust_remote_code=reference.trust_remote_code
+        folder,
+        reference.dtype,
+        device,
+        trust_remote_code=reference.trust_remote_code,
+        quantization=reference.quantization,
     )
+
+
+def is_quantized(reference: BaseModelReference) -> bool:
+    """Whether a base's linear layers hold packed numbers: asked for, or by its own files."""
+    if reference.quantization is not None:
+        return True
+    path = base_folder(reference) / "config.json"
+    try:
+        return "quantization_config" in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        return False
 
 
 def load_model(
@@ -56,6 +72,7 @@ def load_model(
     device: torch.device,
     *,
     trust_remote_code: bool = False,
+    quantization: Literal["4bit", "8bit"] | None = None,
 ) -> PreTrainedModel:
     """A causal language model from a folder of safetensors, in evaluation mode.
 
@@ -64,6 +81,7 @@ def load_model(
         dtype: `auto` is the type of the files.
         device: Where it is put.
         trust_remote_code: Whether code from the folder may run.
+        quantization: How bitsandbytes packs it; none is as its files are.
 
     Raises:
         PlacementError: transformers cannot load it.
@@ -76,6 +94,7 @@ def load_model(
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
+            **_quantizing(quantization, device),
         )
     except Exception as error:  # transformers raises many unrelated types
         raise PlacementError(
@@ -84,8 +103,28 @@ def load_model(
     finally:
         if is_shown:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-    loaded: PreTrainedModel = model.to(device).eval()
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            # On some CPUs bitsandbytes packs the weights anew, for bf16, at the first forward pass
+            # in evaluation mode: logits would depend (by 0.002) on what was done with the model.
+            module.support_avx512bf16_for_cpu = False
+    loaded: PreTrainedModel = (model if quantization else model.to(device)).eval()
     return loaded.requires_grad_(requires_grad=False)
+
+
+def _quantizing(
+    quantization: Literal["4bit", "8bit"] | None, device: torch.device
+) -> dict[str, Any]:
+    """What makes transformers quantize: NF4 twice over as QLoRA does, or LLM.int8."""
+    if quantization is None:
+        return {}
+    fields: dict[str, Any] = (
+        {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+        if quantization == "4bit"
+        else {"load_in_8bit": True}
+    )
+    config = BitsAndBytesConfig(**fields)  # type: ignore[no-untyped-call]
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def load_tokenizer(reference: BaseModelReference, checkpoint: Path | None = None) -> Any:

@@ -22,6 +22,7 @@ from backtrack.errors import PlacementError, PointError, UsageError
 from backtrack.path.attached import Attached
 from backtrack.path.curves import rounding
 from backtrack.path.loading import (
+    is_quantized,
     load_tokenizer,
     num_tokens,
     pick_device,
@@ -30,7 +31,7 @@ from backtrack.path.loading import (
 )
 from backtrack.path.merged import MergedLine, MergedModels, MergedNative
 from backtrack.path.profiles import block_strengths, multipliers, parse
-from backtrack.path.tuners import MAX_ATTACHED_COST, tuner_of, why_dense
+from backtrack.path.tuners import MAX_ATTACHED_COST, require_quantizable, tuner_of, why_dense
 from backtrack.point import Point
 from backtrack.run.writer import is_adapter
 
@@ -87,6 +88,8 @@ class Placement:
             RunError: The base is not the run's.
         """
         folder = run.folder(run.final.step)
+        if is_quantized(run.base):
+            form = _require_quantizable(run, folder, form)
         self.form, self.curve = settle(folder, form, curve)
         self.tokenizer: Any = load_tokenizer(run.base, folder)
         kept: Keep | None = None if keep == "auto" else keep
@@ -209,6 +212,17 @@ def _stand(
     if not is_adapter(run.folder(run.final.step)):
         return MergedModels(run, device, keep)
     return MergedNative(run, device, keep) if curve == "native" else MergedLine(run, device, keep)
+
+
+def _require_quantizable(run: Run, folder: Path, form: str) -> Literal["attached"]:
+    """The form on a quantized base, where there is one."""
+    if not is_adapter(folder):
+        raise PlacementError(
+            f"{run.path}: whole models have no path from a quantized base. Give it in full "
+            "precision: without `quantization`, or another with --base."
+        )
+    require_quantizable(read_adapter_config(folder), form, str(run.path))
+    return "attached"
 
 
 def settle(folder: Path, form: str, curve: str) -> tuple[Form, CurveName]:

@@ -222,6 +222,38 @@ def why_dense(config: Any) -> str:
             return "its initialization (KaSA, LoftQ) puts another matrix in the base's place"
 
 
+QUANTIZED = frozenset(
+    {
+        PeftType.LORA, PeftType.ADALORA, PeftType.OFT, PeftType.BOFT, PeftType.IA3, PeftType.VERA,
+        PeftType.PVERA, PeftType.MISS, PeftType.RANDLORA, PeftType.ROAD, PeftType.HIRA,
+        PeftType.GRALORA, PeftType.FOURIERFT, PeftType.WAVEFT, PeftType.C3A, PeftType.VBLORA,
+        PeftType.BEFT, PeftType.LILY,
+    }
+)  # fmt: skip
+"""Tuners that are right on a base of packed 4-bit or 8-bit numbers, attached. The others read its
+weights as they lie: they raise, or (HRA on 8 bit, UniLoRA) are silently wrong."""
+
+
+def require_quantizable(config: Any, form: str, where: str) -> None:
+    """Refuse what is wrong on a quantized base.
+
+    Raises:
+        PlacementError: With the reason and the way out.
+    """
+    way_out = "Give the base in full precision: without `quantization`, or another with --base."
+    if form == "merged":
+        raise PlacementError(
+            f"{where}: a merged point on a quantized base would quantize anew, which moves logits "
+            f"by as much as training does. Stand attached, or merge into full precision. {way_out}"
+        )
+    reads_weights = config.peft_type == PeftType.MISS and config.init_weights == "bat"
+    if PeftType(config.peft_type) not in QUANTIZED or reads_weights:
+        raise PlacementError(
+            f"{where}: {config.peft_type} reads the base's weights, which on a quantized base are "
+            f"packed numbers: its points would be wrong. {way_out}"
+        )
+
+
 def rule_of(tuner: Tuner, parts: list[str]) -> Rule | None:
     """The rule for a tensor of this name, split at its dots; none for what is no part of it.
 

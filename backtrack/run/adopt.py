@@ -159,6 +159,7 @@ def _base_reference(model: str, recipe: Recipe | None) -> BaseModelReference:
         revision=section.revision if section else None,
         dtype=section.dtype if section else "auto",
         trust_remote_code=section.trust_remote_code if section else False,
+        quantization=section.quantization if section else None,
     )
     return bare.model_copy(update={"fingerprint": fingerprint(base_folder(bare))})
 

@@ -1,0 +1,102 @@
+"""Bases of packed 4-bit and 8-bit numbers: attached where that is right, refused elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from peft import PeftModel, PeftType, get_peft_model
+
+from backtrack.errors import PlacementError
+from backtrack.exporter import export
+from backtrack.path.loading import load_model, probe
+from backtrack.path.placement import Placement
+from backtrack.path.tuners import QUANTIZED
+from backtrack.point import Point
+from backtrack.run.directory import Run
+from backtrack.run.writer import write_checkpoint
+from tests.models import jitter, make_base, make_manifest
+from tests.path.tuners import configs
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+Bits = Literal["4bit", "8bit"]
+NO_WEIGHTS = {"lora-orthogonal", "lora-mica", "lora-tokens", "lora-embedding", "miss-bat"}
+"""Initializations that need weights as they are, and layers that no quantization touches."""
+SERVED = [
+    name
+    for name, config in configs().items()
+    if PeftType(config.peft_type) in QUANTIZED and name not in NO_WEIGHTS
+]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("quantized") / "base", width=64)
+
+
+def quantized(base: Path, bits: Bits) -> Any:
+    return load_model(base, "auto", torch.device("cpu"), quantization=bits)
+
+
+def quantized_run(folder: Path, base: Path, name: str, bits: Bits) -> Run:
+    """A run trained on a quantized base, as QLoRA's are."""
+    manifest = make_manifest(base, "lora")
+    reference = manifest.base.model_copy(update={"quantization": bits})
+    run = Run.create(folder, manifest.model_copy(update={"base": reference}))
+    torch.manual_seed(0)
+    model = get_peft_model(quantized(base, bits), configs()[name])
+    for step in (10, 20):
+        jitter(model, 0.05, seed=step)
+        write_checkpoint(run, step, lambda path: model.save_pretrained(str(path)))
+    return run
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_both_ends_are_exact_on_a_four_bit_base(name: str, base: Path, tmp_path: Path) -> None:
+    run = quantized_run(tmp_path / "run", base, name, "4bit")
+    check_ends(run, base, "4bit")
+
+
+@pytest.mark.parametrize("name", ["lora", "oft", "ia3", "vera", "miss", "road-1"])
+def test_both_ends_are_exact_on_an_eight_bit_base(name: str, base: Path, tmp_path: Path) -> None:
+    run = quantized_run(tmp_path / "run", base, name, "8bit")
+    check_ends(run, base, "8bit")
+
+
+def check_ends(run: Run, base: Path, bits: Bits) -> None:
+    placement = Placement(run)
+    assert placement.form == "attached"
+    start = probe(quantized(base, bits))
+    end = probe(PeftModel.from_pretrained(quantized(base, bits), str(run.folder(10))).eval())
+    assert not torch.equal(start, end)
+    for step, alpha in ((20, 0.4), (10, 1.0), (20, 0.0), (10, 0.7), (10, 1.0)):
+        placement.place(Point(step=step, alpha=alpha))
+        if alpha in {0.0, 1.0}:
+            assert torch.equal(probe(placement.model), start if alpha == 0 else end)
+
+
+def test_a_point_on_a_four_bit_base_is_exported_as_an_adapter(base: Path, tmp_path: Path) -> None:
+    run = quantized_run(tmp_path / "run", base, "lora", "4bit")
+    placement = Placement(run)
+    placement.place(Point(step=20, alpha=0.4))
+    export(run, Point(step=20, alpha=0.4), tmp_path / "out")
+    stock = PeftModel.from_pretrained(quantized(base, "4bit"), str(tmp_path / "out")).eval()
+    assert torch.equal(probe(stock), probe(placement.model))
+
+
+def test_merging_into_a_quantized_base_is_refused(base: Path, tmp_path: Path) -> None:
+    run = quantized_run(tmp_path / "run", base, "lora", "4bit")
+    with pytest.raises(PlacementError, match="quantize anew"):
+        Placement(run, form="merged")
+
+
+@pytest.mark.parametrize("name", ["hra", "miss-bat", "shira"])
+def test_what_would_be_silently_wrong_is_refused_by_name(
+    name: str, base: Path, tmp_path: Path
+) -> None:
+    run = quantized_run(tmp_path / "run", base, name, "8bit")
+    with pytest.raises(PlacementError, match=name.split("-")[0].upper()):
+        Placement(run)
