@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import OrderedDict
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from backtrack.errors import PlacementError, PointError
 from backtrack.path.curves import angles, coefficient
-from backtrack.path.effective import effective_parts
+from backtrack.path.effective import effective_parts, overwritten_parts
 from backtrack.path.handles import find_handles, plain_name
 from backtrack.path.opening import open_adapter
 from backtrack.path.profiles import Strength
@@ -114,7 +115,8 @@ class Attached:
         return self._opened.originals
 
     def _changed_weights(self) -> Iterator[tuple[str, Tensor]]:
-        for name, write in effective_parts(self.model, self.originals):
+        parts = effective_parts(self.model)
+        for name, write in chain(parts, overwritten_parts(self.model, self.originals)):
             module, _, kind = name.rpartition(".")
             if kind == "weight":
                 weight = torch.empty_like(self.base_value(name), dtype=torch.float32)

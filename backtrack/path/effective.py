@@ -30,26 +30,27 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def effective_parts(model: PeftModel, moved: Iterable[str] = ()) -> Iterator[Part]:
-    """The weights that an adapter changes, as it stands now.
+def effective_parts(model: PeftModel) -> Iterator[Part]:
+    """The weights that an adapter's layers change, as it stands now.
 
     A writer is good until the next part is asked for. What it writes into may be of any type and
     on any device; the arithmetic is fp32 on that device.
 
     Args:
         model: The adapted model.
-        moved: Names of base parameters that the adapter overwrote (biases, embeddings).
 
     Raises:
         PlacementError: PEFT cannot merge a layer.
     """
-    left = set(moved)
     for path, module in model.named_modules():
-        for name, write in _module_parts(path, module, model.active_adapter):
-            left.discard(name)
-            yield name, write
+        yield from _module_parts(path, module, model.active_adapter)
+
+
+def overwritten_parts(model: PeftModel, names: Iterable[str]) -> Iterator[Part]:
+    """The base's own parameters of these names, which the adapter overwrote."""
+    wanted = set(names)
     for name, parameter in model.named_parameters():
-        if plain_name(name) in left:
+        if plain_name(name) in wanted:
             yield plain_name(name), _copier(parameter.detach())
 
 

@@ -8,6 +8,7 @@ weights. On the line a visit reads both ends once and writes the live weights on
 from __future__ import annotations
 
 import math
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +16,7 @@ from peft import set_peft_model_state_dict
 
 from backtrack.path.attached import Attached
 from backtrack.path.curves import line, rounding
-from backtrack.path.effective import effective_parts
+from backtrack.path.effective import effective_parts, overwritten_parts
 from backtrack.path.ends import choose, store, total_bytes
 from backtrack.path.loading import (
     fit_vocabulary,
@@ -156,9 +157,11 @@ class MergedLine:
         self.probe_base = probe(self.model)
         self.probe_final = self._opened.probe_final
         self.tolerance = rounding(self.model.dtype)
+        by_layers = [name for name, _ in effective_parts(self._opened.model)]
+        self._riders = [name for name in self._opened.originals if name not in by_layers]
         final = self._effective()
         fit_vocabulary(self.model, final)
-        untie(self.model, final)
+        untie(self.model, by_layers)
         self._line = DenseLine(_live(self.model, final), self.keep, device)
         self._line.load(run.final.step, lambda: final)
         self.modules = self._line.modules
@@ -185,7 +188,8 @@ class MergedLine:
     def _effective(self) -> dict[str, Tensor]:
         """Weights that the adapter changes, at full strength, in fp32."""
         found: dict[str, Tensor] = {}
-        for name, write in effective_parts(self._opened.model, self._opened.originals):
+        model = self._opened.model
+        for name, write in chain(effective_parts(model), overwritten_parts(model, self._riders)):
             found[name] = torch.empty_like(self._opened.base_value(name), dtype=torch.float32)
             write(found[name])
         return found
@@ -205,10 +209,11 @@ class MergedNative:
         self.tolerance = rounding(self.model.dtype)
         self.law = self._adapter.law
         self.modules = self._adapter.modules
-        names = [name for name, _ in self._parts()]
-        self._base = {name: self._adapter.base_value(name) for name in names}
+        by_layers = [name for name, _ in effective_parts(self._adapter.model)]
+        self._riders = [name for name in self._adapter.originals if name not in by_layers]
+        self._base = {n: self._adapter.base_value(n) for n in [*by_layers, *self._riders]}
         fit_vocabulary(self.model, self._base)
-        untie(self.model, names)
+        untie(self.model, by_layers)
         self._live = _live(self.model, self._base)
 
     def place(self, point: Point, multipliers: Mapping[str, float]) -> None:
@@ -227,7 +232,8 @@ class MergedNative:
         return self._adapter.strengths(step)
 
     def _parts(self) -> Iterator[Part]:
-        return effective_parts(self._adapter.model, self._adapter.originals)
+        model = self._adapter.model
+        return chain(effective_parts(model), overwritten_parts(model, self._riders))
 
 
 def _beside(keep: Keep, device: torch.device) -> torch.device:
