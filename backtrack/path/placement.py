@@ -31,12 +31,13 @@ from backtrack.path.loading import (
 )
 from backtrack.path.merged import MergedLine, MergedModels, MergedNative
 from backtrack.path.profiles import block_strengths, multipliers, parse
+from backtrack.path.sharing import SharedDecoding, can_share
 from backtrack.path.tuners import MAX_ATTACHED_COST, require_quantizable, tuner_of, why_dense
 from backtrack.point import Point
 from backtrack.run.writer import is_adapter
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -95,11 +96,23 @@ class Placement:
         kept: Keep | None = None if keep == "auto" else keep
         self._stand = _stand(run, self.form, self.curve, pick_device(device), kept)
         self._steps = frozenset(run.steps)
+        self._sharing: SharedDecoding | None = None
         self._multipliers: dict[tuple[int, str], Mapping[str, float]] = {}
         self.model: Any = self._stand.model
         self.keep: Keep | None = getattr(self._stand, "keep", None)
         self.point = Point.base()
         self._check_ends(run)
+        if isinstance(self._stand, Attached) and can_share(self._stand):
+            self._sharing = SharedDecoding(self._stand)
+
+    def expect(self, points: Sequence[Point]) -> None:
+        """Say at which points the model will stand next.
+
+        Only speed depends on it: a plain LoRA decodes for several of them at once where decoding
+        is bound by latency (see `sharing`).
+        """
+        if self._sharing is not None:
+            self._sharing.expect([point.canonical for point in points])
 
     @torch.no_grad()
     def place(self, point: Point) -> None:
@@ -113,6 +126,8 @@ class Placement:
         here = point.canonical
         self._stand.place(here, self._shares(here))
         self.point = here
+        if self._sharing is not None:
+            self._sharing.arrive(here)
 
     @torch.no_grad()
     def distance(self, point: Point) -> float:

@@ -123,7 +123,8 @@ def full_run(folder: Path, base: Path) -> Run:
 
 
 def adapter_run(folder: Path, base: Path, config: Any, device: str) -> Run:
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base).to(device), config)
+    plain: Any = AutoModelForCausalLM.from_pretrained(base)
+    model = get_peft_model(plain.to(device), config)
     jitter(model.cpu(), 0.002, seed=1)
     run = new_run(folder, base, "adapter")
     write_checkpoint(run, 1, lambda path: model.save_pretrained(str(path)))
@@ -140,7 +141,7 @@ def print_line(run: Run, clock: Clock) -> None:
         copied = 2 * num_bytes / clock.median(lambda: copy_all(live, other))
         placed = 3 * num_bytes / clock.median(lambda: placement.place(Point(step=1, alpha=0.37)))
         rates.append((placed / copied, placed, copied))
-    ratio, placed, copied = statistics.median(rates)
+    ratio, placed, copied = sorted(rates)[1]
     print(
         f"line: {placed / 1e9:.1f} GB/s moved, copy_ {copied / 1e9:.1f} GB/s, "
         f"ratio {ratio:.2f} (ends kept: {placement.keep})"
