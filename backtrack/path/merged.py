@@ -17,16 +17,14 @@ from peft import set_peft_model_state_dict
 from backtrack.path.attached import Attached
 from backtrack.path.curves import line, rounding
 from backtrack.path.effective import effective_parts, overwritten_parts
+from backtrack.path.embeddings import fit_vocabulary, num_tokens, untie
 from backtrack.path.ends import choose, store, total_bytes
 from backtrack.path.loading import (
-    fit_vocabulary,
     load_base,
     load_checkpoint,
     load_trained,
-    num_tokens,
     probe,
     require_shapes,
-    untie,
 )
 from backtrack.path.opening import open_adapter
 from backtrack.path.profiles import Strength
@@ -50,13 +48,14 @@ if TYPE_CHECKING:
 class DenseLine:
     """Named tensors of a live model on the line between two stored ends."""
 
-    law: Law = "linear"
-
-    def __init__(self, live: Tensors, keep: Keep, device: torch.device) -> None:
-        """Keep the base end: what `live` holds now."""
+    def __init__(
+        self, live: Tensors, keep: Keep, device: torch.device, read: Callable[[int], Tensors]
+    ) -> None:
+        """Keep the base end: what `live` holds now; `read` gives the far end at a step."""
         self._live = live
         self._keep: Keep = keep
         self._device = device
+        self._read = read
         self._base = store(live, keep, device)
         self._tuned: dict[str, Tensor] = {}
         self._step = 0
@@ -66,27 +65,30 @@ class DenseLine:
     def modules(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(_module(name) for name in self._live))
 
-    def load(self, step: int, read: Callable[[], Tensors]) -> None:
-        """Make a checkpoint the far end, if it is not."""
+    def load(self, step: int, tuned: Tensors | None = None) -> None:
+        """Make a checkpoint the far end, if it is not; `tuned` are its tensors, if at hand."""
         if step not in {0, self._step}:
             self._tuned, self._norms = {}, {}
-            tuned = read()
+            tuned = self._read(step) if tuned is None else tuned
             require_shapes(tuned, self._base, f"step {step}")
             self._tuned, self._step = store(tuned, self._keep, self._device), step
 
     def place(self, point: Point, multipliers: Mapping[str, float]) -> None:
+        self.load(point.step)
         for name, tuned in self._tuned.items():
             alpha = point.alpha * multipliers.get(_module(name), 1.0)
             line(self._base[name], tuned, alpha, out=self._live[name])
 
     def distance(self, point: Point, multipliers: Mapping[str, float]) -> float:
+        self.load(point.step)
         if not self._norms:
             self._norms = {n: math.sqrt(self._strength(n).moved) for n in self._tuned}
         shares = {n: multipliers.get(_module(n), 1.0) for n in self._norms}
         return point.alpha * math.hypot(*(n * shares[name] for name, n in self._norms.items()))
 
-    def strengths(self) -> dict[str, Strength]:
+    def strengths(self, step: int) -> dict[str, Strength]:
         """Strength of each module's weight at alpha 1; see `profiles`."""
+        self.load(step)
         weights = [name for name in self._tuned if name.endswith(".weight")]
         return {_module(name): self._strength(name) for name in weights}
 
@@ -99,58 +101,60 @@ def _module(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-class MergedModels:
-    """Whole models: every parameter on the line."""
+class _OnLine:
+    """A stand whose points lie on a dense line; abstract."""
 
     law: Law = "linear"
-    tolerance = 0.0
+    _line: DenseLine
 
-    def __init__(self, run: Run, device: torch.device, keep: Keep | None) -> None:
-        self._run = run
-        self.model: PreTrainedModel = load_base(run.base, device)
-        self.vocabulary = num_tokens(self.model)
-        self.probe_base = probe(self.model)
-        final = load_trained(run, run.final.step, self.model)
-        self.probe_final = self._probe_trained(final, device)
-        fit_vocabulary(self.model, final)
-        live = dict(self.model.named_parameters())
-        self.keep: Keep = keep or choose(2 * total_bytes(live), device)
-        self._line = DenseLine(live, self.keep, device)
-        self._line.load(run.final.step, lambda: final)
-        self.modules = self._line.modules
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return self._line.modules
 
     def place(self, point: Point, multipliers: Mapping[str, float]) -> None:
-        self._load(point.step)
         self._line.place(point, multipliers)
 
     def distance(self, point: Point, multipliers: Mapping[str, float]) -> float:
-        self._load(point.step)
         return self._line.distance(point, multipliers)
 
     def strengths(self, step: int) -> dict[str, Strength]:
-        self._load(step)
-        return self._line.strengths()
-
-    def _load(self, step: int) -> None:
-        self._line.load(step, lambda: load_trained(self._run, step, self.model))
-
-    def _probe_trained(self, final: Tensors, device: torch.device) -> Tensor:
-        """Logits of the last checkpoint as stock transformers loads it, in the live type."""
-        dtype = str(self.model.dtype).removeprefix("torch.")
-        trained = load_checkpoint(self._run, self._run.final.step, final, dtype, device)
-        return probe(trained, self.vocabulary)
+        return self._line.strengths(step)
 
 
-class MergedLine:
-    """An adapter of any kind PEFT can merge, on the dense line to its effective weights."""
+class MergedModels(_OnLine):
+    """Whole models: every parameter on the line."""
 
-    law: Law = "linear"
+    tolerance = 0.0
 
     def __init__(self, run: Run, device: torch.device, keep: Keep | None) -> None:
         self.model: PreTrainedModel = load_base(run.base, device)
-        self.keep: Keep = keep or choose(
-            2 * total_bytes(dict(self.model.named_parameters())), device
+        self.vocabulary = num_tokens(self.model)
+        self.probe_base = probe(self.model)
+        step = run.final.step
+        final = load_trained(run, step, self.model)
+        self.probe_final = self._probe_trained(run, final, device)
+        fit_vocabulary(self.model, final)
+        live = dict(self.model.named_parameters())
+        self.keep: Keep = keep or choose(2 * total_bytes(live), device)
+        self._line = DenseLine(
+            live, self.keep, device, lambda step: load_trained(run, step, self.model)
         )
+        self._line.load(step, final)
+
+    def _probe_trained(self, run: Run, final: Tensors, device: torch.device) -> Tensor:
+        """Logits of the last checkpoint as stock transformers loads it, in the live type."""
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        trained = load_checkpoint(run, run.final.step, final, dtype, device)
+        return probe(trained, self.vocabulary)
+
+
+class MergedLine(_OnLine):
+    """An adapter of any kind PEFT can merge, on the dense line to its effective weights."""
+
+    def __init__(self, run: Run, device: torch.device, keep: Keep | None) -> None:
+        self.model: PreTrainedModel = load_base(run.base, device)
+        every = dict(self.model.named_parameters())
+        self.keep: Keep = keep or choose(2 * total_bytes(every), device)
         self._opened = open_adapter(run, _beside(self.keep, device))
         _shelve(self._opened.model, self.keep)
         self.vocabulary = self._opened.vocabulary
@@ -162,28 +166,12 @@ class MergedLine:
         final = self._effective()
         fit_vocabulary(self.model, final)
         untie(self.model, by_layers)
-        self._line = DenseLine(_live(self.model, final), self.keep, device)
-        self._line.load(run.final.step, lambda: final)
-        self.modules = self._line.modules
+        self._line = DenseLine(_live(self.model, final), self.keep, device, self._read)
+        self._line.load(run.final.step, final)
 
-    def place(self, point: Point, multipliers: Mapping[str, float]) -> None:
-        self._load(point.step)
-        self._line.place(point, multipliers)
-
-    def distance(self, point: Point, multipliers: Mapping[str, float]) -> float:
-        self._load(point.step)
-        return self._line.distance(point, multipliers)
-
-    def strengths(self, step: int) -> dict[str, Strength]:
-        self._load(step)
-        return self._line.strengths()
-
-    def _load(self, step: int) -> None:
-        def read() -> Tensors:
-            set_peft_model_state_dict(self._opened.model, self._opened.read(step))
-            return self._effective()
-
-        self._line.load(step, read)
+    def _read(self, step: int) -> Tensors:
+        set_peft_model_state_dict(self._opened.model, self._opened.read(step))
+        return self._effective()
 
     def _effective(self) -> dict[str, Tensor]:
         """Weights that the adapter changes, at full strength, in fp32."""

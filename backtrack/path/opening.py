@@ -12,13 +12,11 @@ from peft.tuners.lora import LoraLayer
 
 from backtrack.errors import PlacementError
 from backtrack.path.curves import rounding
+from backtrack.path.embeddings import fit_vocabulary, num_tokens, overwritten
 from backtrack.path.handles import plain_name
 from backtrack.path.loading import (
-    fit_vocabulary,
     load_adapter,
     load_base,
-    num_tokens,
-    overwritten,
     probe,
     read_adapter_config,
 )

@@ -21,10 +21,10 @@ import torch
 from backtrack.errors import PlacementError, PointError, UsageError
 from backtrack.path.attached import Attached
 from backtrack.path.curves import rounding
+from backtrack.path.embeddings import num_tokens
 from backtrack.path.loading import (
     is_quantized,
     load_tokenizer,
-    num_tokens,
     pick_device,
     probe,
     read_adapter_config,
@@ -206,11 +206,13 @@ class Stand(Protocol):
 
     model: Any
     law: Law
-    modules: tuple[str, ...]
     vocabulary: int
     probe_base: Tensor
     probe_final: Tensor
     tolerance: float
+
+    @property
+    def modules(self) -> tuple[str, ...]: ...
 
     def place(self, point: Point, multipliers: Mapping[str, float]) -> None: ...
 
