@@ -9,29 +9,27 @@ from __future__ import annotations
 import logging
 import math
 from collections import OrderedDict
-from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from peft import set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from backtrack.errors import PlacementError, PointError
-from backtrack.path.curves import angles, coefficient
-from backtrack.path.effective import effective_parts, overwritten_parts
+from backtrack.path.curves import coefficient
 from backtrack.path.handles import find_handles, plain_name
 from backtrack.path.opening import open_adapter
-from backtrack.path.profiles import Strength
+from backtrack.path.strength import delta_strengths, generator_norms, generator_strengths, way
 from backtrack.path.tuners import is_clamped, tuner_of, why_dense
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
-    from peft import PeftModel
+    import torch
     from torch import Tensor
 
     from backtrack.path.curves import Law
     from backtrack.path.handles import Handle
+    from backtrack.path.profiles import Strength
     from backtrack.point import Point
     from backtrack.run.directory import Run
 
@@ -89,21 +87,18 @@ class Attached:
         for handle in self.handles:
             if not handle.is_still:
                 alpha = point.alpha * _one(handle, multipliers, point)
-                way = _way(handle, trained[handle.name])
-                squares += (coefficient(handle.law, alpha) * float(way.norm())) ** 2
+                moved = way(handle, trained[handle.name])
+                squares += (coefficient(handle.law, alpha) * float(moved.norm())) ** 2
         return math.sqrt(squares)
 
     def strengths(self, step: int) -> dict[str, Strength]:
-        """Strength of each module at alpha 1; see `profiles` for the formulas."""
+        """Strength of each module at alpha 1, where the adapter is left; see `profiles`."""
         trained = self._trained(step)
         if self.law == "root":
-            return _generator_strengths(self.handles, trained)
+            return generator_strengths(self.handles, trained)
         for handle in self.handles:
             handle.place(trained[handle.name], 1.0)
-        return {
-            module: _relative(weight, self.base_value(f"{module}.weight"))
-            for module, weight in self._changed_weights()
-        }
+        return delta_strengths(self.model, self.originals, self.base_value)
 
     def base_value(self, name: str) -> Tensor:
         """The base's own tensor of this name in the plain model."""
@@ -113,15 +108,6 @@ class Attached:
     def originals(self) -> Mapping[str, Tensor]:
         """The base's own tensors that the adapter overwrote."""
         return self._opened.originals
-
-    def _changed_weights(self) -> Iterator[tuple[str, Tensor]]:
-        parts = effective_parts(self.model)
-        for name, write in chain(parts, overwritten_parts(self.model, self.originals)):
-            module, _, kind = name.rpartition(".")
-            if kind == "weight":
-                weight = torch.empty_like(self.base_value(name), dtype=torch.float32)
-                write(weight)
-                yield module, weight
 
     def _trained(self, step: int) -> dict[str, Tensor]:
         if step not in self._snapshots:
@@ -153,7 +139,7 @@ class Attached:
         if step in self._warned or not getattr(self._config, "use_cayley_neumann", False):
             return
         trained = self._snapshots[step]
-        norm = max(_generator_norms(self.model, self.handles, trained), default=0.0)
+        norm = max(generator_norms(self.model, self.handles, trained), default=0.0)
         if math.sqrt(alpha) * norm > ORTHOGONAL_UP_TO:
             self._warned.add(step)
             logger.warning(
@@ -177,40 +163,3 @@ def _one(handle: Handle, multipliers: Mapping[str, float], point: Point) -> floa
             "which this profile would move differently. Use the uniform profile."
         )
     return found.pop()
-
-
-def _way(handle: Handle, trained: Tensor) -> Tensor:
-    """From identity to trained, in the handle's own numbers."""
-    if handle.identity is None:
-        return angles(trained)
-    return trained.float() - handle.identity.float()
-
-
-def _generator_strengths(
-    handles: tuple[Handle, ...], trained: Mapping[str, Tensor]
-) -> dict[str, Strength]:
-    found: dict[str, Strength] = {}
-    for handle in handles:
-        if handle.law in {"root", "turn"}:
-            way = _way(handle, trained[handle.name])
-            for module in handle.modules:
-                found[module] = Strength(float(way.square().sum()), way.numel())
-    return found
-
-
-def _relative(weight: Tensor, base: Tensor) -> Strength:
-    wide = base.to(weight.device, torch.float32)
-    return Strength(float((weight - wide).square().sum()), float(wide.square().sum()))
-
-
-def _generator_norms(
-    model: PeftModel, handles: tuple[Handle, ...], trained: Mapping[str, Tensor]
-) -> Iterator[float]:
-    """Spectral norm of every block's skew generator, of those that PEFT's OFT keeps."""
-    for handle in handles:
-        if "oft_R" in handle.name.split("."):
-            rotation: Any = model.get_submodule(handle.name.rpartition(".")[0])
-            skew = rotation._pytorch_skew_symmetric(  # noqa: SLF001
-                trained[handle.name].float(), rotation.block_size
-            )
-            yield float(torch.linalg.matrix_norm(skew, ord=2).max())

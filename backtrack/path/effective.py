@@ -43,7 +43,7 @@ def effective_parts(model: PeftModel) -> Iterator[Part]:
         PlacementError: PEFT cannot merge a layer.
     """
     for path, module in model.named_modules():
-        yield from _module_parts(path, module, model.active_adapter)
+        yield from module_parts(path, module, model.active_adapter)
 
 
 def overwritten_parts(model: PeftModel, names: Iterable[str]) -> Iterator[Part]:
@@ -54,7 +54,8 @@ def overwritten_parts(model: PeftModel, names: Iterable[str]) -> Iterator[Part]:
             yield plain_name(name), _copier(parameter.detach())
 
 
-def _module_parts(path: str, module: torch.nn.Module, adapter: str) -> Iterator[Part]:
+def module_parts(path: str, module: torch.nn.Module, adapter: str) -> Iterator[Part]:
+    """What one module changes, as `effective_parts` gives it for all."""
     if isinstance(module, ModulesToSaveWrapper):
         for name, parameter in module.modules_to_save[adapter].named_parameters():
             yield plain_name(f"{path}.{name}"), _copier(parameter.detach())

@@ -27,7 +27,7 @@ from backtrack.path.loading import (
     require_shapes,
 )
 from backtrack.path.opening import open_adapter
-from backtrack.path.profiles import Strength
+from backtrack.path.strength import relative
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from backtrack.path.curves import Law
     from backtrack.path.effective import Part
     from backtrack.path.ends import Keep
+    from backtrack.path.profiles import Strength
     from backtrack.point import Point
     from backtrack.run.directory import Run
 
@@ -93,8 +94,8 @@ class DenseLine:
         return {_module(name): self._strength(name) for name in weights}
 
     def _strength(self, name: str) -> Strength:
-        base, tuned = (t[name].to(self._device).float() for t in (self._base, self._tuned))
-        return Strength(float((tuned - base).square().sum()), float(base.square().sum()))
+        base, tuned = (tensors[name].to(self._device) for tensors in (self._base, self._tuned))
+        return relative(tuned, base)
 
 
 def _module(name: str) -> str:

@@ -143,13 +143,16 @@ class Placement:
     def strengths(self, step: int) -> dict[int, float]:
         """How far each block of layers moves at a checkpoint, by its index; see `profiles`.
 
-        The model stands anywhere afterwards: place it again.
-
         Raises:
             PointError: The run has no such step.
         """
         self._require(Point(step=step))
-        return block_strengths(self._stand.strengths(step))
+        return block_strengths(self._measured_strengths(step))
+
+    def _measured_strengths(self, step: int) -> dict[str, Strength]:
+        found = self._stand.strengths(step)
+        self._stand.place(self.point, self._shares(self.point))
+        return found
 
     def _shares(self, point: Point) -> Mapping[str, float]:
         """Each module's multiplier of alpha; empty where all are 1."""
@@ -160,7 +163,7 @@ class Placement:
         key = (point.step, str(profile))
         if key not in self._multipliers:
             measured = profile.kind in {"safe", "min"}
-            strengths = self._stand.strengths(point.step) if measured else {}
+            strengths = self._measured_strengths(point.step) if measured else {}
             self._multipliers[key] = multipliers(
                 profile, self._stand.modules, strengths, self._stand.law
             )

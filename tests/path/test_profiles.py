@@ -240,3 +240,21 @@ def test_both_ends_stay_exact_around_profiles(base: Path, tmp_path: Path) -> Non
     for alpha, expected in ends.items():
         placement.place(Point(step=20, alpha=alpha))
         assert torch.equal(probe(placement.model), expected)
+
+
+@pytest.mark.parametrize("name", ["lora", "lora-rs", "lora-patterns"])
+def test_a_low_rank_strength_is_that_of_the_delta_it_stands_for(
+    name: str, base: Path, tmp_path: Path
+) -> None:
+    run = run_of(name, base, tmp_path / "run")
+    by_factors, by_deltas = Placement(run), Placement(run, form="merged", curve="line")
+    assert by_factors.strengths(20) == pytest.approx(by_deltas.strengths(20), rel=1e-4)
+
+
+def test_measuring_a_profile_leaves_the_model_where_it_stands(base: Path, tmp_path: Path) -> None:
+    placement = Placement(run_of("lora", base, tmp_path / "run"))
+    placement.place(Point(step=10, alpha=0.3))
+    before = probe(placement.model)
+    placement.strengths(20)
+    placement.distance(Point(step=20, alpha=0.5, profile="safe"))
+    assert torch.equal(probe(placement.model), before)

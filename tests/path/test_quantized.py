@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import PeftModel, PeftType, get_peft_model
 
-from backtrack.errors import PlacementError
+from backtrack.errors import PlacementError, PointError
 from backtrack.exporter import export
 from backtrack.path.loading import load_model, probe
 from backtrack.path.placement import Placement
@@ -100,3 +100,16 @@ def test_what_would_be_silently_wrong_is_refused_by_name(
     run = quantized_run(tmp_path / "run", base, name, "8bit")
     with pytest.raises(PlacementError, match=name.split("-")[0].upper()):
         Placement(run)
+
+
+def test_profiles_measure_lora_on_a_quantized_base_and_nothing_else(
+    base: Path, tmp_path: Path
+) -> None:
+    low_rank = Placement(quantized_run(tmp_path / "lora", base, "lora", "4bit"))
+    strengths = low_rank.strengths(20)
+    low_rank.place(Point(step=20, profile="min"))
+    assert len(strengths) == 2
+    assert min(strengths.values()) > 0
+    other = Placement(quantized_run(tmp_path / "miss", base, "miss", "4bit"))
+    with pytest.raises(PointError, match="quantized"):
+        other.place(Point(step=20, profile="min"))
