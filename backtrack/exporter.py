@@ -98,7 +98,7 @@ def export(
         _make_uniform(partial)
         placement.tokenizer.save_pretrained(str(partial))
         card = model_card(run, point, form, selection, measured, command)
-        (partial / "README.md").write_text(card, encoding="utf-8")
+        (partial / "README.md").write_text(card + _served_by(partial), encoding="utf-8")
         _verify(run, partial, form, placement)
         if folder.exists():
             folder.rmdir()
@@ -282,6 +282,20 @@ def _shown(interval: Any) -> str:
 
 def _yaml_text(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _served_by(folder: Path) -> str:
+    """What vLLM makes of an adapter: a line for the card, where there is something to say."""
+    if not is_adapter(folder):
+        return ""
+    config: Any = read_adapter_config(folder)
+    if config.peft_type != PeftType.LORA:
+        unread = f"{config.peft_type} adapters"
+    elif config.use_dora or config.modules_to_save or config.bias != "none":
+        unread = "DoRA, `modules_to_save` or biases"
+    else:
+        return "\nOne rank and scaling everywhere, so vLLM reads it too (`LoRARequest`).\n"
+    return f"\nvLLM does not read {unread}: to serve this point there, export it merged.\n"
 
 
 def _loading(base: str, form: AsForm) -> list[str]:

@@ -76,6 +76,35 @@ def test_stock_transformers_loads_the_point_as_a_model(
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("abc")["input_ids"]
 
 
+def test_lora_with_patterns_is_exported_with_one_rank_and_scaling(
+    base: Path, tmp_path: Path
+) -> None:
+    """vLLM drops rank_pattern and alpha_pattern without a word, and reads one lora_alpha / r."""
+    config = LoraConfig(
+        task_type="CAUSAL_LM", target_modules=LINEAR, r=4, lora_alpha=7,
+        rank_pattern={"v_proj": 2, "q_proj": 3}, alpha_pattern={"down_proj": 5}, use_rslora=True,
+    )  # fmt: skip
+    run = make_peft_run(tmp_path / "run", base, config)
+    export(run, POINT, tmp_path / "out")
+    written = LoraConfig.from_pretrained(str(tmp_path / "out"))
+    assert (written.rank_pattern, written.alpha_pattern, written.use_rslora) == ({}, {}, False)
+    with safe_open(tmp_path / "out" / "adapter_model.safetensors", framework="pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    ranks = {min(shape) for shape in shapes.values()}
+    assert ranks == {written.r} == {written.lora_alpha}
+    original = AutoModelForCausalLM.from_pretrained(base)
+    loaded = probe(PeftModel.from_pretrained(original, str(tmp_path / "out")).eval())
+    allowed = 1e-6 if original.dtype == torch.float32 else 4e-3
+    torch.testing.assert_close(loaded, placed(run, "adapter"), atol=allowed, rtol=allowed)
+    assert "vLLM reads it too" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_card_says_what_vllm_does_not_read(base: Path, tmp_path: Path) -> None:
+    run = make_peft_run(tmp_path / "run", base, CONFIGS["dora"])
+    export(run, POINT, tmp_path / "out")
+    assert "export it merged" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_the_card_names_base_point_and_command(base: Path, tmp_path: Path) -> None:
     run = make_peft_run(tmp_path / "run", base, CONFIGS["lora"])
     export(run, POINT, tmp_path / "out", command="backtrack export run out --point 20:0.37")
