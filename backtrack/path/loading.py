@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftConfig, PeftModel, PeftType
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from backtrack.errors import PlacementError
-from backtrack.run.reader import read_tensors, require_finite, verify_base, verify_checkpoint
+from backtrack.run.reader import read_checkpoint, read_tensors, require_finite, verify_base
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,9 +45,21 @@ def load_base(reference: BaseModelReference, device: torch.device) -> PreTrained
 
 
 def load_model(
-    folder: Path, dtype: str, device: torch.device, *, trust_remote_code: bool = False
+    folder: Path,
+    dtype: str,
+    device: torch.device,
+    *,
+    trust_remote_code: bool = False,
+    weights: dict[str, Tensor] | None = None,
 ) -> PreTrainedModel:
     """A causal language model from a folder of safetensors, in evaluation mode.
+
+    Args:
+        folder: Its folder, or its configuration's where `weights` are given.
+        dtype: `auto` or the name of a type.
+        device: Where it is put.
+        trust_remote_code: See transformers.
+        weights: Tensors by the names of their file.
 
     Raises:
         PlacementError: transformers cannot load it.
@@ -55,8 +67,18 @@ def load_model(
     is_shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
+        kind: Any = AutoModelForCausalLM
+        given: dict[str, Any] = {}
+        if weights is not None:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            with torch.device("meta"):
+                kind = type(
+                    kind.from_config(config, trust_remote_code=trust_remote_code)
+                )
+            given = {"config": config, "state_dict": weights}
+        model: Any = kind.from_pretrained(
+            folder if weights is None else None,
+            **given,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
@@ -162,10 +184,13 @@ def load_trained(run: Run, step: int, like: PreTrainedModel) -> dict[str, Tensor
         CheckpointError: Truncated, damaged or not finite.
         PlacementError: Names or shapes differ from the base's.
     """
-    folder = verify_checkpoint(run, step)
-    read_tensors(folder)
+    folder = run.folder(step)
     model = load_model(
-        folder, "auto", torch.device("cpu"), trust_remote_code=run.base.trust_remote_code
+        folder,
+        "auto",
+        torch.device("cpu"),
+        trust_remote_code=run.base.trust_remote_code,
+        weights=read_checkpoint(run, step),
     )
     tuned = {name: parameter.detach() for name, parameter in model.named_parameters()}
     require_finite(tuned, str(folder))

@@ -86,7 +86,11 @@ class MergedLine:
         folder = self._run.folder(self._run.final.step)
         dtype = str(self.model.dtype).removeprefix("torch.")
         trained = load_model(
-            folder, dtype, device, trust_remote_code=self._run.base.trust_remote_code
+            folder,
+            dtype,
+            device,
+            trust_remote_code=self._run.base.trust_remote_code,
+            weights=read_checkpoint(self._run, self._run.final.step),
         )
         return probe(trained)
 

@@ -136,29 +136,28 @@ def code_again(run: Run, step: int, against: int | None) -> None:
 def give_up(run: Run, step: int, *, key_every: int = KEY_EVERY) -> None:
     """Take a step out of the run; the step coded against it is coded anew first.
 
-    It is coded against the step's own reference; where that was a key frame, against the step
-    before if the chain stays short enough, else as a key frame. One that cannot be read any more
-    is named.
+    The next step is coded against the one before where the chain stays short enough, so that key
+    frames do not pile up, else as a key frame. One that cannot be read any more is named.
     """
-    heir = dependent(run, step)
-    if heir is not None:
+    heir = next((other for other in run.steps if other > step), None)
+    if heir is not None and run.entry(heir).storage == "coded":
         try:
-            code_again(run, heir, _new_reference(run, step, heir, key_every))
+            before = _room_before(run, step, heir, key_every)
+            if before is not None or run.entry(heir).reference == step:
+                code_again(run, heir, before)
         except CheckpointError as error:
-            logger.warning("step %d is damaged and goes with step %d: %s", heir, step, error)
+            logger.warning("step %d goes, and %s", step, error)
     run.drop_entry(step)
     remove_folders(run, step)
 
 
-def _new_reference(run: Run, step: int, heir: int, key_every: int) -> int | None:
-    own = run.entry(step).reference
-    if own is not None:
-        return own
+def _room_before(run: Run, step: int, heir: int, key_every: int) -> int | None:
+    """The step before, if the chain that `heir` begins can hang on it."""
     older = [other for other in run.steps if other < step]
     if not older or run.entry(older[-1]).storage != "coded":
         return None
-    tail = 1
+    length = len(links(run, older[-1])) + 1
     last = heir
     while (following := dependent(run, last)) is not None:
-        tail, last = tail + 1, following
-    return older[-1] if len(links(run, older[-1])) + tail <= key_every else None
+        length, last = length + 1, following
+    return older[-1] if length <= key_every else None
