@@ -72,9 +72,7 @@ def load_model(
         if weights is not None:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
             with torch.device("meta"):
-                kind = type(
-                    kind.from_config(config, trust_remote_code=trust_remote_code)
-                )
+                kind = type(kind.from_config(config, trust_remote_code=trust_remote_code))
             given = {"config": config, "state_dict": weights}
         model: Any = kind.from_pretrained(
             folder if weights is None else None,

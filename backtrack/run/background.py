@@ -226,6 +226,7 @@ class TrajectoryWriter:
 
 def _are_equal(old: Mapping[str, Bits], new: Mapping[str, Bits]) -> bool:
     return old.keys() == new.keys() and all(
-        (a.dtype, a.shape) == (new[n].dtype, new[n].shape) and np.array_equal(a.values, new[n].values)
+        (a.dtype, a.shape) == (new[n].dtype, new[n].shape)
+        and np.array_equal(a.values, new[n].values)
         for n, a in old.items()
     )

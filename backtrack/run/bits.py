@@ -1,8 +1,8 @@
 """Tensors as plain bits, and the safetensors file written from them.
 
-What is written here is written beside a training: `safetensors` itself holds the interpreter's lock
-for as long as it writes, so the header (a JSON table and the bytes, the whole format) is laid out
-here and the bytes go through `write`, which lets the lock go. Reading is left to the library.
+What is written here is written beside a training: `safetensors` itself holds the interpreter's
+lock for as long as it writes, so the format (a JSON table, then the bytes) is laid out here and the
+bytes go through `write`, which lets the lock go. Reading is left to the library.
 """
 
 from __future__ import annotations
@@ -95,11 +95,11 @@ def write_safetensors(path: Path, tensors: Mapping[str, Bits]) -> None:
     with path.open("wb") as file:
         file.write(header(table))
         for name in order:
-            file.write(memoryview(tensors[name].values).cast("B"))
+            file.write(tensors[name].values.data)
 
 
 def header(table: Mapping[str, Any], *, num_bytes: int = 0) -> bytes:
-    """The head of a safetensors file: length, table, and spaces up to `num_bytes` and a full word."""
+    """The head of a safetensors file: length, table, spaces up to `num_bytes` and a word's end."""
     text = json.dumps(table, separators=(",", ":")).encode()
     length = max(len(text), num_bytes - 8)
     length += -length % 8

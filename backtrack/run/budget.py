@@ -114,5 +114,4 @@ def survivors(
 
 def _most_crowded(places: list[tuple[float, int]]) -> int:
     """The index of the inner item whose neighbours lie closest together, the first of equals."""
-    rooms = [(after[0] - before[0], i) for i, (before, after) in enumerate(zip(places, places[2:]), 1)]
-    return min(rooms)[1]
+    return min((places[i + 1][0] - places[i - 1][0], i) for i in range(1, len(places) - 1))[1]

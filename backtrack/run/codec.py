@@ -165,8 +165,7 @@ def decode(chain: Sequence[CodedFile]) -> dict[str, Bits]:
             links = _links(chain, name)
             blobs = [_blob(file.path, name) for file in links]
             tasks = [
-                (links, blobs, name, index, out)
-                for index, out in enumerate(_chunks(bits.values))
+                (links, blobs, name, index, out) for index, out in enumerate(_chunks(bits.values))
             ]
             for _ in pool.map(lambda task: _unpack_through(*task), tasks):
                 pass
@@ -201,7 +200,7 @@ def _unpack_through(
         except zstandard.ZstdError as error:
             raise CheckpointError(f"{file.path}: {name} is damaged: {error}.") from error
         _unpack(planes, out, is_delta=tensor.delta)
-    if zlib.crc32(out.view(np.uint8)) != links[-1].tensors[name].crc32[index]:
+    if zlib.crc32(out.data) != links[-1].tensors[name].crc32[index]:
         raise CheckpointError(
             f"{links[-1].path}: {name} does not decode to what was saved. A file of its chain was "
             f"replaced: {', '.join(file.path.parent.name for file in links)}."
@@ -216,7 +215,7 @@ def _planes(
     width = out.dtype.itemsize
     begin = sum(tensor.frames[: index * width])
     for size in tensor.frames[index * width : (index + 1) * width]:
-        frame = blob[begin : begin + size]
+        frame = blob[begin : begin + size].data
         plane = _contexts.decompressor.decompress(frame, max_output_size=out.size)
         if len(plane) != out.size:
             raise zstandard.ZstdError("a chunk has another size")
@@ -235,9 +234,8 @@ def _pack(new: Values, old: Values | None) -> tuple[list[bytes], int]:
         folded = ((delta << 1) ^ (delta >> (width - 1))).view(new.dtype)
     planes = [folded.astype(np.uint8)]
     planes += [(folded >> shift).astype(np.uint8) for shift in range(8, width, 8)]
-    return [_contexts.compressor.compress(plane) for plane in planes], zlib.crc32(
-        new.view(np.uint8)
-    )
+    frames = [_contexts.compressor.compress(plane.data) for plane in planes]
+    return frames, zlib.crc32(new.data)
 
 
 def _unpack(planes: Sequence[NDArray[np.uint8]], out: Values, *, is_delta: bool) -> None:

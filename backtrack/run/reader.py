@@ -17,6 +17,7 @@ from backtrack.errors import CheckpointError, RunError
 from backtrack.run.bits import tensor_of
 from backtrack.run.chain import read_bits, verified_folder
 from backtrack.run.codec import CODED_FILE
+from backtrack.run.foreign import read_foreign
 from backtrack.run.writer import weight_files
 
 if TYPE_CHECKING:
@@ -49,11 +50,17 @@ def read_checkpoint(run: Run, step: int) -> dict[str, Tensor]:
         CheckpointError: Missing, truncated, replaced or damaged files, or a value that is not
             finite.
     """
-    match run.entry(step).storage:
+    entry = run.entry(step)
+    match entry.storage:
         case "plain":
             return read_tensors(verified_folder(run, step))
         case "coded":
-            tensors = {name: tensor_of(bits) for name, bits in read_bits(run, step).items()}
+            found = read_bits(run, step)
+        case _:
+            verified_folder(run, step)
+            names = shapes(base_folder(run.base))
+            found = read_foreign(entry.storage, Path(entry.source or ""), names)
+    tensors = {name: tensor_of(bits) for name, bits in found.items()}
     require_finite(tensors, str(run.folder(step)))
     return tensors
 

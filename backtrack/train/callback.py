@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from accelerate.state import AcceleratorState, DistributedType
+from accelerate.state import AcceleratorState, DistributedType, is_initialized
 from peft import PeftModel
 from pydantic import ValidationError
 from transformers import TrainerCallback
@@ -298,15 +298,17 @@ def _section(values: dict[str, Any]) -> TrajectorySection:
         return TrajectorySection.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = ".".join(str(part) for part in first["loc"]) or "cadence"
+        reason = first["msg"].removeprefix("Value error, ")
         raise UsageError(
-            f"TrajectoryCallback: {key or 'trajectory'}: {first['msg'].removeprefix('Value error, ')}"
-            f", got {first['input']!r}."
+            f"TrajectoryCallback: {key}: {reason}, got {first['input']!r}."
         ) from error
 
 
 def _require_no_flat_weights() -> None:
-    # Accelerate keeps one state a process; by the time training begins the Trainer has filled it.
+    # Accelerate keeps one state a process; by the time training begins a Trainer has filled it.
+    if not is_initialized():
+        return
     state = AcceleratorState()
     if state.distributed_type == DistributedType.FSDP and state.fsdp_plugin.fsdp_version != 2:
         raise UsageError(

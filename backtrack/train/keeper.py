@@ -145,8 +145,8 @@ class Keeper:
             return EverySteps(section.every_steps)
         if self._live.is_sharded:
             raise UsageError(
-                "`every_distance` needs whole weights on each process, and these are sharded. Give "
-                "`every_steps` or `log_checkpoints`."
+                "`every_distance` needs whole weights on each process, and these are sharded. "
+                "Give `every_steps` or `log_checkpoints`."
             )
         run, step = self._run, state.global_step
         kept = [] if run is None else [other for other in run.steps if other <= step]

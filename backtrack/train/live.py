@@ -64,14 +64,16 @@ class LiveWeights:
         if self.is_sharded and not self.tensors and self.is_adapter:
             raise UsageError(
                 f"{active_config(self._model).peft_type} adapters cannot be kept step by step "
-                "while they are sharded: PEFT computes what it saves. Train without FSDP or ZeRO-3."
+                "while they are sharded: PEFT computes what it saves. Train without sharding."
             )
 
     @property
     def is_adapter(self) -> bool:
         return isinstance(self._model, PeftModel)
 
-    def collect(self) -> tuple[dict[str, Tensor], Callable[[Mapping[str, Bits]], Mapping[str, Bits]]]:
+    def collect(
+        self,
+    ) -> tuple[dict[str, Tensor], Callable[[Mapping[str, Bits]], Mapping[str, Bits]]]:
         """Tensors to copy now, and what gives the copies the names and forms of the file."""
         if self.tensors:
             return self.tensors, lambda copies: copies

@@ -65,7 +65,7 @@ class Snapshots:
         if any(tensor.is_cuda for tensor in live.values()):
             event = self._through_device(live, buffers)
         else:
-            torch._foreach_copy_(list(buffers.values()), [t.detach() for t in live.values()])  # noqa: SLF001
+            torch._foreach_copy_(list(buffers.values()), [t.detach() for t in live.values()])
         return Snapshot(buffers, event, self._finish)
 
     @torch.no_grad()
@@ -82,12 +82,14 @@ class Snapshots:
         self, live: Mapping[str, Tensor], buffers: dict[str, Tensor]
     ) -> torch.cuda.Event:
         device = next(tensor.device for tensor in live.values() if tensor.is_cuda)
-        self._stream = self._stream or torch.cuda.Stream(device)
+        self._stream = self._stream or torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         staged = [
-            torch.empty_like(tensor, dtype=buffers[name].dtype, memory_format=torch.contiguous_format)
+            torch.empty_like(
+                tensor, dtype=buffers[name].dtype, memory_format=torch.contiguous_format
+            )
             for name, tensor in live.items()
         ]
-        torch._foreach_copy_(staged, [tensor.detach() for tensor in live.values()])  # noqa: SLF001
+        torch._foreach_copy_(staged, [tensor.detach() for tensor in live.values()])
         self._stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(self._stream):
             for tensor, buffer in zip(staged, buffers.values(), strict=True):
@@ -95,7 +97,7 @@ class Snapshots:
                 if tensor.is_cuda:
                     # The allocator must not hand the staging memory out while it is being read.
                     tensor.record_stream(self._stream)
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(self._stream)
         return event
 
