@@ -1,8 +1,8 @@
 """Tensors as plain bits, and the safetensors file written from them.
 
 What is written here is written beside a training: `safetensors` itself holds the interpreter's
-lock for as long as it writes, so the format (a JSON table, then the bytes) is laid out here and the
-bytes go through `write`, which lets the lock go. Reading is left to the library.
+lock for as long as it writes, so the format (a JSON table, then the bytes) is laid out here and
+the bytes go through `write`, which lets the lock go. Reading is left to the library.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class Snapshots:
 
     @torch.no_grad()
     def gather(self, live: Mapping[str, Tensor], *, is_main: bool) -> Snapshot | None:
-        """Copy tensors sharded over processes, which all must call this; none but on the main one."""
+        """Copy tensors sharded over processes, for the main one; all must call this."""
         buffers = self._buffers(live) if is_main else None
         for name, tensor in live.items():
             with whole(tensor) as value:
@@ -137,10 +137,10 @@ class _Gathered(AbstractContextManager["Tensor"]):
     """A tensor that DeepSpeed ZeRO-3 has divided, in full while the context lasts."""
 
     def __init__(self, tensor: Tensor) -> None:
-        from deepspeed.zero import GatheredParameters
+        from deepspeed import zero
 
         self._tensor = tensor
-        self._context = GatheredParameters([tensor])
+        self._context: Any = zero.GatheredParameters([tensor])
 
     def __enter__(self) -> Tensor:
         self._context.__enter__()

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
-from accelerate import PartialState
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -102,10 +101,10 @@ def train(
         require_free(path, hint="go on with --resume")
     elif is_finished(run):
         return run
-    # No process may see the run that the main one makes before it has looked for it itself.
-    PartialState().wait_for_everyone()
     with _without_bars():
         trainer = _build_trainer(recipe, path.parent, on_progress)
+        # No process may see the run that the main one makes before it has looked for it itself.
+        trainer.accelerator.wait_for_everyone()
         if trainer.is_world_process_zero():
             base = _reference(recipe.base) if run is None else _unchanged(run.base)
             run = run or create_run(

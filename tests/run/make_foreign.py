@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tests.models import make_base
 
@@ -68,9 +68,47 @@ def keep_expected(engine: Any, folder: Path, rank: int) -> None:
         save_file(tensors, folder / "expected.safetensors")
 
 
+def torchtune(out: Path) -> None:
+    """torchtune's folders of two epochs: a whole model, and an adapter beside the merged model."""
+    from torchtune import training
+    from torchtune.training.checkpointing import FullModelHFCheckpointer
+
+    base = make_base(out / "base", dtype="bfloat16", width=WIDTH)
+    # torchtune's Llama has no biases.
+    plain = LlamaConfig.from_pretrained(base, attention_bias=False)
+    LlamaForCausalLM(plain).to(torch.bfloat16).save_pretrained(base)
+    for kind in ("full", "lora"):
+        checkpointer = FullModelHFCheckpointer(
+            checkpoint_dir=str(base), checkpoint_files=["model.safetensors"],
+            model_type="LLAMA3_2", output_dir=str(out / kind),
+        )  # fmt: skip
+        start = checkpointer.load_checkpoint()[training.MODEL_KEY]
+        for epoch in range(2):
+            grown = {name: tensor * (1.0625 + epoch) for name, tensor in start.items()}
+            state: dict[str, Any] = {training.MODEL_KEY: grown}
+            if kind == "lora":
+                state |= torchtune_adapter(epoch)
+            checkpointer.save_checkpoint(state, epoch=epoch, intermediate_checkpoint=False)
+
+
+def torchtune_adapter(epoch: int) -> dict[str, Any]:
+    from torchtune import training
+
+    generator = torch.Generator().manual_seed(epoch)
+    weights = {
+        f"layers.{layer}.attn.q_proj.lora_{side}.weight": torch.randn(
+            (4, WIDTH) if side == "a" else (WIDTH, 4), generator=generator
+        )
+        for layer in range(2)
+        for side in "ab"
+    }
+    config = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "peft_type": "LORA"}
+    return {training.ADAPTER_KEY: weights, training.ADAPTER_CONFIG: config}
+
+
 def main(kind: str, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    {"zero": zero}[kind](out)
+    {"zero": zero, "torchtune": torchtune}[kind](out)
 
 
 if __name__ == "__main__":

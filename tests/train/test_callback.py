@@ -366,7 +366,7 @@ def test_a_start_whose_adapter_does_not_load_back_is_refused(tmp_path: Path, bas
 
 
 def test_steps_are_counted_from_one() -> None:
-    with pytest.raises(UsageError, match="every_steps: .* 1, got 0"):
+    with pytest.raises(UsageError, match=r"every_steps: .* 1, got 0"):
         TrajectoryCallback("run", every_steps=0)
 
 
