@@ -64,7 +64,9 @@ class Keeper:
         self._snapshots = Snapshots(dtype)
         self._files = {} if tokenizer is None else _files_of(tokenizer)
         step = state.global_step
-        self._last_step = step if run is not None and step in run.steps else 0
+        # Sharded, every process must gather what one gathers, and only one knows the run.
+        is_kept = run is not None and step in run.steps and not self._live.is_sharded
+        self._last_step = step if is_kept else 0
         self._cadence = self._begin_cadence(section, state, dtype)
         self._writer: TrajectoryWriter | None = None
         if run is not None:
