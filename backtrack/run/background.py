@@ -149,6 +149,8 @@ class TrajectoryWriter:
                 f"{whole} checkpoints before it are whole. Make room, then resume."
             )
             self._error.__cause__ = error
+            # Training may be over, with nobody left to raise it to.
+            logger.warning("%s", self._error)
         finally:
             self._slots.release()
 

@@ -25,7 +25,7 @@ import os
 import threading
 import zlib
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -167,7 +167,7 @@ def decode(chain: Sequence[CodedFile]) -> dict[str, Bits]:
             tasks = [
                 (links, blobs, name, index, out) for index, out in enumerate(_chunks(bits.values))
             ]
-            for _ in pool.map(lambda task: _unpack_through(*task), tasks):
+            for _ in _in_order(pool, lambda task: _unpack_through(*task), tasks):
                 pass
     return result
 
@@ -333,10 +333,20 @@ def _in_order(
     """Items with their outcomes, in order, a few ahead of what is taken."""
     waiting: deque[tuple[Item, Any]] = deque()
     for item in items:
-        waiting.append((item, pool.submit(work, item)))
+        waiting.append((item, _submit(pool, work, item)))
         if len(waiting) > 2 * _NUM_THREADS:
             done, future = waiting.popleft()
             yield done, future.result()
     while waiting:
         done, future = waiting.popleft()
         yield done, future.result()
+
+
+def _submit(pool: ThreadPoolExecutor, work: Callable[[Item], Outcome], item: Item) -> Any:
+    try:
+        return pool.submit(work, item)
+    except RuntimeError:
+        # The interpreter is ending and gives out no work, but what was offered is still written.
+        future: Future[Outcome] = Future()
+        future.set_result(work(item))
+        return future

@@ -8,6 +8,7 @@ own, and the older one goes when the index names the new.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import os
 import re
@@ -187,7 +188,7 @@ def remove_folders(run: Run, step: int, *, but: str = "") -> None:
 
 def _free_name(run: Run, step: int) -> str:
     plain = f"step-{step:08d}"
-    names = (plain, *(f"{plain}.{number}" for number in range(2, 10**6)))
+    names = itertools.chain([plain], (f"{plain}.{number}" for number in itertools.count(2)))
     return next(name for name in names if not (run.trajectory / name).exists())
 
 
