@@ -46,7 +46,8 @@ _DTYPES = {
 
 def find_weights(folder: Path) -> tuple[Storage, Path] | None:
     """How and where a checkpoint's folder keeps weights in another trainer's form, if it does."""
-    places = [folder, folder / "actor", *sorted(p for p in folder.glob("*") if p.is_dir())]
+    inner = sorted(p for p in folder.glob("*") if p.is_dir() and not p.name.startswith("optim"))
+    places = [folder, folder / "actor", *inner]
     for place in places:
         if (place / ".metadata").is_file() and any(place.glob("*.distcp")):
             return "dcp", place

@@ -46,13 +46,15 @@ def test_steps_come_back_whole_and_chains_stay_short(tmp_path: Path, is_coded: b
 
 
 @pytest.mark.parametrize(
-    ("is_coded", "most"), [(True, None), (True, 6), (False, None)], ids=["coded", "thinned", "plain"]
+    ("is_coded", "most"),
+    [(True, None), (True, 6), (False, None)],
+    ids=["coded", "thinned", "plain"],
 )
 def test_kill_nine_at_any_moment_loses_no_whole_checkpoint(
     tmp_path: Path, is_coded: bool, most: int | None
 ) -> None:
-    survey = kill_again_and_again(tmp_path / "run", 8, is_coded=is_coded, most=most)
-    assert (survey.tried, survey.survived) == (8, 8)
+    survey = kill_again_and_again(tmp_path / "run", 12, is_coded=is_coded, most=most)
+    assert (survey.tried, survey.survived) == (12, 12)
 
 
 def test_an_error_of_the_thread_surfaces_and_nothing_is_written_after_it(tmp_path: Path) -> None:
@@ -64,7 +66,9 @@ def test_an_error_of_the_thread_surfaces_and_nothing_is_written_after_it(tmp_pat
 
     writer.offer(offered(1))
     writer.offer(Offered(2, fails))
-    with pytest.raises(CheckpointError, match=r"step 2 could not be written .*1 checkpoints before"):
+    with pytest.raises(
+        CheckpointError, match=r"step 2 could not be written .*1 checkpoints before"
+    ):
         for step in range(3, 9):
             writer.offer(offered(step))
     with pytest.raises(CheckpointError, match="step 2"):

@@ -67,7 +67,9 @@ def states() -> list[Tensors]:
 
 
 @pytest.fixture(scope="module")
-def chain(states: list[Tensors], tmp_path_factory: pytest.TempPathFactory) -> list[codec.CodedFile]:
+def chain(
+    states: list[Tensors], tmp_path_factory: pytest.TempPathFactory
+) -> list[codec.CodedFile]:
     folder = tmp_path_factory.mktemp("chain")
     olds = [None, *states]
     return [

@@ -8,6 +8,7 @@ A loop of its own stands in for the Trainer, since accelerate shards nothing on 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,9 @@ def shard(model: Any) -> None:
     fully_shard(model, mesh=mesh)
 
 
-def train(kind: str, method: str, out: Path) -> None:
-    """Five steps; `out` becomes the run."""
-    # DeepSpeed divides every tensor that is made once it has an engine.
-    model = MODELS[method]
-    step_of: Any = None
+def sharded_step(model: Any, kind: str) -> Callable[[torch.Tensor], None]:
+    """One optimizer step on a batch, the weights sharded first as `kind` says."""
+    trained = [p for p in model.parameters() if p.requires_grad]
     if kind == "zero3":
         import deepspeed
 
@@ -64,23 +63,30 @@ def train(kind: str, method: str, out: Path) -> None:
             "zero_optimization": {"stage": 3},
             "zero_allow_untested_optimizer": True,
         }
-        trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=1e-2)
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
 
-        def step_of(ids: torch.Tensor) -> None:
+        def step_by_engine(ids: torch.Tensor) -> None:
             engine.backward(engine(input_ids=ids, labels=ids).loss)
             engine.step()
-    else:
-        if kind == "fsdp2":
-            shard(model)
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
 
-        def step_of(ids: torch.Tensor) -> None:
-            model(input_ids=ids, labels=ids).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
+        return step_by_engine
+    if kind == "fsdp2":
+        shard(model)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
 
+    def step(ids: torch.Tensor) -> None:
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def train(kind: str, method: str, out: Path) -> None:
+    """Five steps; `out` becomes the run."""
+    model = make_model(method)
+    take_step = sharded_step(model, kind)
     is_main = not dist.is_initialized() or dist.get_rank() == 0
     args = TrainingArguments(output_dir=str(out.with_name("unused")), use_cpu=True)
     state = TrainerState(max_steps=NUM_STEPS, is_world_process_zero=is_main)
@@ -88,7 +94,7 @@ def train(kind: str, method: str, out: Path) -> None:
     callback = TrajectoryCallback(out, every_steps=2)
     callback.on_train_begin(args, state, control, model=model)
     for step in range(1, NUM_STEPS + 1):
-        step_of(batch(step))
+        take_step(batch(step))
         state.global_step = step
         callback.on_step_end(args, state, control, model=model)
     callback.on_train_end(args, state, control, model=model)
@@ -102,7 +108,6 @@ if __name__ == "__main__":
         deepspeed.init_distributed(dist_backend="gloo")
     else:
         dist.init_process_group("gloo")
-    MODELS = {name: make_model(name) for name in methods}
     for name in methods:
         train(kind, name, Path(folder) / name)
     dist.destroy_process_group()
