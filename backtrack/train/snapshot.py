@@ -65,7 +65,7 @@ class Snapshots:
         if any(tensor.is_cuda for tensor in live.values()):
             event = self._through_device(live, buffers)
         else:
-            torch._foreach_copy_(list(buffers.values()), [t.detach() for t in live.values()])
+            torch._foreach_copy_(list(buffers.values()), list(live.values()))
         return Snapshot(buffers, event, self._finish)
 
     @torch.no_grad()
@@ -89,7 +89,7 @@ class Snapshots:
             )
             for name, tensor in live.items()
         ]
-        torch._foreach_copy_(staged, [tensor.detach() for tensor in live.values()])
+        torch._foreach_copy_(staged, list(live.values()))
         self._stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(self._stream):
             for tensor, buffer in zip(staged, buffers.values(), strict=True):

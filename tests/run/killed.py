@@ -92,7 +92,7 @@ def is_whole(run: Run, step: int) -> bool:
 
 @dataclass
 class Survey:
-    """What a series of kills left: kills tried, kills after which all was right, steps at the end."""
+    """What a series of kills left: tried, survived with all as promised, steps at the end."""
 
     tried: int = 0
     survived: int = 0

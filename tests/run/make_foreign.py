@@ -76,7 +76,8 @@ def torchtune(out: Path) -> None:
     base = make_base(out / "base", dtype="bfloat16", width=WIDTH)
     # torchtune's Llama has no biases.
     plain = LlamaConfig.from_pretrained(base, attention_bias=False)
-    LlamaForCausalLM(plain).to(torch.bfloat16).save_pretrained(base)
+    model: Any = LlamaForCausalLM(plain)
+    model.to(torch.bfloat16).save_pretrained(base)
     for kind in ("full", "lora"):
         checkpointer = FullModelHFCheckpointer(
             checkpoint_dir=str(base), checkpoint_files=["model.safetensors"],

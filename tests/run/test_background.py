@@ -14,6 +14,7 @@ import pytest
 from backtrack.errors import CheckpointError
 from backtrack.run import background
 from backtrack.run.background import Offered
+from backtrack.run.bits import Bits
 from backtrack.run.chain import links
 from backtrack.run.directory import Run
 from tests.run.killed import (
@@ -35,6 +36,11 @@ def filled(path: Path, last: int, *, is_coded: bool = True, most: int | None = N
         writer.offer(offered(step))
     writer.close()
     return Run.open(path)
+
+
+def offer_all(writer: background.TrajectoryWriter, steps: range) -> None:
+    for step in steps:
+        writer.offer(offered(step))
 
 
 @pytest.mark.parametrize("is_coded", [True, False])
@@ -61,7 +67,7 @@ def test_an_error_of_the_thread_surfaces_and_nothing_is_written_after_it(tmp_pat
     run = make_run(tmp_path / "run")
     writer = writer_for(run, is_coded=True)
 
-    def fails() -> dict[str, background.Bits]:
+    def fails() -> dict[str, Bits]:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     writer.offer(offered(1))
@@ -212,8 +218,7 @@ def test_a_full_disk_stops_with_a_word_and_spares_what_is_whole(small_disk: Path
     ballast.write_bytes(b"x" * 300_000)
     writer = writer_for(run, is_coded=True)
     with pytest.raises(CheckpointError, match=r"No space left on device.*Make room, then resume"):
-        for step in range(1, 100):
-            writer.offer(offered(step))
+        offer_all(writer, range(1, 100))
     run = Run.open(run.path)
     last = run.steps[-1]
     assert run.steps == tuple(range(1, last + 1))

@@ -164,7 +164,7 @@ def test_a_checkpoint_damaged_after_it_was_adopted_is_named(
 ) -> None:
     shutil.copytree(sharded / "fsdp", tmp_path / "out")
     run = adopt(tmp_path / "out", base=str(base), runs=tmp_path / "runs")
-    damaged = sorted((tmp_path / "out" / "checkpoint-10").rglob("__1_0.distcp"))[-1]
+    damaged = max((tmp_path / "out" / "checkpoint-10").rglob("__1_0.distcp"))
     harm(damaged)
     with pytest.raises(CheckpointError, match="step 10"):
         read_checkpoint(run, 10)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM
@@ -33,7 +33,7 @@ def main(base: Path, out: Path) -> None:
     for step in (5, 10):
         # What accelerate's `save_fsdp_model` and `save_fsdp_optimizer` write.
         folder = out / "fsdp" / f"checkpoint-{step}"
-        dcp.save({"model": model.state_dict()}, checkpoint_id=folder / "pytorch_model_fsdp_0")
+        save({"model": model.state_dict()}, checkpoint_id=folder / "pytorch_model_fsdp_0")
     rank = dist.get_rank()
     # What verl's FSDPCheckpointManager writes.
     actor = out / "verl" / "global_step_20" / "actor"
@@ -43,7 +43,7 @@ def main(base: Path, out: Path) -> None:
     torch.save(model.state_dict(), actor / f"model_world_size_2_rank_{rank}.pt")
     optimizer.step()
     state = {"optimizer": optimizer.state_dict()}
-    dcp.save(state, checkpoint_id=out / "fsdp" / "checkpoint-10" / "optimizer_0")
+    save(state, checkpoint_id=out / "fsdp" / "checkpoint-10" / "optimizer_0")
     dist.destroy_process_group()
 
 
