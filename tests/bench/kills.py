@@ -57,8 +57,8 @@ def faults(folder: Path) -> None:
         path.write_bytes(good)
     total = len(run.steps)
     print(
-        f"bits flipped {total}, named {named}, passed unseen {hidden}; steps beside them that wait "
-        f"for the next key frame {dependent / total:.1f} on average (at most {3}), read wrong {lost}"
+        f"bits flipped {total}, named {named}, passed unseen {hidden}, other steps read wrong "
+        f"{lost}; steps that hang on the damaged one {dependent / total:.1f} on average (3 at most)"
     )
 
 

@@ -72,11 +72,8 @@ def test_an_error_of_the_thread_surfaces_and_nothing_is_written_after_it(tmp_pat
 
     writer.offer(offered(1))
     writer.offer(Offered(2, fails))
-    with pytest.raises(
-        CheckpointError, match=r"step 2 could not be written .*1 checkpoints before"
-    ):
-        for step in range(3, 9):
-            writer.offer(offered(step))
+    with pytest.raises(CheckpointError, match=r"step 2 could not .*1 checkpoints before"):
+        offer_all(writer, range(3, 9))
     with pytest.raises(CheckpointError, match="step 2"):
         writer.flush()
     with pytest.raises(CheckpointError, match="step 2"):
