@@ -37,7 +37,7 @@ EMBEDDED = ROOT / "backtrack" / "assets" / "demo" / "train.jsonl"
 
 def token_rows(tokenizer: Any) -> Dataset:
     path = TEXT if TEXT.is_file() else EMBEDDED
-    lines = [json.loads(line) for line in path.read_text().splitlines()[:3000]]
+    lines = [json.loads(line) for line in path.read_text().split("\n")[:3000] if line]
     text = "\n".join(" ".join(str(value) for value in line.values()) for line in lines)
     ids = tokenizer(text).input_ids
     rows = [ids[begin : begin + 128] for begin in range(0, len(ids) - 128, 128)]

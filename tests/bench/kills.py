@@ -58,7 +58,7 @@ def faults(folder: Path) -> None:
     total = len(run.steps)
     print(
         f"bits flipped {total}, named {named}, passed unseen {hidden}, other steps read wrong "
-        f"{lost}; steps that hang on the damaged one {dependent / total:.1f} on average (3 at most)"
+        f"{lost}; steps that hang on the damaged one {dependent / total:.1f} on average (of 3)"
     )
 
 
