@@ -113,7 +113,10 @@ def _described(source: Path) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (
+        OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError,
+        MemoryError,
+    ) as error:  # fmt: skip
         raise CheckpointError(
             f"{source} is damaged, incomplete or of a kind that is not known: {error!r}. Convert "
             "it where it was made: `model.save_pretrained(FOLDER)`."

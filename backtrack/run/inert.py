@@ -109,7 +109,7 @@ class Archive:
             program = next(n for n in self._zip.namelist() if n.endswith("data.pkl"))
             self._folder = program.removesuffix("data.pkl")
             self._require_little_endian()
-            self.content = parse(self._zip.read(program), where)
+            self.content = parse(self._read(program), where)
         except (OSError, zipfile.BadZipFile, StopIteration, RuntimeError) as error:
             raise CheckpointError(
                 f"{where} is damaged, or a bare pickle of an old torch, which is never read. "
@@ -118,8 +118,14 @@ class Archive:
 
     def _require_little_endian(self) -> None:
         name = f"{self._folder}byteorder"
-        if name in self._zip.namelist() and self._zip.read(name) != b"little":
+        if name in self._zip.namelist() and self._read(name) != b"little":
             raise CheckpointError(f"{self._where} was written on a big-endian machine.")
+
+    def _read(self, name: str) -> bytes:
+        """A part of the archive. Torch packs none, so a small file cannot become a large one."""
+        if self._zip.getinfo(name).compress_type != zipfile.ZIP_STORED:
+            raise CheckpointError(f"{self._where}: {name} is packed, as torch never does.")
+        return self._zip.read(name)
 
     def tensor(self, value: object) -> Bits:
         """The tensor a call stands for.
@@ -130,7 +136,7 @@ class Archive:
         storage, offset, size, stride, dtype = _tensor_facts(value, self._where)
         key = str(storage[2])
         try:
-            octets = self._zip.read(f"{self._folder}data/{key}")
+            octets = self._read(f"{self._folder}data/{key}")
         except (KeyError, zipfile.BadZipFile, OSError) as error:
             raise CheckpointError(f"{self._where}: the bytes of a tensor are damaged.") from error
         kind = unsigned(dtype)

@@ -222,6 +222,19 @@ def test_a_hostile_weight_is_refused_and_does_not_run(
     assert not trap.exists()
 
 
+def test_a_packed_archive_is_refused_before_it_unfolds(tmp_path: Path) -> None:
+    torch.save({"x": torch.zeros(1 << 20)}, tmp_path / "x.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "x.pt") as plain,
+        zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    assert (tmp_path / "bomb.pt").stat().st_size < 20_000
+    with pytest.raises(CheckpointError, match="is packed, as torch never does"):
+        Archive(tmp_path / "bomb.pt", "bomb.pt")
+
+
 def test_a_pickled_model_is_refused_with_the_way_to_convert_it(base: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out" / "checkpoint-5"
     folder.mkdir(parents=True)
