@@ -143,7 +143,8 @@ def stall(name: str, model: Any, *, every_seconds: float, num_saves: int = 60) -
     print(
         f"{name}: {num_bytes / 1e6:.1f} MB in {len(live)} tensors; a save holds training "
         f"{held * 1000:.2f} ms, a bare copy {copy * 1000:.2f} ms, ratio {held / copy:.2f} "
-        f"(bound 2), of lower quartiles {quartile(ours) / quartile(copies):.2f}; on the disk {share:.2f} of its bytes",
+        f"(bound 2), of lower quartiles {quartile(ours) / quartile(copies):.2f}; "
+        f"on the disk {share:.2f} of its bytes",
         flush=True,
     )
     shutil.rmtree(folder)
