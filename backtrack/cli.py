@@ -112,7 +112,9 @@ def train(
     from backtrack.recipe import load_recipe
 
     path = _recipe_path(recipe)
-    with terminal.progress("training", is_quiet=is_quiet or is_json) as report:
+    # `accelerate launch` and torchrun number the processes; one of them speaks.
+    is_main = os.environ.get("RANK", "0") == "0"
+    with terminal.progress("training", is_quiet=is_quiet or is_json or not is_main) as report:
         from backtrack.train.check import library_faults
         from backtrack.train.trainer import train as train_recipe
 
@@ -123,6 +125,8 @@ def train(
             resume=is_resumed,
             on_progress=lambda p: report(p.done, p.total, _loss(p.loss)),
         )
+    if not is_main:
+        return
     if is_json:
         _print_json({"run": str(run.path), "steps": list(run.steps)})
         return

@@ -97,10 +97,34 @@ class DataSection(Section):
 
 
 class TrajectorySection(Section):
-    """Which steps are kept."""
+    """Which steps are kept, and how. The last step always is."""
 
     every_steps: Annotated[int, Field(ge=1)] = 10
-    """A checkpoint every so many optimizer steps; the last step is always kept."""
+    """A checkpoint every so many optimizer steps."""
+    log_checkpoints: Annotated[int, Field(ge=2)] | None = None
+    """Instead: so many checkpoints, evenly spaced in log steps from the first to the last."""
+    every_distance: Annotated[float, Field(gt=0)] | None = None
+    """Instead: each time the weights have moved by this share of their norm."""
+    max_checkpoints: Annotated[int, Field(ge=2)] | None = None
+    """How many are kept; past it the trajectory is thinned evenly."""
+    max_bytes: Annotated[int, Field(ge=1)] | None = None
+    """What all together may take; likewise."""
+    storage: Literal["auto", "plain", "coded"] = "auto"
+    """`coded` keeps whole models without loss in a fraction of their bytes, `plain` as stock
+    libraries load them; `auto` codes whole models. Adapters are always plain."""
+    key_every: Annotated[int, Field(ge=1)] = 8
+    """Coded checkpoints from one that is read by itself to the next."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type that is kept; `auto` is the type training computes in for whole models, so fp32 master
+    weights are rounded once, and the live type for adapters."""
+
+    @model_validator(mode="after")
+    def _one_cadence(self) -> TrajectorySection:
+        given = self.model_fields_set & {"every_steps", "log_checkpoints", "every_distance"}
+        set_keys = sorted(key for key in given if getattr(self, key) is not None)
+        if len(set_keys) > 1:
+            raise ValueError(f"give one of {' and '.join(f'`{key}`' for key in set_keys)}")
+        return self
 
 
 class PlacementSection(Section):

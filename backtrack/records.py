@@ -17,6 +17,7 @@ Direction = Literal["maximize", "minimize"]
 Form = Literal["attached", "merged"]
 CurveName = Literal["native", "line"]
 Split = Literal["selection", "report"]
+Storage = Literal["plain", "coded", "dcp", "zero", "shards"]
 ROLES: tuple[Role, ...] = ("target", "general")
 
 
@@ -89,6 +90,14 @@ class CheckpointEntry(Record):
         num_bytes: Size of the weight files.
         sha256: Digest of each weight file, by file name.
         train_loss: Loss logged last before the step.
+        storage: How the weights are kept: `plain` safetensors; `coded` against another step (see
+            `backtrack.run.codec`); or as another trainer left them: torch's distributed checkpoint
+            (`dcp`), DeepSpeed ZeRO (`zero`), shards saved by each process (`shards`).
+        reference: Step a coded checkpoint is coded against; none for a key frame.
+        source: Folder another trainer's weights lie in, where it is not `folder`.
+        distance: Way from the start of training, in shares of the start's norm, where the cadence
+            is by distance.
+        is_dropped: The step was given up for the budget; a later line may take it again.
     """
 
     step: Annotated[int, Field(ge=1)]
@@ -96,6 +105,17 @@ class CheckpointEntry(Record):
     num_bytes: Annotated[int, Field(ge=0)]
     sha256: dict[str, str]
     train_loss: float | None = None
+    storage: Storage = "plain"
+    reference: int | None = None
+    source: str | None = None
+    distance: float | None = None
+    is_dropped: bool = False
+
+    @model_validator(mode="after")
+    def _older_reference(self) -> CheckpointEntry:
+        if self.reference is not None and self.reference >= self.step:
+            raise ValueError(f"step {self.step} cannot be coded against step {self.reference}")
+        return self
 
 
 class ObjectiveInfo(Record):

@@ -17,7 +17,7 @@ from transformers import (
 
 from backtrack.records import BaseModelReference, Manifest, Method
 from backtrack.run.directory import Run, now
-from backtrack.run.reader import fingerprint
+from backtrack.run.reader import fingerprint, read_checkpoint
 from backtrack.run.writer import write_checkpoint
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:;?!'\"+-*/=()\n"
@@ -93,3 +93,13 @@ def make_full_run(folder: Path, base: Path, steps: tuple[int, ...] = (10, 20)) -
             run, step, lambda path: model.save_pretrained(path), train_loss=1.0 / step
         )
     return run
+
+
+def load_whole(run: Run, step: int) -> Any:
+    """A fully trained checkpoint as a stock model, however the run keeps it."""
+    return LlamaForCausalLM.from_pretrained(
+        None,
+        config=LlamaConfig.from_pretrained(run.folder(step)),
+        state_dict=read_checkpoint(run, step),
+        dtype="auto",
+    )

@@ -241,8 +241,8 @@ def load_checkpoint(
 ) -> PreTrainedModel:
     """A whole model's checkpoint as stock transformers loads it.
 
-    Where its folder holds no weights that transformers reads (a coded delta), a folder that does
-    is made for the while.
+    Where it is kept in a form that transformers does not read (coded, or another trainer's), a
+    folder that it reads is made for the while.
 
     Args:
         run: The run.
@@ -252,8 +252,10 @@ def load_checkpoint(
         device: Where the model is put.
     """
     folder, code = run.folder(step), run.base.trust_remote_code
-    if any(folder.glob("model*.safetensors")):
+    if run.entry(step).storage == "plain":
         return load_model(folder, dtype, device, trust_remote_code=code)
+    if not (folder / "config.json").is_file():
+        folder = base_folder(run.base)
     with tempfile.TemporaryDirectory(prefix="backtrack-checkpoint-") as made:
         for path in [*folder.glob("*.json"), *folder.glob("*.py")]:
             shutil.copy(path, made)

@@ -1,8 +1,10 @@
 """Make a run of what others wrote: by reference, copying nothing.
 
-Covered: folders that transformers and TRL write (`checkpoint-*`, whole models or PEFT adapters),
-and a single adapter or fine-tuned model against its base. Only finished checkpoints are taken:
-one without readable weights is named and left out, never guessed at.
+Covered: folders that transformers and TRL write (`checkpoint-*`, whole models or PEFT adapters), a
+single adapter or fine-tuned model against its base, torchtune's `epoch_*`, verl's `global_step_*`,
+and whole models as torch's distributed checkpoints (FSDP's `.distcp`) or DeepSpeed ZeRO folders,
+which are put together when they are read. Only finished checkpoints are taken: one without
+readable weights is named and left out, never guessed at.
 """
 
 from __future__ import annotations
@@ -14,20 +16,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backtrack.errors import CheckpointError, RunError, UsageError
-from backtrack.records import BaseModelReference, Manifest, Method
-from backtrack.run.directory import MANIFEST, Run, now
+from backtrack.records import BaseModelReference, CheckpointEntry, Manifest, Method
+from backtrack.run.directory import MANIFEST, Run, now, write_atomically
+from backtrack.run.foreign import find_weights, foreign_shapes, weight_files_of
 from backtrack.run.reader import base_folder, fingerprint, shapes
-from backtrack.run.writer import describe_checkpoint, is_adapter
+from backtrack.run.writer import WEIGHT_SUFFIX, describe_checkpoint, digest, is_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from backtrack.recipe import Recipe
-    from backtrack.records import CheckpointEntry
 
 logger = logging.getLogger(__name__)
 
-_CHECKPOINT = re.compile(r"^(?:checkpoint|step|global_step)[-_]?(\d+)$")
+_CHECKPOINT = re.compile(r"^(checkpoint|step|global_step|epoch)[-_]?(\d+)$")
+_PLACES = (".", "actor/lora_adapter", "lora_adapter", "actor/huggingface", "huggingface")
+"""Where in a checkpoint's folder safetensors may lie; verl has one of its own for each kind."""
 
 
 def adopt(
@@ -59,11 +63,11 @@ def adopt(
     entries, skipped = _describe(folders)
     if not entries:
         raise RunError(f"{source} has no checkpoint that can be read: {' '.join(skipped)}")
-    last = Path(entries[-1].folder)
+    last = Path(entries[-1].source or entries[-1].folder)
     settings = _read_json(last / "adapter_config.json") if is_adapter(last) else None
     reference = _base_reference(base or _named_base(last, settings, recipe), recipe)
     if settings is None:
-        _require_fit(entries, reference)
+        entries = _fitting(entries, reference, skipped)
     manifest = Manifest(
         name=name or source.name or "adopted",
         base=reference,
@@ -91,14 +95,16 @@ def _find_checkpoints(source: Path) -> list[tuple[int, Path]]:
         raise RunError(
             f"{source} is no folder. Name a folder with `checkpoint-*`, an adapter or a model."
         )
-    numbered = [
-        (int(match.group(1)), folder)
+    named = [
+        (match, folder)
         for folder in source.iterdir()
-        if folder.is_dir() and (match := _CHECKPOINT.match(folder.name)) and int(match.group(1))
+        if folder.is_dir() and (match := _CHECKPOINT.match(folder.name))
     ]
-    if numbered:
-        return sorted(numbered)
-    if is_adapter(source) or (source / "config.json").is_file():
+    # Epochs are counted from 0, and step 0 is the base.
+    numbered = [(int(m.group(2)) + (m.group(1) == "epoch"), folder) for m, folder in named]
+    if any(step for step, _ in numbered):
+        return sorted((step, folder) for step, folder in numbered if step)
+    if is_adapter(source) or (source / "config.json").is_file() or find_weights(source):
         return [(1, source)]
     raise RunError(
         f"{source} holds no checkpoint: no `checkpoint-*` folder, no adapter_config.json and no "
@@ -112,12 +118,32 @@ def _describe(folders: list[tuple[int, Path]]) -> tuple[list[CheckpointEntry], l
     skipped: list[str] = []
     for step, folder in folders:
         try:
-            shapes(folder)
-            loss = _train_loss(folder, step)
-            entries.append(describe_checkpoint(folder, step, folder=str(folder), train_loss=loss))
+            entries.append(_entry(folder, step))
         except CheckpointError as error:
             skipped.append(str(error))
     return entries, skipped
+
+
+def _entry(folder: Path, step: int) -> CheckpointEntry:
+    loss = _train_loss(folder, step)
+    places = (folder / place for place in _PLACES)
+    plain = next((place for place in places if any(place.glob(f"*{WEIGHT_SUFFIX}"))), None)
+    found = find_weights(folder) if plain is None else None
+    if found is None:
+        place = (plain or folder).resolve()
+        shapes(place)
+        return describe_checkpoint(place, step, folder=str(place), train_loss=loss)
+    storage, source = found
+    files = weight_files_of(storage, source)
+    return CheckpointEntry(
+        step=step,
+        folder=f"step-{step:08d}",
+        num_bytes=sum(path.stat().st_size for path in files),
+        sha256={path.name: digest(path) for path in files},
+        train_loss=loss,
+        storage=storage,
+        source=str(source),
+    )
 
 
 def _train_loss(folder: Path, step: int) -> float | None:
@@ -164,19 +190,48 @@ def _base_reference(model: str, recipe: Recipe | None) -> BaseModelReference:
     return bare.model_copy(update={"fingerprint": fingerprint(base_folder(bare))})
 
 
-def _require_fit(entries: list[CheckpointEntry], reference: BaseModelReference) -> None:
-    """Refuse whole models whose tensors have other shapes than the base's."""
+def _fitting(
+    entries: list[CheckpointEntry], reference: BaseModelReference, skipped: list[str]
+) -> list[CheckpointEntry]:
+    """Entries whose tensors can be read; those that cannot are told to `skipped`.
+
+    Raises:
+        RunError: One has other shapes than the base, or none is left.
+    """
     base = shapes(base_folder(reference))
+    fitting: list[CheckpointEntry] = []
     for entry in entries:
-        found = shapes(Path(entry.folder))
-        wrong = [name for name in sorted(set(base) & set(found)) if base[name] != found[name]]
-        if wrong or not set(base) & set(found):
-            first = wrong[0] if wrong else min(found)
-            raise RunError(
-                f"{entry.folder} was not trained from {reference.model}: {first} has shape "
-                f"{found.get(first)}, the base's is {base.get(first)}. Give the right one with "
-                "--base."
+        try:
+            found = (
+                foreign_shapes(entry.storage, Path(entry.source), base)
+                if entry.source
+                else shapes(Path(entry.folder))
             )
+        except CheckpointError as error:
+            skipped.append(f"{entry.source or entry.folder}: {error}")
+            continue
+        _require_fit(entry, found, base, reference)
+        fitting.append(entry)
+    if not fitting:
+        raise RunError(f"no checkpoint can be read: {' '.join(skipped)}")
+    return fitting
+
+
+def _require_fit(
+    entry: CheckpointEntry,
+    found: Mapping[str, tuple[int, ...]],
+    base: Mapping[str, tuple[int, ...]],
+    reference: BaseModelReference,
+) -> None:
+    """Refuse a whole model whose tensors have other shapes than the base's."""
+    wrong = [name for name in sorted(set(base) & set(found)) if base[name] != found[name]]
+    if wrong or not set(base) & set(found):
+        first = wrong[0] if wrong else min(found)
+        raise RunError(
+            f"{entry.source or entry.folder} was not trained from {reference.model}: {first} has "
+            f"shape {found.get(first)}, the base's is {base.get(first)}. Give the right one with "
+            "--base."
+        )
 
 
 def _method(settings: Mapping[str, Any] | None) -> Method:
@@ -203,5 +258,19 @@ def _create(
         run = Run.create(path, manifest, recipe)
     for entry in entries:
         if entry.step not in run.steps or run.entry(entry.step) != entry:
+            if entry.source:
+                _put_configuration(run, entry)
             run.add_entry(entry)
     return run
+
+
+def _put_configuration(run: Run, entry: CheckpointEntry) -> None:
+    """The folder of a step whose weights lie elsewhere: its configuration, or else the base's."""
+    folder = run.trajectory / entry.folder
+    folder.mkdir(exist_ok=True)
+    source = Path(entry.source or "")
+    places = (source, source / "huggingface", source.parent, base_folder(run.base))
+    found = next((place for place in places if (place / "config.json").is_file()), None)
+    for name in ("config.json", "generation_config.json"):
+        if found is not None and (found / name).is_file():
+            write_atomically(folder / name, (found / name).read_bytes())

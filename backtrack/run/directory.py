@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import uuid
 from datetime import UTC, datetime
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from backtrack.records import BaseModelReference
 
 RecordType = TypeVar("RecordType", bound=Record)
+logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 INDEX = "index.jsonl"
@@ -52,7 +54,7 @@ class Run:
         self.path = path
         self.manifest = manifest
         self.recipe = recipe
-        self._entries: dict[int, CheckpointEntry] | None = None
+        self._index: dict[int, CheckpointEntry] | None = None
 
     @classmethod
     def create(
@@ -118,7 +120,7 @@ class Run:
     @property
     def steps(self) -> tuple[int, ...]:
         """Steps with a whole checkpoint, ascending."""
-        return tuple(sorted(self._read_entries()))
+        return tuple(sorted(s for s, e in self._read_index().items() if not e.is_dropped))
 
     @property
     def final(self) -> Point:
@@ -139,11 +141,11 @@ class Run:
         Raises:
             PointError: The run has no such step.
         """
-        entries = self._read_entries()
-        if step not in entries:
+        entry = self._read_index().get(step)
+        if entry is None or entry.is_dropped:
             known = ", ".join(str(s) for s in self.steps) or "none"
             raise PointError(f"{self.path} has no checkpoint of step {step}. It has: {known}.")
-        return entries[step]
+        return entry
 
     def entries(self) -> tuple[CheckpointEntry, ...]:
         """The index, by step."""
@@ -178,8 +180,19 @@ class Run:
 
     def add_entry(self, entry: CheckpointEntry) -> None:
         """Append to the index; a later line of the same step wins."""
-        append_line(self.trajectory / INDEX, entry.model_dump_json())
-        self._entries = None
+        index = self._read_index()
+        append_line(self.trajectory / INDEX, entry.model_dump_json(exclude_defaults=True))
+        index[entry.step] = entry
+
+    def drop_entry(self, step: int) -> None:
+        """Say in the index that a step was given up."""
+        facts = {"folder": "", "num_bytes": 0, "sha256": {}, "reference": None}
+        self.add_entry(self.entry(step).model_copy(update={**facts, "is_dropped": True}))
+
+    def offered(self, *, up_to: int) -> list[CheckpointEntry]:
+        """The lines of all steps that were ever kept, those given up among them, by step."""
+        index = self._read_index()
+        return [index[step] for step in sorted(index) if step <= up_to]
 
     def measurements(self) -> list[Measurement]:
         """Every measurement, in the order of measuring."""
@@ -208,11 +221,27 @@ class Run:
         write_atomically(path, selection.model_dump_json(indent=2) + "\n")
         return path
 
-    def _read_entries(self) -> dict[int, CheckpointEntry]:
-        if self._entries is None:
-            lines = read_lines(self.trajectory / INDEX, CheckpointEntry)
-            self._entries = {entry.step: entry for entry in lines}
-        return self._entries
+    def _read_index(self) -> dict[int, CheckpointEntry]:
+        """The last line of each step. A damaged line hides its own step and no other."""
+        if self._index is not None:
+            return self._index
+        path = self.trajectory / INDEX
+        found: dict[int, CheckpointEntry] = {}
+        lines = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        for number, line in enumerate(lines.split("\n"), 1):
+            if not line.strip():
+                continue
+            try:
+                entry = CheckpointEntry.model_validate_json(line)
+            except ValidationError:
+                logger.warning(
+                    "%s, line %d is cut short or damaged and passed over; its checkpoint, if "
+                    "whole, is taken up again when the training resumes", path, number,
+                )  # fmt: skip
+                continue
+            found[entry.step] = entry
+        self._index = found
+        return found
 
 
 def find_runs(folder: Path) -> tuple[Path, ...]:

@@ -14,7 +14,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from backtrack.errors import CheckpointError, RunError
-from backtrack.run.writer import digest, weight_files
+from backtrack.run.bits import tensor_of
+from backtrack.run.chain import read_bits, verified_folder
+from backtrack.run.codec import CODED_FILE
+from backtrack.run.foreign import read_foreign
+from backtrack.run.writer import weight_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -28,32 +32,37 @@ if TYPE_CHECKING:
 def verify_checkpoint(run: Run, step: int) -> Path:
     """The folder of a checkpoint whose files are as the index says.
 
+    Each file is hashed once a process, for as long as it stays as it is.
+
     Raises:
         CheckpointError: A file is missing or its digest differs.
     """
-    folder = run.folder(step)
-    for name, expected in run.entry(step).sha256.items():
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(
-                f"step {step}: {path} is missing. Restore it, or choose another step."
-            )
-        if digest(path) != expected:
-            raise CheckpointError(
-                f"step {step}: {path} is not the file that was saved (sha256 differs): "
-                "truncated, damaged or replaced. Restore it, or choose another step."
-            )
-    return folder
+    return verified_folder(run, step)
 
 
 def read_checkpoint(run: Run, step: int) -> dict[str, Tensor]:
-    """Every tensor of a run's checkpoint, on the CPU, by the names of its files.
+    """Every tensor of a run's checkpoint, on the CPU, by the names stock libraries write.
+
+    The one way a run's weights are read, however they are kept: plain, coded, or as another
+    trainer left them.
 
     Raises:
         CheckpointError: Missing, truncated, replaced or damaged files, or a value that is not
             finite.
     """
-    return read_tensors(verify_checkpoint(run, step))
+    entry = run.entry(step)
+    match entry.storage:
+        case "plain":
+            return read_tensors(verified_folder(run, step))
+        case "coded":
+            found = read_bits(run, step)
+        case _:
+            verified_folder(run, step)
+            names = shapes(base_folder(run.base))
+            found = read_foreign(entry.storage, Path(entry.source or ""), names)
+    tensors = {name: tensor_of(bits) for name, bits in found.items()}
+    require_finite(tensors, str(run.folder(step)))
+    return tensors
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -62,6 +71,11 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: No weights, truncated files, or a value that is not finite.
     """
+    if (folder / CODED_FILE).is_file():
+        raise CheckpointError(
+            f"{folder} is coded against other steps of its run. Read it by "
+            "`backtrack.run.reader.read_checkpoint(run, step)`, or export the point."
+        )
     tensors: dict[str, Tensor] = {}
     for path in weight_files(folder):
         try:

@@ -1,20 +1,26 @@
 """Write checkpoints into a run.
 
 Promised: a checkpoint is either absent or whole, at any kill: it is written under a partial name,
-put on disk, renamed, and only then named in the index. A step written again replaces the old one
-only when the new one is whole.
+put on disk, renamed, and only then named in the index. A step written again gets a folder of its
+own, and the older one goes when the index names the new.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import logging
 import os
+import re
 import shutil
+import sys
 import uuid
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from backtrack.errors import CheckpointError
 from backtrack.records import CheckpointEntry
+from backtrack.run.codec import CODED_FILE, read_table
 from backtrack.run.directory import sync_folder
 
 if TYPE_CHECKING:
@@ -25,35 +31,51 @@ if TYPE_CHECKING:
 
 WEIGHT_SUFFIX = ".safetensors"
 
+_FOLDER = re.compile(r"^step-(\d+)(?:\.\d+)?$")
+logger = logging.getLogger(__name__)
+
 
 def write_checkpoint(
-    run: Run, step: int, write: Callable[[Path], None], *, train_loss: float | None = None
+    run: Run,
+    step: int,
+    write: Callable[[Path], None],
+    *,
+    train_loss: float | None = None,
+    distance: float | None = None,
 ) -> CheckpointEntry:
     """Add a checkpoint to a run's trajectory.
+
+    Written again with the same weights, as a training that resumes does, it stays as it was.
 
     Args:
         run: The run.
         step: Optimizer step, from 1.
         write: Called with an empty folder to fill with safetensors and JSON.
         train_loss: Loss logged last.
+        distance: See `CheckpointEntry`.
 
     Raises:
         CheckpointError: `write` left no weights.
         OSError: The disk is full or gone; nothing of the checkpoint remains.
     """
-    name = f"step-{step:08d}"
-    clear_partials(run)
+    name = _free_name(run, step)
     partial = run.trajectory / f".{name}.{uuid.uuid4().hex[:8]}.partial"
     partial.mkdir(parents=True)
     try:
         write(partial)
         entry = describe_checkpoint(partial, step, folder=name, train_loss=train_loss)
+        if step in run.steps and run.entry(step).sha256 == entry.sha256:
+            shutil.rmtree(partial)
+            return run.entry(step)
         _sync_tree(partial)
-        _replace(partial, run.trajectory / name)
+        partial.rename(run.trajectory / name)
+        sync_folder(run.trajectory)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    entry = entry.model_copy(update={"distance": distance})
     run.add_entry(entry)
+    remove_folders(run, step, but=name)
     return entry
 
 
@@ -66,12 +88,15 @@ def describe_checkpoint(
         CheckpointError: It has no safetensors.
     """
     files = weight_files(weights)
+    is_coded = [path.name for path in files] == [CODED_FILE]
     return CheckpointEntry(
         step=step,
         folder=folder,
         num_bytes=sum(path.stat().st_size for path in files),
         sha256={path.name: digest(path) for path in files},
         train_loss=train_loss,
+        storage="coded" if is_coded else "plain",
+        reference=read_table(files[0]).reference if is_coded else None,
     )
 
 
@@ -79,13 +104,15 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     """The safetensors of a folder, by name.
 
     Where the files that transformers and PEFT name are there, others are passed over: some
-    repositories hold the same weights a second time as `consolidated.safetensors`.
+    repositories hold the same weights a second time as `consolidated.safetensors`, and torchtune
+    puts the merged model beside an adapter.
 
     Raises:
         CheckpointError: There are none; pickled weights are named but never read.
     """
     files = tuple(sorted(folder.glob(f"*{WEIGHT_SUFFIX}")))
-    named = tuple(path for path in files if path.name.startswith(("model", "adapter_model")))
+    prefixes = ("adapter_model",) if is_adapter(folder) else ("model", "ft-model", CODED_FILE)
+    named = tuple(path for path in files if path.name.startswith(prefixes))
     if files:
         return named or files
     pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
@@ -109,10 +136,60 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def clear_partials(run: Run) -> None:
-    """Remove what killed writers left unfinished."""
+def digest_once(path: Path) -> str:
+    """sha256 of a file, read once a process for as long as the file stays as it is.
+
+    Raises:
+        OSError: The file is gone.
+    """
+    facts = path.stat()
+    return _digest_of(path, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(maxsize=1 << 14)
+def _digest_of(path: Path, *_facts: int) -> str:
+    return digest(path)
+
+
+def tidy(run: Run) -> None:
+    """Put in order what a killed writer left.
+
+    Half-written folders go. A folder that was whole but not yet in the index, or whose line there
+    is damaged, is taken up; one that the index has replaced or given up goes.
+    """
     for partial in run.trajectory.glob(".step-*.partial"):
         shutil.rmtree(partial, ignore_errors=True)
+    gone = {entry.step for entry in run.offered(up_to=sys.maxsize) if entry.is_dropped}
+    for folder in sorted(run.trajectory.glob("step-*")):
+        match = _FOLDER.match(folder.name)
+        step = int(match.group(1)) if match else 0
+        if not step or (step in run.steps and run.entry(step).folder == folder.name):
+            continue
+        if step in run.steps or step in gone:
+            shutil.rmtree(folder, ignore_errors=True)
+            continue
+        _take_up(run, step, folder)
+
+
+def _take_up(run: Run, step: int, folder: Path) -> None:
+    try:
+        run.add_entry(describe_checkpoint(folder, step, folder=folder.name))
+        logger.warning("step %d was whole but not in the index of %s: taken up", step, run.path)
+    except CheckpointError as error:
+        logger.warning("step %d is not in the index and cannot be taken up: %s", step, error)
+
+
+def remove_folders(run: Run, step: int, *, but: str = "") -> None:
+    """Remove the folders of a step, except the one the index names."""
+    for folder in run.trajectory.glob(f"step-{step:08d}*"):
+        if folder.name != but:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _free_name(run: Run, step: int) -> str:
+    plain = f"step-{step:08d}"
+    names = itertools.chain([plain], (f"{plain}.{number}" for number in itertools.count(2)))
+    return next(name for name in names if not (run.trajectory / name).exists())
 
 
 def _sync_tree(folder: Path) -> None:
@@ -121,15 +198,3 @@ def _sync_tree(folder: Path) -> None:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
     sync_folder(folder)
-
-
-def _replace(partial: Path, final: Path) -> None:
-    """Rename over an older checkpoint of the step, which is moved aside first and then removed."""
-    old = None
-    if final.exists():
-        old = final.with_name(f".{final.name}.old.partial")
-        final.rename(old)
-    partial.rename(final)
-    sync_folder(final.parent)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)

@@ -52,13 +52,17 @@ def reference_to(name: str | Path, *, dtype: str = "auto", **fields: Any) -> Bas
 
 
 def find_base(
-    model: PreTrainedModel | PeftModel, *, is_untouched: bool
+    model: PreTrainedModel | PeftModel,
+    *,
+    is_untouched: bool,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> BaseModelReference | None:
     """A reference to the files a live model was loaded from; none where the base must be written.
 
     Args:
         model: The model.
         is_untouched: No step has been taken, so a fully trained model still holds its base.
+        weights: The model's own tensors in full, where it is sharded.
     """
     plain = plain_model(model)
     name = _base_name(model)
@@ -73,13 +77,26 @@ def find_base(
         )
     except (RunError, CheckpointError):
         return None
-    if is_untouched and plain is model and not _holds(plain, base_folder(reference)):
+    live = plain.state_dict() if weights is None else weights
+    if is_untouched and plain is model and not _holds(live, base_folder(reference)):
         return None
     return reference
 
 
-def write_base(model: PreTrainedModel | PeftModel, tokenizer: Any, folder: Path) -> None:
+def write_base(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: Any,
+    folder: Path,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write a live model's base, and its tokenizer if any, for stock transformers to load.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        folder: Where to.
+        weights: The model's own tensors in full, where it is sharded.
 
     Raises:
         UsageError: The adapter's start has changed the base already.
@@ -92,7 +109,7 @@ def write_base(model: PreTrainedModel | PeftModel, tokenizer: Any, folder: Path)
                 "at hand. Name them: TrajectoryCallback(..., base=FOLDER)."
             )
     plain = plain_model(model)
-    plain.save_pretrained(folder, state_dict=plain_weights(plain))
+    plain.save_pretrained(folder, state_dict=plain_weights(plain, weights))
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
 
@@ -132,8 +149,15 @@ def plain_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     return plain
 
 
-def plain_weights(plain: PreTrainedModel) -> dict[str, Tensor]:
-    """Weights without adapters, by the names they have in a model that never had any."""
+def plain_weights(
+    plain: PreTrainedModel, weights: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Weights without adapters, by the names they have in a model that never had any.
+
+    Args:
+        plain: The model.
+        weights: Its tensors in full, where it is sharded.
+    """
     inner_names: dict[str, str] = {}
     for name, module in plain.named_modules():
         if isinstance(module, BaseTunerLayer):
@@ -143,7 +167,8 @@ def plain_weights(plain: PreTrainedModel) -> dict[str, Tensor]:
         elif isinstance(module, AuxiliaryTrainingWrapper):
             inner_names[name] = "original_module"
     innermost_first = sorted(inner_names.items(), key=lambda item: -len(item[0]))
-    named = ((_plain_name(key, innermost_first), t) for key, t in plain.state_dict().items())
+    live = plain.state_dict() if weights is None else weights
+    named = ((_plain_name(key, innermost_first), t) for key, t in live.items())
     return {name: tensor for name, tensor in named if name is not None}
 
 
@@ -236,9 +261,8 @@ def main_dtype(plain: PreTrainedModel) -> str:
     return _DTYPES.get(counts.most_common(1)[0][0], "auto")
 
 
-def _holds(plain: PreTrainedModel, folder: Path) -> bool:
+def _holds(live: Mapping[str, Tensor], folder: Path) -> bool:
     """Whether live weights are those of the files, in the live type, wherever the names agree."""
-    live = plain.state_dict()
     for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
             for name in set(file.keys()) & set(live):

@@ -2,11 +2,13 @@
 
     trainer = SFTTrainer(..., callbacks=[TrajectoryCallback("runs/mine", every_steps=10)])
 
-Promised: a step is on the trajectory before the Trainer saves its own state of that step, so a run
-resumed from any Trainer checkpoint misses none. A run's directory appears whole or not at all. A
-write that fails stops the training with an error and leaves every earlier checkpoint as it was.
-Of several processes the main one writes.
-Not promised: weights sharded over processes (FSDP, DeepSpeed ZeRO-3); those are refused by name.
+Promised: training is held for a copy of what is trained and no longer, unless checkpoints come
+faster than the disk takes them. A step is on the trajectory before the Trainer saves its own state
+of that step, so a run resumed from any Trainer checkpoint misses none. A run's directory appears
+whole or not at all. A write that fails stops the training with an error and leaves every earlier
+checkpoint as it was. Of several processes the main one writes; weights sharded by FSDP2 or
+DeepSpeed ZeRO-3 are gathered one tensor at a time, and what is frozen is not.
+Not promised: weights flattened by FSDP1; those are refused by name.
 """
 
 from __future__ import annotations
@@ -16,24 +18,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from accelerate.state import (
-    AcceleratorState,
-    DistributedType,
-)
+from accelerate.state import AcceleratorState, DistributedType, is_initialized
 from peft import PeftModel
-from safetensors import SafetensorError
+from pydantic import ValidationError
 from transformers import TrainerCallback
 from typing_extensions import override
 
-from backtrack.errors import CheckpointError, RunError, UsageError
+from backtrack.errors import RunError, UsageError
+from backtrack.recipe import TrajectorySection
 from backtrack.records import Manifest
 from backtrack.run.directory import MANIFEST, Run, now, sync_folder
-from backtrack.run.reader import base_folder
-from backtrack.run.writer import write_checkpoint
 from backtrack.train.base import (
     active_config,
     find_base,
-    is_vocabulary_resized,
     main_dtype,
     method_of,
     plain_model,
@@ -42,8 +39,13 @@ from backtrack.train.base import (
     start_of,
     write_base,
 )
+from backtrack.train.keeper import Keeper
+from backtrack.train.live import whole_weights
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
     from backtrack.recipe import Recipe
@@ -53,44 +55,63 @@ _LIBRARIES = ("backtrack", "torch", "transformers", "peft", "trl", "safetensors"
 
 
 class TrajectoryCallback(TrainerCallback):
-    """Writes the trained weights every few optimizer steps, and the last, into a run.
+    """Keeps the trained weights of chosen optimizer steps, and of the last, in a run.
 
     The run is made when training begins and continued when the Trainer resumes; a step taken again
     after a resume replaces the older one.
     """
 
     def __init__(
-        self, path: str | Path, every_steps: int = 10, *, base: str | Path | None = None
+        self,
+        path: str | Path,
+        every_steps: int | None = None,
+        *,
+        base: str | Path | None = None,
+        **trajectory: Any,
     ) -> None:
         """Say where and how often.
 
         Args:
             path: The run's directory; it must not exist unless the Trainer resumes.
-            every_steps: Optimizer steps between checkpoints; the last step is always kept.
+            every_steps: Optimizer steps between checkpoints, 10 unless another cadence is given;
+                the last step is always kept.
             base: Folder or Hub name of the model before training; found by itself where the model
                 was loaded from files, and written into the run where it was not.
+            **trajectory: Other keys of a recipe's `trajectory`: `log_checkpoints`,
+                `every_distance`, `max_checkpoints`, `max_bytes`, `storage`, `key_every`, `dtype`.
+
+        Raises:
+            UsageError: A key is unknown, or its value out of range.
         """
-        if every_steps < 1:
-            raise UsageError(f"every_steps must be 1 or more, not {every_steps}.")
+        if every_steps is not None:
+            trajectory = {"every_steps": every_steps, **trajectory}
+        self._section = _section(trajectory)
         self._path = Path(path)
-        self._every_steps = every_steps
         self._base = base
         self._run: Run | None = None
         self._is_given = False
-        self._last_step = 0
-        self._is_resized = False
         self._keeps_tokenizer = False
+        self._keeper: Keeper | None = None
 
     @classmethod
-    def onto(cls, run: Run, every_steps: int, *, keep_tokenizer: bool = False) -> Self:
+    def onto(
+        cls,
+        run: Run | None,
+        path: Path,
+        section: TrajectorySection,
+        *,
+        keep_tokenizer: bool = False,
+    ) -> Self:
         """A callback that writes into a run made before training began.
 
         Args:
-            run: The run.
-            every_steps: Optimizer steps between checkpoints.
+            run: The run; none on processes other than the main one.
+            path: Its directory.
+            section: Which steps, and how they are kept.
             keep_tokenizer: Put the tokenizer beside each checkpoint, since it is not the base's.
         """
-        callback = cls(run.path, every_steps)
+        callback = cls(path)
+        callback._section = section
         callback._run, callback._is_given = run, True
         callback._keeps_tokenizer = keep_tokenizer
         return callback
@@ -106,65 +127,86 @@ class TrajectoryCallback(TrainerCallback):
             raise RunError(f"there is no run in {self._path} yet: training has not begun.")
         return self._run
 
+    def close(self) -> None:
+        """Wait for the last byte; called by itself when training ends without an error.
+
+        Raises:
+            CheckpointError: A checkpoint could not be written.
+        """
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.close()
+
     @override
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
     ) -> None:
         """Make the run, or continue it."""
-        if not state.is_world_process_zero:
-            return
         model = live["model"]
         plain_model(model)
         if isinstance(model, PeftModel):
             require_lasting_start(start_of(active_config(model)))
-        _require_whole_weights()
+        _require_no_flat_weights()
+        self.close()
         # With auto_find_batch_size the Trainer begins again by itself when memory runs out.
-        if self._run is None or not (self._is_given or args.auto_find_batch_size):
+        if not self._is_given and (self._run is None or not args.auto_find_batch_size):
             self._run = self._open_run(model, live.get("processing_class"), args, state)
-        if isinstance(model, PeftModel):
-            self._is_resized = is_vocabulary_resized(model, base_folder(self._run.base))
-        step = state.global_step
-        self._last_step = step if step in self._run.steps else 0
-        if self._is_due(state):
-            self._write(state, live)
+        tokenizer = live.get("processing_class") if self._keeps_tokenizer else None
+        self._keeper = Keeper(self._run, self._section, model, args, state, tokenizer)
+        self._keeper.step_taken(state)
 
     @override
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
     ) -> None:
-        """Write every so many steps, and the last one known in advance."""
-        if self._is_due(state):
-            self._write(state, live)
+        """Keep a step that is due, and be done with it if the Trainer saves now."""
+        if self._keeper is not None:
+            self._keeper.step_taken(state)
+            if control.should_save:
+                self._keeper.flush()
+
+    @override
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
+    ) -> None:
+        """Be done with every step before the Trainer may save the one it found best."""
+        if self._keeper is not None:
+            self._keeper.flush()
 
     @override
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
     ) -> None:
-        """Write the weights that `load_best_model_at_end` may replace before training ends."""
-        if args.load_best_model_at_end:
-            self._write(state, live)
+        """Keep the weights that `load_best_model_at_end` may replace before training ends."""
+        if self._keeper is not None:
+            if args.load_best_model_at_end:
+                self._keeper.keep(state)
+            if control.should_save:
+                self._keeper.flush()
 
     @override
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
     ) -> None:
-        """Write the last step of a training that stopped early."""
+        """Keep the last step of a training that stopped early."""
         # With load_best_model_at_end the live weights are those of another step by now.
-        if not args.load_best_model_at_end:
-            self._write(state, live)
-
-    def _is_due(self, state: TrainerState) -> bool:
-        return state.global_step % self._every_steps == 0 or state.global_step >= state.max_steps
+        if self._keeper is not None and not args.load_best_model_at_end:
+            self._keeper.keep(state)
+        self.close()
 
     def _open_run(
         self, model: Any, tokenizer: Any, args: TrainingArguments, state: TrainerState
-    ) -> Run:
+    ) -> Run | None:
+        """The run, on the main process; the others only help to gather a base."""
+        weights = whole_weights(model)
+        if not state.is_world_process_zero:
+            return None
         if state.global_step > 0 and (self._path / MANIFEST).is_file():
             return _continued(self._path, model)
         require_free(self._path, hint="resume the Trainer with `resume_from_checkpoint=True`")
         is_untouched = state.global_step == 0
         base = (
-            find_base(model, is_untouched=is_untouched)
+            find_base(model, is_untouched=is_untouched, weights=weights)
             if self._base is None
             else reference_to(self._base, dtype=main_dtype(plain_model(model)))
         )
@@ -173,32 +215,9 @@ class TrajectoryCallback(TrainerCallback):
                 f"training goes on at step {state.global_step}, and the model before it is not at "
                 "hand. Name it: TrajectoryCallback(..., base=FOLDER_OR_NAME)."
             )
-        return create_run(self._path, model, base, seed=args.seed, tokenizer=tokenizer)
-
-    def _write(self, state: TrainerState, live: dict[str, Any]) -> None:
-        step = state.global_step
-        # Resumed when it has finished, the Trainer takes one step more than it was asked for.
-        if self._run is None or step in {0, self._last_step} or step > state.max_steps:
-            return
-        losses = (line["loss"] for line in reversed(state.log_history) if "loss" in line)
-        try:
-            write_checkpoint(
-                self._run,
-                step,
-                lambda folder: self._save(live, folder),
-                train_loss=next(losses, None),
-            )
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"step {step} could not be written into {self._run.trajectory}: {error}. "
-                f"{len(self._run.steps)} checkpoints before it are whole. Make room, then resume."
-            ) from error
-        self._last_step = step
-
-    def _save(self, live: dict[str, Any], folder: Path) -> None:
-        save_weights(live["model"], folder, is_resized=self._is_resized)
-        if self._keeps_tokenizer:
-            live["processing_class"].save_pretrained(folder)
+        return create_run(
+            self._path, model, base, seed=args.seed, tokenizer=tokenizer, weights=weights
+        )
 
 
 def create_run(  # noqa: PLR0913  # one run has that many facts
@@ -208,6 +227,7 @@ def create_run(  # noqa: PLR0913  # one run has that many facts
     *,
     seed: int | None,
     tokenizer: Any = None,
+    weights: Mapping[str, Tensor] | None = None,
     recipe: Recipe | None = None,
     recipe_text: str | None = None,
 ) -> Run:
@@ -219,6 +239,7 @@ def create_run(  # noqa: PLR0913  # one run has that many facts
         base: Its base; where none is given the live weights are written into the run.
         seed: Of training.
         tokenizer: Kept beside a base that is written.
+        weights: The live model's own tensors in full, where it is sharded.
         recipe: What made the run, if a recipe did.
         recipe_text: The recipe in the user's words.
     """
@@ -227,7 +248,7 @@ def create_run(  # noqa: PLR0913  # one run has that many facts
     staging.mkdir(parents=True)
     try:
         if base is None:
-            write_base(model, tokenizer, staging / "base")
+            write_base(model, tokenizer, staging / "base", weights=weights)
             base = reference_to(staging / "base").model_copy(
                 update={"model": str(path.resolve() / "base")}
             )
@@ -261,21 +282,6 @@ def require_free(path: Path, *, hint: str) -> None:
         raise RunError(f"{path} is taken by other files and holds no run. Take another name.")
 
 
-def save_weights(model: Any, folder: Path, *, is_resized: bool = False) -> None:
-    """Write what is trained, an adapter or a whole model, for stock PEFT or transformers."""
-    if not isinstance(model, PeftModel):
-        model.save_pretrained(folder)
-        return
-    name = model.active_adapters[0]
-    # Left on "auto", PEFT asks the Hub for the base's vocabulary at every save.
-    model.save_pretrained(str(folder), selected_adapters=[name], save_embedding_layers=is_resized)
-    (folder / "README.md").unlink(missing_ok=True)
-    if name != "default":
-        for file in (folder / name).iterdir():
-            file.rename(folder / file.name)
-        (folder / name).rmdir()
-
-
 def _continued(path: Path, model: Any) -> Run:
     run = Run.open(path)
     kind = method_of(model).kind
@@ -287,17 +293,28 @@ def _continued(path: Path, model: Any) -> Run:
     return run
 
 
-def _require_whole_weights() -> None:
-    # Accelerate keeps one state a process; by the time training begins the Trainer has filled it.
-    state = AcceleratorState()
-    is_sharded = state.distributed_type == DistributedType.FSDP or (
-        state.distributed_type == DistributedType.DEEPSPEED
-        and state.deepspeed_plugin.zero_stage == 3
-    )
-    if is_sharded:
+def _section(values: dict[str, Any]) -> TrajectorySection:
+    try:
+        return TrajectorySection.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "cadence"
+        reason = first["msg"].removeprefix("Value error, ")
         raise UsageError(
-            "weights sharded by FSDP or DeepSpeed ZeRO-3 cannot be kept step by step. Let the "
-            "Trainer save its own checkpoints and take them over: `backtrack adopt OUTPUT_DIR`."
+            f"TrajectoryCallback: {key}: {reason}, got {first['input']!r}."
+        ) from error
+
+
+def _require_no_flat_weights() -> None:
+    # Accelerate keeps one state a process; by the time training begins a Trainer has filled it.
+    if not is_initialized():
+        return
+    state = AcceleratorState()
+    if state.distributed_type == DistributedType.FSDP and state.fsdp_plugin.fsdp_version != 2:
+        raise UsageError(
+            "weights flattened by FSDP1 cannot be kept step by step. Set `fsdp_version: 2` in "
+            "accelerate's configuration, or let the Trainer save its own checkpoints and take "
+            "them over: `backtrack adopt OUTPUT_DIR`."
         )
 
 

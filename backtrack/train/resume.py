@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from backtrack.errors import UsageError
+from backtrack.run.foreign import find_weights, weight_files_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,14 +88,20 @@ def _state(checkpoint: Path) -> dict[str, Any]:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    pickled = [checkpoint / "optimizer.pt", checkpoint / "scheduler.pt"]
+    pickled = [checkpoint / "scheduler.pt"]
     random_states = sorted(checkpoint.glob("rng_state*.pth"))
     weights = sorted(checkpoint.glob("*.safetensors"))
+    # FSDP and DeepSpeed keep weights and optimizer as parts of the processes, below the folder.
+    sharded = find_weights(checkpoint)
+    if sharded is None:
+        pickled.append(checkpoint / "optimizer.pt")
+    elif sharded[0] == "zero":
+        pickled += weight_files_of(*sharded)
     try:
         return (
             _state(checkpoint)["global_step"] == _step(checkpoint)
             and bool(random_states)
-            and bool(weights)
+            and bool(weights or sharded)
             # A zip archive keeps its table at its end: one that was cut short is none.
             and all(zipfile.is_zipfile(path) for path in [*pickled, *random_states])
             and all(_opens(path) for path in weights)

@@ -103,14 +103,20 @@ def train(
         return run
     with _without_bars():
         trainer = _build_trainer(recipe, path.parent, on_progress)
-        base = _reference(recipe.base) if run is None else _unchanged(run.base)
+        # No process may see the run that the main one makes before it has looked for it itself.
+        trainer.accelerator.wait_for_everyone()
         if trainer.is_world_process_zero():
+            base = _reference(recipe.base) if run is None else _unchanged(run.base)
             run = run or create_run(
                 path, trainer.model, base,
                 seed=recipe.seed, recipe=recipe, recipe_text=recipe_text,
             )  # fmt: skip
-            trainer.add_callback(_trajectory(run, recipe))
-        _take_steps(trainer, path / TRAINER_FOLDER)
+        callback = _trajectory(run if trainer.is_world_process_zero() else None, path, recipe)
+        trainer.add_callback(callback)
+        try:
+            _take_steps(trainer, path / TRAINER_FOLDER)
+        finally:
+            callback.close()
     trainer.accelerator.wait_for_everyone()
     return Run.open(path)
 
@@ -123,10 +129,10 @@ def _begun(path: Path, recipe: Recipe) -> Run | None:
     return run
 
 
-def _trajectory(run: Run, recipe: Recipe) -> TrajectoryCallback:
+def _trajectory(run: Run | None, path: Path, recipe: Recipe) -> TrajectoryCallback:
     is_tokenizer_changed = not {"chat_template_path", "eos_token"}.isdisjoint(recipe.sft)
     return TrajectoryCallback.onto(
-        run, recipe.trajectory.every_steps, keep_tokenizer=is_tokenizer_changed
+        run, path, recipe.trajectory, keep_tokenizer=is_tokenizer_changed
     )
 
 

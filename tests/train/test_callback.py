@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,10 +36,10 @@ from backtrack.errors import CheckpointError, RunError, UsageError
 from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.run.directory import Run
-from backtrack.run.reader import fingerprint, read_tensors
+from backtrack.run.reader import fingerprint, read_checkpoint
 from backtrack.train.base import write_base
 from backtrack.train.callback import TrajectoryCallback
-from tests.models import jitter, make_tokenizer
+from tests.models import jitter, load_whole, make_tokenizer
 
 LINEAR = ["q_proj", "v_proj", "down_proj"]
 Weights = dict[str, torch.Tensor]
@@ -110,8 +111,7 @@ def test_a_model_built_in_memory_leaves_a_run_with_its_base_and_every_step(tmp_p
     assert run.entry(6).train_loss is not None
     assert_same(AutoModelForCausalLM.from_pretrained(run.base.model).state_dict(), before)
     for step in run.steps:
-        loaded = AutoModelForCausalLM.from_pretrained(run.folder(step))
-        assert_same(loaded.state_dict(), witness.weights[step])
+        assert_same(load_whole(run, step).state_dict(), witness.weights[step])
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_base_loaded_from_files_is_referred_to_and_not_copied(
     assert run.base.fingerprint == fingerprint(base)
     # The files are fp32: the path must start from what was trained.
     assert run.base.dtype == "bfloat16"
-    assert {t.dtype for t in read_tensors(run.folder(7)).values()} == {torch.bfloat16}
+    assert {t.dtype for t in read_checkpoint(run, 7).values()} == {torch.bfloat16}
 
 
 def test_a_model_changed_since_it_was_loaded_gets_a_base_of_its_own(
@@ -250,7 +250,7 @@ def test_the_last_step_is_the_last_step_when_the_trainer_loads_the_best_model_ba
     )  # fmt: skip
     trainer.train()
     assert_same(
-        AutoModelForCausalLM.from_pretrained(callback.run.folder(7)).state_dict(),
+        load_whole(callback.run, 7).state_dict(),
         witness.weights[7],
     )
 
@@ -366,7 +366,7 @@ def test_a_start_whose_adapter_does_not_load_back_is_refused(tmp_path: Path, bas
 
 
 def test_steps_are_counted_from_one() -> None:
-    with pytest.raises(UsageError, match="1 or more"):
+    with pytest.raises(UsageError, match=r"every_steps: .* 1, got 0"):
         TrajectoryCallback("run", every_steps=0)
 
 
@@ -382,13 +382,16 @@ def files_limited_to(num_bytes: int) -> Iterator[None]:
 
 
 class FillTheDisk(TrainerCallback):
-    """From a step on, no weights fit on the disk."""
+    """From a step on, no weights fit on the disk; those before are waited for."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, run: Path) -> None:
         self.step = step
+        self.run = run
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **live: Any) -> None:
         if state.global_step == self.step:
+            while not Run.open(self.run).steps:
+                time.sleep(0.01)
             hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
 
@@ -398,7 +401,7 @@ def test_a_full_disk_stops_training_and_spares_what_was_written(tmp_path: Path) 
         model_in_memory(),
         tmp_path / "out",
         TrajectoryCallback(tmp_path / "run", 3),
-        FillTheDisk(step=4),
+        FillTheDisk(step=4, run=tmp_path / "run"),
     )
     with (
         files_limited_to(resource.RLIM_INFINITY),
@@ -409,4 +412,4 @@ def test_a_full_disk_stops_training_and_spares_what_was_written(tmp_path: Path) 
     run = Run.open(tmp_path / "run")
     assert run.steps == (3,)
     assert sorted(p.name for p in run.trajectory.iterdir()) == ["index.jsonl", "step-00000003"]
-    AutoModelForCausalLM.from_pretrained(run.folder(3))
+    load_whole(run, 3)

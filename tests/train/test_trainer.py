@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from backtrack.errors import RecipeError, RunError, UsageError
 from backtrack.path.placement import Placement
 from backtrack.run.directory import Run
-from backtrack.run.reader import fingerprint, read_tensors
+from backtrack.run.reader import fingerprint, read_checkpoint
 from backtrack.train.trainer import TrainingProgress, train
-from tests.models import make_base, make_tokenizer
+from tests.models import load_whole, make_base, make_tokenizer
 from tests.train.conftest import MakeRecipe
 
 TEMPLATE = (
@@ -40,7 +40,7 @@ def test_full_training_leaves_plain_models_and_the_recipe(
     }
     assert run.recipe == recipe
     assert (run.path / "recipe.yaml").read_text() == "name: tiny  # in my words\n"
-    last = AutoModelForCausalLM.from_pretrained(run.folder(7)).state_dict()
+    last = load_whole(run, 7).state_dict()
     start = AutoModelForCausalLM.from_pretrained(base).state_dict()
     assert last.keys() == start.keys()
     assert any(not torch.equal(last[name], start[name]) for name in last)
@@ -79,7 +79,7 @@ def test_every_linear_layer_but_the_head_is_trained_unless_targets_are_named(
     make_recipe: MakeRecipe,
 ) -> None:
     run = train(make_recipe(method={"kind": "lora", "r": 2}))
-    names = read_tensors(run.folder(7))
+    names = read_checkpoint(run, 7)
     layers = {name.split(".lora_")[0].rpartition(".")[2] for name in names}
     assert layers == {
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
@@ -96,7 +96,7 @@ def test_a_bf16_base_is_trained_in_its_type_and_walked_from_its_files(
 ) -> None:
     base = make_base(tmp_path / "half", dtype="bfloat16")
     run = train(make_recipe(base=str(base), method=method))
-    assert {tensor.dtype for tensor in read_tensors(run.folder(7)).values()} == {dtype}
+    assert {tensor.dtype for tensor in read_checkpoint(run, 7).values()} == {dtype}
     placement = Placement(run, device="cpu")
     placement.place(run.final)
     assert placement.model.dtype == torch.bfloat16
@@ -107,7 +107,7 @@ def test_a_recipe_may_train_half_precision_files_in_full_precision(
 ) -> None:
     base = make_base(tmp_path / "half", dtype="bfloat16")
     run = train(make_recipe(base={"model": str(base), "dtype": "float32"}))
-    assert {t.dtype for t in read_tensors(run.folder(7)).values()} == {torch.float32}
+    assert {t.dtype for t in read_checkpoint(run, 7).values()} == {torch.float32}
     assert run.base.dtype == "float32"
 
 

@@ -1,0 +1,234 @@
+"""Write a trajectory on a thread of its own while training goes on.
+
+Promised: steps appear in the order they were offered. `flush` and `close` return only when the
+last byte is on disk, and raise what the thread raised; so does the next `offer`. After an error
+nothing more is written. What was offered is written even if the interpreter ends in between.
+Not promised: constant speed. With two checkpoints waiting, `offer` waits, and training with
+it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from backtrack.errors import BacktrackError, CheckpointError
+from backtrack.run.budget import Budget, Thinner
+from backtrack.run.chain import (
+    KEY_EVERY,
+    code_again,
+    dependent,
+    give_up,
+    links,
+    read_bits,
+    write_coded,
+    write_plain,
+)
+from backtrack.run.writer import tidy, write_checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from backtrack.run.bits import Bits
+    from backtrack.run.directory import Run
+
+AHEAD = 2
+"""Checkpoints that may be on their way to the disk before `offer` waits."""
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Offered:
+    """A checkpoint on its way to the disk.
+
+    Attributes:
+        step: Optimizer step.
+        bits: Waits for the copy if it is under way, and gives the tensors by the names of their
+            file.
+        release: Called when the memory of the tensors is free again.
+        files: Contents of the small files beside them, by name.
+        train_loss: Loss logged last.
+        distance: See `CheckpointEntry`.
+    """
+
+    step: int
+    bits: Callable[[], Mapping[str, Bits]]
+    release: Callable[[], None] = lambda: None
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    train_loss: float | None = None
+    distance: float | None = None
+
+
+class TrajectoryWriter:
+    """One thread that writes a run's checkpoints."""
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        is_coded: bool,
+        budget: Budget | None = None,
+        key_every: int = KEY_EVERY,
+        begun_at: int = 0,
+    ) -> None:
+        """Start writing into a run, after putting in order what a killed writer left.
+
+        Args:
+            run: The run; no other process may write into it.
+            is_coded: Code each checkpoint against the one before it; else plain safetensors.
+            budget: What the trajectory may take.
+            key_every: Checkpoints from one key frame to the next.
+            begun_at: Step the training goes on from.
+        """
+        tidy(run)
+        self._run = run
+        self._is_coded = is_coded
+        self._thinner = Thinner(run, budget or Budget(), key_every=key_every)
+        self._key_every = key_every
+        self._last_step = begun_at
+        self._slots = threading.BoundedSemaphore(AHEAD)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="backtrack-writer")
+        self._waiting: list[Future[None]] = []
+        self._error: Exception | None = None
+        self._previous: Offered | None = None
+        self._has_said_thinned = False
+
+    def offer(self, offered: Offered) -> None:
+        """Hand over a checkpoint; waits while too many are on their way.
+
+        Raises:
+            CheckpointError: An earlier one could not be written.
+        """
+        self._slots.acquire()
+        self._raise_error()
+        self._waiting = [future for future in self._waiting if not future.done()]
+        self._waiting.append(self._pool.submit(self._take, offered))
+
+    def flush(self) -> None:
+        """Wait until all that was offered is on disk.
+
+        Raises:
+            CheckpointError: One could not be written.
+        """
+        for future in self._waiting:
+            future.result()
+        self._waiting = []
+        self._raise_error()
+
+    def close(self) -> None:
+        """Flush, and end the thread.
+
+        Raises:
+            CheckpointError: A checkpoint could not be written.
+        """
+        self._pool.shutdown(wait=True)
+        self._raise_error()
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _take(self, offered: Offered) -> None:
+        """On the thread: write one checkpoint, unless one before it failed."""
+        try:
+            if self._error is None:
+                self._write(offered)
+                self._thin(offered.step)
+        except BacktrackError as error:
+            self._error = error
+        except Exception as error:  # noqa: BLE001  # whatever it is, training must hear of it
+            whole = len([step for step in self._run.steps if step < offered.step])
+            self._error = CheckpointError(
+                f"step {offered.step} could not be written into {self._run.trajectory}: {error}. "
+                f"{whole} checkpoints before it are whole. Make room, then resume."
+            )
+            self._error.__cause__ = error
+            # Training may be over, with nobody left to raise it to.
+            logger.warning("%s", self._error)
+        finally:
+            self._slots.release()
+
+    def _write(self, offered: Offered) -> None:
+        bits = offered.bits()
+        self._leave_passed(offered.step)
+        if not self._is_kept_already(offered.step, bits):
+            reference = self._reference(offered.step)
+
+            def write(folder: Path) -> None:
+                if self._is_coded:
+                    write_coded(folder, bits, reference, offered.files)
+                else:
+                    write_plain(folder, bits, offered.files)
+
+            write_checkpoint(
+                self._run,
+                offered.step,
+                write,
+                train_loss=offered.train_loss,
+                distance=offered.distance,
+            )
+        previous, self._previous = self._previous, offered
+        if previous is not None:
+            previous.release()
+        if not self._is_coded:
+            offered.release()
+            self._previous = None
+
+    def _leave_passed(self, step: int) -> None:
+        """Give up steps of an earlier attempt that training has passed without taking again."""
+        for old in self._run.steps:
+            if self._last_step < old < step:
+                give_up(self._run, old, key_every=self._key_every)
+        self._last_step = step
+
+    def _is_kept_already(self, step: int, bits: Mapping[str, Bits]) -> bool:
+        """Whether a step taken again has the same weights; what hangs on it is freed if not."""
+        if step not in self._run.steps or self._run.entry(step).storage != "coded":
+            return False
+        heir = dependent(self._run, step)
+        try:
+            if _are_equal(read_bits(self._run, step), bits):
+                return True
+            if heir is not None:
+                code_again(self._run, heir, None)
+        except CheckpointError as error:
+            logger.warning("a damaged checkpoint is replaced: %s", error)
+        return False
+
+    def _reference(self, step: int) -> tuple[int, Mapping[str, Bits]] | None:
+        """The checkpoint before, and its bits; none where a key frame is due."""
+        older = [other for other in self._run.steps if other < step]
+        if not self._is_coded or not older or self._run.entry(older[-1]).storage != "coded":
+            return None
+        try:
+            if len(links(self._run, older[-1])) >= self._key_every:
+                return None
+            if self._previous is not None and self._previous.step == older[-1]:
+                return older[-1], self._previous.bits()
+            return older[-1], read_bits(self._run, older[-1])
+        except CheckpointError as error:
+            logger.warning("step %d begins a new chain, for the old one broke: %s", step, error)
+            return None
+
+    def _thin(self, step: int) -> None:
+        gone = self._thinner.thin(step)
+        if gone and not self._has_said_thinned:
+            self._has_said_thinned = True
+            logger.warning(
+                "the budget of %s is full at step %d: from now on the trajectory is thinned "
+                "evenly", self._run.trajectory, step,
+            )  # fmt: skip
+
+
+def _are_equal(old: Mapping[str, Bits], new: Mapping[str, Bits]) -> bool:
+    return old.keys() == new.keys() and all(
+        (a.dtype, a.shape) == (new[n].dtype, new[n].shape)
+        and np.array_equal(a.values, new[n].values)
+        for n, a in old.items()
+    )

@@ -1,0 +1,372 @@
+"""Weights as other trainers leave them: found by their files, read when they are asked for.
+
+| kept as | who writes it | what is read |
+|---|---|---|
+| `dcp` | torch's distributed checkpoint: FSDP through accelerate | `.metadata`, `*.distcp` |
+| `zero` | DeepSpeed ZeRO 1 to 3 | `*_model_states.pt`; in stage 3 `*_optim_states.pt` |
+| `shards` | verl: a file a process | `model_world_size_*_rank_*.pt` |
+
+All are made of pickles, which are read as data (see `backtrack.run.inert`) and never unpickled.
+Whole models only: the names must be those of the base, below one prefix. Optimizer states are
+passed over. ZeRO-3's fp32 weights are rounded to the 16-bit type that its configuration names.
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+from contextlib import contextmanager
+from functools import cache
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from backtrack.errors import CheckpointError
+from backtrack.run.bits import Bits, bits_of, tensor_of, unsigned
+from backtrack.run.inert import Archive, Call, attributes, mapping, parse, sequence, tensor_shape
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from backtrack.records import Storage
+
+Shapes = dict[str, tuple[int, ...]]
+
+_RANK = re.compile(r"rank_(\d+)")
+_PREFIXES = ("", "model.", "module.", "state_dict.", "app.model.", "model.model.")
+_WRAPPERS = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
+_DTYPES = {
+    "torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16",
+    "torch.float64": "F64", "torch.int64": "I64", "torch.int32": "I32", "torch.uint8": "U8",
+    "torch.bool": "BOOL",
+}  # fmt: skip
+
+
+def find_weights(folder: Path) -> tuple[Storage, Path] | None:
+    """How and where a checkpoint's folder keeps weights in another trainer's form, if it does."""
+    inner = sorted(p for p in folder.glob("*") if p.is_dir() and not p.name.startswith("optim"))
+    places = [folder, folder / "actor", *inner]
+    for place in places:
+        if (place / ".metadata").is_file() and any(place.glob("*.distcp")):
+            return "dcp", place
+        if any(place.glob("*_model_states.pt")):
+            return "zero", place
+        if any(place.glob("model_world_size_*_rank_*.pt")):
+            return "shards", place
+    return None
+
+
+def weight_files_of(storage: Storage, source: Path) -> tuple[Path, ...]:
+    """The files that are read."""
+    patterns = {
+        "dcp": (".metadata", "*.distcp"),
+        "zero": ("*_model_states.pt", "*_optim_states.pt"),
+        "shards": ("model_world_size_*_rank_*.pt",),
+    }[storage]
+    return tuple(sorted(path for pattern in patterns for path in source.glob(pattern)))
+
+
+def foreign_shapes(storage: Storage, source: Path, base: Iterable[str]) -> Shapes:
+    """The shape of each tensor, by the base's names; no weights are read.
+
+    Raises:
+        CheckpointError: Damaged or foreign files, or names that are not the base's.
+    """
+    with _described(source):
+        match storage:
+            case "dcp":
+                found = {name: sequence(t["size"]) for name, t in _dcp_tensors(source).items()}
+            case "zero":
+                found = _zero_shapes(source)
+            case _:
+                found = {name: _global_size(t) for name, t in _rank_states(source)[0][1].items()}
+    return {short: found[name] for name, short in _by_base(found, base).items()}
+
+
+def read_foreign(storage: Storage, source: Path, base: Iterable[str]) -> dict[str, Bits]:
+    """Every tensor, by the base's names.
+
+    Raises:
+        CheckpointError: Damaged or foreign files, or names that are not the base's.
+    """
+    with _described(source):
+        match storage:
+            case "dcp":
+                tensors = _dcp_tensors(source)
+                names = _by_base(tensors, base)
+                return {
+                    short: _dcp_read(source, name, tensors[name]) for name, short in names.items()
+                }
+            case "zero":
+                found = _zero_read(source)
+            case _:
+                found = _shards_read(source)
+    return {short: found[name] for name, short in _by_base(found, base).items()}
+
+
+@contextmanager
+def _described(source: Path) -> Iterator[None]:
+    """Say where, whatever in the files is not as it should be."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (
+        OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError,
+        MemoryError,
+    ) as error:  # fmt: skip
+        raise CheckpointError(
+            f"{source} is damaged, incomplete or of a kind that is not known: {error!r}. Convert "
+            "it where it was made: `model.save_pretrained(FOLDER)`."
+        ) from error
+
+
+def _by_base(found: Iterable[str], base: Iterable[str]) -> dict[str, str]:
+    """The base's name of each name found; the prefix is the one most names agree with."""
+    wanted = set(base)
+    plain = {name: _WRAPPERS.sub("", name) for name in found}
+    options = [
+        {name: p.removeprefix(prefix) for name, p in plain.items() if p.startswith(prefix)}
+        for prefix in _PREFIXES
+    ]
+    best = max(options, key=lambda names: len(wanted & set(names.values())))
+    kept = {name: short for name, short in best.items() if short in wanted}
+    missing = sorted(wanted - set(kept.values()))
+    if missing:
+        hint = " It holds an adapter: save it with PEFT, adapter_config.json beside it."
+        raise CheckpointError(
+            f"{len(missing)} of the base's tensors are not there, first {missing[0]!r}."
+            f"{hint if any('lora_' in name for name in plain) else ''} Was it trained on another "
+            "base? Give the right one with --base."
+        )
+    return kept
+
+
+@cache
+def _dcp_metadata(path: Path, _changed_ns: int) -> Mapping[str, Any]:
+    return attributes(parse(path.read_bytes(), str(path)))
+
+
+def _metadata(source: Path) -> Mapping[str, Any]:
+    path = source / ".metadata"
+    return _dcp_metadata(path, path.stat().st_mtime_ns)
+
+
+def _dcp_tensors(source: Path) -> dict[str, dict[str, Any]]:
+    """What the metadata say of each tensor; other objects are passed over."""
+    described = mapping(_metadata(source)["state_dict_metadata"])
+    return {
+        str(name): dict(attributes(value))
+        for name, value in described.items()
+        if isinstance(value, Call) and value.path.endswith(".TensorStorageMetadata")
+    }
+
+
+def _dcp_read(source: Path, name: str, about: Mapping[str, Any]) -> Bits:
+    size = sequence(about["size"])
+    dtype = _DTYPES[sequence(about["properties"].state)[0].path]
+    result = np.empty(size, unsigned(dtype))
+    filled = 0
+    for index, place in _dcp_places(source).get(name, ()):
+        path = source / str(place["relative_path"])
+        if path.parent != source:
+            raise CheckpointError(f"{source}/.metadata points outside its folder: {path}.")
+        part = _dcp_part(path, place["offset"], place["length"])
+        offset = sequence(index.get("offset")) or (0,) * len(size)
+        sizes = next(
+            sequence(chunk["sizes"])
+            for chunk in map(attributes, about["chunks"])
+            if sequence(chunk["offsets"]) == offset
+        )
+        where = tuple(slice(o, o + n) for o, n in zip(offset, sizes, strict=True))
+        result[where] = part.values.reshape(sizes)
+        filled += part.values.size
+    if filled != prod(size):
+        raise CheckpointError(f"{source}: {name} is incomplete: {filled} of {prod(size)} values.")
+    return Bits(dtype, size, result.reshape(-1))
+
+
+def _dcp_places(source: Path) -> dict[str, list[tuple[Mapping[str, Any], Mapping[str, Any]]]]:
+    """Where the parts of each tensor lie: index and place of each."""
+    places: dict[str, list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
+    for key, value in mapping(_metadata(source)["storage_data"]).items():
+        index = attributes(key)
+        places.setdefault(str(index["fqn"]), []).append((index, attributes(value)))
+    return places
+
+
+def _dcp_part(path: Path, offset: int, length: int) -> Bits:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        if offset + length > len(view):
+            raise CheckpointError(f"{path} is cut short.")
+        archive = Archive(view[offset : offset + length], str(path))
+    return archive.tensor(archive.content)
+
+
+def _zero_states(source: Path, kind: str) -> list[Archive]:
+    """The processes' files, in their order."""
+    paths = sorted(source.glob(f"*_{kind}_states.pt"), key=_rank)
+    return [Archive(path, str(path)) for path in paths]
+
+
+def _rank(path: Path) -> int:
+    match = _RANK.search(path.name)
+    return int(match.group(1)) if match else 0
+
+
+def _zero_shapes(source: Path) -> Shapes:
+    content = mapping(_zero_states(source, "model")[0].content)
+    groups = sequence(content["param_shapes"])
+    shapes = {str(n): sequence(s) for group in groups for n, s in mapping(group).items()}
+    frozen = mapping(content.get("frozen_param_shapes") or {})
+    return shapes | {str(name): sequence(shape) for name, shape in frozen.items()}
+
+
+def _zero_read(source: Path) -> dict[str, Bits]:
+    files = _zero_states(source, "model")
+    content = mapping(files[0].content)
+    if content.get("mp_world_size", 1) != 1:
+        raise CheckpointError(
+            f"{source} is split by tensor parallelism, which is not read. Convert it where it was "
+            "made: `model.save_pretrained(FOLDER)`."
+        )
+    stage = content["ds_config"]["zero_optimization"]["stage"]
+    if stage <= 2:  # each process holds the whole model
+        module = mapping(content["module"])
+        return {str(name): files[0].tensor(value) for name, value in module.items()}
+    return _joined_shares(source, files, content)
+
+
+def _joined_shares(
+    source: Path, files: list[Archive], content: Mapping[Any, Any]
+) -> dict[str, Bits]:
+    """The tensors of ZeRO-3, each put together from the processes' shares of it."""
+    optimizers = _zero_states(source, "optim")
+    if len(optimizers) != content["dp_world_size"]:
+        raise CheckpointError(
+            f"{source} holds the shares of {len(optimizers)} of {content['dp_world_size']} "
+            "processes."
+        )
+    shares = [
+        [
+            a.tensor(v).values
+            for v in sequence(a.content["optimizer_state_dict"]["fp32_flat_groups"])
+        ]
+        for a in optimizers
+    ]
+    dtype = _training_dtype(content["ds_config"])
+    tensors: dict[str, Bits] = {}
+    for group, shapes in enumerate(sequence(content["param_shapes"])):
+        begin = 0
+        for name, size in mapping(shapes).items():
+            shape = sequence(size)
+            length = -(-prod(shape) // len(shares))
+            parts = [share[group][begin : begin + length] for share in shares]
+            tensors[str(name)] = _rounded(
+                Bits("F32", shape, np.concatenate(parts)[: prod(shape)]), dtype
+            )
+            begin += length
+    return tensors | _frozen(files, content)
+
+
+def _frozen(files: list[Archive], content: Mapping[Any, Any]) -> dict[str, Bits]:
+    """What was not trained, of which each process keeps a fragment."""
+    tensors = {}
+    for name, size in mapping(content.get("frozen_param_shapes") or {}).items():
+        parts = [
+            file.tensor(mapping(mapping(file.content)["frozen_param_fragments"])[name])
+            for file in files
+        ]
+        values = np.concatenate([part.values for part in parts])[: prod(sequence(size))]
+        tensors[str(name)] = Bits(parts[0].dtype, sequence(size), values)
+    return tensors
+
+
+def _training_dtype(config: Mapping[str, Any]) -> str:
+    for key, dtype in (("bf16", "bfloat16"), ("bfloat16", "bfloat16"), ("fp16", "float16")):
+        if isinstance(config.get(key), dict) and config[key].get("enabled") is True:
+            return dtype
+    return "float32"
+
+
+def _rounded(bits: Bits, dtype: str) -> Bits:
+    import torch
+
+    return bits_of(tensor_of(bits).to(getattr(torch, dtype)))
+
+
+def _rank_states(source: Path) -> list[tuple[Archive, Mapping[Any, Any]]]:
+    """Each process's file and what it holds, in their order; all must be there."""
+    paths = sorted(source.glob("model_world_size_*_rank_*.pt"), key=_rank)
+    world = int(paths[0].name.split("_")[3])
+    if len(paths) != world:
+        raise CheckpointError(f"{source} holds the parts of {len(paths)} of {world} processes.")
+    archives = [Archive(path, str(path)) for path in paths]
+    return [(archive, mapping(archive.content)) for archive in archives]
+
+
+def _shards_read(source: Path) -> dict[str, Bits]:
+    states = _rank_states(source)
+    return {
+        str(name): _joined_parts(str(name), [(archive, state[name]) for archive, state in states])
+        for name in states[0][1]
+    }
+
+
+def _joined_parts(name: str, parts: list[tuple[Archive, Any]]) -> Bits:
+    """A tensor from the processes' parts: side by side along the axis it was sharded on."""
+    archive, first = parts[0]
+    spec = _dtensor_spec(first)
+    if spec is None:
+        return archive.tensor(first)
+    size, axis = _global_size(first), _sharded_axis(spec)
+    if axis is None:
+        return archive.tensor(_local(first))
+    pieces: list[Bits] = []
+    for other, value in parts:
+        if sum(piece.shape[axis] for piece in pieces) < size[axis]:
+            pieces.append(other.tensor(_local(value)))
+    joined = np.concatenate([p.values.reshape(p.shape) for p in pieces], axis)
+    if joined.shape != size:
+        raise CheckpointError(f"{name} is incomplete: {joined.shape} of {size}.")
+    return Bits(pieces[0].dtype, size, np.ascontiguousarray(joined).reshape(-1))
+
+
+def _wrapper(value: object) -> tuple[Any, ...] | None:
+    """The arguments a distributed tensor would have been built from, if it is one."""
+    while isinstance(value, Call) and value.path.startswith("torch._utils._rebuild_parameter"):
+        value = value.args[0]
+    if isinstance(value, Call) and value.path == "torch._tensor._rebuild_from_type_v2":
+        inner = value.args[0]
+        if getattr(inner, "path", "") == "torch._utils._rebuild_wrapper_subclass":
+            return value.args
+    return None
+
+
+def _dtensor_spec(value: object) -> Mapping[str, Any] | None:
+    args = _wrapper(value)
+    return None if args is None else attributes(args[3][1]["_spec"])
+
+
+def _local(value: object) -> object:
+    args = _wrapper(value)
+    return value if args is None else args[3][1]["_local_tensor"]
+
+
+def _global_size(value: object, where: str = "a shard") -> tuple[int, ...]:
+    args = _wrapper(value)
+    return tensor_shape(value, where) if args is None else sequence(args[2][2])
+
+
+def _sharded_axis(spec: Mapping[str, Any]) -> int | None:
+    """The one axis a tensor is sharded on; replicas are passed over."""
+    axes = [
+        attributes(placement)["dim"]
+        for placement in sequence(spec["placements"])
+        if isinstance(placement, Call) and placement.path.endswith(".Shard")
+    ]
+    if len(axes) > 1:
+        raise CheckpointError("a tensor sharded on several axes is not read.")
+    return axes[0] if axes else None

@@ -1,0 +1,335 @@
+"""Read files of `torch.save` as data, without unpickling.
+
+A pickle is a program: unpickling imports what it names and calls it. Torch's distributed
+checkpoints and DeepSpeed's come in no other form, so their programs are read here as text is
+read: `pickletools.genops`, which runs nothing, gives the instructions; containers and numbers are
+built from them; a name stays a name (`Name`), a call the note of a call (`Call`). Nothing is
+imported, no method runs, and no instruction can make one run. What is then understood is a short
+list of calls that stand for a tensor; all others stay inert and are refused where a tensor should
+be.
+"""
+
+from __future__ import annotations
+
+import io
+import pickletools
+import zipfile
+from dataclasses import dataclass, field
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from backtrack.errors import CheckpointError
+from backtrack.run.bits import Bits, unsigned
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+_STORAGES = {
+    "FloatStorage": "F32", "DoubleStorage": "F64", "HalfStorage": "F16", "BFloat16Storage": "BF16",
+    "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8",
+    "ByteStorage": "U8", "BoolStorage": "BOOL", "Float8_e4m3fnStorage": "F8_E4M3",
+    "Float8_e5m2Storage": "F8_E5M2",
+}  # fmt: skip
+_MAX_INSTRUCTIONS = 50_000_000
+_MARK = object()
+
+
+@dataclass(frozen=True)
+class Name:
+    """Something the program would have imported."""
+
+    path: str
+
+
+@dataclass(eq=False)
+class Call:
+    """Something the program would have called or built.
+
+    Attributes:
+        of: What.
+        args: With what.
+        state: The attributes it would have been given.
+        items: What would have been put into it as into a dictionary, or a list.
+    """
+
+    of: object
+    args: tuple[Any, ...] = ()
+    state: Any = None
+    items: dict[Any, Any] = field(default_factory=dict)
+    members: list[Any] = field(default_factory=list)
+
+    @property
+    def path(self) -> str:
+        return self.of.path if isinstance(self.of, Name) else ""
+
+
+@dataclass(frozen=True)
+class Outside:
+    """A reference to something kept beside the program: a tensor's bytes."""
+
+    key: tuple[Any, ...]
+
+
+def parse(program: bytes, where: str) -> Any:
+    """What a pickle holds, its names and calls left inert.
+
+    Raises:
+        CheckpointError: Cut short, or not of the kind torch writes.
+    """
+    reader = _Reader()
+    try:
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(program)):
+            if opcode.name == "STOP" or count > _MAX_INSTRUCTIONS:
+                return reader.pop(1)[0]
+            reader.take(opcode.name, argument)
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{where} is damaged or none of torch's own files: {error}."
+        ) from error
+    raise CheckpointError(f"{where} is cut short.")
+
+
+class Archive:
+    """A file of `torch.save`: a zip of one program and the bytes of its tensors."""
+
+    def __init__(self, source: Path | bytes, where: str) -> None:
+        """Open it.
+
+        Raises:
+            CheckpointError: Damaged, or in torch's old form, which is one bare pickle.
+        """
+        self._where = where
+        try:
+            self._zip = zipfile.ZipFile(
+                io.BytesIO(source) if isinstance(source, bytes) else source
+            )
+            program = next(n for n in self._zip.namelist() if n.endswith("data.pkl"))
+            self._folder = program.removesuffix("data.pkl")
+            self._require_little_endian()
+            self.content = parse(self._read(program), where)
+        except (OSError, zipfile.BadZipFile, StopIteration, RuntimeError) as error:
+            raise CheckpointError(
+                f"{where} is damaged, or a bare pickle of an old torch, which is never read. "
+                "Convert it where it was made: `safetensors.torch.save_file(state, FILE)`."
+            ) from error
+
+    def _require_little_endian(self) -> None:
+        name = f"{self._folder}byteorder"
+        if name in self._zip.namelist() and self._read(name) != b"little":
+            raise CheckpointError(f"{self._where} was written on a big-endian machine.")
+
+    def _read(self, name: str) -> bytes:
+        """A part of the archive. Torch packs none, so a small file cannot become a large one."""
+        if self._zip.getinfo(name).compress_type != zipfile.ZIP_STORED:
+            raise CheckpointError(f"{self._where}: {name} is packed, as torch never does.")
+        return self._zip.read(name)
+
+    def tensor(self, value: object) -> Bits:
+        """The tensor a call stands for.
+
+        Raises:
+            CheckpointError: It stands for something else, or its bytes are not there.
+        """
+        storage, offset, size, stride, dtype = _tensor_facts(value, self._where)
+        key = str(storage[2])
+        try:
+            octets = self._read(f"{self._folder}data/{key}")
+        except (KeyError, zipfile.BadZipFile, OSError) as error:
+            raise CheckpointError(f"{self._where}: the bytes of a tensor are damaged.") from error
+        kind = unsigned(dtype)
+        whole = np.frombuffer(octets[: len(octets) // kind.itemsize * kind.itemsize], kind)
+        last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+        if prod(size) and not (0 <= offset <= last < whole.size and min((*stride, 0)) >= 0):
+            raise CheckpointError(f"{self._where}: a tensor reaches past its bytes.")
+        if not prod(size):
+            return Bits(dtype, size, np.empty(0, kind))
+        view = np.lib.stride_tricks.as_strided(
+            whole[offset:], size, [s * kind.itemsize for s in stride], writeable=False
+        )
+        return Bits(dtype, size, np.array(view).reshape(-1))
+
+
+def tensor_shape(value: object, where: str) -> tuple[int, ...]:
+    """The shape of the tensor that a call stands for.
+
+    Raises:
+        CheckpointError: It stands for something else.
+    """
+    return _tensor_facts(value, where)[2]
+
+
+def _tensor_facts(
+    value: object, where: str
+) -> tuple[tuple[Any, ...], int, tuple[int, ...], tuple[int, ...], str]:
+    """Storage, offset, size, stride and type of the tensor that a call stands for."""
+    if isinstance(value, Call):
+        match value.path, value.args:
+            case ("torch._utils._rebuild_parameter", (data, *_)):
+                return _tensor_facts(data, where)
+            case "torch._tensor._rebuild_from_type_v2", (
+                Name(path=path), Name(), tuple() as args, *_,
+            ):  # fmt: skip
+                return _tensor_facts(Call(Name(path), args), where)
+            case "torch._utils._rebuild_tensor_v2", (Outside(key=key), offset, size, stride, *_):
+                kind = key[1].path.rpartition(".")[2] if isinstance(key[1], Name) else ""
+                if kind in _STORAGES and _are_counts(offset, *size, *stride):
+                    return key, offset, tuple(size), tuple(stride), _STORAGES[kind]
+    what = value.path or "a call" if isinstance(value, Call) else type(value).__name__
+    raise CheckpointError(
+        f"{where}: {what} stands where a tensor should. It is not read, since that would mean to "
+        "run it; save the weights as safetensors where they were made."
+    )
+
+
+def _are_counts(*numbers: object) -> bool:
+    return all(type(number) is int and number >= 0 for number in numbers)
+
+
+def attributes(value: object) -> Mapping[str, Any]:
+    """The attributes an inert object would have had."""
+    state = value.state if isinstance(value, Call) else None
+    if isinstance(state, tuple) and len(state) == 2:  # plain attributes and slots
+        state = {**(state[0] or {}), **(state[1] or {})}
+    return state if isinstance(state, dict) else {}
+
+
+def mapping(value: object) -> Mapping[Any, Any]:
+    """A dictionary, or what a kind of dictionary would have held."""
+    if isinstance(value, dict):
+        return value
+    return value.items if isinstance(value, Call) else {}
+
+
+def sequence(value: object) -> tuple[Any, ...]:
+    """A list or tuple, or what a kind of one (`torch.Size`) would have held."""
+    if isinstance(value, list | tuple):
+        return tuple(value)
+    if isinstance(value, Call) and value.args and isinstance(value.args[0], list | tuple):
+        return tuple(value.args[0])
+    return tuple(value.members) if isinstance(value, Call) else ()
+
+
+class _Reader:
+    """The stack of a pickle's instructions, with nothing on it that could act."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self._memo: dict[int, Any] = {}
+
+    def take(self, name: str, argument: Any) -> None:
+        """Follow one instruction."""
+        if name in _CONSTANTS:
+            self.stack.append(_CONSTANTS[name]())
+        elif name in _LITERALS:
+            self.stack.append(argument)
+        elif name in _ACTIONS:
+            _ACTIONS[name](self)
+        elif name in {"BINPUT", "LONG_BINPUT", "PUT", "MEMOIZE"}:
+            self._memo[len(self._memo) if argument is None else argument] = self.stack[-1]
+        elif name in {"BINGET", "LONG_BINGET", "GET"}:
+            self.stack.append(self._memo[argument])
+        elif name == "GLOBAL":
+            self.stack.append(Name(argument.replace(" ", ".")))
+        elif name not in {"PROTO", "FRAME"}:
+            raise ValueError(f"instruction {name}")
+
+    def since_mark(self) -> list[Any]:
+        items: list[Any] = []
+        while (item := self.stack.pop()) is not _MARK:
+            items.append(item)
+        return items[::-1]
+
+    def pop(self, count: int) -> list[Any]:
+        if count > len(self.stack):
+            raise IndexError("an instruction lacks its operands")
+        taken = self.stack[-count:]
+        del self.stack[-count:]
+        return taken
+
+    def name(self) -> None:
+        module, name = self.pop(2)
+        self.stack.append(Name(f"{module}.{name}"))
+
+    def call(self) -> None:
+        of, args = self.pop(2)
+        self.stack.append(Call(of, tuple(args) if isinstance(args, list | tuple) else (args,)))
+
+    def call_by_key(self) -> None:
+        of, args, _ = self.pop(3)
+        self.stack.append(Call(of, tuple(args)))
+
+    def build(self) -> None:
+        target, state = self.pop(2)
+        if isinstance(target, Call):
+            target.state = state
+        self.stack.append(target)
+
+    def outside(self) -> None:
+        (key,) = self.pop(1)
+        self.stack.append(Outside(tuple(key)))
+
+    def append(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        (target.members if isinstance(target, Call) else target).extend(items)
+
+    def set_items(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        place = target.items if isinstance(target, Call) else target
+        if not isinstance(place, dict):
+            raise TypeError("items are put into something that is no dictionary")
+        place.update({_key(k): v for k, v in zip(items[::2], items[1::2], strict=True)})
+
+    def add(self) -> None:
+        items = self.since_mark()
+        self.stack[-1].extend(items)
+
+
+def _key(key: object) -> Any:
+    """A key that can be looked up: lists and dictionaries, which cannot, stand for nothing."""
+    try:
+        hash(key)
+    except TypeError:
+        return id(key)
+    return key
+
+
+_CONSTANTS: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False,
+    "MARK": lambda: _MARK,
+    "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_DICT": dict, "EMPTY_SET": list,
+}  # fmt: skip
+_LITERALS = {
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
+    "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "STRING", "BINSTRING",
+    "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
+}  # fmt: skip
+_ACTIONS: dict[str, Callable[[_Reader], None]] = {
+    "POP": lambda r: r.pop(1).clear(),
+    "POP_MARK": lambda r: r.since_mark().clear(),
+    "DUP": lambda r: r.stack.append(r.stack[-1]),
+    "TUPLE": lambda r: r.stack.append(tuple(r.since_mark())),
+    "TUPLE1": lambda r: r.stack.append(tuple(r.pop(1))),
+    "TUPLE2": lambda r: r.stack.append(tuple(r.pop(2))),
+    "TUPLE3": lambda r: r.stack.append(tuple(r.pop(3))),
+    "LIST": lambda r: r.stack.append(r.since_mark()),
+    "FROZENSET": lambda r: r.stack.append(tuple(r.since_mark())),
+    "DICT": lambda r: r.stack.append(dict(_pairs(r.since_mark()))),
+    "APPEND": lambda r: r.append(r.pop(1)),
+    "APPENDS": lambda r: r.append(r.since_mark()),
+    "ADDITEMS": _Reader.add,
+    "SETITEM": lambda r: r.set_items(r.pop(2)),
+    "SETITEMS": lambda r: r.set_items(r.since_mark()),
+    "STACK_GLOBAL": _Reader.name,
+    "REDUCE": _Reader.call,
+    "NEWOBJ": _Reader.call,
+    "NEWOBJ_EX": _Reader.call_by_key,
+    "BUILD": _Reader.build,
+    "BINPERSID": _Reader.outside,
+}
+
+
+def _pairs(items: list[Any]) -> zip[tuple[Any, Any]]:
+    return zip((_key(key) for key in items[::2]), items[1::2], strict=True)

@@ -1,0 +1,150 @@
+"""Copies of live tensors, taken in as little time as a copy takes.
+
+On a GPU the tensors are copied on the device first; training goes on while a side stream carries
+the copy into pinned memory. On a CPU they are copied within the host. Buffers are used again, so
+after the first few saves nothing is allocated. Sharded tensors are gathered one at a time: the
+main process keeps what it is handed, the others drop it.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from backtrack.run.bits import Bits, bits_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor
+
+
+class Snapshot:
+    """A copy under way."""
+
+    def __init__(
+        self,
+        tensors: dict[str, Tensor],
+        event: torch.cuda.Event | None,
+        finish: Callable[[Snapshot], None],
+    ) -> None:
+        self.tensors = tensors
+        self._event = event
+        self._finish = finish
+
+    def bits(self) -> dict[str, Bits]:
+        """The copied values, once the copy has arrived."""
+        if self._event is not None:
+            self._event.synchronize()
+        return {name: bits_of(tensor) for name, tensor in self.tensors.items()}
+
+    def release(self) -> None:
+        """Give the memory back for the next copy."""
+        self._finish(self)
+
+
+class Snapshots:
+    """Takes copies into host memory that is used again and again."""
+
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        """Say in which type floating-point tensors are kept; none is their own."""
+        self._dtype = dtype
+        self._free: list[dict[str, Tensor]] = []
+        self._lock = threading.Lock()
+        self._stream: torch.cuda.Stream | None = None
+
+    @torch.no_grad()
+    def take(self, live: Mapping[str, Tensor]) -> Snapshot:
+        """Copy whole tensors; on return they may change."""
+        buffers = self._buffers(live)
+        event = None
+        if any(tensor.is_cuda for tensor in live.values()):
+            event = self._through_device(live, buffers)
+        else:
+            torch._foreach_copy_(list(buffers.values()), list(live.values()))
+        return Snapshot(buffers, event, self._finish)
+
+    @torch.no_grad()
+    def gather(self, live: Mapping[str, Tensor], *, is_main: bool) -> Snapshot | None:
+        """Copy tensors sharded over processes, for the main one; all must call this."""
+        buffers = self._buffers(live) if is_main else None
+        for name, tensor in live.items():
+            with whole(tensor) as value:
+                if buffers is not None:
+                    buffers[name].copy_(value.detach())
+        return None if buffers is None else Snapshot(buffers, None, self._finish)
+
+    def _through_device(
+        self, live: Mapping[str, Tensor], buffers: dict[str, Tensor]
+    ) -> torch.cuda.Event:
+        device = next(tensor.device for tensor in live.values() if tensor.is_cuda)
+        self._stream = self._stream or torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        staged = [
+            torch.empty_like(
+                tensor, dtype=buffers[name].dtype, memory_format=torch.contiguous_format
+            )
+            for name, tensor in live.items()
+        ]
+        torch._foreach_copy_(staged, list(live.values()))
+        self._stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(self._stream):
+            for tensor, buffer in zip(staged, buffers.values(), strict=True):
+                buffer.copy_(tensor, non_blocking=True)
+                if tensor.is_cuda:
+                    # The allocator must not hand the staging memory out while it is being read.
+                    tensor.record_stream(self._stream)
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record(self._stream)
+        return event
+
+    def _buffers(self, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with self._lock:
+            found = self._free.pop() if self._free else {}
+        if found.keys() == live.keys() and all(found[n].shape == t.shape for n, t in live.items()):
+            return found
+        return {
+            name: torch.empty(tensor.shape, dtype=self._kept(tensor), pin_memory=tensor.is_cuda)
+            for name, tensor in live.items()
+        }
+
+    def _kept(self, tensor: Tensor) -> torch.dtype:
+        return self._dtype if self._dtype and tensor.is_floating_point() else tensor.dtype
+
+    def _finish(self, snapshot: Snapshot) -> None:
+        with self._lock:
+            self._free.append(snapshot.tensors)
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a process holds only a part of the tensor: by FSDP2 or DeepSpeed ZeRO-3."""
+    return isinstance(tensor, DTensor) or getattr(tensor, "ds_id", None) is not None
+
+
+def whole(tensor: Any) -> AbstractContextManager[Tensor]:
+    """A sharded tensor in full, on every process; all must enter together."""
+    if isinstance(tensor, DTensor):
+        return nullcontext(tensor.full_tensor())
+    if getattr(tensor, "ds_id", None) is not None:
+        return _Gathered(tensor)
+    return nullcontext(tensor)
+
+
+class _Gathered(AbstractContextManager["Tensor"]):
+    """A tensor that DeepSpeed ZeRO-3 has divided, in full while the context lasts."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        from deepspeed import zero
+
+        self._tensor = tensor
+        self._context: Any = zero.GatheredParameters([tensor])
+
+    def __enter__(self) -> Tensor:
+        self._context.__enter__()
+        return self._tensor.data
+
+    def __exit__(self, *details: object) -> None:
+        self._context.__exit__(*details)

@@ -1,0 +1,54 @@
+"""A copy is taken at once; what happens to the live tensors afterwards does not reach it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from backtrack.run.bits import tensor_of
+from backtrack.train.snapshot import Snapshot, Snapshots
+
+
+def live(device: str) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "w": torch.randn(300, 40, generator=generator).to(device),
+        "half": torch.randn(1000, generator=generator).bfloat16().to(device),
+        "turned": torch.randn(30, 50, generator=generator).to(device).T,
+        "count": torch.arange(5, device=device),
+    }
+
+
+def assert_is(snapshot: Snapshot, expected: dict[str, torch.Tensor]) -> None:
+    found = {name: tensor_of(bits) for name, bits in snapshot.bits().items()}
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_copy_is_what_the_tensors_were(device: str, dtype: torch.dtype | None) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    tensors = live(device)
+    expected = {
+        n: (t.to(dtype) if dtype and t.is_floating_point() else t).cpu().clone()
+        for n, t in tensors.items()
+    }
+    snapshot = Snapshots(dtype).take(tensors)
+    for tensor in tensors.values():
+        tensor.zero_()
+    assert_is(snapshot, expected)
+
+
+def test_memory_is_used_again_once_it_is_released_and_not_before() -> None:
+    snapshots, tensors = Snapshots(), live("cpu")
+    first = snapshots.take(tensors)
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    tensors["w"].add_(1)
+    second = snapshots.take(tensors)
+    assert_is(first, before)
+    first.release()
+    third = snapshots.take(tensors)
+    assert third.tensors["w"].data_ptr() == first.tensors["w"].data_ptr()
+    assert third.tensors["w"].data_ptr() != second.tensors["w"].data_ptr()
