@@ -168,7 +168,7 @@ def search(
     """Measure points along the path; what is measured stays measured."""
     opened = _open(run, base, recipe)
     with terminal.progress("measuring", is_quiet=is_quiet or is_json) as report:
-        from backtrack.selection.study import search as search_run
+        from backtrack.selection.searching import search as search_run
 
         found = search_run(opened, trials=trials, on_progress=_measuring(report))
     points = list(dict.fromkeys(str(measurement.point) for measurement in found))

@@ -5,11 +5,13 @@
    base is strength 0 of every one) a least-squares polynomial of degree 3 at most gives the
    fitted value; elsewhere the utility stands as measured. A curve that the items refute is not
    used: the residuals' bootstrap intervals must cover zero, at 95% for all of them together.
-   The base, which lies on several curves, takes the mean of its fitted values.
-3. The TOP is the feasible point of highest smoothed utility.
-4. TIED are the feasible points that the items cannot tell from the top: the paired bootstrap
+   The base, which lies on several curves, takes the mean of its fitted values. A point measured
+   on part of the items counts for as much in the fit.
+3. ELIGIBLE are the feasible points measured on all items, and those of which some items miss
+   where a curve holds them up. The TOP is the eligible point of highest smoothed utility.
+4. TIED are the eligible points that the items cannot tell from the top: the paired bootstrap
    interval of top minus point, at 95%, covers zero, both taken on the fitted curves; and those
-   measured no lower than the top, whatever the curve says.
+   measured, on all items, no lower than the top, whatever the curve says.
 5. The choice is the tied point nearest the base: by distance, then alpha, then step.
 
 NOTE: the tie is judged on fitted values since measured ones cost power. In simulation (12 alphas,
@@ -24,6 +26,7 @@ pays, the shorter one is taken, and the selection says how many items would sett
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,9 +72,9 @@ class Decision:
         chosen: Column of the choice.
         top: Column of the highest smoothed utility.
         smoothed: Utility on the fitted curves.
-        is_tied: Feasible and not told apart from the top.
+        is_tied: Eligible and not told apart from the top.
         chances: Share of bootstrap samples in which it is highest on the fitted curves, among the
-            feasible.
+            eligible.
         refuted: Curves left as measured since no low polynomial fits them.
     """
 
@@ -83,37 +86,67 @@ class Decision:
     refuted: tuple[Curve, ...]
 
 
-def choose(
-    points: Sequence[Point],
-    distances: Floats,
-    utilities: Floats,
-    samples: Floats,
-    is_feasible: Flags,
-) -> Decision:
+@dataclass(frozen=True)
+class Measured:
+    """Points and what their items say of their utility.
+
+    Attributes:
+        points: The points, the base among them.
+        distances: From the base, [points].
+        shares: Of the items each was measured on, [points].
+        utilities: As measured, in points, [points].
+        samples: Paired bootstrap samples of them, [resamples, points].
+    """
+
+    points: Sequence[Point]
+    distances: Floats
+    shares: Floats
+    utilities: Floats
+    samples: Floats
+
+    @cached_property
+    def curves(self) -> tuple[tuple[Curve, ...], tuple[Curve, ...]]:
+        """Curves that hold, and those the items refute."""
+        found = find_curves(self.points, self.shares)
+        refuted = tuple(c for c in found if _is_refuted(c, self.utilities, self.samples))
+        return tuple(c for c in found if c not in refuted), refuted
+
+    @cached_property
+    def smoother(self) -> Floats:
+        """Matrix that turns utilities into smoothed ones, [points, points]."""
+        return _smoother(len(self.points), self.curves[0])
+
+    @property
+    def is_held(self) -> Flags:
+        """Measured on all items, or on a curve that holds, [points]."""
+        held = self.shares >= 1
+        for curve in self.curves[0]:
+            held[list(curve.columns)] = True
+        return held
+
+
+def choose(measured: Measured, is_feasible: Flags) -> Decision:
     """Apply the rule.
 
     Args:
-        points: The points, the base among them.
-        distances: From the base, [points].
-        utilities: As measured, in points, [points].
-        samples: Paired bootstrap samples of them, [resamples, points].
-        is_feasible: Which may be chosen, [points]; at least one.
+        measured: The points.
+        is_feasible: Which meet every constraint, [points]; at least one of them eligible.
     """
-    curves = find_curves(points)
-    refuted = tuple(c for c in curves if _is_refuted(c, utilities, samples))
-    smoother = _smoother(len(points), [c for c in curves if c not in refuted])
-    smoothed = smoother @ utilities
-    candidates = np.flatnonzero(is_feasible)
-    top = int(max(candidates, key=lambda i: (smoothed[i], -distances[i])))
-    fitted = samples @ smoother.T
-    is_tied = is_feasible & (_not_worse(top, fitted) | (utilities >= utilities[top]))
+    points, distances = measured.points, measured.distances
+    smoothed = measured.smoother @ measured.utilities
+    is_eligible = is_feasible & measured.is_held
+    top = int(max(np.flatnonzero(is_eligible), key=lambda i: (smoothed[i], -distances[i])))
+    fitted = measured.samples @ measured.smoother.T
+    is_as_high = (measured.utilities >= measured.utilities[top]) & (measured.shares >= 1)
+    is_tied = is_eligible & (_not_worse(top, fitted) | is_as_high)
+    is_tied[top] = True
     chances = np.zeros(len(points))
-    chances[is_feasible] = chances_best(fitted[:, is_feasible])
+    chances[is_eligible] = chances_best(fitted[:, is_eligible])
     chosen = min(
         np.flatnonzero(is_tied),
         key=lambda i: (float(distances[i]), points[i].alpha, points[i].step),
     )
-    return Decision(int(chosen), top, smoothed, is_tied, chances, refuted)
+    return Decision(int(chosen), top, smoothed, is_tied, chances, measured.curves[1])
 
 
 def _not_worse(top: int, samples: Floats) -> Flags:
@@ -123,7 +156,7 @@ def _not_worse(top: int, samples: Floats) -> Flags:
     return flags
 
 
-def find_curves(points: Sequence[Point]) -> tuple[Curve, ...]:
+def find_curves(points: Sequence[Point], shares: Floats) -> tuple[Curve, ...]:
     """Steps and profiles with enough strengths for a curve, in the order of their first point."""
     base = [i for i, point in enumerate(points) if point.is_base]
     groups: dict[tuple[int, str], list[int]] = {}
@@ -134,17 +167,19 @@ def find_curves(points: Sequence[Point]) -> tuple[Curve, ...]:
     for (step, profile), members in groups.items():
         columns = (*base, *members)
         if len(columns) >= MIN_ALPHAS:
-            fit = _polynomial_fit(np.array([points[i].alpha for i in columns]))
+            alphas = np.array([points[i].alpha for i in columns])
+            fit = _polynomial_fit(alphas, shares[list(columns)])
             found.append(Curve(step, profile, columns, fit))
     return tuple(found)
 
 
-def _polynomial_fit(alphas: Floats) -> Floats:
-    """Projection onto polynomials in alpha, of degree 3 or two less than the number of points."""
+def _polynomial_fit(alphas: Floats, weights: Floats) -> Floats:
+    """Weighted least squares in alpha, of degree 3 or two less than the number of points."""
     degree = min(MAX_DEGREE, len(alphas) - 2)
+    roots = np.sqrt(weights)
     centred = 2 * alphas / alphas.max() - 1
-    q, _ = np.linalg.qr(np.vander(centred, degree + 1))
-    fit: Floats = q @ q.T
+    q, _ = np.linalg.qr(roots[:, None] * np.vander(centred, degree + 1))
+    fit: Floats = (q @ q.T) * roots[None, :] / roots[:, None]
     return fit
 
 

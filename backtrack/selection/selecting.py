@@ -130,7 +130,7 @@ def _selection_table(bench: Bench, on_progress: OnProgress | None) -> Table:
         if table.holds(bench.ends):
             return table
     # Optuna takes half a second to import and is not needed to choose again.
-    from backtrack.selection.study import search
+    from backtrack.selection.searching import search
 
     search(
         bench.run,

@@ -2,7 +2,12 @@
 
 Words: an ITEM is one scored question or window; its STRATUM is its id's part before the last
 slash, usually a task. A SCORES matrix has one row a point and one column an item, the same items
-at every point.
+at every point; what a point was not measured on is NaN.
+
+A point measured on part of the items is read by the regression estimator of survey sampling: each
+missing score is predicted from the points that have them all, and the mean of all predictions is
+set right by the mean residual on what was measured. Its samples spread as much as its few items
+make them.
 
 Promised: every function gives the same result for the same items and seed, in whatever order the
 items come. One draw of items is used at every point, so differences between points are paired.
@@ -17,6 +22,8 @@ from __future__ import annotations
 import math
 import zlib
 from collections import defaultdict
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,6 +42,9 @@ LEVEL = 0.95
 NUM_RESAMPLES = 2000
 MIN_ITEMS = 2
 """Items each split must have: a deviation needs two."""
+
+RIDGE_ITEMS = 4.0
+"""Shrinkage of the regression that predicts missing scores, in items."""
 
 _SIZE_AND_POWER = (1.96 + 0.84) ** 2
 """Of a two-sided test at 95% with 80% power, in squared deviations."""
@@ -110,8 +120,99 @@ def _generator(seed: int, *names: str) -> np.random.Generator:
     return np.random.default_rng([seed, *(zlib.crc32(name.encode()) for name in names)])
 
 
+def nested_order(item_ids: Sequence[str], seed: int) -> tuple[str, ...]:
+    """The items in an order of which every first part holds each stratum in proportion."""
+    ranked: list[tuple[float, str]] = []
+    for name, ids in _strata(sorted(item_ids)).items():
+        order = _generator(seed, "order", name).permutation(len(ids))
+        ranked += [((rank + 0.5) / len(ids), ids[i]) for rank, i in enumerate(order)]
+    return tuple(item_id for _, item_id in sorted(ranked))
+
+
+def chunks(item_ids: Sequence[str], shares: Sequence[float], seed: int) -> list[tuple[str, ...]]:
+    """The items in parts, each sorted: the first `i` parts together are a share of all items.
+
+    Args:
+        item_ids: All items.
+        shares: Ascending, below 1; the last part is the rest.
+        seed: Of the order.
+    """
+    order = nested_order(item_ids, seed)
+    ends = [max(math.ceil(share * len(order)), MIN_ITEMS) for share in shares]
+    ends = [end for end in dict.fromkeys(ends) if len(order) - end >= MIN_ITEMS]
+    parts = zip([0, *ends], [*ends, len(order)], strict=True)
+    return [tuple(sorted(order[begin:end])) for begin, end in parts]
+
+
+@dataclass(frozen=True)
+class Completed:
+    """Scores with what is missing predicted.
+
+    Attributes:
+        predicted: As measured at complete points, predicted at the others, [points, items].
+        residuals: Measured less predicted; 0 where nothing was measured, [points, items].
+        is_measured: Where there is a residual to count, [points, items].
+        inflation: What makes up for the coefficients that were fitted, [points].
+    """
+
+    predicted: Floats
+    residuals: Floats
+    is_measured: Floats
+    inflation: Floats
+
+    @property
+    def means(self) -> Floats:
+        """Estimates of the mean over all items, [points]."""
+        found: Floats = self.predicted.mean(axis=1) + _ratio(
+            self.residuals.sum(axis=1), self.is_measured.sum(axis=1)
+        )
+        return found
+
+
+def complete(scores: Floats) -> Completed:
+    """Predict missing scores from those of the complete points, by ridge regression.
+
+    Args:
+        scores: [points, items], NaN where not measured; a row has at least two scores.
+    """
+    there = np.isfinite(scores)
+    whole = there.all(axis=1)
+    predicted = np.where(there, scores, 0.0)
+    residuals = np.zeros_like(predicted)
+    inflation = np.ones(len(scores))
+    known = scores[whole]
+    for row in np.flatnonzero(~whole):
+        columns = there[row]
+        predicted[row], num_used = _predict(known, scores[row], columns)
+        residuals[row, columns] = scores[row, columns] - predicted[row, columns]
+        free = max(int(columns.sum()) - 1.0 - num_used, 1.0)
+        inflation[row] = math.sqrt(columns.sum() / free)
+    return Completed(predicted, residuals, (there & ~whole[:, None]).astype(float), inflation)
+
+
+def _predict(known: Floats, scores: Floats, columns: NDArray[np.bool_]) -> tuple[Floats, float]:
+    """Predictions for every item, and the effective number of coefficients they took."""
+    mean = scores[columns].mean()
+    if not len(known):
+        return np.full(len(scores), mean), 0.0
+    centred = known - known[:, columns].mean(axis=1, keepdims=True)
+    seen = centred[:, columns]
+    gram = seen @ seen.T
+    # As much shrinkage as four more items without any relation would give.
+    ridge = RIDGE_ITEMS * max(float(np.trace(gram)) / seen.size, 1e-12)
+    inner = np.linalg.inv(gram + ridge * np.eye(len(known)))
+    slopes = inner @ (seen @ (scores[columns] - mean))
+    return mean + slopes @ centred, float(np.trace(inner @ gram))
+
+
+def _ratio(numerator: Floats, denominator: Floats) -> Floats:
+    """Their ratio; 0 where both are."""
+    found: Floats = numerator / np.where(denominator > 0, denominator, 1.0)
+    return found
+
+
 def resample_means(
-    scores: Floats,
+    scores: Floats | Completed,
     item_ids: Sequence[str],
     *,
     seed: int,
@@ -125,7 +226,7 @@ def resample_means(
     together, since alone they would seem to have no spread.
 
     Args:
-        scores: [points, items]
+        scores: [points, items]; NaN where not measured.
         item_ids: Ids of the columns.
         seed: Of the draws.
         name: The objective's; each is drawn independently.
@@ -134,15 +235,31 @@ def resample_means(
     Returns:
         [resamples, points]
     """
+    found = scores if isinstance(scores, Completed) else complete(scores)
+    counts = _item_weights(tuple(item_ids), seed, name, num_resamples)
+    means: Floats = counts @ found.predicted.T / len(item_ids)
+    partial = np.flatnonzero(found.is_measured.any(axis=1))
+    if len(partial):
+        parts = found.residuals[partial], found.is_measured[partial]
+        drawn = _ratio(counts @ parts[0].T, counts @ parts[1].T)
+        centre = _ratio(parts[0].sum(axis=1), parts[1].sum(axis=1))
+        means[:, partial] += centre + found.inflation[partial] * (drawn - centre)
+    return means
+
+
+@lru_cache(maxsize=64)
+def _item_weights(
+    item_ids: tuple[str, ...], seed: int, name: str, num_resamples: int
+) -> Floats:
+    """How much each item counts in each sample, [resamples, items]; a mean weight of 1."""
     order = np.argsort(np.array(item_ids))
-    scores, ids = scores[:, order], [item_ids[i] for i in order]
     generator = _generator(seed, "bootstrap", name)
-    sums = np.zeros((num_resamples, len(scores)))
-    for columns in _drawn_together(ids):
+    weights = np.zeros((num_resamples, len(item_ids)))
+    for columns in _drawn_together([item_ids[i] for i in order]):
         num = len(columns)
         counts = _draw_counts(generator, num_resamples, num)
-        sums += num / max(num - 1, 1) * (counts @ scores[:, columns].T)
-    return sums / len(ids)
+        weights[:, order[columns]] = num / max(num - 1, 1) * counts
+    return weights
 
 
 def _drawn_together(item_ids: Sequence[str]) -> list[list[int]]:

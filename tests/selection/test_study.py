@@ -11,7 +11,7 @@ from backtrack.point import Point
 from backtrack.run.directory import Run
 from backtrack.selection.progress import Progress
 from backtrack.selection.space import anchors
-from backtrack.selection.study import search
+from backtrack.selection.searching import search
 from tests.selection.fakes import STEPS, Formula, Stand, make_info, make_recipe, make_run, pair
 
 if TYPE_CHECKING:
@@ -30,10 +30,11 @@ def seek(run: Run, objectives: Any, **given: Any) -> list[Measurement]:
     return search(run, placement=given.pop("placement", Stand()), objectives=objectives, **given)
 
 
-def trials_of(run: Run) -> list[optuna.trial.FrozenTrial]:
+def trials_of(run: Run, *states: str) -> list[optuna.trial.FrozenTrial]:
     storage = f"sqlite:///{run.path}/study.db"
     (name,) = optuna.get_all_study_names(storage)
-    return optuna.load_study(study_name=name, storage=storage).trials
+    trials = optuna.load_study(study_name=name, storage=storage).trials
+    return [trial for trial in trials if not states or trial.state.name in states]
 
 
 def test_anchors_come_first_then_as_many_points_as_the_recipe_asks_for(tmp_path: Path):
