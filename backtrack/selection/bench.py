@@ -8,6 +8,7 @@ a point's parts add up. The model and the objectives are built when something mu
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -38,6 +39,17 @@ if TYPE_CHECKING:
     from backtrack.selection.progress import Meter
 
 
+@dataclass
+class _Index:
+    """Measurements of one setting, and their items by point and objective's name."""
+
+    num_seen: int = 0
+    fitting: list[Measurement] = field(default_factory=list)
+    items: dict[Point, dict[str, set[str]]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(set))
+    )
+
+
 class Bench:
     """A run, what is measured on it, and how.
 
@@ -65,9 +77,11 @@ class Bench:
         self._placement = placement
         self._objectives = None if objectives is None else tuple(objectives)
         self._items: dict[Split, dict[str, tuple[str, ...]]] = {}
+        self._stands_at: Point | None = None
         self._parts: dict[Split, list[dict[str, tuple[str, ...]]]] = {}
         self._settings: dict[Split, Setting] = {}
         self._recorded = run.measurements()
+        self._indices: dict[Split, _Index] = {}
         self._require_roles()
 
     @property
@@ -151,6 +165,7 @@ class Bench:
     def reload(self) -> None:
         """Read what others recorded in the meantime."""
         self._recorded = self.run.measurements()
+        self._indices.clear()
 
     def take_in(self, carried: Sequence[Measurement]) -> None:
         """Read what other workers recorded, and record what came from other machines."""
@@ -205,8 +220,10 @@ class Bench:
             for each in (parts if part is None else parts[part : part + 1])
             for objective, item_ids in self._missing(point, split, each)
         ]
-        if missing:
+        if missing and self._stands_at != point:
+            self._stands_at = None
             self.placement.place(point)
+            self._stands_at = point
         for objective, item_ids in missing:
             meter.begins(point, objective.info.name)
             whole = self.setting(split).item_ids[objective.info.name]
@@ -232,14 +249,25 @@ class Bench:
                 return done
         return len(parts)
 
+    @property
+    def fitting(self) -> list[Measurement]:
+        """Measurements of the selection items under the setting of now, in order."""
+        return self._index("selection").fitting
+
     def _there(self, point: Point, split: Split) -> dict[str, set[str]]:
         """Items on record at a point, by objective's name."""
+        return self._index(split).items[point]
+
+    def _index(self, split: Split) -> _Index:
+        """What is on record under a setting; only what is new is looked at."""
+        index = self._indices.setdefault(split, _Index())
         setting = self.setting(split)
-        there: dict[str, set[str]] = defaultdict(set)
-        for m in self._recorded:
-            if m.point.canonical == point and setting.fits(m):
-                there[m.objective.name].update(m.item_ids)
-        return there
+        for m in self._recorded[index.num_seen :]:
+            if setting.fits(m):
+                index.fitting.append(m)
+                index.items[m.point.canonical][m.objective.name].update(m.item_ids)
+        index.num_seen = len(self._recorded)
+        return index
 
     def _missing(
         self, point: Point, split: Split, part: dict[str, tuple[str, ...]]

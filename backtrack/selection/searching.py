@@ -95,15 +95,14 @@ def search(  # noqa: PLR0913  # the front door: every argument but the run is op
         limits = Budget(bench.section.budget if budget is None else budget, bench.section.workers)
         limits.require(2 * bench.num_items())
         with _ledger(bench, storage) as ledger:
-            worker = _Worker(bench, ledger, limits, num_trials, on_progress, is_alone=not is_shared)
+            worker = Worker(bench, ledger, limits, num_trials, on_progress, is_alone=not is_shared)
             if on_plan is not None:
                 on_plan(worker.plan())
             worker.work()
-        setting = bench.setting("selection")
-        return [m for m in bench.recorded if setting.fits(m)]
+        return bench.fitting
 
 
-class _Worker:
+class Worker:
     """Takes unit after unit until none is left, or the budget is spent."""
 
     def __init__(  # noqa: PLR0913  # made in one place
@@ -308,8 +307,7 @@ class _Worker:
         self._meter.expect(plan.most_items, plan.done_items)
 
     def _spent(self) -> Spent:
-        setting = self._bench.setting("selection")
-        return Spent.on([m for m in self._bench.recorded if setting.fits(m)])
+        return Spent.on(self._bench.fitting)
 
     def _table(self) -> Table:
         return self._bench.table(self._bench.setting("selection"))

@@ -307,7 +307,8 @@ def propose(
         )
     # A low-discrepancy sequence knows its place only by what it was asked before.
     asks = num_before + 1 if section.sampler == "qmc" else 1
-    trial = [study.ask(where) for _ in range(asks)][-1]
+    number = [study.ask(where) for _ in range(asks)][-1].number
+    trial = study.get_trials(deepcopy=False)[number]
     return dict(trial.params), dict(trial.system_attrs)
 
 
