@@ -124,6 +124,10 @@ class Table:
         """
         return self.points.index(point.canonical)
 
+    def knows(self, points: Iterable[Point]) -> bool:
+        """Whether the points are there, measured on some items at least."""
+        return {point.canonical for point in points} <= set(self.points)
+
     def holds(self, points: Iterable[Point]) -> bool:
         """Whether the points are there, measured on all items."""
         whole = {p for p, share in zip(self.points, self.shares, strict=True) if share == 1}

@@ -3,17 +3,16 @@
 Points earn the selection items part by part; the parts are nested, the same at every point. A
 UNIT of work is one point and the next part it lacks:
 
-1. Base and final checkpoint are measured on all items: they are the yardstick, and from their
-   scores missing ones are predicted.
-2. Every anchor, then every point of the sampler, gets the first part.
-3. A point is DROPPED once it is surely worse than another on both roles: the paired bootstrap
+1. Every anchor, base and final checkpoint before all, then every point of the sampler, gets the
+   first part.
+2. A point is DROPPED once it is surely worse than another on both roles: the paired bootstrap
    interval of the difference lies above zero on each, one-sided, at the stated level divided by
-   the number of looks a point is given. What it was measured on still counts for its curve.
-4. The others get part after part, in the order of their PROMISE: the share of bootstrap samples
+   the number of looks a point is given. What it was measured on still counts for its curve. Base
+   and final checkpoint are never dropped.
+3. The others get part after part, in the order of their PROMISE: the share of bootstrap samples
    in which a point is the highest on the fitted curves, summed over weights from 0 to 1.
 
-With a budget, step 2 takes at most `EXPLORED` of what the ends leave, and step 4 goes on until the
-budget is spent. Without one it ends when every point that stayed in the race has all items.
+With a budget, step 1 takes at most `EXPLORED` of it, and step 3 goes on until it is spent. Without one it ends when every point that stayed in the race has all items.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     Flags = NDArray[np.bool_]
 
 EXPLORED = 0.6
-"""Share of a budget, less the ends, that goes to first looks at new points."""
+"""Share of a budget that goes to first looks at new points."""
 NUM_RESAMPLES = 500
 WEIGHTS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -92,8 +91,9 @@ def next_deep(
     reading: Reading,
     parts_done: Sequence[int],
     is_open: Sequence[bool],
-    taken: Collection[tuple[Point, int]],
+    taken: Collection[Point],
     level: float,
+    ends: Collection[Point],
 ) -> Unit | None:
     """The most promising point that is not dropped and lacks items; none where there is none.
 
@@ -101,16 +101,16 @@ def next_deep(
         reading: The selection items.
         parts_done: How many parts each point has, [points].
         is_open: Whether a point lacks a part that can be afforded, [points].
-        taken: Points and parts under way elsewhere.
+        taken: Points under way elsewhere.
         level: See `dropped`.
+        ends: Base and final checkpoint.
     """
     table = reading.table
     is_out = dropped(reading, level)
-    under_way = {point for point, _ in taken}
     open_ones = [
         i
         for i, point in enumerate(table.points)
-        if is_open[i] and not is_out[i] and point not in under_way
+        if is_open[i] and (not is_out[i] or point in ends) and point not in taken
     ]
     if not open_ones:
         return None
@@ -120,11 +120,10 @@ def next_deep(
 
 
 def next_first(
-    points: Iterable[Point], known: Collection[Point], taken: Collection[tuple[Point, int]]
+    points: Iterable[Point], known: Collection[Point], taken: Collection[Point]
 ) -> Unit | None:
     """The first of the anchors that nobody has measured or measures now."""
-    under_way = {point for point, _ in taken}
     for point in points:
-        if point not in known and point not in under_way:
+        if point not in known and point not in taken:
             return Unit(point, 0, "anchor")
     return None

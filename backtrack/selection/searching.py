@@ -45,8 +45,8 @@ __all__ = ["Progress", "search"]
 
 SECONDS_BETWEEN_LOOKS = 1.0
 """How often a worker without work looks whether others are done."""
-MAX_REPEATS = 8
-"""Proposals of points already known before the sampler's turn is passed over."""
+MAX_REPEATS = 40
+"""Draws at random, after the sampler named a known point, before the space counts as exhausted."""
 
 
 def search(  # noqa: PLR0913  # the front door: every argument but the run is optional
@@ -93,7 +93,7 @@ def search(  # noqa: PLR0913  # the front door: every argument but the run is op
     with holding(run, is_shared=is_shared), quiet():
         num_trials = bench.section.trials if trials is None else trials
         limits = Budget(bench.section.budget if budget is None else budget, bench.section.workers)
-        limits.require(2 * bench.num_items())
+        limits.require(2 * bench.num_items(part=0))
         with _ledger(bench, storage) as ledger:
             worker = Worker(bench, ledger, limits, num_trials, on_progress, is_alone=not is_shared)
             if on_plan is not None:
@@ -124,6 +124,7 @@ class Worker:
         self._anchors = anchors(bench.run.steps, bench.section)
         self._parts = bench.parts("selection")
         self._meter = Meter(0, on_progress)
+        self._num_known_when_exhausted = -1
 
     def plan(self) -> Plan:
         """What the search comes to."""
@@ -179,22 +180,18 @@ class Worker:
     def _next(self) -> tuple[Unit | None, int | None, Mapping[str, object] | None]:
         """The next unit; for a sampler's proposal its turn and the sampler's notes too."""
         taken = self._ledger.under_way()
-        for end in self._bench.ends:
-            done = self._bench.parts_done(end)
-            if done < len(self._parts):
-                under_way = any(point == end for point, _ in taken)
-                if not under_way:
-                    return Unit(end.canonical, done, "anchor"), None, None
-        if any(self._bench.parts_done(end) < len(self._parts) for end in self._bench.ends):
-            return None, None, None
         table = self._table()
         if self._may_explore(table):
-            first = next_first(self._anchors, table.points, taken)
+            first = next_first(
+                self._anchors, table.points, {point for point, _ in taken}
+            )
             if first is not None:
                 return first, None, None
             proposal = self._propose(table, taken)
             if proposal is not None:
                 return proposal
+        if not table.knows(self._bench.ends):
+            return None, None, None
         return self._deep(table, taken), None, None
 
     def _deep(self, table: Table, taken: Mapping[tuple[Point, int], object]) -> Unit | None:
@@ -209,7 +206,10 @@ class Worker:
             return None
         racing = self._bench.section.racing
         level = 1 - (1 - racing.level) / max(len(self._parts) - 1, 1)
-        return next_deep(self._reading(table), done, is_open, set(taken), level)
+        points = {point for point, _ in taken}
+        return next_deep(
+            self._reading(table), done, is_open, points, level, self._bench.ends
+        )
 
     def _may_explore(self, table: Table) -> bool:
         """Whether one more first look leaves room for what deepening is to get."""
@@ -217,48 +217,48 @@ class Worker:
         spent = self._spent()
         if len(self._parts) == 1:
             return self._budget.allows(spent, first)
-        explored = first * (len(table.points) - 2)
-        deepened = spent.items - 2 * self._bench.num_items() - explored
+        explored = first * len(table.points)
+        deepened = spent.items - explored
         kept = max((explored + first) * (1 - EXPLORED) / EXPLORED - deepened, 0)
         return self._budget.allows(spent, first + int(kept))
 
     def _propose(
         self, table: Table, taken: Mapping[tuple[Point, int], object]
     ) -> tuple[Unit, int, Mapping[str, object]] | None:
-        """The sampler's next point; its turn is passed over where it repeats itself."""
-        slots = self._ledger.slots()
+        """The sampler's next point; where it names a known one, a point drawn at random."""
         by_record = sum(origin == "sampler" for origin in table.origins)
-        slot = max(len(slots), by_record)
+        slot = max(len(self._ledger.slots()), by_record)
         known = {*table.points, *(point for point, _ in taken)}
-        while slot < self._num_trials:
-            for repeat in range(MAX_REPEATS):
-                place, notes = self._ask(table, taken, slot + repeat * self._num_trials)
-                point = self._space.point_at(place)
-                if point not in known:
-                    return Unit(point, 0, "sampler"), slot, notes
-            slot += 1
+        if slot >= self._num_trials or len(known) == self._num_known_when_exhausted:
+            return None
+        if not table.knows(self._bench.ends):
+            return None
+        history = self._history(table)
+        running = [self._space.place_of(point) for point, _ in taken if point not in table.points]
+        rest = [place for place in running if place]
+        random = self._bench.section.model_copy(update={"sampler": "random"})
+        directions = [axes_of(table)[role].direction for role in ROLES]
+        for attempt in range(1 + MAX_REPEATS):
+            section = random if attempt else self._bench.section
+            before = slot + attempt * self._num_trials
+            place, notes = propose(self._space, section, directions, history, rest, before)
+            point = self._space.point_at(place)
+            if point not in known:
+                return Unit(point, 0, "sampler"), slot, notes
+        self._num_known_when_exhausted = len(known)
         return None
 
-    def _ask(
-        self, table: Table, taken: Mapping[tuple[Point, int], object], num_before: int
-    ) -> tuple[dict[str, object], dict[str, object]]:
+    def _history(self, table: Table) -> list[Past]:
+        """The measured points as the sampler is told of them, the base at several steps."""
         notes = self._ledger.notes()
-        history = []
+        history: list[Past] = []
         for point in table.points:
             past, _ = self._past(point, table, is_whole=False)
             if past is not None and past.place:
                 left = notes.get(str(point), {})
-                history.append(Past(past.place, past.values, past.constraints, left))
-        running = [self._space.place_of(point) for point, _ in taken if point not in table.points]
-        directions = [axes_of(table)[role].direction for role in ROLES]
-        return propose(
-            self._space,
-            self._bench.section,
-            directions,
-            history,
-            [place for place in running if place],
-            num_before,
-        )
+                places = self._space.places_of_base() if point.is_base else [past.place]
+                history += [Past(p, past.values, past.constraints, left) for p in places]
+        return history
 
     def _past(
         self, point: Point, table: Table | None = None, *, is_whole: bool = True
@@ -273,7 +273,7 @@ class Worker:
             "share of items": round(share, 4),
             **{name: float(means[column]) for name, means in table.means.items()},
         }
-        if not table.holds(self._bench.ends) or (is_whole and share < 1):
+        if not table.knows(self._bench.ends) or (is_whole and share < 1):
             return None, attributes
         reading = self._reading(table)
         scores = [float(reading.role(role)[column]) for role in ROLES]
@@ -288,7 +288,7 @@ class Worker:
     def _tell_the_measured(self) -> None:
         """Tell the study of whole points it does not know: adopted, or left by earlier searches."""
         table = self._table()
-        if not table.points or not table.holds(self._bench.ends):
+        if not table.knows(self._bench.ends):
             return
         known = self._ledger.known()
         for point, origin in zip(table.points, table.origins, strict=True):

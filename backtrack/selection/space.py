@@ -128,6 +128,12 @@ class Space:
         given = dict(zip(names, values, strict=True))
         return self._place(self.steps.index(point.step), alpha, kind, given)
 
+    def places_of_base(self) -> list[dict[str, Value]]:
+        """Where the base lies, at up to four steps: a sampler cannot know that it is one point."""
+        last = len(self.steps) - 1
+        indices = dict.fromkeys(round(last * part / 3) for part in range(3, -1, -1))
+        return [self._place(index, 0.0, self.profiles[0], {}) for index in indices]
+
     def _place(
         self, index: int, alpha: float, kind: str, given: Mapping[str, float]
     ) -> dict[str, Value]:

@@ -4,10 +4,9 @@ Words: an ITEM is one scored question or window; its STRATUM is its id's part be
 slash, usually a task. A SCORES matrix has one row a point and one column an item, the same items
 at every point; what a point was not measured on is NaN.
 
-A point measured on part of the items is read by the regression estimator of survey sampling: each
-missing score is predicted from the points that have them all, and the mean of all predictions is
-set right by the mean residual on what was measured. Its samples spread as much as its few items
-make them.
+A point measured on part of the items is read by the regression estimator of survey sampling: its
+mean on them is set right by what points measured on more items gained or lost beyond them, each to
+the extent that it predicts the point's scores. Its samples spread as its few items make them.
 
 Promised: every function gives the same result for the same items and seed, in whatever order the
 items come. One draw of items is used at every point, so differences between points are paired.
@@ -146,69 +145,78 @@ def chunks(item_ids: Sequence[str], shares: Sequence[float], seed: int) -> list[
 
 @dataclass(frozen=True)
 class Completed:
-    """Scores with what is missing predicted.
+    """Scores, some of them missing, as estimates of means over all items.
+
+    A point's mean is that of its residuals on its items, plus the means of points with more items
+    times its slopes on them.
 
     Attributes:
-        predicted: As measured at complete points, predicted at the others, [points, items].
-        residuals: Measured less predicted; 0 where nothing was measured, [points, items].
-        is_measured: Where there is a residual to count, [points, items].
-        inflation: What makes up for the coefficients that were fitted, [points].
+        residuals: Scores less what other points predict; 0 where not measured, [points, items].
+        is_measured: 1 where measured, [points, items].
+        slopes: Of each row's point on those with more items, [points, points].
+        inflation: What makes up for the slopes that were fitted, [points].
+        order: Points from most items to fewest.
     """
 
-    predicted: Floats
     residuals: Floats
     is_measured: Floats
+    slopes: Floats
     inflation: Floats
+    order: tuple[int, ...]
 
     @property
     def means(self) -> Floats:
         """Estimates of the mean over all items, [points]."""
-        found: Floats = self.predicted.mean(axis=1) + _ratio(
-            self.residuals.sum(axis=1), self.is_measured.sum(axis=1)
-        )
-        return found
+        return self.sampled(np.ones((1, self.residuals.shape[1])))[0]
+
+    def sampled(self, weights: Floats) -> Floats:
+        """Estimates where items count so much each, [samples, points].
+
+        Args:
+            weights: [samples, items]
+        """
+        centre = self.residuals.sum(axis=1) / self.is_measured.sum(axis=1)
+        totals = weights @ self.is_measured.T
+        drawn = weights @ self.residuals.T / np.where(totals > 0, totals, 1.0)
+        means: Floats = centre + self.inflation * (drawn - centre)
+        for row in self.order:
+            if self.slopes[row].any():
+                means[:, row] += means @ self.slopes[row]
+        return means
 
 
 def complete(scores: Floats) -> Completed:
-    """Predict missing scores from those of the complete points, by ridge regression.
+    """Relate points measured on part of the items to those measured on more, by ridge regression.
 
     Args:
         scores: [points, items], NaN where not measured; a row has at least two scores.
     """
     there = np.isfinite(scores)
-    whole = there.all(axis=1)
-    predicted = np.where(there, scores, 0.0)
-    residuals = np.zeros_like(predicted)
+    counts = there.sum(axis=1)
+    known = np.where(there, scores, 0.0)
+    residuals = known.copy()
+    slopes = np.zeros((len(scores), len(scores)))
     inflation = np.ones(len(scores))
-    known = scores[whole]
-    for row in np.flatnonzero(~whole):
+    for row in range(len(scores)):
         columns = there[row]
-        predicted[row], num_used = _predict(known, scores[row], columns)
-        residuals[row, columns] = scores[row, columns] - predicted[row, columns]
-        free = max(int(columns.sum()) - 1.0 - num_used, 1.0)
-        inflation[row] = math.sqrt(columns.sum() / free)
-    return Completed(predicted, residuals, (there & ~whole[:, None]).astype(float), inflation)
+        others = np.flatnonzero(there[:, columns].all(axis=1) & (counts > counts[row]))
+        if len(others):
+            slopes[row, others], num_used = _slopes(known[others][:, columns], known[row, columns])
+            residuals[row, columns] -= slopes[row, others] @ known[others][:, columns]
+            inflation[row] = math.sqrt(counts[row] / max(counts[row] - 1.0 - num_used, 1.0))
+    order = tuple(int(row) for row in np.argsort(-counts, kind="stable"))
+    return Completed(residuals, there.astype(float), slopes, inflation, order)
 
 
-def _predict(known: Floats, scores: Floats, columns: NDArray[np.bool_]) -> tuple[Floats, float]:
-    """Predictions for every item, and the effective number of coefficients they took."""
-    mean = scores[columns].mean()
-    if not len(known):
-        return np.full(len(scores), mean), 0.0
-    centred = known - known[:, columns].mean(axis=1, keepdims=True)
-    seen = centred[:, columns]
-    gram = seen @ seen.T
-    # As much shrinkage as four more items without any relation would give.
-    ridge = RIDGE_ITEMS * max(float(np.trace(gram)) / seen.size, 1e-12)
+def _slopes(known: Floats, scores: Floats) -> tuple[Floats, float]:
+    """Slopes of some scores on those of other points, and how many coefficients they amount to."""
+    centred = known - known.mean(axis=1, keepdims=True)
+    gram = centred @ centred.T
+    # As much shrinkage as so many more items without any relation would give.
+    ridge = RIDGE_ITEMS * max(float(np.trace(gram)) / centred.size, 1e-12)
     inner = np.linalg.inv(gram + ridge * np.eye(len(known)))
-    slopes = inner @ (seen @ (scores[columns] - mean))
-    return mean + slopes @ centred, float(np.trace(inner @ gram))
-
-
-def _ratio(numerator: Floats, denominator: Floats) -> Floats:
-    """Their ratio; 0 where both are."""
-    found: Floats = numerator / np.where(denominator > 0, denominator, 1.0)
-    return found
+    found: Floats = inner @ (centred @ (scores - scores.mean()))
+    return found, float(np.trace(inner @ gram))
 
 
 def resample_means(
@@ -236,15 +244,7 @@ def resample_means(
         [resamples, points]
     """
     found = scores if isinstance(scores, Completed) else complete(scores)
-    counts = _item_weights(tuple(item_ids), seed, name, num_resamples)
-    means: Floats = counts @ found.predicted.T / len(item_ids)
-    partial = np.flatnonzero(found.is_measured.any(axis=1))
-    if len(partial):
-        parts = found.residuals[partial], found.is_measured[partial]
-        drawn = _ratio(counts @ parts[0].T, counts @ parts[1].T)
-        centre = _ratio(parts[0].sum(axis=1), parts[1].sum(axis=1))
-        means[:, partial] += centre + found.inflation[partial] * (drawn - centre)
-    return means
+    return found.sampled(_item_weights(tuple(item_ids), seed, name, num_resamples))
 
 
 @lru_cache(maxsize=64)

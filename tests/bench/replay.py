@@ -33,6 +33,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import optuna
+from optuna.trial import create_trial
 
 from backtrack.point import Point
 from backtrack.recipe import Recipe, SearchSection
@@ -190,10 +192,6 @@ def grid(replayed: Replayed) -> dict[float, tuple[float, float]]:
 
 def sampled(name: str, replayed: Replayed) -> dict[float, tuple[float, float]]:
     """A sampler of Optuna on all items, base and final checkpoint first."""
-    import optuna
-    from optuna.trial import create_trial
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     samplers: dict[str, Callable[[], Any]] = {
         "random": lambda: optuna.samplers.RandomSampler(seed=replayed.seed),
         "tpe": lambda: optuna.samplers.TPESampler(
@@ -347,6 +345,7 @@ def one(job: tuple[str, str, int, float]) -> tuple[str, str, dict[float, tuple[f
     """One method on one table under one seed."""
     method, name, seed, cost = job
     warnings.simplefilter("ignore")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     replayed = Replayed(load(name), seed)
     if method == "grid":
         found = grid(replayed)
