@@ -232,7 +232,7 @@ BaselineKind = Literal["checkpoint", "grid", "mean", "intruder", "truncated"]
 class RacingSection(Section):
     """How a point earns its items: part after part, unless it is surely worse than the front."""
 
-    shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.125, 0.25, 0.5)
+    shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.125, 0.25, 0.375, 0.5, 0.75)
     """Share of the selection items after which a point is looked at; empty for no racing."""
     level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     """How sure a point must be worse to be dropped, over all looks at it together."""
@@ -259,11 +259,13 @@ class BudgetSection(Section):
 class SearchSection(Section):
     """How the path is searched."""
 
-    alphas: tuple[Annotated[float, Field(gt=0, le=MAX_ALPHA)], ...] = (0.2, 0.4, 0.6, 0.8)
+    alphas: tuple[Annotated[float, Field(gt=0, le=MAX_ALPHA)], ...] = tuple(
+        i / 10 for i in range(1, 10)
+    )
     """Strengths of the last checkpoint that are always measured, besides 0 and 1."""
     checkpoints: Annotated[int, Field(ge=0)] = 4
     """How many earlier checkpoints are always measured at full strength, evenly spaced."""
-    trials: Annotated[int, Field(ge=0)] = 16
+    trials: Annotated[int, Field(ge=0)] = 12
     """Points the sampler adds."""
     max_alpha: Annotated[float, Field(gt=0, le=MAX_ALPHA)] = 1.2
     """Largest strength the sampler tries."""

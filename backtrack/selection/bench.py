@@ -7,6 +7,7 @@ a point's parts add up. The model and the objectives are built when something mu
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from backtrack.point import Point
 from backtrack.recipe import Recipe, SearchSection
 from backtrack.records import ROLES
 from backtrack.run.directory import MEASURED, write_atomically
+from backtrack.selection.guard import find_shared, write_shared
 from backtrack.selection.measured import (
     Setting,
     Wanted,
@@ -29,7 +31,8 @@ from backtrack.selection.measured import (
 from backtrack.selection.statistics import chunks, split_items
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from backtrack.evaluate.objective import Objective
     from backtrack.path.placement import Placement
@@ -48,6 +51,9 @@ class _Index:
     items: dict[Point, dict[str, set[str]]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(set))
     )
+
+
+ITEMS = "items.json"
 
 
 class Bench:
@@ -114,6 +120,8 @@ class Bench:
             write_atomically(
                 self.run.path / MEASURED, self.recipe.model_dump_json(indent=2) + "\n"
             )
+            ids = {o.info.name: o.item_ids for o in self._objectives}
+            write_shared(self.run.path, find_shared(self.recipe, ids))
         return self._objectives
 
     @property
@@ -155,7 +163,12 @@ class Bench:
             forms = {"form": self._placement.form, "curve": self._placement.curve}
         wanted = self._wanted() if like is None else [_want(info) for info in like.objectives]
         return recorded_setting(
-            self._recorded, split, wanted, ends=self.ends, forms=forms | self._asked_forms()
+            self._recorded,
+            split,
+            wanted,
+            ends=self.ends,
+            forms=forms | self._asked_forms(),
+            items=_read_items(self.run.path / ITEMS),
         )
 
     def table(self, setting: Setting) -> Table:
@@ -199,6 +212,8 @@ class Bench:
                 {name: found[i] for name, found in by_name.items() if i < len(found)}
                 for i in range(count)
             ]
+            if count > 1:
+                _keep_items(self.run.path / ITEMS, self._split(split))
         return self._parts[split]
 
     def measure(
@@ -350,6 +365,21 @@ def _what_is_measured(recipe: Recipe) -> object:
         recipe.search.batch_size,
         recipe.search.seed,
     )
+
+
+def _read_items(path: Path) -> dict[str, tuple[str, ...]]:
+    """Sets of items by their names."""
+    if not path.exists():
+        return {}
+    return {name: tuple(ids) for name, ids in json.loads(path.read_text("utf-8")).items()}
+
+
+def _keep_items(path: Path, item_ids: Mapping[str, tuple[str, ...]]) -> None:
+    """Write down the sets that measurements name as the whole of theirs."""
+    known = _read_items(path)
+    more = {items_digest(ids): ids for ids in item_ids.values()}
+    if not more.keys() <= known.keys():
+        write_atomically(path, json.dumps(known | more) + "\n")
 
 
 def _key(m: Measurement) -> tuple[object, ...]:

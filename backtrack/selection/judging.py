@@ -215,6 +215,19 @@ def read(
     return Reading(table, yardsticks, weight, seed, num_resamples)
 
 
+def knee(table: Table, final: Point, seed: int) -> float:
+    """The weight at which the point of highest utility is the knee of the front."""
+    reading = read(table, final, 0.5, seed)
+    target, general = (reading.role_points(role) for role in ROLES)
+    axis = Axis(unit=front.POINTS, direction="maximize")
+    is_deepest = reading.measured.is_deepest
+    is_on_front = np.zeros(len(table.points), dtype=bool)
+    is_on_front[is_deepest] = front.pareto_front(
+        target[is_deepest], general[is_deepest], {"target": axis, "general": axis}
+    )
+    return front.knee_weight(target, general, is_on_front)
+
+
 def weight_ranges(judgement: Judgement, constraints: Constraints) -> tuple[WeightRange, ...]:
     """The chosen point at each hundredth of weight from 0 to 1, neighbours put together."""
     reading = judgement.reading
@@ -242,7 +255,7 @@ def front_hypervolume(judgement: Judgement) -> Interval | None:
     reading = judgement.reading
     values = np.array([reading.role_points(role) for role in ROLES])
     samples = np.array([reading.role_point_samples(role) for role in ROLES])
-    whole = np.flatnonzero(reading.table.shares >= 1)
+    whole = np.flatnonzero(reading.measured.is_deepest)
     ends = values[:, [judgement.base, judgement.final]]
     corner = float(ends[0].min()), float(ends[1].min())
     box = np.prod(values[:, whole].max(axis=1) - corner)
@@ -251,7 +264,10 @@ def front_hypervolume(judgement: Judgement) -> Interval | None:
     axis = Axis(unit=front.POINTS, direction="maximize")
     on_front = whole[front.pareto_front(*values[:, whole], {"target": axis, "general": axis})]
     estimate = front.hypervolume(*values[:, on_front], corner) / box
-    drawn = [front.hypervolume(*sample, corner) / box for sample in samples[..., on_front].swapaxes(0, 1)]
+    drawn = [
+        front.hypervolume(*sample, corner) / box
+        for sample in samples[..., on_front].swapaxes(0, 1)
+    ]
     return interval(estimate, np.array(drawn))
 
 
@@ -276,7 +292,7 @@ def _candidates(
     table = reading.table
     target, general = reading.role("target"), reading.role("general")
     on_front = np.zeros(len(table.points), dtype=bool)
-    whole = table.shares >= 1
+    whole = reading.measured.is_deepest
     on_front[whole] = front.pareto_front(target[whole], general[whole], axes_of(table))
     return tuple(
         Candidate(
@@ -340,9 +356,7 @@ def paired(values: Floats, samples: Floats, column: int, other: int) -> Interval
     return interval(values[column] - values[other], samples[:, column] - samples[:, other])
 
 
-def baseline_row(
-    reading: Reading, baseline: Baseline, column: int, chosen: int
-) -> BaselineRow:
+def baseline_row(reading: Reading, baseline: Baseline, column: int, chosen: int) -> BaselineRow:
     """A baseline's scores, and the chosen point's utility less its own.
 
     Args:

@@ -185,6 +185,7 @@ def recorded_setting(
     *,
     ends: Sequence[Point],
     forms: Mapping[str, str],
+    items: Mapping[str, tuple[str, ...]],
 ) -> Setting | None:
     """The latest setting on record under which every objective was measured at both ends.
 
@@ -196,6 +197,7 @@ def recorded_setting(
         wanted: The objectives asked for.
         ends: Base and final checkpoint.
         forms: Required `form` and `curve`, where they are known.
+        items: Whole sets of items by their names, where measurements hold parts of them.
     """
     fitting = [
         m
@@ -205,7 +207,7 @@ def recorded_setting(
     ways = dict.fromkeys((m.form, m.curve) for m in reversed(fitting))
     for form, curve in ways:
         on_way = [m for m in fitting if (m.form, m.curve) == (form, curve)]
-        latest = [_latest(on_way, each, ends) for each in wanted]
+        latest = [_latest(on_way, each, ends, items) for each in wanted]
         found = [m for m in latest if m is not None]
         if len(found) == len(wanted):
             return _setting_of(found, wanted)
@@ -213,9 +215,12 @@ def recorded_setting(
 
 
 def _latest(
-    measurements: Sequence[Measurement], wanted: Wanted, ends: Sequence[Point]
-) -> Measurement | None:
-    """A measurement of one end that holds all items of the latest set measured at both ends."""
+    measurements: Sequence[Measurement],
+    wanted: Wanted,
+    ends: Sequence[Point],
+    items: Mapping[str, tuple[str, ...]],
+) -> tuple[Measurement, tuple[str, ...]] | None:
+    """A measurement, and all items of the latest set of which both ends have some."""
     groups: dict[tuple[str, str], list[Measurement]] = {}
     for m in measurements:
         same = wanted.fingerprint in (None, m.objective.fingerprint)
@@ -223,9 +228,10 @@ def _latest(
             key = m.objective.fingerprint, m.whole or items_digest(m.item_ids)
             groups[key] = [*groups.pop(key, []), m]
     for (_, whole), group in reversed(groups.items()):
-        joined = [_joined([m for m in group if m.point.canonical == end]) for end in ends]
-        if all(m is not None and items_digest(m.item_ids) == whole for m in joined):
-            return joined[-1]
+        known = {i for m in group for i in m.item_ids}
+        all_items = items.get(whole) or (tuple(known) if items_digest(known) == whole else None)
+        if all_items and set(ends) <= {m.point.canonical for m in group}:
+            return group[-1], all_items
     return None
 
 
@@ -234,25 +240,18 @@ def items_digest(item_ids: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(item_ids)).encode()).hexdigest()[:16]
 
 
-def _joined(parts: Sequence[Measurement]) -> Measurement | None:
-    """One measurement of the items of all of them; none where there are none."""
-    scores: dict[str, float] = {}
-    for m in parts:
-        scores |= dict(zip(m.item_ids, m.scores, strict=True))
-    joined = {"item_ids": tuple(scores), "scores": tuple(scores.values())}
-    return parts[-1].model_copy(update=joined) if parts else None
-
-
-def _setting_of(found: Sequence[Measurement], wanted: Sequence[Wanted]) -> Setting:
-    first = found[0]
+def _setting_of(
+    found: Sequence[tuple[Measurement, tuple[str, ...]]], wanted: Sequence[Wanted]
+) -> Setting:
+    first = found[0][0]
     objectives = tuple(
         m.objective.model_copy(update={"role": each.role, "weight": each.weight})
-        for m, each in zip(found, wanted, strict=True)
+        for (m, _), each in zip(found, wanted, strict=True)
     )
     return Setting(
         split=first.split,
         form=first.form,
         curve=first.curve,
         objectives=objectives,
-        item_ids={m.objective.name: tuple(sorted(m.item_ids)) for m in found},
+        item_ids={m.objective.name: tuple(sorted(items)) for m, items in found},
     )

@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Flags = NDArray[np.bool_]
 
-EXPLORED = 0.6
+EXPLORED = 0.35
 """Share of a budget that goes to first looks at new points."""
 NUM_RESAMPLES = 500
-WEIGHTS = (0.1, 0.3, 0.5, 0.7, 0.9)
+WEIGHTS = (0.2, 0.35, 0.5, 0.65, 0.8)
 
 
 @dataclass(frozen=True)

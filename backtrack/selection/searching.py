@@ -105,7 +105,7 @@ def search(  # noqa: PLR0913  # the front door: every argument but the run is op
 class Worker:
     """Takes unit after unit until none is left, or the budget is spent."""
 
-    def __init__(  # noqa: PLR0913  # made in one place
+    def __init__(  # made in one place
         self,
         bench: Bench,
         ledger: Ledger,
@@ -182,9 +182,7 @@ class Worker:
         taken = self._ledger.under_way()
         table = self._table()
         if self._may_explore(table):
-            first = next_first(
-                self._anchors, table.points, {point for point, _ in taken}
-            )
+            first = next_first(self._anchors, table.points, {point for point, _ in taken})
             if first is not None:
                 return first, None, None
             proposal = self._propose(table, taken)
@@ -207,9 +205,7 @@ class Worker:
         racing = self._bench.section.racing
         level = 1 - (1 - racing.level) / max(len(self._parts) - 1, 1)
         points = {point for point, _ in taken}
-        return next_deep(
-            self._reading(table), done, is_open, points, level, self._bench.ends
-        )
+        return next_deep(self._reading(table), done, is_open, points, level, self._bench.ends)
 
     def _may_explore(self, table: Table) -> bool:
         """Whether one more first look leaves room for what deepening is to get."""

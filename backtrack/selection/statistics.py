@@ -248,9 +248,7 @@ def resample_means(
 
 
 @lru_cache(maxsize=64)
-def _item_weights(
-    item_ids: tuple[str, ...], seed: int, name: str, num_resamples: int
-) -> Floats:
+def _item_weights(item_ids: tuple[str, ...], seed: int, name: str, num_resamples: int) -> Floats:
     """How much each item counts in each sample, [resamples, items]; a mean weight of 1."""
     order = np.argsort(np.array(item_ids))
     generator = _generator(seed, "bootstrap", name)

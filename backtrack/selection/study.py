@@ -129,7 +129,9 @@ class Ledger:
     def notes(self) -> dict[str, dict[str, Any]]:
         """What the sampler left on its proposals, by point."""
         found = self._trials(TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
-        return {t.user_attrs[POINT]: t.user_attrs["notes"] for t in found if "notes" in t.user_attrs}
+        return {
+            t.user_attrs[POINT]: t.user_attrs["notes"] for t in found if "notes" in t.user_attrs
+        }
 
     def claim(
         self, unit: Unit, slot: int | None = None, notes: Mapping[str, Any] | None = None
@@ -202,9 +204,7 @@ class Ledger:
                 found += [Measurement.model_validate_json(text) for text in texts]
         return found
 
-    def settle(
-        self, claim: Claim, past: Past | None, attributes: Mapping[str, Any]
-    ) -> None:
+    def settle(self, claim: Claim, past: Past | None, attributes: Mapping[str, Any]) -> None:
         """Close a claim: complete where the point has its values, pruned where items miss."""
         trial = optuna.trial.Trial(self._study, claim.trial_id)
         for key, value in attributes.items():
@@ -369,7 +369,9 @@ def _open_storage(url: str, patience_seconds: int) -> Any:
         return optuna.storages.RDBStorage(
             _with_driver(url),
             # Workers on one machine wait for each other's writes; a server has its own locks.
-            engine_kwargs={"connect_args": {"timeout": 120}} if is_file else {"pool_pre_ping": True},
+            engine_kwargs={"connect_args": {"timeout": 120}}
+            if is_file
+            else {"pool_pre_ping": True},
             heartbeat_interval=max(patience_seconds // 4, 1),
             grace_period=patience_seconds,
         )

@@ -3,8 +3,8 @@
     python tests/bench/record_tables.py [full] [lora] [oft]
 
 Each method teaches the demo's model the demo's target and is measured on every item there is, at
-each checkpoint and 22 strengths. `tables/METHOD.npz` holds what came out, a bit an item; what
-replays it (`replay.py`) draws items from it, so the truth at every point is known: the mean of all.
+each checkpoint and 22 strengths. `tables/METHOD.npz` holds what came out, a bit an item.
+`replay.py` draws items from it, so the truth at every point is known: the mean of all.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def record(method: str) -> None:
             placement.place(point)
             distances.append(placement.distance(point))
             for o in objectives:
-                scores[o.info.name].append(o.measure(placement.model, placement.tokenizer, o.item_ids))
+                scores[o.info.name].append(
+                    o.measure(placement.model, placement.tokenizer, o.item_ids)
+                )
             said = {name: round(100 * float(np.mean(s[-1])), 1) for name, s in scores.items()}
             print(f"{method} {point}: {said}, {time.perf_counter() - begin:.1f} s", flush=True)
         write(method, points, distances, scores)

@@ -24,6 +24,7 @@ import contextlib
 import dataclasses
 import math
 import statistics
+import tempfile
 import warnings
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
@@ -306,7 +307,7 @@ def ours(replayed: Replayed, cost: float, **section: Any) -> dict[float, tuple[f
     )
     recipe = Recipe.model_validate({"name": "replay", "base": "replay", "search": search})
     run: Any = SimpleNamespace(
-        path=Path("replay"),
+        path=Path(tempfile.gettempdir()),
         recipe=recipe,
         steps=table.steps,
         final=Point(step=table.steps[-1]),
@@ -369,7 +370,9 @@ def show(results: dict[tuple[str, str, float], list[tuple[float, float]]]) -> No
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--tables", default="full,lora,oft")

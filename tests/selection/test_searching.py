@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import fcntl
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -10,8 +11,8 @@ from backtrack.errors import ObjectiveError, RunError, UsageError
 from backtrack.point import Point
 from backtrack.run.directory import Run
 from backtrack.selection.progress import Progress
-from backtrack.selection.space import anchors
 from backtrack.selection.searching import search
+from backtrack.selection.space import anchors
 from tests.selection.fakes import STEPS, Formula, Stand, make_info, make_recipe, make_run, pair
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def test_a_model_is_not_placed_where_it_stands(tmp_path: Path):
     seek(make_run(tmp_path / "run"), pair(), placement=stand)
     visits = stand.visits
     assert visits[:2] == [Point.base(), Point(step=40)]
-    assert all(here != there for here, there in zip(visits, visits[1:], strict=False))
+    assert all(here != there for here, there in pairwise(visits))
 
 
 def test_searching_again_measures_nothing(tmp_path: Path):
