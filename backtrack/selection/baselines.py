@@ -5,8 +5,8 @@ stand nowhere on the path; each is made in a copy of the live model, from weight
 
 mean       the trained tensors of the last checkpoints, averaged (an adapter's own parameters)
 intruder   PEFT's `reduce_intruder_dimension` on the last LoRA checkpoint, with its defaults
-truncated  the last full checkpoint with small singular values of each linear layer's delta cut off,
-           at the optimal hard threshold for noise of unknown size (Gavish and Donoho 2014)
+truncated  the last full checkpoint with small singular values of each linear layer's delta cut
+           off, at the optimal hard threshold for noise of unknown size (Gavish and Donoho 2014)
 
 Their scores are in `baselines.jsonl`, apart from the measurements of points.
 """
@@ -70,7 +70,9 @@ def off_the_path(run: Run, section: SearchSection) -> tuple[list[Baseline], list
             notes.append(f"The baseline `mean` needs {section.mean_of} checkpoints: left out.")
         elif kind == "mean":
             found.append(Baseline(kind=kind, steps=run.steps[-section.mean_of :]))
-        elif (kind == "intruder" and kind_of_run == "lora") or (kind == "truncated" and kind_of_run == "full"):
+        elif (kind == "intruder" and kind_of_run == "lora") or (
+            kind == "truncated" and kind_of_run == "full"
+        ):
             found.append(Baseline(kind=kind, steps=run.steps[-1:]))
         elif kind in ("intruder", "truncated"):
             needed = "LoRA" if kind == "intruder" else "full fine-tuning"
@@ -189,11 +191,12 @@ def _intruders_reduced(placement: Placement, final: Point) -> Any:
             "the baseline `intruder` needs the adapter on the model. Take it out of "
             "`search.baselines`, or use `placement: {form: attached}`."
         )
-    from peft.tuners.lora.intruders import reduce_intruder_dimension
+    from peft.tuners.lora import intruders
 
     placement.place(final)
     model = copy.deepcopy(placement.model)
-    reduce_intruder_dimension(model, old_adapter_name=model.active_adapter, logging_sink=None)
+    reduce: Any = intruders.reduce_intruder_dimension
+    reduce(model, old_adapter_name=model.active_adapter, logging_sink=None)
     return model.eval()
 
 

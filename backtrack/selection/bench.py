@@ -2,7 +2,8 @@
 
 Promised: a measurement is on disk before the next begins, so an interruption loses at most the one
 under way. Selection items come in nested parts, the same at every point, one measurement a part;
-a point's parts add up. The model and the objectives are built when something must be measured, not before.
+a point's parts add up. The model and the objectives are built when something must be measured,
+not before.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Two ways to fool oneself: items that were trained on, and benchmarks one chose by.
 
 An item is SHARED with the training data where its prompt, in lower case and without punctuation,
-is an example's prompt, or where at least `OVERLAP` of its runs of thirteen words stand in one of
-the examples (items of fewer words only by being equal). Looked at are objectives of kind `examples`
-and `text`, and training data that gives its texts in columns; what is found is written down, so
-choosing again reads no data.
+is an example's prompt, or where at least `OVERLAP` of its runs of thirteen words stand in the
+examples (items of fewer words only by being equal). Looked at are objectives of kind `examples`;
+what is found is written down, so choosing again reads no data.
+Not covered: tasks of lm-eval, whose documents may be anything, and running text.
 """
 
 from __future__ import annotations

@@ -262,12 +262,12 @@ def front_hypervolume(judgement: Judgement) -> Interval | None:
     if box <= 0:
         return None
     axis = Axis(unit=front.POINTS, direction="maximize")
-    on_front = whole[front.pareto_front(*values[:, whole], {"target": axis, "general": axis})]
-    estimate = front.hypervolume(*values[:, on_front], corner) / box
-    drawn = [
-        front.hypervolume(*sample, corner) / box
-        for sample in samples[..., on_front].swapaxes(0, 1)
-    ]
+    target, general = values[:, whole]
+    on_front = whole[front.pareto_front(target, general, {"target": axis, "general": axis})]
+    target, general = values[:, on_front]
+    estimate = front.hypervolume(target, general, corner) / box
+    pairs = zip(samples[0][:, on_front], samples[1][:, on_front], strict=True)
+    drawn = [front.hypervolume(t, g, corner) / box for t, g in pairs]
     return interval(estimate, np.array(drawn))
 
 

@@ -12,7 +12,8 @@ UNIT of work is one point and the next part it lacks:
 3. The others get part after part, in the order of their PROMISE: the share of bootstrap samples
    in which a point is the highest on the fitted curves, summed over weights from 0 to 1.
 
-With a budget, step 1 takes at most `EXPLORED` of it, and step 3 goes on until it is spent. Without one it ends when every point that stayed in the race has all items.
+With a budget, step 1 takes at most `EXPLORED` of it, and step 3 goes on until it is spent.
+Without one it ends when every point that stayed in the race has all items.
 """
 
 from __future__ import annotations

@@ -282,7 +282,7 @@ class Worker:
         return Past(self._space.place_of(point) or {}, scores, constraints), attributes
 
     def _tell_the_measured(self) -> None:
-        """Tell the study of whole points it does not know: adopted, or left by earlier searches."""
+        """Tell the study of whole points it does not know: adopted, or of earlier searches."""
         table = self._table()
         if not table.knows(self._bench.ends):
             return

@@ -167,7 +167,8 @@ class Completed:
     @property
     def means(self) -> Floats:
         """Estimates of the mean over all items, [points]."""
-        return self.sampled(np.ones((1, self.residuals.shape[1])))[0]
+        found: Floats = self.sampled(np.ones((1, self.residuals.shape[1])))[0]
+        return found
 
     def sampled(self, weights: Floats) -> Floats:
         """Estimates where items count so much each, [samples, points].

@@ -1,8 +1,8 @@
 """Several processes that search one run together, on this machine.
 
-Each is a `backtrack search --worker` of its own, with one of the GPUs where there are several. They
-share the run's folder and its study. A worker that is killed is noted and the others go on; its
-unit of work is taken up by another once it has given no sign of life for a while.
+Each is a `backtrack search --worker` of its own, with one of the GPUs where there are several.
+They share the run's folder and its study. A worker that is killed is noted and the others go on;
+its unit of work is taken up by another once it has given no sign of life for a while.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backtrack.errors import RunError, UsageError
-from backtrack.run.directory import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from backtrack.records import Measurement
+    from backtrack.run.directory import Run
 
 SECONDS_BETWEEN_LOOKS = 0.5
 

@@ -68,7 +68,9 @@ def write(
 ) -> None:
     """A table as a file: points, distances, and a bit for each point and item."""
     TABLES.mkdir(exist_ok=True)
-    bits = {f"bits_{n}": np.packbits(np.array(s) > 0.5, axis=1) for n, s in scores.items()}
+    bits: dict[str, Any] = {
+        f"bits_{n}": np.packbits(np.array(s) > 0.5, axis=1) for n, s in scores.items()
+    }
     np.savez_compressed(
         TABLES / f"{method}.npz",
         steps=np.array([p.step for p in points]),

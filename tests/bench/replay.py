@@ -169,7 +169,9 @@ def judge_by(
     ends = [0, table.points.index(Point(step=table.steps[-1], alpha=1.0))]
     corner = float(truth[0, ends].min()), float(truth[1, ends].min())
     columns = [table.points.index(point) for point in held]
-    share = front.hypervolume(*truth[:, columns], corner) / front.hypervolume(*truth, corner)
+    held_truth = truth[:, columns]
+    share = front.hypervolume(held_truth[0], held_truth[1], corner)
+    share /= front.hypervolume(truth[0], truth[1], corner)
     return statistics.mean(regrets), share
 
 
