@@ -146,10 +146,12 @@ class Worker:
         self._ledger.clear_stale(is_alone=self._is_alone)
         self._tell_the_measured()
         while True:
+            # Asked before catching up: what was under way and is not any more is then on record.
+            taken = self._ledger.under_way()
             self._catch_up()
-            unit, slot, notes = self._next()
+            unit, slot, notes = self._next(taken)
             if unit is None:
-                if not self._ledger.under_way():
+                if not taken:
                     break
                 time.sleep(SECONDS_BETWEEN_LOOKS)
                 continue
@@ -162,8 +164,11 @@ class Worker:
 
     def _do(self, claim: Claim) -> None:
         """Measure a claimed unit, and close it."""
-        unit, before = claim.unit, len(self._bench.recorded)
+        unit = claim.unit
         with self._ledger.alive(claim):
+            # Another worker may have measured it since this one looked.
+            self._catch_up()
+            before = len(self._bench.recorded)
             self._expect()
             self._bench.measure(unit.point, "selection", unit.origin, self._meter, unit.part)
             self._ledger.carry(claim, self._bench.recorded[before:])
@@ -177,9 +182,10 @@ class Worker:
         self._ledger.clear_stale(is_alone=False)
         self._bench.take_in(self._ledger.carried())
 
-    def _next(self) -> tuple[Unit | None, int | None, Mapping[str, object] | None]:
+    def _next(
+        self, taken: Mapping[tuple[Point, int], object]
+    ) -> tuple[Unit | None, int | None, Mapping[str, object] | None]:
         """The next unit; for a sampler's proposal its turn and the sampler's notes too."""
-        taken = self._ledger.under_way()
         table = self._table()
         if self._may_explore(table):
             first = next_first(self._anchors, table.points, {point for point, _ in taken})
