@@ -20,8 +20,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import socket
 import threading
+import time
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,7 +48,7 @@ from backtrack.selection.space import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
@@ -61,6 +63,7 @@ STUDY = "study.db"
 POINT, PART, ORIGIN, SLOT = "point", "part", "origin", "slot"
 CARRIED = "measurement"
 
+MAX_ATTEMPTS = 10
 _FEWEST_FOR_MODEL = 4
 """Points before the Gaussian process takes over from chance; the anchors are usually more."""
 
@@ -366,15 +369,7 @@ def open_ledger(
 def _open_storage(url: str, patience_seconds: int) -> Any:
     is_file = url.startswith("sqlite")
     try:
-        return optuna.storages.RDBStorage(
-            _with_driver(url),
-            # Workers on one machine wait for each other's writes; a server has its own locks.
-            engine_kwargs={"connect_args": {"timeout": 120}}
-            if is_file
-            else {"pool_pre_ping": True},
-            heartbeat_interval=max(patience_seconds // 4, 1),
-            grace_period=patience_seconds,
-        )
+        return _made_once(lambda: _storage(url, patience_seconds, is_file=is_file))
     except ImportError as error:
         raise UsageError(
             f"the storage needs a driver that is not installed ({error}). For PostgreSQL: "
@@ -396,6 +391,30 @@ def _open_storage(url: str, patience_seconds: int) -> Any:
             f"the database of --storage does not answer: {first}. Is it running, and reachable "
             "from here? What was measured is in measurements.jsonl."
         ) from error
+
+
+def _storage(url: str, patience_seconds: int, *, is_file: bool) -> Any:
+    # Workers on one machine wait for each other's writes; a server has its own locks.
+    kwargs = {"connect_args": {"timeout": 120}} if is_file else {"pool_pre_ping": True}
+    return optuna.storages.RDBStorage(
+        _with_driver(url),
+        engine_kwargs=kwargs,
+        heartbeat_interval=max(patience_seconds // 4, 1),
+        grace_period=patience_seconds,
+    )
+
+
+def _made_once(make: Callable[[], Any]) -> Any:
+    """Workers that start together all make the tables; those that come second try again."""
+    for _ in range(MAX_ATTEMPTS - 1):
+        try:
+            return make()
+        except DatabaseError as error:
+            said = str(error.orig).lower()
+            if not any(sign in said for sign in ("already exists", "duplicate", "unique")):
+                raise
+        time.sleep(0.3 * random.random())
+    return make()
 
 
 def _with_driver(url: str) -> str:

@@ -131,5 +131,5 @@ def test_a_storage_that_is_no_url_is_refused(tmp_path: Path):
 
 def test_workers_that_all_fail_say_why(tmp_path: Path):
     run = make_run(tmp_path / "run")
-    with pytest.raises(RunError, match="none of the 2 workers .* --recipe FILE"):
+    with pytest.raises(RunError, match=r"none of the 2 workers .* --recipe FILE"):
         search_together(run, 2)
