@@ -308,13 +308,14 @@ class Baseline(Record):
 
     def __str__(self) -> str:
         steps = ", ".join(str(step) for step in self.steps)
+        point = self.point or Point.base()
         return {
-            "checkpoint": "best checkpoint",
-            "grid": "best of the alpha grid",
+            "checkpoint": f"best checkpoint: step {point.step}",
+            "grid": f"best of the grid: alpha {point.alpha:g}",
             "mean": f"mean of steps {steps}",
-            "intruder": f"intruders reduced, step {steps}",
-            "truncated": f"delta truncated, step {steps}",
-        }[self.kind] + (f": {self.point}" if self.point else "")
+            "intruder": f"intruders reduced: step {steps}",
+            "truncated": f"delta truncated: step {steps}",
+        }[self.kind]
 
 
 class BaselineMeasurement(Record):

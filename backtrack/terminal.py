@@ -153,32 +153,31 @@ def _scaled(value: Interval, factor: float) -> Interval:
 
 
 def _by_objective(selection: Selection) -> Table:
-    """Each objective on the report items, and the chosen point's against base and final."""
+    """Each objective on the report items, and the chosen point's change from the base."""
+    to_base = next((d for d in selection.differences if d.to == "base"), None)
     table = _table("each objective, on report items")
-    for name in ("objective", *selection.report, *(f"vs {d.to}" for d in selection.differences)):
+    for name in ("objective", *selection.report, "vs base"):
         table.add_column(name, justify="left" if name == "objective" else "right")
     for o in selection.objectives:
-        is_share = o.unit == "fraction"
-        unit, factor = ("%", 100.0) if is_share else (o.unit, 1.0)
+        unit, factor = ("%", 100.0) if o.unit == "fraction" else (o.unit, 1.0)
         rows = selection.report.values()
         scores = [f"{factor * row.scores[o.name]:{_digits(unit)}}" for row in rows]
-        changes = [
-            signed(_scaled(d.scores[o.name], factor), unit) if o.name in d.scores else ""
-            for d in selection.differences
-        ]
-        table.add_row(f"{o.name} ({o.role})", *scores, *changes)
+        change = to_base.scores.get(o.name) if to_base else None
+        text = signed(_scaled(change, factor), unit) if change else ""
+        table.add_row(f"{o.name} ({o.role})", *scores, text)
     return table
 
 
 def _against_baselines(selection: Selection) -> Table:
     """What users take without a search, and the chosen point's utility less theirs."""
-    target, general = (selection.axes[role] for role in ROLES)
+    units = [selection.axes[role].unit for role in ROLES]
     table = _table("without a search, on report items")
     table.add_column("")
-    for name in (heading("target", target), heading("general", general), "chosen is better by"):
+    for name in (*ROLES, "chosen is better by"):
         table.add_column(name, justify="right")
     for row in selection.baselines:
-        cells = (shown(row.target, target.unit), shown(row.general, general.unit))
+        values = zip((row.target.estimate, row.general.estimate), units, strict=True)
+        cells = [f"{value:{_digits(unit)}}" for value, unit in values]
         table.add_row(str(row.baseline), *cells, signed(row.difference, "points"))
     return table
 

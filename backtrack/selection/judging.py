@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -36,7 +37,7 @@ from backtrack.selection.statistics import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -229,22 +230,45 @@ def knee(table: Table, final: Point, seed: int) -> float:
 
 
 def weight_ranges(judgement: Judgement, constraints: Constraints) -> tuple[WeightRange, ...]:
-    """The chosen point at each hundredth of weight from 0 to 1, neighbours put together."""
+    """The chosen point at each hundredth of weight from 0 to 1, neighbours put together.
+
+    Every tenth is looked at, and hundredths where the choice changes between two tenths.
+    """
     reading = judgement.reading
     bounds = reading.bounds(judgement.base, judgement.final, constraints)
     is_feasible = front.feasible(bounds, len(reading.table.points))
+    columns: dict[int, int] = {}
+
+    def look(hundredth: int) -> int:
+        if hundredth not in columns:
+            weight = hundredth / 100
+            columns[hundredth] = choose(reading.at(weight).measured, is_feasible).chosen
+        return columns[hundredth]
+
+    def fill(low: int, high: int) -> None:
+        if high - low <= 10 and look(low) == look(high):
+            columns.update(dict.fromkeys(range(low, high + 1), look(low)))
+        elif high - low > 1:
+            fill(low, (low + high) // 2)
+            fill((low + high) // 2, high)
+
+    for tenth in range(10):
+        fill(10 * tenth, 10 * tenth + 10)
+    return tuple(_ranges(reading, [look(hundredth) for hundredth in range(101)]))
+
+
+def _ranges(reading: Reading, columns: Sequence[int]) -> Iterator[WeightRange]:
+    """Runs of equal columns, the weight rising by a hundredth."""
     target, general = reading.role("target"), reading.role("general")
-    found: list[WeightRange] = []
-    for hundredth in range(101):
-        weight = hundredth / 100
-        column = choose(reading.at(weight).measured, is_feasible).chosen
-        point = reading.table.points[column]
-        if found and found[-1].point == point:
-            found[-1] = found[-1].model_copy(update={"high": weight})
-        else:
-            scores = {"target": float(target[column]), "general": float(general[column])}
-            found.append(WeightRange(low=weight, high=weight, point=point, **scores))
-    return tuple(found)
+    for column, run in groupby(range(len(columns)), key=lambda i: columns[i]):
+        hundredths = list(run)
+        yield WeightRange(
+            low=hundredths[0] / 100,
+            high=hundredths[-1] / 100,
+            point=reading.table.points[column],
+            target=float(target[column]),
+            general=float(general[column]),
+        )
 
 
 def front_hypervolume(judgement: Judgement) -> Interval | None:

@@ -217,7 +217,7 @@ class Worker:
         """Whether one more first look leaves room for what deepening is to get."""
         first = self._bench.num_items(part=0)
         spent = self._spent()
-        if len(self._parts) == 1:
+        if len(self._parts) == 1 or not table.knows(self._bench.ends):
             return self._budget.allows(spent, first)
         explored = first * len(table.points)
         deepened = spent.items - explored

@@ -157,8 +157,10 @@ def show(results: list[dict[str, Any]], *, is_equal: bool) -> None:
     claims = np.array([r["claims"] for r in results])
     bias, optimism = (np.array([r[key] for r in results]) for key in ("bias", "optimism"))
     count = len(results)
-    print(f"{'all points equal' if is_equal else 'as recorded'}: {count} selections, "
-          f"{100 * np.mean([r['moved'] for r in results]):.0f}% chose a point other than the base")
+    print(
+        f"{'all points equal' if is_equal else 'as recorded'}: {count} selections, "
+        f"{100 * np.mean([r['moved'] for r in results]):.0f}% chose a point other than the base"
+    )
     if len(covered):
         print(f"  coverage {100 * covered.mean():.1f}% of {len(covered)} intervals")
     print(f"  selections that claim a difference {100 * claims.mean():.1f}%")

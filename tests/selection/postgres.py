@@ -30,7 +30,8 @@ def postgresql() -> Iterator[str]:
     binaries = find_binaries()
     assert binaries is not None
     folder = Path(tempfile.mkdtemp(prefix="backtrack-pg-"))
-    user = pwd.getpwnam("postgres") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
+    is_root = os.geteuid() == 0
+    user = pwd.getpwnam("postgres") if is_root else pwd.getpwuid(os.geteuid())
     os.chown(folder, user.pw_uid, user.pw_gid)
     port = free_port()
 
@@ -40,7 +41,8 @@ def postgresql() -> Iterator[str]:
             check=True,
             capture_output=True,
             cwd=folder,
-            **({"user": user.pw_uid, "group": user.pw_gid} if os.geteuid() == 0 else {}),
+            user=user.pw_uid if is_root else None,
+            group=user.pw_gid if is_root else None,
         )
 
     data = str(folder / "data")
