@@ -205,7 +205,7 @@ class Bench:
         if split not in self._parts:
             shares = self.section.racing.shares if split == "selection" else ()
             by_name = {
-                name: chunks(ids, shares, self.section.seed)
+                name: chunks(ids, shares, self.section.seed, self.section.batch_size)
                 for name, ids in self._split(split).items()
             }
             count = max(len(found) for found in by_name.values())

@@ -128,16 +128,23 @@ def nested_order(item_ids: Sequence[str], seed: int) -> tuple[str, ...]:
     return tuple(item_id for _, item_id in sorted(ranked))
 
 
-def chunks(item_ids: Sequence[str], shares: Sequence[float], seed: int) -> list[tuple[str, ...]]:
+def chunks(
+    item_ids: Sequence[str], shares: Sequence[float], seed: int, batch_size: int = 1
+) -> list[tuple[str, ...]]:
     """The items in parts, each sorted: the first `i` parts together are a share of all items.
+
+    Where there are items for four batches or more, parts are made of whole batches, so that a
+    point measured part by part takes no more batches than one measured at once.
 
     Args:
         item_ids: All items.
         shares: Ascending, below 1; the last part is the rest.
         seed: Of the order.
+        batch_size: Items a batch.
     """
     order = nested_order(item_ids, seed)
-    ends = [max(math.ceil(share * len(order)), MIN_ITEMS) for share in shares]
+    unit = batch_size if len(order) >= 4 * batch_size else 1
+    ends = [max(unit * math.ceil(share * len(order) / unit), MIN_ITEMS) for share in shares]
     ends = [end for end in dict.fromkeys(ends) if len(order) - end >= MIN_ITEMS]
     parts = zip([0, *ends], [*ends, len(order)], strict=True)
     return [tuple(sorted(order[begin:end])) for begin, end in parts]
