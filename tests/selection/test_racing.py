@@ -119,7 +119,7 @@ def test_a_budget_of_items_is_kept_and_nearly_spent(tmp_path: Path, budget: int)
 
 
 def test_a_budget_that_does_not_reach_for_both_ends_is_refused(tmp_path: Path):
-    with pytest.raises(UsageError, match=r"budget of 50 items .* take 200"):
+    with pytest.raises(UsageError, match=r"budget of 50 items .* take 256"):
         items_scored(tmp_path / "run", budget={"items": 50})
 
 
@@ -134,7 +134,7 @@ def test_a_plan_is_told_before_anything_is_measured(tmp_path: Path):
         on_plan=lambda plan: plans.append(plan) or plans.append(len(objectives[0].calls)),  # type: ignore[func-returns-value,arg-type]
     )
     num_points = len(anchors(STEPS, make_recipe().search)) + 2
-    least = 2 * 400 + (num_points - 2) * 100
+    least = 2 * 400 + (num_points - 2) * 2 * 64
     assert plans == [Plan(num_points, least, num_points * 400, 0, None), 0]
 
 
