@@ -30,6 +30,7 @@ from backtrack.selection.study import STUDY, Past, open_ledger, propose, quiet, 
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from backtrack.evaluate.objective import Objective
     from backtrack.path.placement import Placement
@@ -71,8 +72,7 @@ def search(  # noqa: PLR0913  # the front door: every argument but the run is op
         objectives: Ready-made ones, in place of the recipe's.
         trials: Points the sampler adds, earlier searches counted; the recipe's if not given.
         budget: What it may cost; the recipe's if not given.
-        storage: URL of the database that workers on several machines share; the recipe's, else
-            `study.db` in the run.
+        storage: URL of the database that workers share; the recipe's, else the run's `study.db`.
         is_shared: Other workers search this run too.
         on_plan: Called once, before anything is measured.
         on_progress: Called before each objective and after each part.
@@ -319,7 +319,7 @@ class Worker:
         return read(table, self._bench.run.final, 0.5, seed, NUM_RESAMPLES)
 
 
-def _ledger(bench: Bench, storage: str | None):  # type: ignore[no-untyped-def]
+def _ledger(bench: Bench, storage: str | None) -> AbstractContextManager[Ledger]:
     """The study of this search's setting."""
     setting = bench.setting("selection")
     space = Space.of(bench.run.steps, bench.section)
