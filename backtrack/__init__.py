@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from backtrack.point import Point
     from backtrack.run.adopt import adopt
     from backtrack.run.directory import Run
+    from backtrack.selection.searching import search
     from backtrack.selection.selecting import select
-    from backtrack.selection.study import search
     from backtrack.train.callback import TrajectoryCallback
 
 __version__ = "0.1.0"
@@ -41,7 +41,7 @@ _HOMES = {
     "TrajectoryCallback": "backtrack.train.callback",
     "adopt": "backtrack.run.adopt",
     "export": "backtrack.exporter",
-    "search": "backtrack.selection.study",
+    "search": "backtrack.selection.searching",
     "select": "backtrack.selection.selecting",
 }
 

@@ -165,22 +165,53 @@ def search(
     base: BaseOption = None,
     recipe: RecipeOption = None,
     trials: Annotated[int | None, typer.Option(help="Points the sampler adds.")] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND=NUMBER",
+            help="What it may cost: items=5000, tokens=2e6 or minutes=30; repeatable.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes on this machine, one a GPU.")
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="Database that workers on several machines share: postgresql://..."),
+    ] = None,
     *,
+    is_worker: Annotated[
+        bool, typer.Option("--worker", help="Share the run with other workers.", hidden=True)
+    ] = False,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
 ) -> None:
     """Measure points along the path; what is measured stays measured."""
+    limits = _budget(budget)
     opened = _open(run, base, recipe)
+    count = workers or (opened.recipe.search.workers if opened.recipe else 1)
     with terminal.progress("measuring", is_quiet=is_quiet or is_json) as report:
-        from backtrack.selection.study import search as search_run
+        if count > 1 and not is_worker:
+            found = _search_together(opened, count, (trials, budget, storage), report)
+        else:
+            from backtrack.selection.searching import search as search_run
 
-        found = search_run(opened, trials=trials, on_progress=_measuring(report))
+            found = search_run(
+                opened,
+                trials=trials,
+                budget=limits,
+                storage=storage,
+                is_shared=is_worker,
+                on_plan=None if is_quiet or is_json else _show_plan,
+                on_progress=_measuring(report),
+            )
     points = list(dict.fromkeys(str(measurement.point) for measurement in found))
+    num_items = sum(len(measurement.item_ids) for measurement in found)
     if is_json:
-        _print_json({"run": str(opened.path), "points": points})
+        _print_json({"run": str(opened.path), "points": points, "items": num_items})
         return
     terminal.out.print(
-        f"{opened.path}: {len(points)} points measured. Choose one: "
+        f"{opened.path}: {len(points)} points measured, {num_items:,} items scored. Choose one: "
         f"backtrack select {shlex.quote(str(opened.path))} --weight 0.5",
         markup=False,
         soft_wrap=True,
@@ -190,8 +221,11 @@ def search(
 @app.command()
 def select(
     run: RunArgument = None,
-    weight: Annotated[
-        float | None, typer.Option(help="Of the target in the utility, from 0 to 1.")
+    weights: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--weight", help="Of the target in the utility, from 0 to 1; repeat for a table."
+        ),
     ] = None,
     max_general_drop: Annotated[
         float | None, typer.Option(help="Points the general score may fall below the base's.")
@@ -202,35 +236,49 @@ def select(
     keep_gain: Annotated[
         float | None, typer.Option(help="Share of the final checkpoint's gain to keep.")
     ] = None,
+    max_drop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=NUMBER", help="How much an objective may lose; repeatable."),
+    ] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=NUMBER", help="Worst score of an objective; repeatable."),
+    ] = None,
     export: Annotated[Path | None, typer.Option(help="Write the chosen point here.")] = None,
     form: Annotated[ExportForm | None, typer.Option("--as", help="What to write.")] = None,
     base: BaseOption = None,
     recipe: RecipeOption = None,
     *,
+    is_knee: Annotated[
+        bool, typer.Option("--knee", help="Choose the knee of the front, whatever its weight.")
+    ] = False,
+    is_swept: Annotated[
+        bool, typer.Option("--sweep", help="List the chosen points from weight 0 to 1.")
+    ] = False,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
 ) -> None:
     """Choose the point that serves a weighting; searches first where nothing is measured."""
-    from backtrack.selection.selecting import select as select_point
-
-    bounds = _constraints(max_general_drop, min_target, keep_gain)
+    if is_knee and weights:
+        raise UsageError("--knee takes its weight from the front: give it or --weight, not both.")
+    bounds = _constraints(max_general_drop, min_target, keep_gain, _bounds(max_drop, limit))
     opened = _open(run, base, recipe)
     with terminal.progress("measuring", is_quiet=is_quiet or is_json) as report:
-        choice = select_point(
-            opened,
-            weight=weight,
-            constraints=bounds,
-            on_progress=_measuring(report),
-            command=_command_line(),
-        )
+        choices = _choose(opened, weights or [], bounds, report, is_knee=is_knee)
+    choice = choices[0]
     page = _draw(opened, choice.selection)
     if export is not None:
         _export(opened, choice.point, export, form)
     if is_json:
-        _print_json(choice.selection.model_dump(mode="json"))
+        dumped = [each.selection.model_dump(mode="json") for each in choices]
+        _print_json(dumped[0] if len(dumped) == 1 else dumped)
         return
     terminal.print_candidates(choice.selection)
     terminal.print_selection(choice.selection)
+    if len(choices) > 1:
+        terminal.print_weights([each.selection for each in choices])
+    if is_swept:
+        terminal.print_ranges(choice.selection)
     terminal.out.print()
     terminal.out.print(f"report   {page}", markup=False, soft_wrap=True)
     if export is not None:
@@ -436,24 +484,109 @@ def _recipe_path(name: Path) -> Path:
     return find_recipe(name)
 
 
+def _choose(
+    run: Run,
+    weights: Sequence[float],
+    bounds: Constraints | None,
+    report: terminal.Report,
+    *,
+    is_knee: bool,
+) -> list[Any]:
+    """The choice, or one for each weight where there are several."""
+    from backtrack.selection.selecting import select as select_point
+    from backtrack.selection.selecting import select_each
+
+    common: dict[str, Any] = {
+        "constraints": bounds,
+        "on_progress": _measuring(report),
+        "command": _command_line(),
+    }
+    if len(weights) > 1:
+        return select_each(run, weights, **common)
+    weight = weights[0] if weights else None
+    return [select_point(run, weight=weight, is_knee=is_knee, **common)]
+
+
+def _search_together(
+    run: Run,
+    count: int,
+    options: tuple[int | None, list[str] | None, str | None],
+    report: terminal.Report,
+) -> list[Any]:
+    """Search by several processes, each with the same options."""
+    from backtrack.selection.workers import search_together
+
+    trials, budget, storage = options
+    arguments = ["--trials", str(trials)] if trials is not None else []
+    arguments += [part for text in budget or [] for part in ("--budget", text)]
+    arguments += ["--storage", storage] if storage else []
+
+    def show(scored: int, running: int) -> None:
+        report(scored, scored, f"items scored, {running} workers")
+
+    return search_together(run, count, arguments, on_progress=show, on_note=terminal.print_note)
+
+
+def _budget(texts: Sequence[str] | None) -> Any:
+    """The budget given on the command line; none if there is none, so that the recipe's holds."""
+    if not texts:
+        return None
+    from pydantic import ValidationError
+
+    from backtrack.recipe import BudgetSection
+
+    try:
+        asked = {kind: float(number) for kind, _, number in (t.partition("=") for t in texts)}
+        return BudgetSection.model_validate(asked)
+    except (ValueError, ValidationError) as error:
+        raise UsageError(
+            f"--budget {' '.join(texts)}: write items=5000, tokens=2e6 or minutes=30."
+        ) from error
+
+
+def _bounds(max_drop: Sequence[str] | None, limit: Sequence[str] | None) -> dict[str, Any]:
+    """Bounds on single objectives by name."""
+    found: dict[str, Any] = {}
+    for option, texts in (("max_drop", max_drop or ()), ("limit", limit or ())):
+        for text in texts:
+            name, equals, number = text.rpartition("=")
+            try:
+                found.setdefault(name, {})[option] = float(number)
+            except ValueError:
+                equals = ""
+            if not equals or not name:
+                raise UsageError(
+                    f"--{option.replace('_', '-')} {text!r}: write NAME=NUMBER, such as nq=2."
+                )
+    return found
+
+
 def _constraints(
-    max_general_drop: float | None, min_target: float | None, keep_gain: float | None
+    max_general_drop: float | None,
+    min_target: float | None,
+    keep_gain: float | None,
+    objectives: dict[str, Any],
 ) -> Constraints | None:
     """The bounds given on the command line; none if there are none, so that the recipe's hold."""
-    if max_general_drop is None and min_target is None and keep_gain is None:
+    given = {
+        "max_general_drop": max_general_drop,
+        "min_target": min_target,
+        "keep_gain": keep_gain,
+    }
+    if not objectives and all(value is None for value in given.values()):
         return None
     from pydantic import ValidationError
 
     from backtrack.records import Constraints
 
     try:
-        return Constraints(
-            max_general_drop=max_general_drop, min_target=min_target, keep_gain=keep_gain
-        )
+        return Constraints.model_validate({**given, "objectives": objectives})
     except ValidationError as error:
         first = error.errors()[0]
-        option = str(first["loc"][0]).replace("_", "-")
-        raise UsageError(f"--{option}: {first['msg'].lower()}, got {first['input']}.") from error
+        option = str(first["loc"][0] if first["loc"][0] != "objectives" else first["loc"][-1])
+        raise UsageError(
+            f"--{option.replace('_', '-')}: {first['msg'].lower()}, got {first['input']}."
+        ) from error
 
 
 def _parse_point(text: str) -> Point:
@@ -492,6 +625,12 @@ def _draw(run: Run, selection: Selection) -> Path:
     from backtrack.report.page import write_report
 
     return write_report(run.path, selection, run.measurements(), run.entries())
+
+
+def _show_plan(plan: Any) -> None:
+    terminal.print_plan(
+        plan.num_points, plan.least_items, plan.most_items, plan.done_items, plan.seconds
+    )
 
 
 def _measuring(report: terminal.Report) -> Any:

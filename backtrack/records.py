@@ -155,6 +155,8 @@ class Measurement(Record):
         distance: L2 norm of the way from the base along the curve, over the tensors that move.
         seconds: Wall time.
         origin: Who asked: `anchor`, `sampler`, `report` or `user`.
+        whole: Names the set of items these are a part of; empty where they are all of it.
+        num_tokens: Tokens the model read or wrote for it, padding included; none where not known.
     """
 
     point: Point
@@ -167,6 +169,8 @@ class Measurement(Record):
     distance: float
     seconds: float
     origin: str = "user"
+    whole: str = ""
+    num_tokens: int | None = None
 
     @model_validator(mode="after")
     def _pairs(self) -> Measurement:
@@ -209,12 +213,15 @@ class Candidate(Record):
         general: Likewise.
         utility: At the chosen weight, in points.
         smoothed: The utility on the curve fitted along alpha; equals `utility` where none is
-        fitted. distance: From the base, see `Measurement`.
+            fitted.
+        distance: From the base, see `Measurement`.
         origin: See `Measurement`.
         is_on_front: No measured point is better on both roles.
         is_feasible: Meets every constraint.
         is_tied: Cannot be told apart from the point of highest utility.
         chance_best: Share of bootstrap samples in which it has the highest utility.
+        share: Of the selection items it was measured on. Below 1 its scores are estimates, and it
+            can be chosen only from a fitted curve.
     """
 
     point: Point
@@ -229,6 +236,19 @@ class Candidate(Record):
     is_feasible: bool
     is_tied: bool
     chance_best: float
+    share: float = 1.0
+
+
+class ObjectiveBound(Record):
+    """A bound on one objective: in percent where it is a fraction, else in its unit.
+
+    Attributes:
+        max_drop: How much worse than the base's its score may be.
+        limit: The worst score allowed: the lowest, or the highest where less is better.
+    """
+
+    max_drop: Annotated[float, Field(ge=0)] | None = None
+    limit: float | None = None
 
 
 class Constraints(Record):
@@ -238,11 +258,13 @@ class Constraints(Record):
         max_general_drop: How far the general score may fall below the base's.
         min_target: Lowest target score.
         keep_gain: Share of the final checkpoint's gain on the target that must be kept.
+        objectives: Bounds on single objectives, by name.
     """
 
     max_general_drop: Annotated[float, Field(ge=0)] | None = None
     min_target: float | None = None
     keep_gain: Annotated[float, Field(ge=0, le=1)] | None = None
+    objectives: dict[str, ObjectiveBound] = Field(default_factory=dict)
 
 
 class ReportRow(Record):
@@ -266,6 +288,7 @@ class Difference(Record):
         target: Chosen minus other, in the unit of the axis.
         general: Likewise.
         utility: Likewise, in points; positive is in favour of the chosen point.
+        scores: Likewise for each objective, in its unit.
         items_to_settle: How many items a role would be needed for 80% power to see a utility
             difference of this size at 95%; none where the difference is zero.
     """
@@ -275,6 +298,85 @@ class Difference(Record):
     general: Interval
     utility: Interval
     items_to_settle: int | None
+    scores: dict[str, Interval] = Field(default_factory=dict)
+
+
+class WeightRange(Record):
+    """Weights of the target, both ends included, at which one point is chosen.
+
+    `target` and `general` are its scores on the selection items, in the unit of their axes.
+    """
+
+    low: float
+    high: float
+    point: Point
+    target: float
+    general: float
+
+
+class Baseline(Record):
+    """What users take without a search: a rival of the chosen point.
+
+    Attributes:
+        kind: `checkpoint`, the best checkpoint at full strength; `grid`, the best of a plain grid
+            of alphas of the last one; `mean`, the average of the last checkpoints' trained
+            tensors; `intruder`, PEFT's `reduce_intruder_dimension`; `truncated`, the delta's small
+            singular values cut off.
+        steps: The checkpoints it is made of.
+        point: Where it stands on the path, if it does.
+    """
+
+    kind: Literal["checkpoint", "grid", "mean", "intruder", "truncated"]
+    steps: tuple[int, ...] = ()
+    point: Point | None = None
+
+    def __str__(self) -> str:
+        steps = ", ".join(str(step) for step in self.steps)
+        point = self.point or Point.base()
+        return {
+            "checkpoint": f"best checkpoint: step {point.step}",
+            "grid": f"best of the grid: alpha {point.alpha:g}",
+            "mean": f"mean of steps {steps}",
+            "intruder": f"intruders reduced: step {steps}",
+            "truncated": f"delta truncated: step {steps}",
+        }[self.kind]
+
+
+class BaselineMeasurement(Record):
+    """Scores of one objective's items at a baseline that is no point; a line of `baselines.jsonl`.
+
+    Attributes:
+        baseline: What was measured.
+        objective: The number.
+        form: How the model stood, and so how the baseline was made.
+        split: Which items.
+        item_ids: Likewise.
+        scores: One score an item.
+        seconds: Wall time.
+    """
+
+    baseline: Baseline
+    objective: ObjectiveInfo
+    form: Form
+    split: Split
+    item_ids: tuple[str, ...]
+    scores: tuple[float, ...]
+    seconds: float
+
+
+class BaselineRow(Record):
+    """A baseline on the report items, and the chosen point against it.
+
+    `target` and `general` are in the unit of their axes; `utility` and `difference`, chosen minus
+    baseline in utility, in points.
+    """
+
+    baseline: Baseline
+    scores: dict[str, float]
+    target: Interval
+    general: Interval
+    utility: Interval
+    difference: Interval
 
 
 class Selection(Record):
@@ -302,6 +404,10 @@ class Selection(Record):
         seed: Of the bootstrap and the split.
         verdict: What the items show, in one sentence.
         notes: Cautions a reader should see.
+        baselines: What users take without a search, on the report items.
+        ranges: The chosen point by weight, from 0 to 1.
+        hypervolume: Of the front on selection items: share of the box from the worse of base and
+            final to the best seen, on both roles; none where the box is empty.
         command: What made this selection.
         created: Time, ISO 8601 in UTC.
     """
@@ -328,6 +434,9 @@ class Selection(Record):
     seed: int
     verdict: str
     notes: tuple[str, ...] = ()
+    baselines: tuple[BaselineRow, ...] = ()
+    ranges: tuple[WeightRange, ...] = ()
+    hypervolume: Interval | None = None
     command: str
     created: str
 

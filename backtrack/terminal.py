@@ -95,20 +95,120 @@ def print_note(message: str) -> None:
     err.print(message, markup=False, style="dim", soft_wrap=True)
 
 
+def print_plan(
+    num_points: int, least_items: int, most_items: int, done_items: int, seconds: float | None
+) -> None:
+    """What a search will cost, before it starts."""
+    least = f", {least_items:,} if racing drops all it can" if least_items < most_items else ""
+    done = f"; {done_items:,} on record" if done_items else ""
+    when = f"; about {_duration(seconds)}" if seconds is not None else ""
+    print_note(f"{num_points} points, at most {most_items:,} items scored{least}{done}{when}.")
+
+
+def _duration(seconds: float) -> str:
+    """`40 s`, `12 min` or `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def print_selection(selection: Selection) -> None:
-    """The before/after table, the verdict and the cautions."""
+    """The before/after table, each objective, baselines, the verdict and the cautions."""
     out.print(_before_after(selection))
+    if len(selection.objectives) > 2:
+        out.print(_by_objective(selection))
+    if selection.baselines:
+        out.print(_against_baselines(selection))
     out.print(selection.verdict, markup=False, style="bold")
     for difference in selection.differences:
         utility = difference.utility
         if difference.items_to_settle and utility.low <= 0 <= utility.high:
-            out.print(
-                f"- {difference.items_to_settle:,} items a role would settle chosen against "
-                f"{difference.to}.",
-                markup=False,
-            )
+            out.print(_more_items(selection, difference), markup=False)
+    if selection.hypervolume is not None:
+        share = _scaled(selection.hypervolume, 100)
+        out.print(
+            f"- The front covers {shown(share, '%')}% of the way from the worse of base and final "
+            "to the best seen on both roles (selection items).",
+            markup=False,
+        )
     for note in selection.notes:
         out.print(f"- {note}", markup=False, style="yellow")
+
+
+def _more_items(selection: Selection, difference: Difference) -> str:
+    """How many items would settle a difference, and how many more than there are."""
+    needed = difference.items_to_settle or 0
+    roles = {o.name: o.role for o in selection.objectives}
+    have = min(
+        sum(n["report"] for name, n in selection.num_items.items() if roles[name] == role)
+        for role in ROLES
+    )
+    more = f" ({needed - have:,} more)" if needed > have else ""
+    return f"- {needed:,} items a role{more} would settle chosen against {difference.to}."
+
+
+def _scaled(value: Interval, factor: float) -> Interval:
+    ends = {name: factor * number for name, number in value.model_dump().items()}
+    return value.model_copy(update=ends)
+
+
+def _by_objective(selection: Selection) -> Table:
+    """Each objective on the report items, and the chosen point's change from the base."""
+    to_base = next((d for d in selection.differences if d.to == "base"), None)
+    table = _table("each objective, on report items")
+    for name in ("objective", *selection.report, "vs base"):
+        table.add_column(name, justify="left" if name == "objective" else "right")
+    for o in selection.objectives:
+        unit, factor = ("%", 100.0) if o.unit == "fraction" else (o.unit, 1.0)
+        rows = selection.report.values()
+        scores = [f"{factor * row.scores[o.name]:{_digits(unit)}}" for row in rows]
+        change = to_base.scores.get(o.name) if to_base else None
+        text = signed(_scaled(change, factor), unit) if change else ""
+        table.add_row(f"{o.name} ({o.role})", *scores, text)
+    return table
+
+
+def _against_baselines(selection: Selection) -> Table:
+    """What users take without a search, and the chosen point's utility less theirs."""
+    units = [selection.axes[role].unit for role in ROLES]
+    table = _table("without a search, on report items")
+    table.add_column("")
+    for name in (*ROLES, "chosen is better by"):
+        table.add_column(name, justify="right")
+    for row in selection.baselines:
+        values = zip((row.target.estimate, row.general.estimate), units, strict=True)
+        cells = [f"{value:{_digits(unit)}}" for value, unit in values]
+        table.add_row(str(row.baseline), *cells, signed(row.difference, "points"))
+    return table
+
+
+def print_weights(selections: Sequence[Selection]) -> None:
+    """The choice for each of several weights, on report items."""
+    target, general = (selections[0].axes[role] for role in ROLES)
+    table = _table("by weight, on report items")
+    names = ("weight", "chosen", heading("target", target), heading("general", general))
+    for name in (*names, "vs base", "vs final"):
+        table.add_column(name, justify="left" if name == "chosen" else "right")
+    for each in selections:
+        row = each.report["chosen"]
+        to = {d.to: signed(d.utility, "points") for d in each.differences}
+        cells = (shown(row.target, target.unit), shown(row.general, general.unit))
+        table.add_row(f"{each.weight:g}", str(each.chosen), *cells, to["base"], to["final"])
+    out.print(table)
+
+
+def print_ranges(selection: Selection) -> None:
+    """The chosen points by the weights they serve, on selection items."""
+    units = [selection.axes[role] for role in ROLES]
+    table = _table("chosen by weight, on selection items")
+    names = ("weights", "chosen", heading("target", units[0]), heading("general", units[1]))
+    for name in names:
+        table.add_column(name, justify="left" if name == "chosen" else "right")
+    for each in selection.ranges:
+        numbers = zip((each.target, each.general), units, strict=True)
+        cells = [f"{value:{_digits(axis.unit)}}" for value, axis in numbers]
+        table.add_row(f"{each.low:.2f}-{each.high:.2f}", str(each.point), *cells)
+    out.print(table)
 
 
 def _before_after(selection: Selection) -> Table:
@@ -161,11 +261,13 @@ def _table(title: str | None = None) -> Table:
 
 def marks(candidate: Candidate, *, is_chosen: bool) -> str:
     """`chosen`, `front`, `tied`, `out of bounds`: what holds of a candidate."""
+    part = f"{candidate.share:.0%} of items" if candidate.share < 1 else ""
     said = {
         "chosen": is_chosen,
         "front": candidate.is_on_front,
         "tied": candidate.is_tied,
         "out of bounds": not candidate.is_feasible,
+        part: bool(part),
     }
     return ", ".join(word for word, holds in said.items() if holds)
 

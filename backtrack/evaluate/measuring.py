@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from backtrack.errors import ObjectiveError
 from backtrack.records import Measurement
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from backtrack.evaluate.objective import Objective
     from backtrack.point import Point
@@ -30,15 +31,30 @@ class Standing(Protocol):
 
 
 def measure(
-    objective: Objective, standing: Standing, item_ids: Sequence[str], *, split: Split, origin: str
+    objective: Objective,
+    standing: Standing,
+    item_ids: Sequence[str],
+    *,
+    split: Split,
+    origin: str,
+    whole: str = "",
 ) -> Measurement:
     """Scores of `item_ids` where the model stands now. The objective itself never sees the point.
+
+    Args:
+        objective: The number.
+        standing: The model.
+        item_ids: Which items.
+        split: What they are for.
+        origin: Who asks.
+        whole: Names the set of items these are a part of, if they are.
 
     Raises:
         ObjectiveError: The items cannot be scored, or a score is missing or not finite.
     """
     begin = time.perf_counter()
-    scores = objective.measure(standing.model, standing.tokenizer, item_ids)
+    with counting_tokens(standing.model) as tokens:
+        scores = objective.measure(standing.model, standing.tokenizer, item_ids)
     _require_scores(objective.info.name, standing.point, item_ids, scores)
     return Measurement(
         point=standing.point,
@@ -51,7 +67,31 @@ def measure(
         distance=standing.distance(standing.point),
         seconds=time.perf_counter() - begin,
         origin=origin,
+        whole=whole,
+        num_tokens=sum(tokens) if tokens else None,
     )
+
+
+@contextmanager
+def counting_tokens(model: Any) -> Iterator[list[int]]:
+    """Token ids looked up in the model's embedding, padding included: one number a forward pass.
+
+    An objective that feeds the model embeddings, or none at all, is not counted.
+    """
+    import torch
+
+    passes: list[int] = []
+    if not isinstance(model, torch.nn.Module):
+        yield passes
+        return
+    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+    hook = embedding.register_forward_hook(
+        lambda _module, inputs, _output: passes.append(inputs[0].numel())
+    )
+    try:
+        yield passes
+    finally:
+        hook.remove()
 
 
 def _require_scores(

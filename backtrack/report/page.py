@@ -73,6 +73,8 @@ def _context(selection: Selection) -> dict[str, Any]:
         "optimism": facts.optimism(selection),
         "report": tables.report(selection),
         "differences": tables.differences(selection),
+        "baselines": tables.baselines(selection),
+        "ranges": tables.ranges(selection),
         "candidates": tables.candidates(selection),
         "objectives": tables.objectives(selection),
         "yardstick": facts.YARDSTICK,

@@ -49,6 +49,46 @@ def differences(selection: Selection) -> Table:
     return {"heads": [*heads, f"Utility ({UTILITY_UNIT})"], "rows": rows}
 
 
+def baselines(selection: Selection) -> Table:
+    """What users take without a search, and the chosen point's utility less theirs."""
+    heads = [*_role_heads(selection), "Chosen is better by (points)"]
+    axes = selection.axes
+    rows = [
+        {
+            "name": str(row.baseline),
+            "cells": [
+                {"text": wording.interval(row.target, axes["target"].unit), "leaning": ""},
+                {"text": wording.interval(row.general, axes["general"].unit), "leaning": ""},
+                {"text": wording.interval(row.utility, UTILITY_UNIT), "leaning": ""},
+                {
+                    "text": wording.interval(row.difference, UTILITY_UNIT, is_signed=True),
+                    "leaning": wording.leaning(row.difference),
+                },
+            ],
+        }
+        for row in selection.baselines
+    ]
+    return {"heads": heads, "rows": rows}
+
+
+def ranges(selection: Selection) -> Table:
+    """The chosen points by the weights of the target they serve, on selection items."""
+    axes = selection.axes
+    rows = [
+        {
+            "name": f"{each.low:.2f}\N{EN DASH}{each.high:.2f}",
+            "is_chosen": each.low - 1e-9 <= selection.weight <= each.high + 1e-9,
+            "cells": [
+                str(each.point),
+                wording.number(each.target, axes["target"].unit),
+                wording.number(each.general, axes["general"].unit),
+            ],
+        }
+        for each in selection.ranges
+    ]
+    return {"heads": ["Chosen", *_role_heads(selection)[:-1]], "rows": rows}
+
+
 def candidates(selection: Selection) -> Table:
     """Every measured point, the highest utility first; those without a number last."""
     has_fit = any(c.smoothed != c.utility for c in selection.candidates)
@@ -144,7 +184,8 @@ def _candidate_row(selection: Selection, candidate: Candidate, *, has_fit: bool)
         "is_chosen": candidate.point == selection.chosen.canonical,
         "is_feasible": candidate.is_feasible,
         "marks": wording.marks(selection, candidate),
-        "origin": candidate.origin,
+        "origin": candidate.origin
+        + (f", {wording.share(candidate.share)} of items" if candidate.share < 1 else ""),
         "cells": [
             wording.number(candidate.target, selection.axes["target"].unit),
             wording.number(candidate.general, selection.axes["general"].unit),

@@ -1,12 +1,16 @@
 """Measure points on fixed items, each objective at most once.
 
 Promised: a measurement is on disk before the next begins, so an interruption loses at most the one
-under way. The model and the objectives are built when something must be measured, not before.
+under way. Selection items come in nested parts, the same at every point, one measurement a part;
+a point's parts add up. The model and the objectives are built when something must be measured,
+not before.
 """
 
 from __future__ import annotations
 
-import time
+import json
+from collections import defaultdict
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -17,11 +21,19 @@ from backtrack.point import Point
 from backtrack.recipe import Recipe, SearchSection
 from backtrack.records import ROLES
 from backtrack.run.directory import MEASURED, write_atomically
-from backtrack.selection.measured import Setting, Wanted, recorded_setting, tabulate
-from backtrack.selection.statistics import split_items
+from backtrack.selection.guard import find_shared, write_shared
+from backtrack.selection.measured import (
+    Setting,
+    Wanted,
+    items_digest,
+    recorded_setting,
+    tabulate,
+)
+from backtrack.selection.statistics import chunks, split_items
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from backtrack.evaluate.objective import Objective
     from backtrack.path.placement import Placement
@@ -29,6 +41,20 @@ if TYPE_CHECKING:
     from backtrack.run.directory import Run
     from backtrack.selection.measured import Table
     from backtrack.selection.progress import Meter
+
+
+@dataclass
+class _Index:
+    """Measurements of one setting, and their items by point and objective's name."""
+
+    num_seen: int = 0
+    fitting: list[Measurement] = field(default_factory=list)
+    items: dict[Point, dict[str, set[str]]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(set))
+    )
+
+
+ITEMS = "items.json"
 
 
 class Bench:
@@ -58,8 +84,11 @@ class Bench:
         self._placement = placement
         self._objectives = None if objectives is None else tuple(objectives)
         self._items: dict[Split, dict[str, tuple[str, ...]]] = {}
+        self._stands_at: Point | None = None
+        self._parts: dict[Split, list[dict[str, tuple[str, ...]]]] = {}
         self._settings: dict[Split, Setting] = {}
         self._recorded = run.measurements()
+        self._indices: dict[Split, _Index] = {}
         self._require_roles()
 
     @property
@@ -92,6 +121,8 @@ class Bench:
             write_atomically(
                 self.run.path / MEASURED, self.recipe.model_dump_json(indent=2) + "\n"
             )
+            ids = {o.info.name: o.item_ids for o in self._objectives}
+            write_shared(self.run.path, find_shared(self.recipe, ids))
         return self._objectives
 
     @property
@@ -133,7 +164,12 @@ class Bench:
             forms = {"form": self._placement.form, "curve": self._placement.curve}
         wanted = self._wanted() if like is None else [_want(info) for info in like.objectives]
         return recorded_setting(
-            self._recorded, split, wanted, ends=self.ends, forms=forms | self._asked_forms()
+            self._recorded,
+            split,
+            wanted,
+            ends=self.ends,
+            forms=forms | self._asked_forms(),
+            items=_read_items(self.run.path / ITEMS),
         )
 
     def table(self, setting: Setting) -> Table:
@@ -143,34 +179,122 @@ class Bench:
     def reload(self) -> None:
         """Read what others recorded in the meantime."""
         self._recorded = self.run.measurements()
+        self._indices.clear()
+
+    def take_in(self, carried: Sequence[Measurement]) -> None:
+        """Read what other workers recorded, and record what came from other machines."""
+        self.reload()
+        known = {_key(m) for m in self._recorded}
+        for m in carried:
+            if _key(m) not in known:
+                self.run.record(m)
+                self._recorded.append(m)
 
     @property
     def recorded(self) -> Sequence[Measurement]:
         return self._recorded
 
-    def measure(self, point: Point, split: Split, origin: str, meter: Meter) -> None:
-        """Measure what is not on record yet, each objective recorded as soon as it is measured."""
+    def num_items(self, split: Split = "selection", part: int | None = None) -> int:
+        """Items of a split, or of one part of it, over all objectives."""
+        parts = self.parts(split)
+        chosen = parts if part is None else parts[part : part + 1]
+        return sum(len(ids) for each in chosen for ids in each.values())
+
+    def parts(self, split: Split) -> list[dict[str, tuple[str, ...]]]:
+        """The items by objective's name, in the parts a point earns them in; builds."""
+        if split not in self._parts:
+            shares = self.section.racing.shares if split == "selection" else ()
+            by_name = {
+                name: chunks(ids, shares, self.section.seed, self.section.batch_size)
+                for name, ids in self._split(split).items()
+            }
+            count = max(len(found) for found in by_name.values())
+            self._parts[split] = [
+                {name: found[i] for name, found in by_name.items() if i < len(found)}
+                for i in range(count)
+            ]
+            if count > 1:
+                _keep_items(self.run.path / ITEMS, self._split(split))
+        return self._parts[split]
+
+    def measure(
+        self, point: Point, split: Split, origin: str, meter: Meter, part: int | None = None
+    ) -> None:
+        """Measure what is not on record yet, each objective recorded as soon as it is measured.
+
+        Args:
+            point: Where.
+            split: Which items.
+            origin: Who asks.
+            meter: Told of it.
+            part: Which part of the items; all of them if not given.
+        """
         point = point.canonical
-        missing = self._missing(point, split)
-        started = time.monotonic()
-        if missing:
+        parts = self.parts(split)
+        missing = [
+            (objective, item_ids)
+            for each in (parts if part is None else parts[part : part + 1])
+            for objective, item_ids in self._missing(point, split, each)
+        ]
+        if missing and self._stands_at != point:
+            self._stands_at = None
             self.placement.place(point)
-        for objective in missing:
+            self._stands_at = point
+        for objective, item_ids in missing:
             meter.begins(point, objective.info.name)
-            item_ids = self._split(split)[objective.info.name]
-            measurement = measure(objective, self.placement, item_ids, split=split, origin=origin)
+            whole = self.setting(split).item_ids[objective.info.name]
+            measurement = measure(
+                objective,
+                self.placement,
+                item_ids,
+                split=split,
+                origin=origin,
+                whole="" if len(whole) == len(item_ids) else items_digest(whole),
+            )
             self.run.record(measurement)
             self._recorded.append(measurement)
-        meter.ends(point, time.monotonic() - started if missing else None)
+            meter.scored(len(item_ids), measurement.seconds)
+        meter.ends(point)
 
-    def _missing(self, point: Point, split: Split) -> list[Objective]:
+    def parts_done(self, point: Point) -> int:
+        """How many of the parts, from the first, are on record for all objectives."""
+        there = self._there(point.canonical, "selection")
+        parts = self.parts("selection")
+        for done, part in enumerate(parts):
+            if any(not there[name].issuperset(ids) for name, ids in part.items()):
+                return done
+        return len(parts)
+
+    @property
+    def fitting(self) -> list[Measurement]:
+        """Measurements of the selection items under the setting of now, in order."""
+        return self._index("selection").fitting
+
+    def _there(self, point: Point, split: Split) -> dict[str, set[str]]:
+        """Items on record at a point, by objective's name."""
+        return self._index(split).items[point]
+
+    def _index(self, split: Split) -> _Index:
+        """What is on record under a setting; only what is new is looked at."""
+        index = self._indices.setdefault(split, _Index())
         setting = self.setting(split)
-        there = {
-            m.objective.name
-            for m in self._recorded
-            if m.point.canonical == point and setting.fits(m)
-        }
-        return [objective for objective in self.objectives if objective.info.name not in there]
+        for m in self._recorded[index.num_seen :]:
+            if setting.fits(m):
+                index.fitting.append(m)
+                index.items[m.point.canonical][m.objective.name].update(m.item_ids)
+        index.num_seen = len(self._recorded)
+        return index
+
+    def _missing(
+        self, point: Point, split: Split, part: dict[str, tuple[str, ...]]
+    ) -> list[tuple[Objective, tuple[str, ...]]]:
+        there = self._there(point, split)
+        return [
+            (objective, part[objective.info.name])
+            for objective in self.objectives
+            if objective.info.name in part
+            and not there[objective.info.name].issuperset(part[objective.info.name])
+        ]
 
     def _split(self, split: Split) -> dict[str, tuple[str, ...]]:
         if not self._items:
@@ -242,6 +366,26 @@ def _what_is_measured(recipe: Recipe) -> object:
         recipe.search.batch_size,
         recipe.search.seed,
     )
+
+
+def _read_items(path: Path) -> dict[str, tuple[str, ...]]:
+    """Sets of items by their names."""
+    if not path.exists():
+        return {}
+    return {name: tuple(ids) for name, ids in json.loads(path.read_text("utf-8")).items()}
+
+
+def _keep_items(path: Path, item_ids: Mapping[str, tuple[str, ...]]) -> None:
+    """Write down the sets that measurements name as the whole of theirs."""
+    known = _read_items(path)
+    more = {items_digest(ids): ids for ids in item_ids.values()}
+    if not more.keys() <= known.keys():
+        write_atomically(path, json.dumps(known | more) + "\n")
+
+
+def _key(m: Measurement) -> tuple[object, ...]:
+    """What makes two measurements one and the same."""
+    return m.point, m.objective.name, m.objective.fingerprint, m.form, m.curve, m.split, m.item_ids
 
 
 def _want(info: ObjectiveInfo) -> Wanted:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from backtrack.errors import UsageError
 from backtrack.records import Axis, Yardstick
 
 if TYPE_CHECKING:
@@ -227,6 +228,71 @@ def bounds(
         gains = target - target[base]
         found.append(Bound("keep_gain", share, gains, share * gain, 1 / gain if gain else 1.0))
     return tuple(found)
+
+
+def objective_bounds(
+    means: Means, objectives: Sequence[ObjectiveInfo], base: int, constraints: Constraints
+) -> tuple[Bound, ...]:
+    """The bounds on single objectives that were asked for.
+
+    Args:
+        means: Scores by objective, [points].
+        objectives: All of them.
+        base: Column of the base.
+        constraints: Holds the bounds, by name.
+
+    Raises:
+        UsageError: A bound names no objective.
+    """
+    known = {objective.name: objective for objective in objectives}
+    found: list[Bound] = []
+    for name, asked in constraints.objectives.items():
+        if name not in known:
+            raise UsageError(
+                f"a bound is set on {name!r}, which is no objective. There are: "
+                f"{', '.join(known)}."
+            )
+        sign = 1.0 if known[name].direction == "maximize" else -1.0
+        values = sign * means[name] * (100.0 if known[name].unit == FRACTION else 1.0)
+        if asked.max_drop is not None:
+            change = values - values[base]
+            found.append(
+                Bound(f"max_drop of {name}", asked.max_drop, change, -asked.max_drop, -1.0)
+            )
+        if asked.limit is not None:
+            found.append(Bound(f"limit of {name}", asked.limit, values, sign * asked.limit, sign))
+    return tuple(found)
+
+
+def hypervolume(target: Floats, general: Floats, reference: tuple[float, float]) -> float:
+    """Area that points dominate beyond a reference, both roles being better when higher.
+
+    Args:
+        target: In points, [points].
+        general: Likewise.
+        reference: Target and general of the corner it is counted from.
+    """
+    area, reached = 0.0, reference[1]
+    for i in np.lexsort((general, target))[::-1]:
+        if target[i] > reference[0] and general[i] > reached:
+            area += (float(target[i]) - reference[0]) * (float(general[i]) - reached)
+            reached = float(general[i])
+    return area
+
+
+def knee_weight(target: Floats, general: Floats, is_on_front: Flags) -> float:
+    """The weight at which both ends of the front are worth the same.
+
+    The point of highest utility at it is the knee: the front's farthest point from the chord
+    between its ends (Das 1999). One half where the front has no length on a role.
+
+    Args:
+        target: In points, [points].
+        general: Likewise.
+        is_on_front: Likewise.
+    """
+    lengths = [float(np.ptp(values[is_on_front])) for values in (target, general)]
+    return lengths[1] / sum(lengths) if min(lengths) > 0 else 0.5
 
 
 def gain_of(target: Floats, base: int, final: int) -> float:

@@ -6,18 +6,29 @@ bootstrap holds them fixed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from backtrack.errors import SelectionError
 from backtrack.point import Point
-from backtrack.records import ROLES, Candidate, Difference, Interval, ReportRow
+from backtrack.records import (
+    ROLES,
+    Axis,
+    BaselineRow,
+    Candidate,
+    Difference,
+    Interval,
+    ReportRow,
+    WeightRange,
+)
 from backtrack.selection import front
-from backtrack.selection.choosing import choose
+from backtrack.selection.choosing import Measured, choose
 from backtrack.selection.statistics import (
+    NUM_RESAMPLES,
     deviation,
     interval,
     items_to_settle,
@@ -26,11 +37,11 @@ from backtrack.selection.statistics import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from backtrack.records import Axis, Constraints, ObjectiveInfo, Role, Yardstick
+    from backtrack.records import Baseline, Constraints, ObjectiveInfo, Role, Yardstick
     from backtrack.selection.choosing import Decision
     from backtrack.selection.measured import Table
 
@@ -49,12 +60,14 @@ class Reading:
         yardsticks: How they become points.
         weight: Of the target.
         seed: Of the bootstrap.
+        num_resamples: Likewise.
     """
 
     table: Table
     yardsticks: Mapping[str, Yardstick]
     weight: float
     seed: int
+    num_resamples: int = NUM_RESAMPLES
 
     @cached_property
     def samples(self) -> dict[str, Floats]:
@@ -62,13 +75,28 @@ class Reading:
         setting = self.table.setting
         return {
             name: resample_means(
-                scores,
+                completed,
                 setting.item_ids[name],
                 seed=self.seed,
                 name=f"{setting.split}/{name}",
+                num_resamples=self.num_resamples,
             )
-            for name, scores in self.table.scores.items()
+            for name, completed in self.table.completed.items()
         }
+
+    def at(self, weight: float) -> Reading:
+        """The same under another weight; what was drawn is kept."""
+        other = replace(self, weight=weight)
+        other.__dict__["samples"] = self.samples
+        return other
+
+    @cached_property
+    def measured(self) -> Measured:
+        """What the rule of choosing looks at."""
+        table = self.table
+        return Measured(
+            table.points, table.distances, table.shares, self.utilities, self.utility_samples
+        )
 
     @cached_property
     def utilities(self) -> Floats:
@@ -88,13 +116,21 @@ class Reading:
         """Likewise, [resamples, points]."""
         return self._role(self.samples, role)
 
+    def role_points(self, role: Role) -> Floats:
+        """Role scores in points, [points]."""
+        return front.role_points(self.table.means, self._objectives, self.yardsticks, role)
+
+    def role_point_samples(self, role: Role) -> Floats:
+        """Likewise, [resamples, points]."""
+        return front.role_points(self.samples, self._objectives, self.yardsticks, role)
+
     def bounds(self, base: int, final: int, constraints: Constraints) -> tuple[front.Bound, ...]:
         """The constraints on these items."""
-        target, general = (
-            front.role_points(self.table.means, self._objectives, self.yardsticks, role)
-            for role in ROLES
+        target, general = (self.role_points(role) for role in ROLES)
+        return (
+            *front.bounds(target, general, base, final, constraints),
+            *front.objective_bounds(self.table.means, self._objectives, base, constraints),
         )
-        return front.bounds(target, general, base, final, constraints)
 
     def items_to_settle(self, column: int, other: int, difference: float) -> int | None:
         """Items a role needed to see a utility difference between two points."""
@@ -102,7 +138,11 @@ class Reading:
         parts: dict[str, float] = {}
         for name, scores in self.table.scores.items():
             item_ids = self.table.setting.item_ids[name]
-            spread = deviation(scores[column] - scores[other], item_ids)
+            there = np.isfinite(scores[column] - scores[other])
+            spread = deviation(
+                (scores[column] - scores[other])[there],
+                [item_id for item_id, is_there in zip(item_ids, there, strict=True) if is_there],
+            )
             parts[name] = abs(slopes[name]) * spread
         sharing = {o.name: len(front.of_role(self._objectives, o.role)) for o in self._objectives}
         return items_to_settle(pooled_deviation(parts, sharing), difference)
@@ -147,7 +187,7 @@ def judge(
     """Choose among the points of a table.
 
     Args:
-        table: Scores on the selection items; holds base and final checkpoint.
+        table: Scores on the selection items; holds base and final checkpoint, whole.
         final: The final checkpoint.
         weight: Of the target.
         constraints: Bounds a point must meet.
@@ -156,19 +196,103 @@ def judge(
     Raises:
         SelectionError: No point meets the constraints.
     """
+    reading = read(table, final, weight, seed)
     base_column, final_column = table.column(Point.base()), table.column(final)
-    objectives = table.setting.objectives
-    yardsticks = front.make_yardsticks(objectives, table.means, base_column, final_column)
-    reading = Reading(table, yardsticks, weight, seed)
     found = reading.bounds(base_column, final_column, constraints)
     is_feasible = front.feasible(found, len(table.points))
-    if not is_feasible.any():
+    if not (is_feasible & reading.measured.is_held).any():
         raise SelectionError(_out_of_reach(found, table.points))
-    decision = choose(
-        table.points, table.distances, reading.utilities, reading.utility_samples, is_feasible
-    )
+    decision = choose(reading.measured, is_feasible)
     candidates = _candidates(reading, decision, is_feasible)
     return Judgement(reading, base_column, final_column, decision, candidates)
+
+
+def read(
+    table: Table, final: Point, weight: float, seed: int, num_resamples: int = NUM_RESAMPLES
+) -> Reading:
+    """A table of selection items under a weight, with the yardsticks it gives."""
+    ends = table.column(Point.base()), table.column(final)
+    yardsticks = front.make_yardsticks(table.setting.objectives, table.means, *ends)
+    return Reading(table, yardsticks, weight, seed, num_resamples)
+
+
+def knee(table: Table, final: Point, seed: int) -> float:
+    """The weight at which the point of highest utility is the knee of the front."""
+    reading = read(table, final, 0.5, seed)
+    target, general = (reading.role_points(role) for role in ROLES)
+    axis = Axis(unit=front.POINTS, direction="maximize")
+    is_deepest = reading.measured.is_deepest
+    is_on_front = np.zeros(len(table.points), dtype=bool)
+    is_on_front[is_deepest] = front.pareto_front(
+        target[is_deepest], general[is_deepest], {"target": axis, "general": axis}
+    )
+    return front.knee_weight(target, general, is_on_front)
+
+
+def weight_ranges(judgement: Judgement, constraints: Constraints) -> tuple[WeightRange, ...]:
+    """The chosen point at each hundredth of weight from 0 to 1, neighbours put together.
+
+    Every tenth is looked at, and hundredths where the choice changes between two tenths.
+    """
+    reading = judgement.reading
+    bounds = reading.bounds(judgement.base, judgement.final, constraints)
+    is_feasible = front.feasible(bounds, len(reading.table.points))
+    columns: dict[int, int] = {}
+
+    def look(hundredth: int) -> int:
+        if hundredth not in columns:
+            weight = hundredth / 100
+            columns[hundredth] = choose(reading.at(weight).measured, is_feasible).chosen
+        return columns[hundredth]
+
+    def fill(low: int, high: int) -> None:
+        if high - low <= 10 and look(low) == look(high):
+            columns.update(dict.fromkeys(range(low, high + 1), look(low)))
+        elif high - low > 1:
+            fill(low, (low + high) // 2)
+            fill((low + high) // 2, high)
+
+    for tenth in range(10):
+        fill(10 * tenth, 10 * tenth + 10)
+    return tuple(_ranges(reading, [look(hundredth) for hundredth in range(101)]))
+
+
+def _ranges(reading: Reading, columns: Sequence[int]) -> Iterator[WeightRange]:
+    """Runs of equal columns, the weight rising by a hundredth."""
+    target, general = reading.role("target"), reading.role("general")
+    for column, run in groupby(range(len(columns)), key=lambda i: columns[i]):
+        hundredths = list(run)
+        yield WeightRange(
+            low=hundredths[0] / 100,
+            high=hundredths[-1] / 100,
+            point=reading.table.points[column],
+            target=float(target[column]),
+            general=float(general[column]),
+        )
+
+
+def front_hypervolume(judgement: Judgement) -> Interval | None:
+    """Share of the box from the worse of base and final to the best seen that is dominated.
+
+    Of the points measured on all items; those on the front stay the same in every sample.
+    """
+    reading = judgement.reading
+    values = np.array([reading.role_points(role) for role in ROLES])
+    samples = np.array([reading.role_point_samples(role) for role in ROLES])
+    whole = np.flatnonzero(reading.measured.is_deepest)
+    ends = values[:, [judgement.base, judgement.final]]
+    corner = float(ends[0].min()), float(ends[1].min())
+    box = np.prod(values[:, whole].max(axis=1) - corner)
+    if box <= 0:
+        return None
+    axis = Axis(unit=front.POINTS, direction="maximize")
+    target, general = values[:, whole]
+    on_front = whole[front.pareto_front(target, general, {"target": axis, "general": axis})]
+    target, general = values[:, on_front]
+    estimate = front.hypervolume(target, general, corner) / box
+    pairs = zip(samples[0][:, on_front], samples[1][:, on_front], strict=True)
+    drawn = [front.hypervolume(t, g, corner) / box for t, g in pairs]
+    return interval(estimate, np.array(drawn))
 
 
 def _out_of_reach(found: Sequence[front.Bound], points: Sequence[Point]) -> str:
@@ -191,7 +315,9 @@ def _candidates(
 ) -> tuple[Candidate, ...]:
     table = reading.table
     target, general = reading.role("target"), reading.role("general")
-    on_front = front.pareto_front(target, general, axes_of(table))
+    on_front = np.zeros(len(table.points), dtype=bool)
+    whole = reading.measured.is_deepest
+    on_front[whole] = front.pareto_front(target[whole], general[whole], axes_of(table))
     return tuple(
         Candidate(
             point=point,
@@ -206,6 +332,7 @@ def _candidates(
             is_feasible=bool(is_feasible[i]),
             is_tied=bool(decision.is_tied[i]),
             chance_best=float(decision.chances[i]),
+            share=float(table.shares[i]),
         )
         for i, point in enumerate(table.points)
     )
@@ -234,17 +361,43 @@ def report_rows(reading: Reading, points: Mapping[Compared, Point]) -> dict[Comp
 def difference(reading: Reading, chosen: Point, other: Point, to: Compared) -> Difference:
     """Chosen minus other, item by item."""
     i, j = reading.table.column(chosen), reading.table.column(other)
-
-    def paired(values: Floats, samples: Floats) -> Interval:
-        return interval(values[i] - values[j], samples[:, i] - samples[:, j])
-
-    utility = paired(reading.utilities, reading.utility_samples)
+    utility = paired(reading.utilities, reading.utility_samples, i, j)
+    means, samples = reading.table.means, reading.samples
     return Difference.model_validate(
         {
             "to": to,
-            "target": paired(reading.role("target"), reading.role_samples("target")),
-            "general": paired(reading.role("general"), reading.role_samples("general")),
+            "target": paired(reading.role("target"), reading.role_samples("target"), i, j),
+            "general": paired(reading.role("general"), reading.role_samples("general"), i, j),
             "utility": utility,
+            "scores": {name: paired(means[name], samples[name], i, j) for name in means},
             "items_to_settle": reading.items_to_settle(i, j, utility.estimate),
         }
+    )
+
+
+def paired(values: Floats, samples: Floats, column: int, other: int) -> Interval:
+    """The difference of two columns, drawn together."""
+    return interval(values[column] - values[other], samples[:, column] - samples[:, other])
+
+
+def baseline_row(reading: Reading, baseline: Baseline, column: int, chosen: int) -> BaselineRow:
+    """A baseline's scores, and the chosen point's utility less its own.
+
+    Args:
+        reading: Of the report items; its scores hold the baseline's.
+        baseline: Which.
+        column: Where its scores stand.
+        chosen: Where the chosen point's do.
+    """
+
+    def own(values: Floats, samples: Floats) -> Interval:
+        return interval(values[column], samples[:, column])
+
+    return BaselineRow(
+        baseline=baseline,
+        scores={name: float(means[column]) for name, means in reading.table.means.items()},
+        target=own(reading.role("target"), reading.role_samples("target")),
+        general=own(reading.role("general"), reading.role_samples("general")),
+        utility=own(reading.utilities, reading.utility_samples),
+        difference=paired(reading.utilities, reading.utility_samples, chosen, column),
     )

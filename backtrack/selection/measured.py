@@ -1,16 +1,22 @@
 """From measurements to tables of scores that may be compared.
 
 Scores are compared only under one SETTING: the same objectives down to their fingerprints, the
-same items, the same form and curve. What was measured under another is left out, and counted.
+same items, the same form and curve. What was measured under another is left out, and counted. A
+measurement may hold part of the items: those of one point add up, item by item.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import math
+from collections import defaultdict
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from backtrack.selection.statistics import MIN_ITEMS, complete
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +25,7 @@ if TYPE_CHECKING:
 
     from backtrack.point import Point
     from backtrack.records import CurveName, Form, Measurement, ObjectiveInfo, Role, Split
+    from backtrack.selection.statistics import Completed
 
     Floats = NDArray[np.float64]
 
@@ -69,8 +76,8 @@ class Setting:
             (measurement.split, measurement.form, measurement.curve)
             == (self.split, self.form, self.curve)
             and name in self._parts
-            and self._parts[name]
-            == (measurement.objective.fingerprint, frozenset(measurement.item_ids))
+            and self._parts[name][0] == measurement.objective.fingerprint
+            and self._parts[name][1].issuperset(measurement.item_ids)
         )
 
 
@@ -83,7 +90,7 @@ class Table:
         points: In the order of measuring.
         origins: Who asked, by point.
         distances: From the base, [points].
-        scores: By objective's name, [points, items].
+        scores: By objective's name, [points, items]; NaN where not measured.
     """
 
     setting: Setting
@@ -93,9 +100,21 @@ class Table:
     scores: dict[str, Floats]
 
     @cached_property
+    def completed(self) -> dict[str, Completed]:
+        """The scores with what is missing predicted, by objective's name."""
+        return {name: complete(scores) for name, scores in self.scores.items()}
+
+    @cached_property
     def means(self) -> dict[str, Floats]:
-        """Mean score by objective's name, [points]."""
-        return {name: scores.mean(axis=1) for name, scores in self.scores.items()}
+        """Mean score over all items by objective's name, [points]; estimated where some miss."""
+        return {name: found.means for name, found in self.completed.items()}
+
+    @cached_property
+    def shares(self) -> Floats:
+        """Share of the items each point was measured on, the least over objectives, [points]."""
+        shares = [np.isfinite(scores).mean(axis=1) for scores in self.scores.values()]
+        least: Floats = np.min(shares, axis=0)
+        return least
 
     def column(self, point: Point) -> int:
         """Where a point stands.
@@ -105,39 +124,50 @@ class Table:
         """
         return self.points.index(point.canonical)
 
-    def holds(self, points: Iterable[Point]) -> bool:
+    def knows(self, points: Iterable[Point]) -> bool:
+        """Whether the points are there, measured on some items at least."""
         return {point.canonical for point in points} <= set(self.points)
+
+    def holds(self, points: Iterable[Point]) -> bool:
+        """Whether the points are there, measured on all items."""
+        whole = {p for p, share in zip(self.points, self.shares, strict=True) if share == 1}
+        return {point.canonical for point in points} <= whole
+
+
+@dataclass
+class _Row:
+    """What was measured at one point: scores by objective's name and item."""
+
+    origin: str
+    distance: float
+    scores: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
 
 
 def tabulate(setting: Setting, measurements: Iterable[Measurement]) -> Table:
     """The points whose every objective was measured under `setting`; later scores win."""
-    found: dict[Point, dict[str, Measurement]] = {}
-    for measurement in measurements:
-        if setting.fits(measurement):
-            of_point = found.setdefault(measurement.point.canonical, {})
-            of_point[measurement.objective.name] = measurement
-    rows = {
-        point: [by_name[o.name] for o in setting.objectives]
-        for point, by_name in found.items()
-        if len(by_name) == len(setting.objectives)
-    }
+    found: dict[Point, _Row] = {}
+    for m in measurements:
+        if setting.fits(m):
+            row = found.setdefault(m.point.canonical, _Row(m.origin, m.distance))
+            row.scores[m.objective.name].update(zip(m.item_ids, m.scores, strict=True))
+    names = [objective.name for objective in setting.objectives]
+    rows = {p: row for p, row in found.items() if _is_usable(row, names)}
     return Table(
         setting=setting,
         points=tuple(rows),
-        origins=tuple(row[0].origin for row in rows.values()),
-        distances=np.array([row[0].distance for row in rows.values()]),
-        scores={
-            objective.name: np.array(
-                [_ordered(row[i], setting.item_ids[objective.name]) for row in rows.values()]
-            ).reshape(len(rows), len(setting.item_ids[objective.name]))
-            for i, objective in enumerate(setting.objectives)
-        },
+        origins=tuple(row.origin for row in rows.values()),
+        distances=np.array([row.distance for row in rows.values()]),
+        scores={name: _matrix(rows.values(), name, setting.item_ids[name]) for name in names},
     )
 
 
-def _ordered(measurement: Measurement, item_ids: Sequence[str]) -> list[float]:
-    scores = dict(zip(measurement.item_ids, measurement.scores, strict=True))
-    return [scores[item_id] for item_id in item_ids]
+def _is_usable(row: _Row, names: Sequence[str]) -> bool:
+    return all(len(row.scores[name]) >= MIN_ITEMS for name in names)
+
+
+def _matrix(rows: Iterable[_Row], name: str, item_ids: Sequence[str]) -> Floats:
+    scores = [[row.scores[name].get(i, math.nan) for i in item_ids] for row in rows]
+    return np.array(scores, dtype=np.float64).reshape(len(scores), len(item_ids))
 
 
 def strangers(setting: Setting, measurements: Iterable[Measurement]) -> tuple[Point, ...]:
@@ -155,6 +185,7 @@ def recorded_setting(
     *,
     ends: Sequence[Point],
     forms: Mapping[str, str],
+    items: Mapping[str, tuple[str, ...]],
 ) -> Setting | None:
     """The latest setting on record under which every objective was measured at both ends.
 
@@ -166,6 +197,7 @@ def recorded_setting(
         wanted: The objectives asked for.
         ends: Base and final checkpoint.
         forms: Required `form` and `curve`, where they are known.
+        items: Whole sets of items by their names, where measurements hold parts of them.
     """
     fitting = [
         m
@@ -175,7 +207,7 @@ def recorded_setting(
     ways = dict.fromkeys((m.form, m.curve) for m in reversed(fitting))
     for form, curve in ways:
         on_way = [m for m in fitting if (m.form, m.curve) == (form, curve)]
-        latest = [_latest(on_way, each, ends) for each in wanted]
+        latest = [_latest(on_way, each, ends, items) for each in wanted]
         found = [m for m in latest if m is not None]
         if len(found) == len(wanted):
             return _setting_of(found, wanted)
@@ -183,29 +215,43 @@ def recorded_setting(
 
 
 def _latest(
-    measurements: Sequence[Measurement], wanted: Wanted, ends: Sequence[Point]
-) -> Measurement | None:
-    """A measurement of the latest fingerprint and items measured at both ends."""
-    groups: dict[tuple[str, frozenset[str]], list[Measurement]] = {}
+    measurements: Sequence[Measurement],
+    wanted: Wanted,
+    ends: Sequence[Point],
+    items: Mapping[str, tuple[str, ...]],
+) -> tuple[Measurement, tuple[str, ...]] | None:
+    """A measurement, and all items of the latest set of which both ends have some."""
+    groups: dict[tuple[str, str], list[Measurement]] = {}
     for m in measurements:
         same = wanted.fingerprint in (None, m.objective.fingerprint)
-        if m.objective.name == wanted.name and same:
-            key = m.objective.fingerprint, frozenset(m.item_ids)
+        if m.objective.name == wanted.name and same and m.point.canonical in ends:
+            key = m.objective.fingerprint, m.whole or items_digest(m.item_ids)
             groups[key] = [*groups.pop(key, []), m]
-    whole = [group for group in groups.values() if set(ends) <= {m.point.canonical for m in group}]
-    return whole[-1][-1] if whole else None
+    for (_, whole), group in reversed(groups.items()):
+        known = {i for m in group for i in m.item_ids}
+        all_items = items.get(whole) or (tuple(known) if items_digest(known) == whole else None)
+        if all_items and set(ends) <= {m.point.canonical for m in group}:
+            return group[-1], all_items
+    return None
 
 
-def _setting_of(found: Sequence[Measurement], wanted: Sequence[Wanted]) -> Setting:
-    first = found[0]
+def items_digest(item_ids: Iterable[str]) -> str:
+    """Names a set of items."""
+    return hashlib.sha256("\n".join(sorted(item_ids)).encode()).hexdigest()[:16]
+
+
+def _setting_of(
+    found: Sequence[tuple[Measurement, tuple[str, ...]]], wanted: Sequence[Wanted]
+) -> Setting:
+    first = found[0][0]
     objectives = tuple(
         m.objective.model_copy(update={"role": each.role, "weight": each.weight})
-        for m, each in zip(found, wanted, strict=True)
+        for (m, _), each in zip(found, wanted, strict=True)
     )
     return Setting(
         split=first.split,
         form=first.form,
         curve=first.curve,
         objectives=objectives,
-        item_ids={m.objective.name: tuple(sorted(m.item_ids)) for m in found},
+        item_ids={m.objective.name: tuple(sorted(items)) for m, items in found},
     )

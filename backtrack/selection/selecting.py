@@ -8,21 +8,33 @@ Not promised: that documents changed under the same name are noticed before some
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from backtrack.errors import UsageError
 from backtrack.recipe import SelectSection
 from backtrack.records import Constraints, Selection
 from backtrack.run.directory import now
+from backtrack.selection.baselines import (
+    measure_baseline,
+    off_the_path,
+    on_the_path,
+    recorded,
+    with_rows,
+)
 from backtrack.selection.bench import Bench
+from backtrack.selection.guard import guard_notes
 from backtrack.selection.judging import (
     Judgement,
     Reading,
     axes_of,
+    baseline_row,
     difference,
+    front_hypervolume,
     judge,
+    knee,
     report_rows,
+    weight_ranges,
 )
 from backtrack.selection.measured import strangers
 from backtrack.selection.progress import Meter, Progress
@@ -38,13 +50,13 @@ if TYPE_CHECKING:
     from backtrack.path.placement import Placement
     from backtrack.point import Point
     from backtrack.recipe import Recipe
-    from backtrack.records import Split
+    from backtrack.records import Baseline, BaselineRow, Split
     from backtrack.run.directory import Run
     from backtrack.selection.measured import Setting, Table
 
     OnProgress = Callable[[Progress], None]
 
-__all__ = ["Choice", "Progress", "select"]
+__all__ = ["Choice", "Progress", "select", "select_each"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,7 @@ def select(  # noqa: PLR0913  # the front door: every argument but the run is op
     run: Run,
     *,
     weight: float | None = None,
+    is_knee: bool = False,
     constraints: Constraints | None = None,
     recipe: Recipe | None = None,
     placement: Placement | None = None,
@@ -77,12 +90,15 @@ def select(  # noqa: PLR0913  # the front door: every argument but the run is op
 ) -> Choice:
     """Choose the point that serves a weighting best, and write `selection.json`.
 
-    Searches first where base and final checkpoint are not measured. Then measures base, choice and
-    final checkpoint on the report items, unless they are on record. The rule: see `choosing`.
+    Searches first where base and final checkpoint are not measured. Then measures base, choice,
+    final checkpoint and the recipe's baselines on the report items, unless they are on record. The
+    rule: see `choosing`.
 
     Args:
         run: A run with at least one checkpoint.
         weight: Of the target in the utility, 0 to 1; the recipe's if not given.
+        is_knee: Take the weight at which both ends of the front are worth the same, so that the
+            choice is the knee of the front.
         constraints: Bounds, in points; the recipe's if not given.
         recipe: What to measure; the run's own if not given.
         placement: The run's live model; loaded if not given and something must be measured.
@@ -96,22 +112,137 @@ def select(  # noqa: PLR0913  # the front door: every argument but the run is op
         ObjectiveError: An objective cannot be measured. What was measured stays.
     """
     bench = Bench(run, recipe, placement, objectives)
-    section = bench.recipe.select if bench.recipe else SelectSection()
-    weight = _require_share(section.weight if weight is None else weight)
-    if constraints is None:
-        constraints = Constraints(**section.model_dump(exclude={"weight"}))
-    while True:
-        table = _selection_table(bench, on_progress)
-        judgement = judge(table, run.final, weight, constraints, bench.section.seed)
-        report = _report_table(bench, table.setting, judgement.chosen, on_progress)
-        if report is not None:
-            break
-        # Objectives built now may differ from those on record: choose anew among what fits them.
-        bench.build()
-    reading = Reading(report, judgement.reading.yardsticks, weight, bench.section.seed)
-    selection = _record(bench, judgement, reading, constraints, command)
-    run.write_selection(selection)
-    return Choice(selection.chosen, selection.tied, selection, run.path / "report.html")
+    selector = _Selector(bench, constraints, on_progress, command)
+    return selector.choose(weight, is_knee=is_knee)
+
+
+def select_each(
+    run: Run,
+    weights: Sequence[float],
+    *,
+    constraints: Constraints | None = None,
+    on_progress: OnProgress | None = None,
+    command: str = "",
+) -> list[Choice]:
+    """`select` for several weights, one model loaded at most; `selection.json` holds the first.
+
+    Raises:
+        UsageError: No weight, or one out of range.
+        SelectionError: No point meets the constraints.
+        ObjectiveError: An objective cannot be measured. What was measured stays.
+    """
+    if not weights:
+        raise UsageError("give one weight or more.")
+    for weight in weights:
+        _require_share(weight)
+    selector = _Selector(Bench(run, None, None, None), constraints, on_progress, command)
+    found = [selector.choose(weight) for weight in weights]
+    run.write_selection(found[0].selection)
+    return found
+
+
+class _Selector:
+    """Chooses from what is on record, and measures what the report lacks."""
+
+    def __init__(
+        self,
+        bench: Bench,
+        constraints: Constraints | None,
+        on_progress: OnProgress | None,
+        command: str,
+    ) -> None:
+        self._bench = bench
+        self._section = bench.recipe.select if bench.recipe else SelectSection()
+        asked = self._section.model_dump(exclude={"weight"})
+        self._constraints = Constraints(**asked) if constraints is None else constraints
+        self._on_progress = on_progress
+        self._command = command
+
+    def choose(self, weight: float | None, *, is_knee: bool = False) -> Choice:
+        """Choose, measure the report items, and write the selection."""
+        bench = self._bench
+        weight = _require_share(self._section.weight if weight is None else weight)
+        while True:
+            table = _selection_table(bench, self._on_progress)
+            if is_knee:
+                weight = knee(table, bench.run.final, bench.section.seed)
+            judgement = judge(
+                table, bench.run.final, weight, self._constraints, bench.section.seed
+            )
+            report = self._report_table(judgement)
+            if report is not None:
+                break
+            # Objectives built now may differ from those on record: choose anew among what fits.
+            bench.build()
+        reading = Reading(report, judgement.reading.yardsticks, weight, bench.section.seed)
+        rows, left_out = self._baselines(judgement, reading)
+        selection = _record(bench, judgement, reading, self._constraints, self._command)
+        knee_note = [_KNEE.format(weight=weight)] if is_knee else []
+        selection = selection.model_copy(
+            update={
+                "baselines": rows,
+                "notes": (*knee_note, *selection.notes, *left_out),
+                "ranges": weight_ranges(judgement, self._constraints),
+                "hypervolume": front_hypervolume(judgement),
+            }
+        )
+        bench.run.write_selection(selection)
+        page = bench.run.path / "report.html"
+        return Choice(selection.chosen, selection.tied, selection, page)
+
+    def _report_table(self, judgement: Judgement) -> Table | None:
+        """Scores on the report items; none where they are not on record and nothing is built."""
+        bench = self._bench
+        rivals = on_the_path(judgement.reading, bench.section, bench.run.final)
+        asked = [*bench.ends, judgement.chosen, *(b.point for b in rivals if b.point)]
+        points = tuple(dict.fromkeys(asked))
+        off, _ = off_the_path(bench.run, bench.section)
+        if bench.is_built:
+            self._measure_report(points, off)
+            return bench.table(bench.setting("report"))
+        chosen_under = judgement.reading.table.setting
+        setting = bench.standing("report", like=chosen_under)
+        if setting is None or _overlap(setting, chosen_under):
+            return None
+        table = bench.table(setting)
+        is_there = table.holds(points) and len(recorded(bench.run, setting, off)) == len(off)
+        return table if is_there else None
+
+    def _measure_report(self, points: Sequence[Point], off: Sequence[Baseline]) -> None:
+        """Measure what the report items lack: points, and baselines off the path."""
+        bench = self._bench
+        num_models = len(points) + len(off)
+        meter = Meter(num_models * bench.num_items("report"), self._on_progress)
+        for point in points:
+            if not bench.table(bench.setting("report")).holds([point]):
+                bench.measure(point, "report", "report", meter)
+        setting = bench.setting("report")
+        there = recorded(bench.run, setting, off)
+        for baseline in off:
+            if baseline not in there:
+                measure_baseline(bench.run, bench.placement, bench.objectives, setting, baseline)
+
+    def _baselines(
+        self, judgement: Judgement, report: Reading
+    ) -> tuple[tuple[BaselineRow, ...], list[str]]:
+        """Rows of the baselines on the report items, and why some are left out."""
+        bench, table = self._bench, report.table
+        off, left_out = off_the_path(bench.run, bench.section)
+        there = recorded(bench.run, table.setting, off)
+        scores = with_rows(table, list(there.values()))
+        joined = replace(report, table=replace(table, scores=scores))
+        on = on_the_path(judgement.reading, bench.section, bench.run.final)
+        columns = {b: table.column(b.point) for b in on if b.point is not None}
+        columns |= {b: len(table.points) + i for i, b in enumerate(there)}
+        chosen = table.column(judgement.chosen)
+        rows = [baseline_row(joined, b, column, chosen) for b, column in columns.items()]
+        return tuple(rows), left_out
+
+
+_KNEE = (
+    "The weight {weight:.2f} was taken from the front: both its ends are worth the same there, so "
+    "the choice is its knee."
+)
 
 
 def _require_share(weight: float) -> float:
@@ -127,10 +258,10 @@ def _selection_table(bench: Bench, on_progress: OnProgress | None) -> Table:
     setting = bench.standing("selection")
     if setting is not None:
         table = bench.table(setting)
-        if table.holds(bench.ends):
+        if table.knows(bench.ends):
             return table
     # Optuna takes half a second to import and is not needed to choose again.
-    from backtrack.selection.study import search
+    from backtrack.selection.searching import search
 
     search(
         bench.run,
@@ -141,23 +272,6 @@ def _selection_table(bench: Bench, on_progress: OnProgress | None) -> Table:
     )
     bench.reload()
     return bench.table(bench.setting("selection"))
-
-
-def _report_table(
-    bench: Bench, chosen_under: Setting, chosen: Point, on_progress: OnProgress | None
-) -> Table | None:
-    """Scores on the report items; none where they are not on record and nothing is built."""
-    points = tuple(dict.fromkeys([*bench.ends, chosen]))
-    if bench.is_built:
-        meter = Meter(len(points), on_progress)
-        for point in points:
-            bench.measure(point, "report", "report", meter)
-        return bench.table(bench.setting("report"))
-    setting = bench.standing("report", like=chosen_under)
-    if setting is None or _overlap(setting, chosen_under):
-        return None
-    table = bench.table(setting)
-    return table if table.holds(points) else None
 
 
 def _overlap(setting: Setting, other: Setting) -> bool:
@@ -201,6 +315,7 @@ def _record(
             *cautions(judgement, constraints),
             *broken_on_report(reading, chosen, base, final, constraints),
             *few_items(num_items),
+            *guard_notes(bench.run.path, bench.recipe, _items_used(table, reading.table)),
             *_left_out(bench, table),
         ),
         command=command,
@@ -215,6 +330,13 @@ def _optimism(judgement: Judgement, reported: float) -> float:
 def _num_items(selection: Table, report: Table) -> dict[str, dict[Split, int]]:
     return {
         name: {"selection": len(ids), "report": len(report.setting.item_ids[name])}
+        for name, ids in selection.setting.item_ids.items()
+    }
+
+
+def _items_used(selection: Table, report: Table) -> dict[str, tuple[str, ...]]:
+    return {
+        name: (*ids, *report.setting.item_ids[name])
         for name, ids in selection.setting.item_ids.items()
     }
 

@@ -1,34 +1,52 @@
-"""Which points are measured: the anchors, and the space a sampler draws from.
+"""Which points are measured: the anchors, and the space a sampler draws from. Plain data.
 
-The sampler works on a grid of hundredths of alpha, so that two proposals for one point coincide.
+The sampler works on a grid of hundredths of alpha, and of twentieths of a profile's multipliers,
+so that two proposals for one point coincide. A profile's multipliers are parameters of their own,
+which count only where the profile is proposed.
 """
 
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from backtrack.point import Point
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from backtrack.recipe import SearchSection
 
+    Value = int | float | str
+
 ALPHA_STEP = 0.01
+MULTIPLIER_STEP = 0.05
+STEP, ALPHA, PROFILE = "step", "alpha", "profile"
+MULTIPLIERS: dict[str, tuple[str, ...]] = {
+    "depth": ("depth_first", "depth_last"),
+    "blocks": ("blocks_early", "blocks_middle", "blocks_late"),
+    "modules": ("modules_attention", "modules_mlp"),
+}
+"""Names of the parameters of each profile that has some, in the order they are spelled."""
 
 
 def anchors(steps: Sequence[int], section: SearchSection) -> tuple[Point, ...]:
     """Points that are always measured: base, final checkpoint, its alphas, earlier checkpoints.
 
+    `safe` and `min`, where the search may propose them, are measured at strength 1: they are meant
+    to need no search for a strength.
+
     Args:
         steps: The run's steps, ascending; at least one.
-        section: Which alphas, as written there, and how many checkpoints.
+        section: Which alphas, as written there, how many checkpoints, which profiles.
     """
     final = steps[-1]
     points = [Point.base(), Point(step=final)]
     points += [Point(step=final, alpha=alpha) for alpha in section.alphas]
     points += [Point(step=step) for step in _evenly(steps, section.checkpoints)]
+    points += [Point(step=final, profile=p) for p in section.profiles if p in ("safe", "min")]
     return tuple(dict.fromkeys(points))
 
 
@@ -45,22 +63,103 @@ def highest_alpha(section: SearchSection) -> float:
     )
 
 
-def point_at(steps: Sequence[int], index: int, alpha: float) -> Point:
-    """The point a sampler proposes; strength 0 of any step is the base."""
-    return Point(step=steps[index], alpha=_on_grid(alpha)).canonical
+@dataclass(frozen=True)
+class Space:
+    """What a sampler draws from.
 
-
-def place_of(steps: Sequence[int], point: Point, highest: float) -> tuple[int, float] | None:
-    """Index of the step and alpha on the grid nearest a point; none if it lies outside the space.
-
-    The base is strength 0 of the last step.
+    Attributes:
+        steps: The run's steps, ascending.
+        highest: Largest alpha.
+        profiles: Kinds of profile.
+        lowest_multiplier: Of a profile.
+        highest_multiplier: Likewise.
     """
-    if point.is_base:
-        return len(steps) - 1, 0.0
-    alpha = _on_grid(point.alpha)
-    if point.step not in steps or point.profile != "uniform" or alpha > highest:
-        return None
-    return steps.index(point.step), alpha
+
+    steps: tuple[int, ...]
+    highest: float
+    profiles: tuple[str, ...] = ("uniform",)
+    lowest_multiplier: float = 0.0
+    highest_multiplier: float = 1.0
+
+    @classmethod
+    def of(cls, steps: Sequence[int], section: SearchSection) -> Space:
+        """The space a recipe's search describes."""
+        profiles = tuple(dict.fromkeys(section.profiles))
+        return cls(tuple(steps), highest_alpha(section), profiles, *section.multipliers)
+
+    @property
+    def multipliers(self) -> tuple[str, ...]:
+        """Names of the parameters that are multipliers."""
+        return tuple(name for kind in self.profiles for name in MULTIPLIERS.get(kind, ()))
+
+    def point_at(self, place: Mapping[str, Value]) -> Point:
+        """The point a sampler proposes; strength 0 of any step is the base.
+
+        Args:
+            place: Values by parameter: index of the step, alpha, kind of profile, multipliers.
+        """
+        kind = str(place.get(PROFILE, self.profiles[0]))
+        profile = kind
+        if kind in MULTIPLIERS:
+            values = [round(float(place[name]), 2) for name in MULTIPLIERS[kind]]
+            profile = f"{kind}({','.join(f'{value:g}' for value in values)})"
+        step = self.steps[int(place[STEP])]
+        return Point(step=step, alpha=_on_grid(float(place[ALPHA])), profile=profile).canonical
+
+    def place_of(self, point: Point) -> dict[str, Value] | None:
+        """The place nearest a point; none if it lies outside the space.
+
+        The base is strength 0 of the last step under the first profile.
+        """
+        if point.is_base:
+            return self._place(len(self.steps) - 1, 0.0, self.profiles[0], {})
+        alpha = _on_grid(point.alpha)
+        kind, values = _parse(point.profile)
+        names = MULTIPLIERS.get(kind, ())
+        is_inside = (
+            point.step in self.steps
+            and kind in self.profiles
+            and alpha <= self.highest
+            and len(values) == len(names)
+            and all(self.lowest_multiplier <= v <= self.highest_multiplier for v in values)
+        )
+        if not is_inside:
+            return None
+        given = dict(zip(names, values, strict=True))
+        return self._place(self.steps.index(point.step), alpha, kind, given)
+
+    def places_of_base(self) -> list[dict[str, Value]]:
+        """Where the base lies, at up to four steps: a sampler cannot know that it is one point."""
+        last = len(self.steps) - 1
+        indices = dict.fromkeys(round(last * part / 3) for part in range(3, -1, -1))
+        return [self._place(index, 0.0, self.profiles[0], {}) for index in indices]
+
+    def _place(
+        self, index: int, alpha: float, kind: str, given: Mapping[str, float]
+    ) -> dict[str, Value]:
+        """Multipliers that do not count stand at their highest."""
+        place: dict[str, Value] = {STEP: index, ALPHA: alpha}
+        if len(self.profiles) > 1:
+            place[PROFILE] = kind
+        for name in self.multipliers:
+            place[name] = self._nearest(given.get(name, self.highest_multiplier))
+        return place
+
+    def _nearest(self, value: float) -> float:
+        """The multiplier on the grid nearest a value."""
+        low = self.lowest_multiplier
+        num_steps = math.floor((self.highest_multiplier - low) / MULTIPLIER_STEP + 1e-9)
+        index = min(round((value - low) / MULTIPLIER_STEP), num_steps)
+        return round(low + index * MULTIPLIER_STEP, 6)
+
+
+def _parse(profile: str) -> tuple[str, tuple[float, ...]]:
+    """Kind and multipliers of a profile as spelled, such as `depth(0.5,1)`."""
+    found = re.fullmatch(r"(\w+)(?:\(([^()]*)\))?", profile)
+    if found is None:
+        return profile, ()
+    kind, inner = found.groups()
+    return kind, tuple(float(part) for part in inner.split(",")) if inner else ()
 
 
 def _on_grid(alpha: float) -> float:

@@ -117,7 +117,8 @@ def pair(
 
 
 def make_recipe(**search: Any) -> Recipe:
-    settings = {"trials": 3, "checkpoints": 2, "sampler": "random", **search}
+    racing = {"shares": [0.25]}
+    settings = {"trials": 3, "checkpoints": 2, "sampler": "random", "racing": racing, **search}
     return Recipe.model_validate({"name": "toy", "base": "toy", "search": settings})
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from backtrack.point import Point
-from backtrack.selection.choosing import choose, find_curves
+from backtrack.selection.choosing import Measured, choose, find_curves
 
 ALPHAS = (0.2, 0.4, 0.6, 0.8, 1.0)
 GRID = (Point.base(), *(Point(step=10, alpha=alpha) for alpha in ALPHAS))
@@ -19,7 +19,13 @@ def decide(points, utilities, noise=1.0, feasible=None, distances=None, seed=0):
     if distances is None:
         distances = [point.alpha * point.step for point in points]
     flags = np.ones(len(points), dtype=bool) if feasible is None else np.array(feasible)
-    return choose(points, np.array(distances, dtype=float), utilities, samples, flags)
+    shares = np.ones(len(points))
+    measured = Measured(points, np.array(distances, dtype=float), shares, utilities, samples)
+    return choose(measured, flags)
+
+
+def find(points):
+    return find_curves(points, np.ones(len(points)))
 
 
 def test_a_clear_winner_is_chosen_alone():
@@ -75,11 +81,11 @@ def test_one_lucky_point_does_not_win_against_its_neighbours():
 
 
 def test_smoothing_needs_five_strengths_of_one_step_and_profile():
-    assert len(find_curves(GRID[:5])) == 1
-    assert find_curves(GRID[:4]) == ()
-    assert find_curves(SCATTERED) == ()
+    assert len(find(GRID[:5])) == 1
+    assert find(GRID[:4]) == ()
+    assert find(SCATTERED) == ()
     other = tuple(point.model_copy(update={"profile": "safe"}) for point in GRID[3:])
-    assert find_curves((*GRID[:3], *other)) == ()
+    assert find((*GRID[:3], *other)) == ()
 
 
 def test_points_off_every_curve_keep_their_utility():

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from backtrack.recipe import Recipe
 from backtrack.records import Constraints
 from backtrack.run.directory import MEASURED, Run
 from backtrack.selection.bench import Bench
+from backtrack.selection.choosing import INDIFFERENCE
 from backtrack.selection.selecting import Choice, select
 from backtrack.selection.statistics import split_items
 from tests.selection.fakes import Formula, Stand, make_info, make_recipe, make_run, measured, pair
@@ -60,8 +62,9 @@ def test_a_point_between_base_and_final_is_chosen_where_the_trade_off_is_steep(t
 def test_the_choice_is_the_tied_point_nearest_the_base(tmp_path: Path):
     choice = pick(line(tmp_path / "run"), pair(num_items=1000))
     assert choice.point in choice.tied
-    distances = [choice.selection.candidate(point).distance for point in choice.tied]
-    assert choice.selection.candidate(choice.point).distance == min(distances)
+    tied = [choice.selection.candidate(point) for point in choice.tied]
+    worth = [c for c in tied if c.smoothed >= max(c.smoothed for c in tied) - INDIFFERENCE]
+    assert choice.selection.candidate(choice.point).distance == min(c.distance for c in worth)
 
 
 def test_without_any_effect_the_base_is_chosen_and_said_to_be(tmp_path: Path):
@@ -156,7 +159,8 @@ def test_report_items_are_measured_at_base_choice_and_final_only(tmp_path: Path)
     run = line(tmp_path / "run")
     choice = pick(run, pair())
     reported = [m for m in run.measurements() if m.split == "report"]
-    assert {m.point for m in reported} == {Point.base(), choice.point, run.final}
+    rivals = {row.baseline.point for row in choice.selection.baselines}
+    assert {m.point for m in reported} == {Point.base(), choice.point, run.final} | rivals
     assert {m.origin for m in reported} == {"report"}
     seen = {i for m in run.measurements() if m.split == "selection" for i in m.item_ids}
     assert not seen & {i for m in reported for i in m.item_ids}
@@ -360,3 +364,86 @@ def _truth(objective: Formula, point: Point) -> float:
     stand = Stand()
     stand.place(point.canonical)
     return float(np.mean(objective.measure(stand.model, None, objective.item_ids)))
+
+
+def test_each_objective_can_be_bounded_on_its_own(tmp_path: Path):
+    bounds = Constraints.model_validate({"objectives": {"prose": {"max_drop": 2.0, "limit": 60}}})
+    selection = pick(line(tmp_path / "run"), pair(), weight=1.0, constraints=bounds).selection
+    base = selection.candidate(Point.base()).scores["prose"]
+    for candidate in selection.candidates:
+        score = candidate.scores["prose"]
+        meets = 100 * (base - score) <= 2.0 + 1e-9 and 100 * score >= 60 - 1e-9
+        assert candidate.is_feasible == meets
+    wrong = Constraints.model_validate({"objectives": {"nq": {"limit": 1}}})
+    other = line(tmp_path / "other")
+    with pytest.raises(UsageError, match=r"'nq'.*sums, prose"):
+        pick(other, pair(), constraints=wrong)
+
+
+def test_a_limit_on_a_loss_is_its_highest_value(tmp_path: Path):
+    info = make_info("loss", "general", unit="nats a token", direction="minimize")
+    loss = Formula(info, lambda x: 2 + x**4, is_exact=True)
+    bounds = Constraints.model_validate({"objectives": {"loss": {"limit": 2.1}}})
+    selection = pick(line(tmp_path / "run"), (pair()[0], loss), constraints=bounds).selection
+    assert all(c.is_feasible == (c.scores["loss"] <= 2.1 + 1e-9) for c in selection.candidates)
+
+
+def test_ranges_of_weight_cover_zero_to_one_and_agree_with_choosing_at_each(tmp_path: Path):
+    run = line(tmp_path / "run")
+    ranges = pick(run, pair(num_items=1000)).selection.ranges
+    assert ranges[0].low == 0
+    assert ranges[-1].high == 1
+    assert ranges[0].point == Point.base()
+    assert all(b.low == pytest.approx(a.high + 0.01) for a, b in pairwise(ranges))
+    for weight in (0.0, 0.35, 0.8):
+        (served,) = [r.point for r in ranges if r.low - 1e-9 <= weight <= r.high + 1e-9]
+        assert pick(run, pair(num_items=1000), weight=weight).point == served
+
+
+def test_the_knee_is_where_both_ends_of_the_front_are_worth_the_same(tmp_path: Path):
+    bend = lambda x: 0.2 + 0.4 * min(2 * x, 1) + 0.1 * x  # noqa: E731
+    objectives = pair(bend, lambda x: 0.8 - 0.4 * x**2, is_exact=True)
+    selection = pick(line(tmp_path / "run"), objectives, is_knee=True).selection
+    assert selection.weight == pytest.approx(40 / (40 + 50), abs=0.02)
+    assert selection.chosen.alpha == 0.5
+    assert any("is its knee" in note for note in selection.notes)
+
+
+def test_hypervolume_is_one_where_one_point_has_the_best_of_both(tmp_path: Path):
+    objectives = pair(lambda x: 0.2 + 0.5 * min(2 * x, 1), lambda x: 0.8 - max(x - 0.5, 0))
+    for objective in objectives:
+        objective.is_exact = True
+    found = pick(line(tmp_path / "run"), objectives).selection.hypervolume
+    assert found is not None
+    assert found.estimate == pytest.approx(1)
+    flat_ones = pick(line(tmp_path / "flat"), pair(flat(0.4), flat(0.6), is_exact=True))
+    assert flat_ones.selection.hypervolume is None
+
+
+def test_baselines_are_rows_on_the_report_items_paired_with_the_choice(tmp_path: Path):
+    run = line(tmp_path / "run")
+    selection = pick(run, pair(num_items=1000)).selection
+    assert [row.baseline.kind for row in selection.baselines] == ["checkpoint", "grid"]
+    for row in selection.baselines:
+        point = row.baseline.point
+        assert point is not None
+        gap = selection.report["chosen"].utility.estimate - row.utility.estimate
+        assert row.difference.estimate == pytest.approx(gap)
+    best = max(
+        (c for c in selection.candidates if c.point.alpha == 1 or c.point.is_base),
+        key=lambda c: c.utility if not c.point.is_base else -1,
+    )
+    assert selection.baselines[0].baseline.point == best.point
+
+
+def test_a_choice_after_a_spent_budget_reads_the_record_and_loads_nothing(tmp_path: Path):
+    """Ends measured in part: the items they are a part of are known all the same."""
+    recipe = make_recipe(budget={"items": 1500}, items={"selection": 200, "report": 200})
+    run = make_run(tmp_path / "run", recipe)
+    first = pick(run, pair(num_items=1000)).selection
+    assert any(c.share < 1 for c in first.candidates)
+    assert Bench(run, None, None, pair(num_items=1000)).standing("selection") is not None  # type: ignore[arg-type]
+    again = pick(Run.open(run.path), pair(num_items=1000), placement=Stand()).selection
+    assert again.chosen == first.chosen
+    scored = sum(len(m.item_ids) for m in run.measurements() if m.split == "selection")
+    assert scored <= 1500

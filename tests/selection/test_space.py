@@ -6,9 +6,16 @@ import pytest
 
 from backtrack.point import Point
 from backtrack.recipe import SearchSection
-from backtrack.selection.space import anchors, highest_alpha, place_of, point_at
+from backtrack.selection.space import Space, anchors, highest_alpha
+from backtrack.selection.study import distributions
 
 STEPS = tuple(range(10, 110, 10))
+SPACE = Space(STEPS, 1.2)
+WIDE = Space(STEPS, 1.2, ("uniform", "safe", "min", "depth", "blocks", "modules"))
+
+
+def point_at(index: int, alpha: float) -> Point:
+    return SPACE.point_at({"step": index, "alpha": alpha})
 
 
 def test_anchors_are_base_final_the_alphas_and_even_checkpoints_in_this_order():
@@ -42,24 +49,51 @@ def test_an_alpha_of_one_is_the_final_checkpoint_and_measured_once():
 
 
 def test_proposals_close_together_are_one_point():
-    assert point_at(STEPS, 3, 0.3000001) == point_at(STEPS, 3, 0.304) == Point(step=40, alpha=0.3)
+    assert point_at(3, 0.3000001) == point_at(3, 0.304) == Point(step=40, alpha=0.3)
 
 
 def test_no_strength_is_the_base_whatever_the_step():
-    assert point_at(STEPS, 3, 0.0) == point_at(STEPS, 7, 0.004) == Point.base()
+    assert point_at(3, 0.0) == point_at(7, 0.004) == Point.base()
 
 
 def test_a_point_of_the_space_finds_its_place_again():
     for index in range(len(STEPS)):
         for hundredths in range(1, 121):
-            point = point_at(STEPS, index, hundredths / 100)
-            assert place_of(STEPS, point, 1.2) == (index, hundredths / 100)
+            point = point_at(index, hundredths / 100)
+            assert SPACE.place_of(point) == {"step": index, "alpha": hundredths / 100}
 
 
 def test_points_outside_the_space_have_no_place():
-    assert place_of(STEPS, Point(step=10, alpha=1.3), 1.2) is None
-    assert place_of(STEPS, Point(step=15, alpha=0.5), 1.2) is None
-    assert place_of(STEPS, Point(step=10, alpha=0.5, profile="safe"), 1.2) is None
+    assert SPACE.place_of(Point(step=10, alpha=1.3)) is None
+    assert SPACE.place_of(Point(step=15, alpha=0.5)) is None
+    assert SPACE.place_of(Point(step=10, alpha=0.5, profile="safe")) is None
+    assert WIDE.place_of(Point(step=10, alpha=0.5, profile="depth(0.5,1.5)")) is None
+    assert WIDE.place_of(Point(step=10, alpha=0.5, profile="depth(0.5)")) is None
+
+
+@pytest.mark.parametrize(
+    "profile",
+    ["uniform", "safe", "min", "depth(0.5,1)", "blocks(0.5,0.75,1)", "modules(1,0.05)"],
+)
+def test_a_profile_finds_its_place_again_spelled_as_it_was(profile: str):
+    point = Point(step=40, alpha=0.35, profile=profile)
+    place = WIDE.place_of(point)
+    assert place is not None
+    assert set(place) == set(distributions(WIDE))
+    assert WIDE.point_at(place) == point
+
+
+def test_only_profiles_that_may_be_proposed_add_parameters():
+    assert SPACE.multipliers == ()
+    assert Space(STEPS, 1.2, ("uniform", "modules")).multipliers == (
+        "modules_attention",
+        "modules_mlp",
+    )
+
+
+def test_profiles_without_a_strength_to_search_are_anchors_too():
+    section = SearchSection(alphas=(), checkpoints=0, profiles=("uniform", "safe", "depth"))
+    assert [str(point) for point in anchors(STEPS, section)][2:] == ["step 100 alpha 1 safe"]
 
 
 @pytest.mark.parametrize(

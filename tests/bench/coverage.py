@@ -1,0 +1,173 @@
+"""Whether the statistics keep their word: whole selections on items drawn from recorded tables.
+
+    python tests/bench/coverage.py [--selections 600] [--table lora]
+
+A selection takes 150 selection items a role and 150 report items out of a recorded table, searches
+and chooses as `select` does (racing and all), and reports. The truth is the mean over all items of
+the table, so items are drawn with replacement from it: as from an endless set with that truth.
+
+coverage   share of 95% intervals of chosen minus base and chosen minus final (utility, target and
+           general, on report items) that hold the true difference
+claims     with all points made equal (each item's score is drawn anew at every point from the
+           item's own rate, the same at all points): share of selections whose interval of chosen
+           minus base or minus final leaves zero out
+bias       mean of reported less true utility of the chosen point, on report items, in points;
+           beside it the same on selection items, which is the optimism users are spared
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import optuna
+
+from backtrack.point import Point
+from backtrack.recipe import Recipe
+from backtrack.selection.bench import Bench
+from backtrack.selection.budget import Budget
+from backtrack.selection.judging import Reading, difference, judge
+from backtrack.selection.progress import Meter
+from backtrack.selection.searching import Worker
+from tests.bench.replay import InMemory, Recorded, Stand, load, near
+
+ITEMS = 150
+
+
+class Drawn:
+    """An objective over items drawn with replacement; item `i` is row `i` of the draw."""
+
+    def __init__(self, table: Recorded, info: Any, seed: int, *, is_equal: bool) -> None:
+        self.info = info
+        self._table = table
+        self._is_equal = is_equal
+        self._seed = seed
+        rng = np.random.default_rng([seed, sum(map(ord, info.name))])
+        role_share = 1 if info.role == "target" else len(table.scores) - 1
+        self._num = 2 * ITEMS // role_share
+        self._rows = rng.integers(0, table.scores[info.name].shape[1], self._num)
+        self._rates = table.scores[info.name].mean(axis=0)
+        self.item_ids = tuple(f"{info.name}/{i:04d}" for i in range(self._num))
+
+    def measure(self, model: Stand, tokenizer: None, item_ids: Any) -> tuple[float, ...]:
+        table, name = self._table, self.info.name
+        numbers = [int(item_id.rpartition("/")[2]) for item_id in item_ids]
+        rows = self._rows[numbers]
+        if not self._is_equal:
+            return tuple(table.scores[name][table.points.index(near(table, model.point)), rows])
+        point = model.point
+        own = [self._seed, point.step, round(100 * point.alpha), sum(map(ord, name))]
+        uniform = np.random.default_rng(own).random(self._num)[numbers]
+        return tuple((uniform < self._rates[rows]).astype(float))
+
+
+def truth_of(table: Recorded, point: Point, *, is_equal: bool) -> dict[str, float]:
+    """True target, general and utility at weight one half, in points."""
+    values = table.truth
+    column = table.points.index(near(table, point))
+    target, general = values.mean(axis=1) if is_equal else values[:, column]
+    return {"target": target, "general": general, "utility": (target + general) / 2}
+
+
+def one(job: tuple[str, int, bool]) -> dict[str, Any]:
+    """One whole selection."""
+    name, seed, is_equal = job
+    warnings.simplefilter("ignore")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    table = load(name)
+    search = {
+        "items": {"selection": ITEMS, "report": ITEMS},
+        "sampler": "random",
+        "trials": 4,
+        "seed": seed,
+        "budget": {"items": int(5 * 2 * ITEMS)},
+    }
+    recipe = Recipe.model_validate({"name": "coverage", "base": "none", "search": search})
+    run: Any = SimpleNamespace(
+        path=Path(tempfile.mkdtemp()),
+        recipe=recipe,
+        steps=table.steps,
+        final=Point(step=table.steps[-1]),
+        measurements=list,
+        record=lambda m: None,
+    )
+    objectives: Any = [Drawn(table, info, seed, is_equal=is_equal) for info in table.infos]
+    stand: Any = Stand(table)
+    bench = Bench(run, recipe, stand, objectives)
+    shares = {o.info.name: len(o.item_ids) // 2 for o in objectives}
+    bench._items = {
+        "selection": {o.info.name: o.item_ids[: shares[o.info.name]] for o in objectives},
+        "report": {o.info.name: o.item_ids[shares[o.info.name] :] for o in objectives},
+    }
+    ledger: Any = InMemory()
+    Worker(bench, ledger, Budget(recipe.search.budget), 4, None, is_alone=True).work()
+    selection = bench.table(bench.setting("selection"))
+    judgement = judge(selection, run.final, 0.5, recipe.select, seed)
+    meter = Meter(0, None)
+    for point in dict.fromkeys([*bench.ends, judgement.chosen]):
+        bench.measure(point, "report", "report", meter)
+    report = bench.table(bench.setting("report"))
+    reading = Reading(report, judgement.reading.yardsticks, 0.5, seed)
+    chosen = judgement.chosen
+    own = truth_of(table, chosen, is_equal=is_equal)
+    found: dict[str, Any] = {"covered": [], "claims": False}
+    for to, other in (("base", bench.ends[0]), ("final", bench.ends[1])):
+        if chosen == other:
+            continue
+        gap = difference(reading, chosen, other, to)  # type: ignore[arg-type]
+        true = truth_of(table, other, is_equal=is_equal)
+        found["claims"] |= gap.utility.low > 0 or gap.utility.high < 0
+        for key in ("target", "general", "utility"):
+            interval = getattr(gap, key)
+            found["covered"].append(interval.low <= own[key] - true[key] <= interval.high)
+    column = report.column(chosen)
+    found["bias"] = float(reading.utilities[column]) - own["utility"]
+    on_selection = judgement.reading.utilities[judgement.decision.chosen]
+    found["optimism"] = float(on_selection) - own["utility"]
+    found["moved"] = not chosen.is_base
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--selections", type=int, default=600)
+    parser.add_argument("--tables", default="full,lora,oft")
+    parser.add_argument("--workers", type=int, default=2)
+    asked = parser.parse_args()
+    names = asked.tables.split(",")
+    for is_equal in (False, True):
+        jobs = [(names[i % len(names)], i, is_equal) for i in range(asked.selections)]
+        with ProcessPoolExecutor(asked.workers) as pool:
+            results = list(pool.map(one, jobs, chunksize=4))
+        show(results, is_equal=is_equal)
+
+
+def show(results: list[dict[str, Any]], *, is_equal: bool) -> None:
+    """Coverage, claims and bias with their standard errors."""
+    covered = np.array([c for r in results for c in r["covered"]])
+    claims = np.array([r["claims"] for r in results])
+    bias, optimism = (np.array([r[key] for r in results]) for key in ("bias", "optimism"))
+    count = len(results)
+    print(
+        f"{'all points equal' if is_equal else 'as recorded'}: {count} selections, "
+        f"{100 * np.mean([r['moved'] for r in results]):.0f}% chose a point other than the base"
+    )
+    if len(covered):
+        print(f"  coverage {100 * covered.mean():.1f}% of {len(covered)} intervals")
+    print(f"  selections that claim a difference {100 * claims.mean():.1f}%")
+    for name, values in (("bias on report items", bias), ("on selection items", optimism)):
+        error = values.std(ddof=1) / math.sqrt(count)
+        print(f"  {name} {values.mean():+.2f} +- {error:.2f} points")
+
+
+if __name__ == "__main__":
+    main()

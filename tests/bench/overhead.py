@@ -1,0 +1,89 @@
+"""Wall time of a point over the bare forward passes and generation on the same batches.
+
+    python tests/bench/overhead.py
+
+The demo's run at one point, 200 selection items of the target by greedy generation and 200 of the
+general role. With racing a point's items come in parts, each with batches of its own; the bare
+time is that of one call over all items, with prompts already encoded and nothing scored, placed or
+recorded. Medians of several rounds in one process, in turns.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backtrack.demo import demo_recipe
+from backtrack.evaluate.forward import Greedy, complete, encode, evaluating
+from backtrack.path.placement import Placement
+from backtrack.point import Point
+from backtrack.selection.bench import Bench
+from backtrack.selection.progress import Meter
+from backtrack.train.trainer import train
+
+ROUNDS = 7
+
+
+def bare(bench: Bench, prompts: dict[str, list[list[int]]]) -> float:
+    """Seconds of generation over all selection items, objective after objective."""
+    placement = bench.placement
+    begin = time.perf_counter()
+    with evaluating(placement.model, "bare"):
+        for objective in bench.objectives:
+            settings: Any = objective._settings  # type: ignore[attr-defined]
+            ends = Greedy(settings.max_new_tokens, settings.stop)
+            asked = prompts[objective.info.name]
+            complete(placement.model, placement.tokenizer, asked, ends, bench.section.batch_size)
+    return time.perf_counter() - begin
+
+
+def whole(bench: Bench, point: Point) -> float:
+    """Seconds of a point as the search measures it: placed, part after part, recorded."""
+    bench._recorded.clear()
+    bench._indices.clear()
+    begin = time.perf_counter()
+    for part in range(len(bench.parts("selection"))):
+        bench.measure(point, "selection", "bench", Meter(0, None), part)
+    return time.perf_counter() - begin
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = demo_recipe(Path(folder), 0)
+        items = recipe.search.items.model_copy(update={"selection": 200})
+        racings = {"racing": recipe.search.racing.shares, "no racing": ()}
+        run = train(recipe)
+        placement = Placement(run)
+        for name, shares in racings.items():
+            racing = recipe.search.racing.model_copy(update={"shares": shares})
+            section = {"items": items, "racing": racing, "batch_size": 16}
+            search = recipe.search.model_copy(update=section)
+            bench = Bench(run, recipe.model_copy(update={"search": search}), placement, None)
+            chosen = bench.setting("selection").item_ids
+            prompts = {
+                o.info.name: [
+                    encode(placement.tokenizer, o._examples[o.item_ids.index(i)].prompt)  # type: ignore[attr-defined]
+                    for i in chosen[o.info.name]
+                ]
+                for o in bench.objectives
+            }
+            times = []
+            for i in range(ROUNDS):
+                measured = whole(bench, Point(step=run.steps[-1], alpha=0.3 + 0.05 * (i % 2)))
+                times.append((measured, bare(bench, prompts)))
+            ours, theirs = (statistics.median(column) for column in zip(*times, strict=True))
+            num_items = sum(len(ids) for ids in chosen.values())
+            print(
+                f"{name}: a point of {num_items} items {ours:.2f} s, bare {theirs:.2f} s, "
+                f"ratio {ours / theirs:.2f} (bound 1.2)"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Train small real runs and record per-item results on a dense grid of step and alpha.
+
+    python tests/bench/record_tables.py [full] [lora] [oft]
+
+Each method teaches the demo's model the demo's target and is measured on every item there is, at
+each checkpoint and 22 strengths. `tables/METHOD.npz` holds what came out, a bit an item.
+`replay.py` draws items from it, so the truth at every point is known: the mean of all.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from backtrack.demo import ASSETS
+from backtrack.evaluate.build import build_objectives
+from backtrack.path.placement import Placement
+from backtrack.point import Point
+from backtrack.recipe import load_recipe
+from backtrack.train.trainer import train
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+TABLES = Path(__file__).resolve().parent / "tables"
+ALPHAS = (*(round(0.05 * i, 2) for i in range(1, 21)), 1.1, 1.2)
+METHODS: dict[str, tuple[str, ...]] = {
+    "full": ("method={kind: full}", "sft.learning_rate=3e-4"),
+    "lora": (),
+    "oft": (
+        "method={kind: oft, oft_block_size: 32, target_modules: all-linear}",
+        "sft.learning_rate=1e-3",
+    ),
+}
+
+
+def record(method: str) -> None:
+    """Train a method, measure its grid and write its table."""
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = [f"output={folder}", "trajectory.every_steps=30", *METHODS[method]]
+        recipe = load_recipe(ASSETS / "recipe.yaml", overrides)
+        run = train(recipe)
+        placement = Placement(run)
+        objectives = build_objectives(recipe, placement.tokenizer)
+        points = [Point.base(), *(Point(step=s, alpha=a) for s in run.steps for a in ALPHAS)]
+        scores: dict[str, list[Any]] = {o.info.name: [] for o in objectives}
+        distances = []
+        for point in points:
+            begin = time.perf_counter()
+            placement.place(point)
+            distances.append(placement.distance(point))
+            for o in objectives:
+                scores[o.info.name].append(
+                    o.measure(placement.model, placement.tokenizer, o.item_ids)
+                )
+            said = {name: round(100 * float(np.mean(s[-1])), 1) for name, s in scores.items()}
+            print(f"{method} {point}: {said}, {time.perf_counter() - begin:.1f} s", flush=True)
+        write(method, points, distances, scores)
+
+
+def write(
+    method: str, points: Sequence[Point], distances: Sequence[float], scores: dict[str, list[Any]]
+) -> None:
+    """A table as a file: points, distances, and a bit for each point and item."""
+    TABLES.mkdir(exist_ok=True)
+    bits: dict[str, Any] = {
+        f"bits_{n}": np.packbits(np.array(s) > 0.5, axis=1) for n, s in scores.items()
+    }
+    np.savez_compressed(
+        TABLES / f"{method}.npz",
+        steps=np.array([p.step for p in points]),
+        alphas=np.array([p.alpha for p in points]),
+        distances=np.array(distances),
+        num_items=np.array([len(s[0]) for s in scores.values()]),
+        **bits,
+    )
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or METHODS:
+        record(name)

@@ -1,0 +1,401 @@
+"""Replay searches on recorded tables: regret and share of hypervolume against items scored.
+
+    python tests/bench/replay.py [--seeds 200] [--methods ours,grid,...] [--tables full,lora,oft]
+
+A table holds every item's score at every step and strength of a real run (`record_tables.py`), so
+the truth at each point is its mean over all items. A seed draws 200 selection items a role from
+them; a method then spends item evaluations and names a point for each weight.
+
+    grid     11 strengths of the last checkpoint on all items, the highest measured utility
+    random, tpe, nsga2, gp
+             Optuna's samplers over step and strength, all items a point, likewise
+    ours     racing: parts of the items, predicted scores, fitted curves, the rule of choosing
+
+REGRET is the true utility of the best point of the table less that of the named point, in percent
+points, a mean over weights 0.3, 0.5 and 0.7. HYPERVOLUME is that of the points the method
+holds for its front, by their true scores, as a share of the table's own. Cost is in
+full points: 1 is all selection items of all objectives at one point.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import math
+import statistics
+import tempfile
+import warnings
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import optuna
+from optuna.trial import create_trial
+
+from backtrack.point import Point
+from backtrack.recipe import Recipe, SearchSection
+from backtrack.records import ROLES, Axis, Measurement, ObjectiveInfo
+from backtrack.selection import front
+from backtrack.selection.bench import Bench
+from backtrack.selection.budget import Budget
+from backtrack.selection.choosing import choose
+from backtrack.selection.judging import read
+from backtrack.selection.searching import Worker
+from backtrack.selection.study import Claim
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from backtrack.selection.racing import Unit
+
+TABLES = Path(__file__).resolve().parent / "tables"
+WEIGHTS = (0.3, 0.5, 0.7)
+COSTS = (2.5, 3.3, 4.4, 6.6, 8.8, 11.0)
+SELECTION_ITEMS = 200
+AXES = {role: Axis(unit="points", direction="maximize") for role in ROLES}
+METHODS = ("grid", "random", "tpe", "nsga2", "gp", "ours")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """A recorded table.
+
+    Attributes:
+        points: Its points, the base first.
+        distances: From the base, [points].
+        scores: By objective's name, [points, items].
+    """
+
+    points: tuple[Point, ...]
+    distances: NDArray[np.float64]
+    scores: dict[str, NDArray[np.float64]]
+
+    @property
+    def infos(self) -> tuple[ObjectiveInfo, ...]:
+        return tuple(
+            ObjectiveInfo.model_validate(
+                {
+                    "name": name,
+                    "role": "target" if i == 0 else "general",
+                    "kind": "examples",
+                    "direction": "maximize",
+                    "unit": "fraction",
+                    "fingerprint": name,
+                }
+            )
+            for i, name in enumerate(self.scores)
+        )
+
+    @property
+    def truth(self) -> NDArray[np.float64]:
+        """True target and general in points, [roles, points]."""
+        means = [100 * scores.mean(axis=1) for scores in self.scores.values()]
+        return np.array([means[0], np.mean(means[1:], axis=0)])
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        return tuple(sorted({p.step for p in self.points if not p.is_base}))
+
+
+@lru_cache
+def load(name: str) -> Recorded:
+    """A table by its file's name."""
+    with np.load(TABLES / f"{name}.npz", allow_pickle=False) as file:
+        names = [key.removeprefix("bits_") for key in file if key.startswith("bits_")]
+        scores = {
+            key: np.unpackbits(file[f"bits_{key}"], axis=1)[:, :num].astype(float)
+            for key, num in zip(names, file["num_items"].tolist(), strict=True)
+        }
+        points = tuple(
+            Point(step=int(step), alpha=float(alpha)).canonical
+            for step, alpha in zip(file["steps"], file["alphas"], strict=True)
+        )
+        return Recorded(points, file["distances"], scores)
+
+
+def near(table: Recorded, point: Point) -> Point:
+    """The recorded point nearest in strength."""
+    if point.is_base:
+        return Point.base()
+    same = [p for p in table.points if p.step == point.step]
+    return min([*same, Point.base()], key=lambda p: abs(p.alpha - point.alpha))
+
+
+@dataclasses.dataclass
+class Replayed:
+    """A table as a run to search: an objective a role, 200 selection items of each."""
+
+    table: Recorded
+    seed: int
+
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng([self.seed, 17])
+        self.items: dict[str, NDArray[np.int64]] = {}
+        num_general = len(self.table.scores) - 1
+        for i, (name, scores) in enumerate(self.table.scores.items()):
+            num = SELECTION_ITEMS if i == 0 else SELECTION_ITEMS // num_general
+            self.items[name] = rng.permutation(scores.shape[1])[:num]
+        self.whole = sum(len(items) for items in self.items.values())
+
+    def means(self, point: Point) -> dict[str, float]:
+        row = self.table.points.index(point)
+        return {n: float(s[row, self.items[n]].mean()) for n, s in self.table.scores.items()}
+
+    def roles(self, points: Iterable[Point]) -> NDArray[np.float64]:
+        """Measured target and general in points on all selection items, [points, roles]."""
+        found = []
+        for point in points:
+            means = list(self.means(point).values())
+            found.append([100 * means[0], 100 * float(np.mean(means[1:]))])
+        return np.array(found)
+
+
+def judge_by(
+    replayed: Replayed, named: Sequence[Point], held: Sequence[Point]
+) -> tuple[float, float]:
+    """Mean regret of the points named for each weight, and share of the hypervolume held."""
+    table, truth = replayed.table, replayed.table.truth
+    regrets = []
+    for weight, point in zip(WEIGHTS, named, strict=True):
+        utilities = weight * truth[0] + (1 - weight) * truth[1]
+        regrets.append(float(utilities.max() - utilities[table.points.index(point)]))
+    ends = [0, table.points.index(Point(step=table.steps[-1], alpha=1.0))]
+    corner = float(truth[0, ends].min()), float(truth[1, ends].min())
+    columns = [table.points.index(point) for point in held]
+    held_truth = truth[:, columns]
+    share = front.hypervolume(held_truth[0], held_truth[1], corner)
+    share /= front.hypervolume(truth[0], truth[1], corner)
+    return statistics.mean(regrets), share
+
+
+def by_measured(replayed: Replayed, points: Sequence[Point]) -> tuple[float, float]:
+    """What people do: the highest measured utility, and the measured front."""
+    roles = replayed.roles(points)
+    named = []
+    for weight in WEIGHTS:
+        utilities = weight * roles[:, 0] + (1 - weight) * roles[:, 1]
+        named.append(points[int(utilities.argmax())])
+    on_front = front.pareto_front(roles[:, 0], roles[:, 1], AXES)
+    return judge_by(replayed, named, [p for p, f in zip(points, on_front, strict=True) if f])
+
+
+def grid(replayed: Replayed) -> dict[float, tuple[float, float]]:
+    """The plain grid of 11 strengths: cost, then regret and hypervolume."""
+    last = replayed.table.steps[-1]
+    points = [Point(step=last, alpha=round(0.1 * i, 1)).canonical for i in range(11)]
+    return {11.0: by_measured(replayed, points)}
+
+
+def sampled(name: str, replayed: Replayed) -> dict[float, tuple[float, float]]:
+    """A sampler of Optuna on all items, base and final checkpoint first."""
+    samplers: dict[str, Callable[[], Any]] = {
+        "random": lambda: optuna.samplers.RandomSampler(seed=replayed.seed),
+        "tpe": lambda: optuna.samplers.TPESampler(
+            seed=replayed.seed, multivariate=True, n_startup_trials=4
+        ),
+        "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=replayed.seed, population_size=4),
+        "gp": lambda: optuna.samplers.GPSampler(
+            seed=replayed.seed, n_startup_trials=4, warn_independent_sampling=False
+        ),
+    }
+    table = replayed.table
+    study = optuna.create_study(directions=["maximize", "maximize"], sampler=samplers[name]())
+    space = {
+        "step": optuna.distributions.IntDistribution(0, len(table.steps) - 1),
+        "alpha": optuna.distributions.FloatDistribution(0.0, 1.2, step=0.05),
+    }
+    points = [Point.base(), Point(step=table.steps[-1])]
+    for point, alpha in zip(points, (0.0, 1.0), strict=True):
+        place = {"step": len(table.steps) - 1, "alpha": alpha}
+        values = replayed.roles([point])[0].tolist()
+        study.add_trial(create_trial(params=place, distributions=space, values=values))
+    found: dict[float, tuple[float, float]] = {}
+    for cost in range(3, 12):
+        trial = study.ask(space)
+        asked = Point(step=table.steps[trial.params["step"]], alpha=trial.params["alpha"])
+        points.append(near(table, asked.canonical))
+        study.tell(trial, replayed.roles(points[-1:])[0].tolist())
+        found[float(cost)] = by_measured(replayed, list(dict.fromkeys(points)))
+    return found
+
+
+class Stand:
+    """Stands at the recorded point nearest to the one asked for."""
+
+    form = "attached"
+    curve = "native"
+    tokenizer = None
+
+    def __init__(self, table: Recorded) -> None:
+        self.table = table
+        self.point = Point.base()
+        self.model = self
+
+    def place(self, point: Point) -> None:
+        self.point = point
+
+    def distance(self, point: Point) -> float:
+        row = self.table.points.index(near(self.table, point))
+        return float(self.table.distances[row])
+
+
+class Rows:
+    """An objective that reads its scores from the table."""
+
+    def __init__(self, info: ObjectiveInfo, replayed: Replayed) -> None:
+        self.info = info
+        self._replayed = replayed
+        self._items = replayed.items[info.name].tolist()
+        self.item_ids = tuple(f"{info.name}/{i:04d}" for i in self._items)
+
+    def measure(self, model: Stand, tokenizer: None, item_ids: Sequence[str]) -> tuple[float, ...]:
+        table = self._replayed.table
+        row = table.points.index(near(table, model.point))
+        numbers = [int(item_id.rpartition("/")[2]) for item_id in item_ids]
+        return tuple(table.scores[self.info.name][row, numbers].tolist())
+
+
+class InMemory:
+    """What a search asks of its study, without a database."""
+
+    def __init__(self) -> None:
+        self.taken_slots: set[int] = set()
+        self.sampler_notes: dict[str, dict[str, Any]] = {}
+
+    def under_way(self) -> dict[tuple[Point, int], Any]:
+        return {}
+
+    def slots(self) -> set[int]:
+        return self.taken_slots
+
+    def notes(self) -> dict[str, dict[str, Any]]:
+        return self.sampler_notes
+
+    def claim(self, unit: Unit, slot: int | None, notes: dict[str, Any] | None) -> Claim:
+        if slot is not None:
+            self.taken_slots.add(slot)
+            self.sampler_notes[str(unit.point)] = dict(notes or {})
+        return Claim(unit, 0, 0)
+
+    def alive(self, claim: Claim) -> Any:
+        return contextlib.nullcontext()
+
+    def known(self) -> set[str]:
+        return set()
+
+    def clear_stale(self, *, is_alone: bool) -> None: ...
+    def carry(self, claim: Claim, measurements: Sequence[Measurement]) -> None: ...
+    def settle(self, claim: Claim, past: Any, attributes: Any) -> None: ...
+    def add(self, point: Point, origin: str, past: Any, attributes: Any) -> None: ...
+
+
+def ours(replayed: Replayed, cost: float, **section: Any) -> dict[float, tuple[float, float]]:
+    """The search as it is, its study and records kept in memory; then the rule of choosing."""
+    table = replayed.table
+    search = SearchSection.model_validate(
+        {
+            "items": {"selection": SELECTION_ITEMS, "report": 2},
+            "budget": {"items": int(cost * replayed.whole)},
+            "seed": replayed.seed,
+            **section,
+        }
+    )
+    recipe = Recipe.model_validate({"name": "replay", "base": "replay", "search": search})
+    run: Any = SimpleNamespace(
+        path=Path(tempfile.gettempdir()),
+        recipe=recipe,
+        steps=table.steps,
+        final=Point(step=table.steps[-1]),
+        measurements=list,
+        record=lambda m: None,
+    )
+    objectives: Any = [Rows(info, replayed) for info in table.infos]
+    bench = Bench(run, recipe, Stand(table), objectives)  # type: ignore[arg-type]
+    # Every item drawn is for selection: the truth takes the place of the report.
+    bench._items = {"selection": {o.info.name: tuple(sorted(o.item_ids)) for o in objectives}}
+    ledger: Any = InMemory()
+    budget = Budget(search.budget)
+    worker = Worker(bench, ledger, budget, search.trials, None, is_alone=True)
+    worker.work()
+    return {cost: by_rule(replayed, bench)}
+
+
+def by_rule(replayed: Replayed, bench: Bench) -> tuple[float, float]:
+    """The points `select` names for each weight, and all it names or shows on the front."""
+    table = bench.table(bench.setting("selection"))
+    reading = read(table, bench.run.final, 0.5, replayed.seed, 1000)
+    is_feasible = np.ones(len(table.points), dtype=bool)
+    chosen = {
+        w: table.points[choose(reading.at(w).measured, is_feasible).chosen]
+        for w in sorted({*WEIGHTS, *np.linspace(0, 1, 11).round(1).tolist()})
+    }
+    whole = np.flatnonzero(table.shares >= 1)
+    target, general = (reading.role_points(role)[whole] for role in ROLES)
+    on_front = whole[front.pareto_front(target, general, AXES)]
+    held = dict.fromkeys([*chosen.values(), *(table.points[i] for i in on_front)])
+    named = [near(replayed.table, chosen[w]) for w in WEIGHTS]
+    return judge_by(replayed, named, [near(replayed.table, p) for p in held])
+
+
+def one(job: tuple[str, str, int, float]) -> tuple[str, str, dict[float, tuple[float, float]]]:
+    """One method on one table under one seed."""
+    method, name, seed, cost = job
+    warnings.simplefilter("ignore")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    replayed = Replayed(load(name), seed)
+    if method == "grid":
+        found = grid(replayed)
+    elif method == "ours":
+        found = ours(replayed, cost)
+    else:
+        found = sampled(method, replayed)
+    return method, name, found
+
+
+def show(results: dict[tuple[str, str, float], list[tuple[float, float]]]) -> None:
+    """Mean regret and hypervolume by table, method and cost, with standard errors."""
+    print("table  method  cost   n   regret (points)   hypervolume share")
+    for (table, method, cost), values in sorted(results.items()):
+        regret, share = np.array(values).T
+        errors = [v.std(ddof=1) / math.sqrt(len(v)) if len(v) > 1 else 0 for v in (regret, share)]
+        print(
+            f"{table:<6} {method:<7} {cost:4.1f} {len(values):4d}   "
+            f"{regret.mean():5.2f} +- {errors[0]:.2f}     {share.mean():.4f} +- {errors[1]:.4f}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=200)
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--tables", default="full,lora,oft")
+    parser.add_argument("--costs", default=",".join(map(str, COSTS)), help="of ours")
+    parser.add_argument("--workers", type=int, default=2)
+    asked = parser.parse_args()
+    costs = [float(cost) for cost in asked.costs.split(",")]
+    jobs = [
+        (method, table, seed, cost)
+        for method in asked.methods.split(",")
+        for table in asked.tables.split(",")
+        for seed in range(asked.seeds)
+        for cost in (costs if method == "ours" else [0.0])
+    ]
+    results: dict[tuple[str, str, float], list[tuple[float, float]]] = defaultdict(list)
+    with ProcessPoolExecutor(asked.workers) as pool:
+        for method, table, found in pool.map(one, jobs, chunksize=4):
+            for cost, values in found.items():
+                results[table, method, cost].append(values)
+    show(results)
+
+
+if __name__ == "__main__":
+    main()

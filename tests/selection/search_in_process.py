@@ -1,0 +1,47 @@
+"""A worker of a search in a process of its own, over the fakes: `RUN [STORAGE [SECONDS]]`."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from backtrack.run.directory import Run
+from backtrack.selection.searching import search
+from tests.selection.fakes import Formula, Stand, pair
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Slow:
+    """A formula that takes a while over its items, as a model on a device of its own would."""
+
+    def __init__(self, inner: Formula, seconds: float) -> None:
+        self._inner = inner
+        self._seconds = seconds
+        self.info = inner.info
+        self.item_ids = inner.item_ids
+
+    def measure(self, model: Any, tokenizer: Any, item_ids: Sequence[str]) -> tuple[float, ...]:
+        print(f"measuring {self.info.name}", flush=True)
+        time.sleep(self._seconds)
+        return self._inner.measure(model, tokenizer, item_ids)
+
+
+def main(path: str, storage: str = "", seconds: str = "0") -> None:
+    warnings.simplefilter("ignore")
+    objectives: Any = [Slow(formula, float(seconds)) for formula in pair()]
+    stand: Any = Stand()
+    search(
+        Run.open(path),
+        placement=stand,
+        objectives=objectives,
+        storage=storage or None,
+        is_shared=True,
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

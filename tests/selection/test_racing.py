@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from backtrack.errors import UsageError
+from backtrack.point import Point
+from backtrack.recipe import BudgetSection
+from backtrack.records import Measurement
+from backtrack.selection.budget import Budget, Plan, Spent
+from backtrack.selection.judging import read
+from backtrack.selection.measured import Setting, tabulate
+from backtrack.selection.racing import Unit, dropped, next_deep, next_first, promise
+from backtrack.selection.searching import search
+from backtrack.selection.space import anchors
+from tests.selection.fakes import STEPS, Stand, make_recipe, make_run, measured, pair
+
+FINAL = Point(step=40)
+
+
+def table_of(rows: dict[Point, tuple[Any, int]], num_items: int = 200):
+    """Points with mean target and general, and on how many of the items they were measured."""
+    ids = pair(num_items=num_items)[0].item_ids
+    setting = None
+    records: list[Measurement] = []
+    for point, (means, count) in rows.items():
+        for objective, mean in zip(pair(num_items=num_items, shake=0.02), means, strict=True):
+            objective.mean = lambda _x, mean=mean: mean  # type: ignore[misc]
+            names = [i.replace("sums", objective.info.name) for i in ids[:count]]
+            records.append(measured(objective, point, names))
+    infos = tuple(o.info for o in pair())
+    items = {o.name: tuple(i.replace("sums", o.name) for i in ids) for o in infos}
+    setting = Setting("selection", "attached", "native", infos, items)
+    return tabulate(setting, records)
+
+
+def reading_of(rows: dict[Point, tuple[Any, int]]):
+    return read(table_of(rows), FINAL, 0.5, 0, 500)
+
+
+ENDS = {Point.base(): ((0.2, 0.9), 200), FINAL: ((0.7, 0.4), 200)}
+POOR, GOOD = Point(step=20), Point(step=40, alpha=0.5)
+
+
+def test_a_point_surely_worse_on_both_roles_is_dropped_and_one_on_the_front_is_not():
+    rows = {**ENDS, GOOD: ((0.7, 0.8), 200), POOR: ((0.2, 0.3), 50)}
+    assert dropped(reading_of(rows), 0.95).tolist() == [False, False, False, True]
+    rows[POOR] = ((0.2, 0.9), 50)
+    assert not dropped(reading_of(rows), 0.95).any()
+
+
+def test_a_point_worse_by_less_than_its_items_show_stays():
+    rows = {**ENDS, GOOD: ((0.7, 0.8), 200), POOR: ((0.69, 0.79), 25)}
+    assert not dropped(reading_of(rows), 0.95).any()
+
+
+def test_a_point_of_all_items_is_never_dropped():
+    rows = {**ENDS, GOOD: ((0.7, 0.8), 200), POOR: ((0.2, 0.3), 200)}
+    assert not dropped(reading_of(rows), 0.95).any()
+
+
+def test_equal_points_are_dropped_at_most_as_often_as_the_level_says():
+    """Forty races of six equal points on a quarter of the items, each item by chance."""
+    num_dropped = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        rows = {**ENDS, **{Point(step=10, alpha=a / 10): ((0.5, 0.5), 50) for a in range(1, 7)}}
+        table = table_of(rows)
+        for scores in table.scores.values():
+            there = np.isfinite(scores)
+            scores[there] = rng.random(there.sum()) < 0.5
+        num_dropped += int(dropped(read(table, FINAL, 0.5, 0, 500), 0.95).sum())
+    assert num_dropped <= 0.05 * 40 * 6
+
+
+def test_the_most_promising_open_point_is_deepened_first():
+    rows = {**ENDS, POOR: ((0.25, 0.88), 50), GOOD: ((0.65, 0.85), 50)}
+    reading = reading_of(rows)
+    assert promise(reading)[3] > promise(reading)[2]
+    done = [2, 2, 1, 1]
+    unit = next_deep(reading, done, [False, False, True, True], (), 0.95, list(ENDS))
+    assert unit == Unit(GOOD, 1, "user")
+    unit = next_deep(reading, done, [False, False, True, True], {GOOD}, 0.95, list(ENDS))
+    assert unit == Unit(POOR, 1, "user")
+    assert next_deep(reading, done, [False] * 4, (), 0.95, list(ENDS)) is None
+
+
+def test_anchors_are_taken_in_order_and_not_twice():
+    points = [Point.base(), FINAL, GOOD]
+    assert next_first(points, [], ()) == Unit(Point.base(), 0, "anchor")
+    assert next_first(points, [Point.base()], {FINAL}) == Unit(GOOD, 0, "anchor")
+    assert next_first(points, points, ()) is None
+
+
+def items_scored(path: Path, **given: Any) -> int:
+    """Of a search where the target falls again beyond the last step."""
+    recipe = make_recipe(items={"selection": 200, "report": 200}, **given)
+    objectives: Any = pair(lambda x: max(0.2 + 0.5 * x * (2 - x), 0), num_items=1000)
+    stand: Any = Stand()
+    found = search(make_run(path, recipe), placement=stand, objectives=objectives)
+    return sum(len(m.item_ids) for m in found)
+
+
+def test_racing_scores_fewer_items_than_measuring_all(tmp_path: Path):
+    alphas = {"alphas": [0.3, 1.5, 2.0, 2.5], "trials": 0}
+    whole = items_scored(tmp_path / "whole", racing={"shares": []}, **alphas)
+    raced = items_scored(tmp_path / "raced", racing={"shares": [0.125, 0.5]}, **alphas)
+    assert whole == 8 * 400
+    assert raced < whole
+
+
+@pytest.mark.parametrize("budget", [450, 1000, 2000])
+def test_a_budget_of_items_is_kept_and_nearly_spent(tmp_path: Path, budget: int):
+    spent = items_scored(tmp_path / "run", budget={"items": budget})
+    assert budget - 300 <= spent <= budget
+
+
+def test_a_budget_that_does_not_reach_for_both_ends_is_refused(tmp_path: Path):
+    with pytest.raises(UsageError, match=r"budget of 50 items .* take 256"):
+        items_scored(tmp_path / "run", budget={"items": 50})
+
+
+def test_a_plan_is_told_before_anything_is_measured(tmp_path: Path):
+    plans: list[Plan] = []
+    run = make_run(tmp_path / "run", make_recipe(trials=2))
+    objectives: Any = pair()
+    search(
+        run,
+        placement=Stand(),  # type: ignore[arg-type]
+        objectives=objectives,
+        on_plan=lambda plan: plans.append(plan) or plans.append(len(objectives[0].calls)),  # type: ignore[func-returns-value,arg-type]
+    )
+    num_points = len(anchors(STEPS, make_recipe().search)) + 2
+    least = 2 * 400 + (num_points - 2) * 2 * 64
+    assert plans == [Plan(num_points, least, num_points * 400, 0, None), 0]
+
+
+def test_tokens_and_minutes_are_bounded_at_the_pace_so_far():
+    spent = Spent(items=100, tokens=5000, seconds=30.0)
+    assert Budget(BudgetSection(tokens=10_000)).allows(spent, 100)
+    assert not Budget(BudgetSection(tokens=10_000)).allows(spent, 101)
+    assert Budget(BudgetSection(minutes=1)).allows(spent, 190)
+    assert not Budget(BudgetSection(minutes=1)).allows(spent, 210)
+    assert Budget(BudgetSection()).allows(spent, 10**9)
