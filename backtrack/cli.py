@@ -144,11 +144,15 @@ def adopt(
     base: BaseOption = None,
     name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
     recipe: RecipeOption = None,
+    initial: Annotated[
+        Path | None,
+        typer.Option(help="Adapter saved before the first step, where PiSSA and its kin need it."),
+    ] = None,
     *,
     is_json: JsonOption = False,
 ) -> None:
     """Take over a run that others wrote: by reference, copying nothing."""
-    run = _adopt(source, base, name, recipe)
+    run = _adopt(source, base, name, recipe, initial)
     if is_json:
         _print_json({"run": str(run.path), "steps": list(run.steps), "base": run.base.model})
         return
@@ -459,7 +463,13 @@ def _open(name: str | None, base: str | None, recipe: Path | None) -> Run:
     return run
 
 
-def _adopt(source: Path, base: str | None, name: str | None, recipe: Path | None) -> Run:
+def _adopt(
+    source: Path,
+    base: str | None,
+    name: str | None,
+    recipe: Path | None,
+    initial: Path | None = None,
+) -> Run:
     from backtrack.run.adopt import adopt as adopt_folder
 
     loaded = _load(_recipe_path(recipe)) if recipe is not None else None
@@ -468,6 +478,7 @@ def _adopt(source: Path, base: str | None, name: str | None, recipe: Path | None
         base=base,
         name=name,
         recipe=loaded,
+        initial=initial,
         on_skip=lambda sentence: terminal.print_note(f"left out: {sentence}"),
     )
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from backtrack.path.curves import Law
+    from backtrack.path.ends import Keep
     from backtrack.path.handles import Handle
     from backtrack.path.profiles import Strength
     from backtrack.point import Point
@@ -45,6 +46,8 @@ the five-term one are off by the norm's fourth power."""
 
 class Attached:
     """The adapter stays on the model; its handles are set from a snapshot of each step."""
+
+    keep: Keep | None = None
 
     def __init__(self, run: Run, device: torch.device) -> None:
         self._opened = open_adapter(run, device)

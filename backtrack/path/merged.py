@@ -136,9 +136,10 @@ class MergedModels(_OnLine):
         self.probe_final = self._probe_trained(run, final, device)
         fit_vocabulary(self.model, final)
         live = dict(self.model.named_parameters())
-        self.keep: Keep = keep or choose(2 * total_bytes(live), device)
+        chosen = keep or choose(2 * total_bytes(live), device)
+        self.keep: Keep | None = chosen
         self._line = DenseLine(
-            live, self.keep, device, lambda step: load_trained(run, step, self.model)
+            live, chosen, device, lambda step: load_trained(run, step, self.model)
         )
         self._line.load(step, final)
 
@@ -155,9 +156,10 @@ class MergedLine(_OnLine):
     def __init__(self, run: Run, device: torch.device, keep: Keep | None) -> None:
         self.model: PreTrainedModel = load_base(run.base, device)
         every = dict(self.model.named_parameters())
-        self.keep: Keep = keep or choose(2 * total_bytes(every), device)
-        self._opened = open_adapter(run, _beside(self.keep, device))
-        _shelve(self._opened.model, self.keep)
+        chosen = keep or choose(2 * total_bytes(every), device)
+        self.keep: Keep | None = chosen
+        self._opened = open_adapter(run, _beside(chosen, device))
+        _shelve(self._opened.model, chosen)
         self.vocabulary = self._opened.vocabulary
         self.probe_base = probe(self.model)
         self.probe_final = self._opened.probe_final
@@ -167,7 +169,7 @@ class MergedLine(_OnLine):
         final = self._effective()
         fit_vocabulary(self.model, final)
         untie(self.model, by_layers)
-        self._line = DenseLine(_live(self.model, final), self.keep, device, self._read)
+        self._line = DenseLine(_live(self.model, final), chosen, device, self._read)
         self._line.load(run.final.step, final)
 
     def _read(self, step: int) -> Tensors:
@@ -189,9 +191,10 @@ class MergedNative:
 
     def __init__(self, run: Run, device: torch.device, keep: Keep | None) -> None:
         self.model: PreTrainedModel = load_base(run.base, device)
-        self.keep: Keep = keep or choose(total_bytes(dict(self.model.named_parameters())), device)
-        self._adapter = Attached(run, _beside(self.keep, device))
-        _shelve(self._adapter.model, self.keep)
+        chosen = keep or choose(total_bytes(dict(self.model.named_parameters())), device)
+        self.keep: Keep | None = chosen
+        self._adapter = Attached(run, _beside(chosen, device))
+        _shelve(self._adapter.model, chosen)
         self.vocabulary = self._adapter.vocabulary
         self.probe_base = probe(self.model)
         self.probe_final = self._adapter.probe_final

@@ -14,6 +14,7 @@ otherwise; there the check allows for the rounding of the weights' type.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
@@ -47,6 +48,11 @@ if TYPE_CHECKING:
     from backtrack.path.profiles import Strength
     from backtrack.records import CurveName, Form
     from backtrack.run.directory import Run
+
+
+logger = logging.getLogger(__name__)
+
+_KEPT = {"pinned": "in host memory", "mapped": "in files (see TMPDIR)"}
 
 
 class Placement:
@@ -99,7 +105,12 @@ class Placement:
         self._sharing: SharedDecoding | None = None
         self._multipliers: dict[tuple[int, str], Mapping[str, float]] = {}
         self.model: Any = self._stand.model
-        self.keep: Keep | None = getattr(self._stand, "keep", None)
+        self.keep = self._stand.keep
+        if self.keep in {"pinned", "mapped"}:
+            logger.warning(
+                "%s: the ends of the path do not fit beside the model; they are kept %s, and a "
+                "placement takes as long as reading them.", run.path, _KEPT[self.keep],
+            )  # fmt: skip
         self.point = Point.base()
         self._check_ends(run)
         if isinstance(self._stand, Attached) and can_share(self._stand):
@@ -205,6 +216,7 @@ class Stand(Protocol):
         probe_base: Logits of the bare base.
         probe_final: Logits of the last checkpoint as stock libraries load it.
         tolerance: How far alpha 1 may be from `probe_final`, as a share of its largest logit.
+        keep: Where its ends are kept; none where no weight is copied.
     """
 
     model: Any
@@ -213,6 +225,7 @@ class Stand(Protocol):
     probe_base: Tensor
     probe_final: Tensor
     tolerance: float
+    keep: Keep | None
 
     @property
     def modules(self) -> tuple[str, ...]: ...

@@ -7,8 +7,9 @@ instead, 4 to 5 off in the logits.) Where the factors come from:
 
     saved as            the initial factors
     pissa, olora        taken again from W0, as stock PEFT does when it loads
-    pissa_niter_*,      the adapter as it was saved before the first step: named by the run's
-    corda, lora_ga      manifest (`backtrack adopt --initial`), or `pissa_init/` beside it
+    pissa_niter_*,      the adapter as it was saved before the first step: kept by our callback
+    corda, lora_ga      as `initial/`, named by `backtrack adopt --initial`, or `pissa_init/`
+                        beside the checkpoint
     LLaMA-Factory       `pissa_backup/` belongs to the residual base and needs `pissa_init/`;
                         `pissa_converted/` is a plain LoRA already
     converted by PEFT   none needed: a plain LoRA already
@@ -28,6 +29,7 @@ import torch
 from peft.utils.other import get_pattern_key
 
 from backtrack.errors import PlacementError
+from backtrack.run.directory import INITIAL
 from backtrack.run.reader import read_tensors, shapes
 from backtrack.run.writer import is_adapter
 
@@ -51,7 +53,7 @@ _UP = ("lora_B", "lora_embedding_B")
 def initial_folder(run: Run, folder: Path) -> Path | None:
     """Where the initial factors of a checkpoint were saved, if anywhere."""
     named = [Path(run.manifest.initial)] if run.manifest.initial else []
-    beside = [run.path / "initial", folder / "pissa_init", folder.parent / "pissa_init"]
+    beside = [run.path / INITIAL, folder / "pissa_init", folder.parent / "pissa_init"]
     for path in [*named, *beside]:
         if is_adapter(path) and _has_shapes_of(path, folder):
             return path

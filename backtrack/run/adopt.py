@@ -34,13 +34,14 @@ _PLACES = (".", "actor/lora_adapter", "lora_adapter", "actor/huggingface", "hugg
 """Where in a checkpoint's folder safetensors may lie; verl has one of its own for each kind."""
 
 
-def adopt(
+def adopt(  # noqa: PLR0913  # the front door: every argument but the source is optional
     source: str | Path,
     *,
     base: str | None = None,
     name: str | None = None,
     runs: str | Path = "runs",
     recipe: Recipe | None = None,
+    initial: str | Path | None = None,
     on_skip: Callable[[str], None] = logger.warning,
 ) -> Run:
     """Make a run of a folder of checkpoints, one adapter, or one fine-tuned model.
@@ -51,6 +52,8 @@ def adopt(
         name: Name of the run; the default is the folder's.
         runs: Folder the run is made in.
         recipe: Objectives and settings to search with.
+        initial: Adapter saved before the first step; needed where its initialization rewrote the
+            base and loading cannot find its factors again (PiSSA by iterations, CorDA, LoRA-GA).
         on_skip: Called with a sentence for each checkpoint that cannot be read and is left out.
 
     Raises:
@@ -73,12 +76,22 @@ def adopt(
         base=reference,
         method=_method(settings),
         source=str(source),
+        initial=None if initial is None else str(_require_adapter(Path(initial).resolve())),
         created=now(),
     )
     run = _create(Path(runs) / manifest.name, manifest, entries, recipe)
     for sentence in skipped:
         on_skip(sentence)
     return run
+
+
+def _require_adapter(folder: Path) -> Path:
+    if not is_adapter(folder):
+        raise UsageError(
+            f"{folder} is no adapter: it has no adapter_config.json. Name the folder that "
+            "`save_pretrained` wrote before the first step."
+        )
+    return folder
 
 
 def is_run(path: Path) -> bool:
@@ -254,6 +267,8 @@ def _create(
             raise RunError(f"{path} was adopted against another base. Take another --name.")
         if recipe is not None:
             run.write_recipe(recipe)
+        if manifest.initial is not None and manifest.initial != run.manifest.initial:
+            run = _with_initial(run, manifest.initial)
     else:
         run = Run.create(path, manifest, recipe)
     for entry in entries:
@@ -262,6 +277,13 @@ def _create(
                 _put_configuration(run, entry)
             run.add_entry(entry)
     return run
+
+
+def _with_initial(run: Run, initial: str) -> Run:
+    """The run, told where its adapter's initial state lies."""
+    manifest = run.manifest.model_copy(update={"initial": initial})
+    write_atomically(run.path / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+    return Run.open(run.path)
 
 
 def _put_configuration(run: Run, entry: CheckpointEntry) -> None:

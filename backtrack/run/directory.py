@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 INDEX = "index.jsonl"
+INITIAL = "initial"
+"""The adapter as it started, where its initialization rewrote the base."""
 MEASURED = "recipe.measured.json"
 """The recipe the objectives on record were built from, beside the run's own."""
 

@@ -103,9 +103,7 @@ class Bench:
 
             section = self.recipe.placement if self.recipe else None
             self._placement = (
-                Placement(self.run, form=section.form, curve=section.curve, device=section.device)
-                if section
-                else Placement(self.run)
+                Placement(self.run, **section.model_dump()) if section else Placement(self.run)
             )
         return self._placement
 
@@ -255,6 +253,10 @@ class Bench:
             self._recorded.append(measurement)
             meter.scored(len(item_ids), measurement.seconds)
         meter.ends(point)
+
+    def expect(self, points: Sequence[Point]) -> None:
+        """Say which points are measured next, for a model that can decode several at once."""
+        self.placement.expect(points)
 
     def parts_done(self, point: Point) -> int:
         """How many of the parts, from the first, are on record for all objectives."""

@@ -170,6 +170,9 @@ class Worker:
             self._catch_up()
             before = len(self._bench.recorded)
             self._expect()
+            if self._is_alone and unit.part == 0:
+                known = self._table().points
+                self._bench.expect([point for point in self._anchors if point not in known])
             self._bench.measure(unit.point, "selection", unit.origin, self._meter, unit.part)
             self._ledger.carry(claim, self._bench.recorded[before:])
             past, attributes = self._past(unit.point)

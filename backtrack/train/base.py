@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 INITS_THAT_MOVE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-INITS_LOST_ON_RELOAD = ("pissa_niter", "corda", "loftq", "lora_ga")
+INITS_THAT_NEED_THEIR_START = ("pissa_niter", "corda", "lora_ga")
+"""Of these, the ones whose initial factors no later loading finds again."""
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _NOT_SETTINGS = {"peft_type", "peft_version", "base_model_name_or_path", "inference_mode"}
 
@@ -123,11 +124,61 @@ def require_lasting_start(start: str) -> None:
     Raises:
         UsageError: Names the start.
     """
-    if start.startswith(INITS_LOST_ON_RELOAD):
+    if start == "loftq":
         raise UsageError(
-            f"init_lora_weights={start!r} rewrites the base when training starts, and an adapter "
-            "saved from it does not fit the original base. Use the default, or `pissa` or `olora`."
+            "init_lora_weights='loftq' puts a quantized matrix in the base's place, and an "
+            "adapter saved from it does not fit the original base. Train on a base that LoftQ saved, or "
+            "start from `pissa` or the default."
         )
+
+
+def require_start_without_data(start: str) -> None:
+    """Refuse what a recipe cannot prepare: CorDA and LoRA-GA measure the model on data first.
+
+    Raises:
+        UsageError: Names the start.
+    """
+    require_lasting_start(start)
+    if start in {"corda", "lora_ga"}:
+        raise UsageError(
+            f"init_lora_weights={start!r} is prepared on data before training, which a recipe "
+            "does not do. Prepare it in a script of your own with TrajectoryCallback, or start from "
+            "`pissa` or the default."
+        )
+
+
+def write_initial(
+    model: PreTrainedModel | PeftModel, folder: Path, *, is_untouched: bool, is_sharded: bool
+) -> bool:
+    """Keep the adapter as it starts, where no later loading finds its factors again.
+
+    Args:
+        model: The live model.
+        folder: Where to.
+        is_untouched: Whether training has not begun.
+        is_sharded: Whether its weights are spread over processes.
+
+    Returns:
+        Whether there was something to keep.
+
+    Raises:
+        UsageError: They must be kept and cannot be any more.
+    """
+    if not isinstance(model, PeftModel):
+        return False
+    start = start_of(active_config(model))
+    if not start.startswith(INITS_THAT_NEED_THEIR_START):
+        return False
+    if is_sharded or not is_untouched:
+        raise UsageError(
+            f"init_lora_weights={start!r} took its initial factors out of the base, and they "
+            "cannot be kept "
+            + ("of sharded weights." if is_sharded else "once training has begun.")
+            + " Save the adapter before the first step and convert it when saving "
+            "(`path_initial_model_for_weight_conversion` of PEFT's save_pretrained)."
+        )
+    model.save_pretrained(str(folder))
+    return True
 
 
 def plain_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:

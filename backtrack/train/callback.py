@@ -27,7 +27,7 @@ from typing_extensions import override
 from backtrack.errors import RunError, UsageError
 from backtrack.recipe import TrajectorySection
 from backtrack.records import Manifest
-from backtrack.run.directory import MANIFEST, Run, now, sync_folder
+from backtrack.run.directory import INITIAL, MANIFEST, Run, now, sync_folder
 from backtrack.train.base import (
     active_config,
     find_base,
@@ -38,6 +38,7 @@ from backtrack.train.base import (
     require_lasting_start,
     start_of,
     write_base,
+    write_initial,
 )
 from backtrack.train.keeper import Keeper
 from backtrack.train.live import whole_weights
@@ -216,8 +217,9 @@ class TrajectoryCallback(TrainerCallback):
                 "hand. Name it: TrajectoryCallback(..., base=FOLDER_OR_NAME)."
             )
         return create_run(
-            self._path, model, base, seed=args.seed, tokenizer=tokenizer, weights=weights
-        )
+            self._path, model, base, seed=args.seed, tokenizer=tokenizer, weights=weights,
+            is_untouched=is_untouched,
+        )  # fmt: skip
 
 
 def create_run(  # noqa: PLR0913  # one run has that many facts
@@ -230,6 +232,7 @@ def create_run(  # noqa: PLR0913  # one run has that many facts
     weights: Mapping[str, Tensor] | None = None,
     recipe: Recipe | None = None,
     recipe_text: str | None = None,
+    is_untouched: bool = True,
 ) -> Run:
     """Make a run's directory in one stroke: whatever happens, it is there whole or not at all.
 
@@ -242,6 +245,7 @@ def create_run(  # noqa: PLR0913  # one run has that many facts
         weights: The live model's own tensors in full, where it is sharded.
         recipe: What made the run, if a recipe did.
         recipe_text: The recipe in the user's words.
+        is_untouched: Whether training has not begun.
     """
     staging = path.with_name(f".{path.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
@@ -261,6 +265,9 @@ def create_run(  # noqa: PLR0913  # one run has that many facts
             created=now(),
         )
         run = Run.create(staging / "run", manifest, recipe, recipe_text)
+        write_initial(
+            model, run.path / INITIAL, is_untouched=is_untouched, is_sharded=weights is not None
+        )
         if (staging / "base").is_dir():
             (staging / "base").rename(run.path / "base")
         run.path.rename(path)

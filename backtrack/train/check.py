@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from trl.trainer.sft_config import SFTConfig
 
 from backtrack.errors import UsageError
-from backtrack.train.base import require_lasting_start
+from backtrack.train.base import require_start_without_data
 from backtrack.train.settings import PEFT_CONFIGS, peft_config, sft_config, typed_fields
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _method_faults(section: object) -> list[str]:
     kind = section["kind"]
     theirs, faults = _without_ours({k: v for k, v in section.items() if k != "kind"}, "method")
     try:
-        require_lasting_start(str(theirs.get("init_lora_weights", "")))
+        require_start_without_data(str(theirs.get("init_lora_weights", "")))
     except UsageError as error:
         faults.append(f"method: {error}")
         del theirs["init_lora_weights"]

@@ -15,7 +15,7 @@ from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.loraga import preprocess_loraga
 from transformers import AutoModelForCausalLM
 
-from backtrack.errors import PlacementError
+from backtrack.errors import PlacementError, UsageError
 from backtrack.exporter import export
 from backtrack.path.curves import rounding
 from backtrack.path.loading import probe
@@ -150,6 +150,20 @@ def test_without_it_the_file_that_is_needed_is_named(
         Placement(run)
     with pytest.raises(PlacementError, match="--initial"):
         Placement(run, form="merged", curve="line")
+
+
+def test_an_adopted_run_is_told_later_where_its_initial_adapter_lies(
+    base: Path, tmp_path: Path
+) -> None:
+    trained = Trained(tmp_path, base, "pissa_niter")
+    source = tmp_path / "step-20"
+    runs = tmp_path / "runs"
+    run = adopt(source, base=str(base), runs=runs)
+    with pytest.raises(PlacementError, match="--initial"):
+        Placement(run)
+    check_final(adopt(source, base=str(base), runs=runs, initial=tmp_path / "initial"), trained)
+    with pytest.raises(UsageError, match="before the first step"):
+        adopt(source, base=str(base), runs=runs, initial=tmp_path)
 
 
 def test_half_way_is_the_line_between_the_original_base_and_the_trained_model(

@@ -53,6 +53,9 @@ class Stand:
         self.visits.append(point)
         self.model.point = point
 
+    def expect(self, points: Any) -> None:
+        """Nothing is decoded ahead here."""
+
     def distance(self, point: Point) -> float:
         return 0.0 if point.is_base else point.alpha * point.step
 

@@ -33,6 +33,7 @@ from transformers import (
 )
 
 from backtrack.errors import CheckpointError, RunError, UsageError
+from backtrack.path.loading import probe
 from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.run.directory import Run
@@ -356,10 +357,32 @@ def test_a_start_that_has_moved_the_base_asks_for_the_original(tmp_path: Path, s
     assert list(tmp_path.glob("*run*")) == []
 
 
-def test_a_start_whose_adapter_does_not_load_back_is_refused(tmp_path: Path, base: Path) -> None:
+def test_a_start_that_no_loading_finds_again_is_kept_and_leads_back_to_the_base(
+    tmp_path: Path, base: Path
+) -> None:
     start: Any = "pissa_niter_2"
-    config = LoraConfig(r=4, target_modules=LINEAR, init_lora_weights=start)
+    config = LoraConfig(r=4, target_modules=LINEAR, init_lora_weights=start, task_type="CAUSAL_LM")
+    original = AutoModelForCausalLM.from_pretrained(base)
+    before = probe(original.eval())
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    trainer = trainer_for(model, tmp_path / "out", TrajectoryCallback(tmp_path / "run"))
+    trainer.train()
+    trained = probe(model.eval())
+    run = Run.open(tmp_path / "run")
+    assert (run.path / "initial" / "adapter_model.safetensors").is_file()
+    placement = Placement(run)
+    placement.place(Point.base())
+    assert torch.equal(probe(placement.model), before)
+    placement.place(run.final)
+    assert float((trained - before).abs().max()) > 1e-3
+    torch.testing.assert_close(probe(placement.model), trained, atol=1e-5, rtol=0)
+
+
+def test_a_start_whose_adapter_does_not_load_back_is_refused(tmp_path: Path, base: Path) -> None:
+    config = LoraConfig(r=4, target_modules=LINEAR)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    claimed: Any = model.peft_config["default"]
+    claimed.init_lora_weights = "loftq"  # whose own initialization needs a GPU
     trainer = trainer_for(model, tmp_path / "out", TrajectoryCallback(tmp_path / "run"))
     with pytest.raises(UsageError, match="does not fit the original base"):
         trainer.train()

@@ -53,7 +53,7 @@ def test_every_mistake_is_listed_at_once(tmp_path: Path) -> None:
         ({"sft": {"eval_strategy": "steps"}}, "list `objectives`"),
         ({"method": {"kind": "oft", "lora_alpha": 3}}, "method.lora_alpha: unknown key"),
         ({"method": {"kind": "oft", "r": 4, "oft_block_size": 4}}, "method: PEFT refuses"),
-        ({"method": {"kind": "lora", "init_lora_weights": "pissa_niter_4"}}, "original base"),
+        ({"method": {"kind": "lora", "init_lora_weights": "corda"}}, "a script of your own"),
         ({"method": {"kind": "lora", "init_lora_weights": "gauss"}}, "should be 'gaussian'"),
     ],
 )
