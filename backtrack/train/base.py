@@ -127,8 +127,8 @@ def require_lasting_start(start: str) -> None:
     if start == "loftq":
         raise UsageError(
             "init_lora_weights='loftq' puts a quantized matrix in the base's place, and an "
-            "adapter saved from it does not fit the original base. Train on a base that LoftQ saved, or "
-            "start from `pissa` or the default."
+            "adapter saved from it does not fit the original base. Train on a base that LoftQ "
+            "saved, or start from `pissa` or the default."
         )
 
 
@@ -142,8 +142,8 @@ def require_start_without_data(start: str) -> None:
     if start in {"corda", "lora_ga"}:
         raise UsageError(
             f"init_lora_weights={start!r} is prepared on data before training, which a recipe "
-            "does not do. Prepare it in a script of your own with TrajectoryCallback, or start from "
-            "`pissa` or the default."
+            "does not do. Prepare it in a script of your own with TrajectoryCallback, or start "
+            "from `pissa` or the default."
         )
 
 
