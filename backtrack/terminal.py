@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Protocol
 
 from rich import box
@@ -41,15 +41,19 @@ class Report(Protocol):
 
 @contextmanager
 def progress(title: str, *, is_quiet: bool = False) -> Iterator[Report]:
-    """A progress bar on standard error, or a line now and then where that is no terminal."""
-    if is_quiet:
-        yield lambda _done, _total, _what: None
-    elif not err.is_terminal:
-        sys.stderr.write(f"{title}: loading\n")
-        yield _Lines(title)
-    else:
-        with _bar() as bar:
-            yield _Bar(bar, bar.add_task(title, total=None, what="loading"))
+    """A progress bar on standard error, or a line now and then where that is no terminal.
+
+    While it lasts, what libraries print goes there too: standard output is for the result.
+    """
+    with redirect_stdout(sys.stderr):
+        if is_quiet:
+            yield lambda _done, _total, _what: None
+        elif not err.is_terminal:
+            sys.stderr.write(f"{title}: loading\n")
+            yield _Lines(title)
+        else:
+            with _bar() as bar:
+                yield _Bar(bar, bar.add_task(title, total=None, what="loading"))
 
 
 def _bar() -> Progress:

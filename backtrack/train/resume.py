@@ -1,8 +1,9 @@
 """Find where a killed training can go on, and refuse to go on with another recipe.
 
 The Trainer's own checkpoints hold optimizer, schedule, random state and place in the data. It
-writes them in place and pickled, and reads them back itself with `torch.load(weights_only=True)`;
-nothing here unpickles. A kill can leave one half-written, so each is looked at before it is used.
+writes them in place and pickled, and reads them back itself with `torch.load(weights_only=True)`
+(what FSDP and DeepSpeed keep below them, those libraries load, unpickling); nothing here
+unpickles. A kill can leave one half-written, so each is looked at before it is used.
 """
 
 from __future__ import annotations
