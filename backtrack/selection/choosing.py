@@ -21,8 +21,8 @@ with measured differences 2.7, with no smoothing at all 2.1. The best was among 
 100 runs; in 78 where utility falls off a cliff that a cubic rounds (1000 items a role).
 
 NOTE: without the bound of rule 5 few items cost the user utility that they do show: replayed on
-recorded runs (tests/bench/replay.py) the choice lay 1.8 to 4.7 points below the best at 40% of a
-grid's items, where the top lay 0.9 to 1.6 below.
+recorded runs (tests/bench/replay.py, 8 seeds) the choice lay 1.5 to 5.4 points further below the
+best than with it, at 40% of a grid's items.
 
 Low power therefore leads towards the base, never away from it: without evidence that a longer way
 pays, the shorter one is taken, and the selection says how many items would settle it.
