@@ -106,6 +106,11 @@ def open_adapter(run: Run, device: torch.device) -> OpenedAdapter:
     config = read_adapter_config(folder)
     if rewrote_base(config, folder):
         return _open_rewritten(run, config, device)
+    if getattr(config, "init_lora_weights", True) == "loftq" and not torch.cuda.is_available():
+        raise PlacementError(
+            f"{folder}: loading a LoftQ adapter quantizes the base again, which PEFT does on a "
+            "GPU only. Open the run on a machine that has one."
+        )
     tensors = read_checkpoint(run, step)
     base = load_base(run.base, device)
     vocabulary, probe_base = num_tokens(base), probe(base)

@@ -44,14 +44,20 @@ def stock(run: Run, step: int) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("bases")
-    return {dtype: make_base(folder / dtype, dtype=dtype) for dtype in ("float32", "bfloat16")}
+    return {
+        dtype: make_base(folder / dtype, dtype=dtype)
+        for dtype in ("float32", "bfloat16", "float16")
+    }
 
 
-def test_both_ends_of_full_fine_tuning_are_exact(bases: dict[str, Path], tmp_path: Path) -> None:
-    run = make_full_run(tmp_path / "run", bases["bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_both_ends_of_full_fine_tuning_are_exact(
+    dtype: str, bases: dict[str, Path], tmp_path: Path
+) -> None:
+    run = make_full_run(tmp_path / "run", bases[dtype])
     placement = Placement(run)
     assert (placement.form, placement.curve) == ("merged", "line")
-    base = AutoModelForCausalLM.from_pretrained(bases["bfloat16"])
+    base = AutoModelForCausalLM.from_pretrained(bases[dtype])
     trained = {s: AutoModelForCausalLM.from_pretrained(run.folder(s)) for s in run.steps}
     for step, alpha in (
         (20, 0.4),

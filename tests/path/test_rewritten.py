@@ -259,6 +259,19 @@ def test_a_base_that_kasa_truncates_stands_on_the_dense_line(base: Path, tmp_pat
     assert (placement.form, placement.curve) == ("merged", "line")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, LoftQ loads")
+def test_loftq_says_that_it_needs_a_gpu(base: Path, tmp_path: Path) -> None:
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=LINEAR, r=4)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    model.save_pretrained(str(tmp_path / "saved"))
+    path = tmp_path / "saved" / "adapter_config.json"
+    claimed = {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4, "loftq_iter": 1}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | claimed))
+    run = adopt(tmp_path / "saved", base=str(base), runs=tmp_path / "runs")
+    with pytest.raises(PlacementError, match="GPU"):
+        Placement(run)
+
+
 def test_eva_leaves_the_base_alone(base: Path, tmp_path: Path) -> None:
     plain = AutoModelForCausalLM.from_pretrained(base)
     config = LoraConfig(task_type="CAUSAL_LM", target_modules=LINEAR, r=4, init_lora_weights="eva")

@@ -33,6 +33,7 @@ NATIVE = [name for name, config in configs().items() if tuner_of(config).has_nat
 UNMERGED = {"lily", "lora-own-bias", "beft-no-bias"}
 """Those PEFT cannot write into weights: input-dependent, or a bias where the base has none."""
 MERGED = [name for name in NAMES if name not in UNMERGED]
+DTYPES = ("float32", "bfloat16", "float16")
 RIDERS = {"lora-bias", "lora-modules", "lora-tokens", "lora-embedding", "lora-head", "tokens"}
 NOT_LINEAR = RIDERS | {"ln-tuning", "beft"}
 
@@ -42,7 +43,7 @@ class Workshop:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._bases = {d: make_base(folder / d, dtype=d) for d in ("float32", "bfloat16")}
+        self._bases = {d: make_base(folder / d, dtype=d) for d in DTYPES}
         self._runs: dict[tuple[str, str], Run] = {}
 
     def base(self, dtype: str) -> Any:
@@ -90,8 +91,13 @@ def test_a_prefix_run_is_refused_when_it_is_opened(workshop: Workshop, tmp_path:
         Placement(run)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, dtype) for name in NAMES for dtype in ("float32", "bfloat16")),
+        *((name, "float16") for name in ("lora", "lora-dora", "oft", "boft", "hra-odd", "vera")),
+    ],
+)
 def test_both_ends_are_exact_after_fifty_visits_in_any_order(
     name: str, dtype: str, workshop: Workshop
 ) -> None:
