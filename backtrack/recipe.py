@@ -8,6 +8,7 @@ libraries are at hand (`backtrack.train.check`), and passed in as `checks`.
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -15,7 +16,9 @@ import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     TypeAdapter,
     ValidationError,
     field_validator,
@@ -64,7 +67,8 @@ class PeftMethod(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    kind: Literal["lora", "oft"]
+    kind: str
+    """PEFT's name of the method in lower case: `lora`, `oft`, `adalora`, `vera`, `ia3`, ..."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -72,7 +76,15 @@ class PeftMethod(BaseModel):
         return dict(self.model_extra or {})
 
 
-Method = Annotated[FullMethod | PeftMethod, Field(discriminator="kind")]
+def _sort_of_method(section: object) -> str:
+    kind = section.get("kind") if isinstance(section, dict) else getattr(section, "kind", None)
+    return "full" if kind == "full" else "adapter"
+
+
+Method = Annotated[
+    Annotated[FullMethod, Tag("full")] | Annotated[PeftMethod, Tag("adapter")],
+    Discriminator(_sort_of_method),
+]
 
 
 class DataSection(Section):
@@ -359,6 +371,10 @@ class Recipe(Section):
     """What it is trained on; likewise."""
     sft: dict[str, Any] = Field(default_factory=dict)
     """Any field of TRL's SFTConfig."""
+    learning_rates: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """Peak rates of single layers, by a regular expression for their parameters' names, such as
+    `layers\\.[0-3]\\.` or `lora_B`; the first that is found decides, `sft.learning_rate` is the
+    others'."""
     trajectory: TrajectorySection = TrajectorySection()
     """Which steps are kept."""
     placement: PlacementSection = PlacementSection()
@@ -369,6 +385,16 @@ class Recipe(Section):
     """How the path is searched."""
     select: SelectSection = SelectSection()
     """How the point is chosen."""
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _expressions(cls, rates: dict[str, float]) -> dict[str, float]:
+        for pattern in rates:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+        return rates
 
     @field_validator("base", mode="before")
     @classmethod
@@ -554,7 +580,7 @@ def _sentence(details: ErrorDetails) -> str:
     return f"{where}: {message[0].lower()}{message[1:]}, got {details['input']!r}"
 
 
-_KINDS = ("full", "lora", "oft", "lm_eval", "examples", "text", "python")
+_KINDS = ("full", "adapter", "lm_eval", "examples", "text", "python")
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:
