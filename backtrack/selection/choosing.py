@@ -19,8 +19,8 @@ and 0.98 points below the best of a whole table of steps and strengths; the grid
 measured utility on all its items, 1.37, 0.49 and 1.03.
 
 NOTE: rule 5 gives up little, since what the items do not tell apart may still differ: with an
-indifference of 0.5 these are 1.38, 0.42 and 1.00; without any bound, on 8 seeds and an earlier fit,
-1.5 to 5.4 points were lost.
+indifference of 0.5 these are 1.38, 0.42 and 1.00; without any bound, on 8 seeds and an earlier
+fit, 1.5 to 5.4 points were lost.
 
 Low power therefore leads towards the base, never away from it: without evidence that a longer way
 pays, the shorter one is taken, and the selection says how many items would settle it.
