@@ -135,11 +135,12 @@ class EnginePlacement:
         self, settings: VllmEngine, base: BaseModelReference, final: Point
     ) -> dict[str, Any]:
         """Arguments of vLLM's `LLM` for this run."""
-        folder = Path(self._folder.name)
-        self.tokenizer.save_pretrained(str(folder / "tokenizer"))
+        folder = Path(self._folder.name) / "tokenizer"
+        self.tokenizer.save_pretrained(str(folder))
+        self.source.model.config.save_pretrained(str(folder))  # vLLM looks for one, twice
         dtype = str(self.source.model.dtype).removeprefix("torch.")
         arguments: dict[str, Any] = {
-            "tokenizer": str(folder / "tokenizer"),
+            "tokenizer": str(folder),
             "dtype": dtype if settings.dtype == "auto" else settings.dtype,
             "gpu_memory_utilization": settings.memory_share,
             "max_model_len": settings.max_model_len,
