@@ -151,6 +151,14 @@ class TaskScores:
         scores = [fmean(each[item_id] for each in found) for item_id in item_ids]
         return finite(scores, item_ids, self.info.name)
 
+    def texts(self) -> tuple[str, ...]:
+        """Each document as lm-eval asks it, without examples."""
+        return tuple(
+            str(task.doc_to_text(document))
+            for task in self._tasks.values()
+            for document in task.eval_docs
+        )
+
     def _draws(self, lm: Any) -> Iterator[Any]:
         """The model once a sampled answer, or once where tasks are asked as they are."""
         sampling = self._settings.sampling
