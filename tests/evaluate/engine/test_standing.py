@@ -1,4 +1,4 @@
-"""A real vLLM engine beside transformers: the same tokens, likelihoods and scores at every point."""
+"""A real vLLM engine beside transformers: at every point the same tokens, likelihoods, scores."""
 
 from __future__ import annotations
 
@@ -236,9 +236,7 @@ def test_an_engine_that_leaves_a_tied_head_behind_is_refused(
     merged_runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, written = engines(), EnginePlacement._written
-    monkeypatch.setattr(
-        EnginePlacement, "_written", lambda self, point, **_: written(self, point)
-    )
+    monkeypatch.setattr(EnginePlacement, "_written", lambda self, point, **_: written(self, point))
     with pytest.raises(EngineError, match=r"at step 20 .*: log-likelihoods .* nats apart"):
         start(merged_runs["full"])
     assert engines() == before
