@@ -145,8 +145,8 @@ class TaskScores:
         # In the tasks' own order, and sorted: lm-eval mislabels unsorted documents, and evaluates
         # all documents of a task that `samples` leaves out.
         samples = {name: sorted(numbers[name]) for name in self._tasks if name in numbers}
-        lm = self._harness.wrap(model, tokenizer)
         with evaluating(model, self.info.name), _quiet(), fixed_seeds():
+            lm = self._harness.wrap(model, tokenizer)
             found = [self._evaluate(each, samples) for each in self._draws(lm)]
         scores = [fmean(each[item_id] for each in found) for item_id in item_ids]
         return finite(scores, item_ids, self.info.name)
