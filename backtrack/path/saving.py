@@ -63,7 +63,7 @@ def why_not_in_vllm(folder: Path) -> str:
     """What of an adapter vLLM does not read; nothing where it reads all of it."""
     config: Any = read_adapter_config(folder)
     if config.peft_type != PeftType.LORA:
-        return f"{config.peft_type} adapters"
+        return f"{PeftType(config.peft_type).value} adapters"
     names = shapes(folder)
     found = [
         name
@@ -97,6 +97,6 @@ def form_in_vllm(folder: Path, asked: AskedForm) -> AskedForm:
     if unread and asked == "attached":
         raise UsageError(
             f"{folder}: vLLM does not read {unread}. With `engine: vllm` use `placement: {{form: "
-            "merged}}`, or `auto`; attached points are measured with `engine: transformers`."
+            "merged}`, or `auto`; attached points are measured with `engine: transformers`."
         )
     return asked if asked != "auto" else "merged" if unread else "attached"

@@ -68,8 +68,6 @@ def bench(folder: Path, dtype: str, num_fresh: int) -> None:
     placement = Placement(run, device="cpu")
     points = [Point.base(), *(Point(step=20, alpha=i / 10) for i in range(1, 11))]
     prompts = make_task(folder, placement, points[5])
-    by_hand, seconds = measured(folder, placement, points, "transformers", is_batched=True)
-    show("transformers, points decoded together", seconds, seconds)
     ours, batched, alone, up = in_one_engine(folder, run, points)
     fresh = [fresh_process(folder, run, placement, p, dtype) for p in points[1 : 1 + num_fresh]]
     everything = len(points) * sum(fresh) / len(fresh)
@@ -78,7 +76,9 @@ def bench(folder: Path, dtype: str, num_fresh: int) -> None:
     show("start of the engine and its check", up, everything)
     show(f"a fresh lm_eval process a point ({num_fresh} timed, extrapolated)", everything, batched)
     print(f"whole way: {everything / (up + batched):.2f} times faster than fresh processes")
-    compare(folder, run, placement, points, (by_hand, ours), prompts)
+    by_hand, seconds = measured(folder, placement, points, "transformers", is_batched=True)
+    show("the transformers engine", seconds, batched)
+    compare(run, placement, points, (by_hand, ours), prompts)
 
 
 def show(what: str, seconds: float, other: float) -> None:
@@ -198,7 +198,6 @@ def fresh_process(folder: Path, run: Any, placement: Any, point: Any, dtype: str
 
 
 def compare(
-    folder: Path,
     run: Any,
     placement: Any,
     points: list[Any],

@@ -23,6 +23,19 @@ def test_objectives_come_in_the_recipes_order_with_name_role_and_weight(
     ]
 
 
+def test_scores_of_another_engine_are_scores_of_another_objective(recipe_of, jsonl, tokenizer):
+    path = jsonl([{"prompt": "a", "completion": "the cat"}] * 3)
+    recipe = recipe_of({"kind": "examples", "path": path})
+
+    def fingerprint(**engine: object) -> str:
+        changed = recipe.model_validate({**recipe.model_dump(), "engine": engine})
+        return build_objectives(changed, tokenizer)[0].info.fingerprint
+
+    plain = fingerprint(kind="vllm")
+    assert fingerprint(kind="transformers") != plain != fingerprint(kind="vllm", dtype="float16")
+    assert plain == fingerprint(kind="vllm", memory_share=0.2, max_loras=3)
+
+
 def test_importing_it_loads_nothing_heavy():
     code = (
         "import sys, backtrack.evaluate.build; "
