@@ -145,9 +145,10 @@ class TaskScores:
         # In the tasks' own order, and sorted: lm-eval mislabels unsorted documents, and evaluates
         # all documents of a task that `samples` leaves out.
         samples = {name: sorted(numbers[name]) for name in self._tasks if name in numbers}
-        with evaluating(model, self.info.name), _quiet(), fixed_seeds():
+        with evaluating(model, self.info.name):
             lm = self._harness.wrap(model, tokenizer)
-            found = [self._evaluate(each, samples) for each in self._draws(lm)]
+            with _quiet(), fixed_seeds():
+                found = [self._evaluate(each, samples) for each in self._draws(lm)]
         scores = [fmean(each[item_id] for each in found) for item_id in item_ids]
         return finite(scores, item_ids, self.info.name)
 

@@ -19,8 +19,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -70,19 +73,50 @@ def bench(folder: Path, dtype: str, num_fresh: int) -> None:
     prompts = make_task(folder, placement, points[5])
     ours, batched, alone, up = in_one_engine(folder, run, points)
     fresh = [fresh_process(folder, run, placement, p, dtype) for p in points[1 : 1 + num_fresh]]
-    everything = len(points) * sum(fresh) / len(fresh)
+    everything = sum(fresh, Cost(0, 0)) * (len(points) / len(fresh))
     show("one engine, points in one batch", batched, everything)
     show("one engine, point by point", alone, everything)
     show("start of the engine and its check", up, everything)
-    show(f"a fresh lm_eval process a point ({num_fresh} timed, extrapolated)", everything, batched)
-    print(f"whole way: {everything / (up + batched):.2f} times faster than fresh processes")
+    show("both together", up + batched, everything)
+    show(f"11 fresh lm_eval processes (from {num_fresh})", everything, everything)
     by_hand, seconds = measured(folder, placement, points, "transformers", is_batched=True)
     show("the transformers engine", seconds, batched)
     compare(run, placement, points, (by_hand, ours), prompts)
 
 
-def show(what: str, seconds: float, other: float) -> None:
-    print(f"{what:<62} {seconds:7.1f} s   ratio {other / seconds:6.2f}", flush=True)
+@dataclass(frozen=True)
+class Cost:
+    """Wall time, and processor time of this process and all that it started, in seconds."""
+
+    wall: float
+    processor: float
+
+    @staticmethod
+    def now() -> Cost:
+        """Since some fixed time; processes that have ended count once they are waited for."""
+        me = psutil.Process()
+        spent = [me.cpu_times(), *(child.cpu_times() for child in me.children(recursive=True))]
+        ended = me.cpu_times()
+        gone = ended.children_user + ended.children_system
+        return Cost(time.perf_counter(), sum(t.user + t.system for t in spent) + gone)
+
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(self.wall - other.wall, self.processor - other.processor)
+
+    def __mul__(self, times: float) -> Cost:
+        return Cost(self.wall * times, self.processor * times)
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.wall + other.wall, self.processor + other.processor)
+
+
+def show(what: str, cost: Cost, other: Cost) -> None:
+    """One line: its wall and processor time, and how many of it the other costs."""
+    print(
+        f"{what:<52} wall {cost.wall:7.1f} s ({other.wall / cost.wall:5.2f})   "
+        f"processor {cost.processor:7.1f} s ({other.processor / cost.processor:5.2f})",
+        flush=True,
+    )
 
 
 def make_run(folder: Path, dtype: str) -> Any:
@@ -123,8 +157,8 @@ def make_task(folder: Path, placement: Any, where: Any) -> list[list[int]]:
 
 def measured(
     folder: Path, placement: Any, points: list[Any], engine: str, *, is_batched: bool
-) -> tuple[dict[Any, tuple[float, ...]], float]:
-    """Scores at each point, and the seconds that took."""
+) -> tuple[dict[Any, tuple[float, ...]], Cost]:
+    """Scores at each point, and what that took."""
     from backtrack.evaluate.build import build_objectives
     from backtrack.recipe import Recipe
 
@@ -138,19 +172,19 @@ def measured(
                         {**asked, "role": "general", "name": "other"}]}
     )  # fmt: skip
     objective = build_objectives(recipe, placement.tokenizer)[0]
-    begin = time.perf_counter()
+    begin = Cost.now()
     placement.expect(points if is_batched else [])
     scores = {}
     for point in points:
         placement.place(point)
         scores[point] = objective.measure(placement.model, placement.tokenizer, objective.item_ids)
-    return scores, time.perf_counter() - begin
+    return scores, Cost.now() - begin
 
 
 def in_one_engine(
     folder: Path, run: Any, points: list[Any]
-) -> tuple[dict[Any, tuple[float, ...]], float, float, float]:
-    """Scores, and seconds: in one batch, point by point, and of the start."""
+) -> tuple[dict[Any, tuple[float, ...]], Cost, Cost, Cost]:
+    """Scores, and what they took: in one batch, point by point, and of the start."""
     placement, up = started(run)
     try:
         scores, batched = measured(folder, placement, points, "vllm", is_batched=True)
@@ -164,18 +198,18 @@ def in_one_engine(
     return scores, batched, alone, up
 
 
-def started(run: Any) -> tuple[Any, float]:
+def started(run: Any) -> tuple[Any, Cost]:
     from backtrack.recipe import PlacementSection, VllmEngine
     from backtrack.selection.serving import serve
 
-    begin = time.perf_counter()
+    begin = Cost.now()
     llm = {"enforce_eager": True, "kv_cache_memory_bytes": 2**30}
     engine = VllmEngine(kind="vllm", memory_share=0.2, max_loras=11, llm=llm)
-    return serve(run, PlacementSection(), engine), time.perf_counter() - begin
+    return serve(run, PlacementSection(), engine), Cost.now() - begin
 
 
-def fresh_process(folder: Path, run: Any, placement: Any, point: Any, dtype: str) -> float:
-    """Seconds of an `lm_eval --model vllm` process of its own."""
+def fresh_process(folder: Path, run: Any, placement: Any, point: Any, dtype: str) -> Cost:
+    """What is taken by an `lm_eval --model vllm` process of its own."""
     placement.place(point)
     adapter = folder / f"adapter-{point.alpha}"
     placement.save(adapter)
@@ -190,11 +224,11 @@ def fresh_process(folder: Path, run: Any, placement: Any, point: Any, dtype: str
         sys.executable, str(cli), "run", "--model", "vllm", "--model_args", json.dumps(model),
         "--tasks", "bench_text", "--include_path", str(folder / "tasks"), "--batch_size", "auto",
     ]  # fmt: skip
-    begin = time.perf_counter()
+    begin = Cost.now()
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr[-2000:])
-    return time.perf_counter() - begin
+    return Cost.now() - begin
 
 
 def compare(
