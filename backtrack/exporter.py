@@ -25,6 +25,7 @@ from backtrack.path.loading import (
 from backtrack.path.placement import Placement, settle
 from backtrack.path.saving import why_not_in_vllm
 from backtrack.path.tuners import tuner_of, why_dense
+from backtrack.recipe import VllmEngine
 from backtrack.run.directory import sync_folder
 from backtrack.run.writer import is_adapter
 
@@ -135,9 +136,14 @@ def _require_adapter_form(run: Run) -> None:
 def _measure_again(
     run: Run, placement: Placement, selection: Selection | None
 ) -> tuple[Measurement, ...]:
-    """Report items of the chosen point, where it was measured in the other form."""
+    """Report items of the chosen point, where it was measured in the other form.
+
+    Not of what an engine measured: these scores would be transformers', and no rows to compare.
+    """
     recipe = run.measured_recipe()
     if selection is None or placement.form == selection.form or recipe is None:
+        return ()
+    if isinstance(recipe.engine, VllmEngine):
         return ()
     from backtrack.evaluate.build import build_objectives
     from backtrack.evaluate.measuring import measure

@@ -218,7 +218,7 @@ def complete(
 
 
 def sample(
-    model: Served,
+    model: Any,
     tokenizer: Any,
     prompts: Sequence[list[int]],
     ends: Greedy,
@@ -227,9 +227,24 @@ def sample(
     """Sampled completions of each prompt, cut as greedy ones are.
 
     Raises:
-        ObjectiveError: `max_new_tokens` leaves no room for any prompt.
+        ObjectiveError: `max_new_tokens` leaves no room for any prompt, or no engine serves the
+            model.
     """
+    require_served(model)
     return _asked(model, tokenizer, _with_room(model, prompts, ends), ends, sampling)
+
+
+def require_served(model: Any) -> None:
+    """Refuse to sample where completions have no seeds of their own.
+
+    Raises:
+        ObjectiveError: The model is one in this process.
+    """
+    if not isinstance(model, Served):
+        raise ObjectiveError(
+            "`sampling` needs `engine: vllm`, where each completion has a seed of its own. Leave "
+            "it out for greedy completions."
+        )
 
 
 def _with_room(model: Any, prompts: Sequence[list[int]], ends: Greedy) -> list[list[int]]:

@@ -36,7 +36,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from backtrack.errors import EngineError, ObjectiveError
-from backtrack.evaluate.forward import evaluating
+from backtrack.evaluate.forward import evaluating, require_served
 from backtrack.evaluate.items import digest, finite, positions
 from backtrack.evaluate.served import Served
 from backtrack.evaluate.tasks import SEED, fixed_seeds, one_call, settle, task_digest
@@ -145,6 +145,8 @@ class TaskScores:
         # In the tasks' own order, and sorted: lm-eval mislabels unsorted documents, and evaluates
         # all documents of a task that `samples` leaves out.
         samples = {name: sorted(numbers[name]) for name in self._tasks if name in numbers}
+        if self._settings.sampling is not None:
+            require_served(model)
         with evaluating(model, self.info.name):
             lm = self._harness.wrap(model, tokenizer)
             with _quiet(), fixed_seeds():

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from backtrack.errors import ObjectiveError, UsageError
 from backtrack.evaluate.measuring import measure
+from backtrack.evaluate.served import Served
 from backtrack.point import Point
 from backtrack.recipe import Recipe, SearchSection, VllmEngine
 from backtrack.records import ROLES
@@ -91,6 +92,7 @@ class Bench:
         self._recorded = run.measurements()
         self._indices: dict[Split, _Index] = {}
         self._require_roles()
+        self._require_engine()
 
     @property
     def is_built(self) -> bool:
@@ -340,6 +342,14 @@ class Bench:
         section = self.recipe.placement
         asked = {"form": section.form, "curve": section.curve}
         return {key: value for key, value in asked.items() if value != "auto"}
+
+    def _require_engine(self) -> None:
+        given = self._placement
+        if self.is_served and given is not None and not isinstance(given.model, Served):
+            raise UsageError(
+                "the recipe says `engine: vllm`, but the placement given is of a model in this "
+                "process. Give none, so that the engine is started, or a recipe without it."
+            )
 
     def _require_roles(self) -> None:
         wanted = self._wanted()

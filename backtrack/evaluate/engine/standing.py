@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -89,6 +90,7 @@ class EnginePlacement:
         except BaseException:
             self._folder.cleanup()
             raise
+        self._finalizer = weakref.finalize(self, _end, self.engine, self._folder)
         try:
             adapter_of = self._adapter if self.form == "attached" else None
             generation = source.model.generation_config
@@ -127,9 +129,8 @@ class EnginePlacement:
         return self.source.distance(point)
 
     def close(self) -> None:
-        """End the engine and remove what was written for it."""
-        self.engine.close()
-        self._folder.cleanup()
+        """End the engine and remove what was written for it; done at the program's end too."""
+        self._finalizer()
 
     def _arguments(
         self, settings: VllmEngine, base: BaseModelReference, final: Point
@@ -193,6 +194,11 @@ class EnginePlacement:
         for point, number in self._numbers.items():
             if point not in kept:
                 shutil.rmtree(Path(self._folder.name) / f"point-{number}", ignore_errors=True)
+
+
+def _end(engine: Engine, folder: tempfile.TemporaryDirectory[str]) -> None:
+    engine.close()
+    folder.cleanup()
 
 
 def _probed(final: Point, num_adapters: int) -> list[Point]:
