@@ -10,6 +10,7 @@ A user's mistake and a broken file both end here; anything else that escapes is 
         ├── RunError          a run's directory is missing, foreign or damaged
         ├── CheckpointError   a checkpoint's files are truncated, foreign or not finite
         ├── PlacementError    weights do not fit the model, or an end is not exact
+        ├── EngineError       an engine does not start, dies, or answers otherwise than the model
         ├── ObjectiveError    an objective cannot be measured
         ├── SelectionError    no measured point serves what was asked
         └── ExportError       what was written does not give the placed model back
@@ -80,3 +81,7 @@ class SelectionError(FailureError):
 
 class ExportError(FailureError):
     """What was written does not give the placed model back."""
+
+
+class EngineError(FailureError):
+    """An engine does not start, dies, or does not answer as the placed model does."""

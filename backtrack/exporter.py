@@ -13,9 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from peft import PeftType
-from safetensors.torch import save_file
-
 from backtrack.errors import ExportError, UsageError
 from backtrack.path.curves import rounding
 from backtrack.path.loading import (
@@ -26,10 +23,10 @@ from backtrack.path.loading import (
     read_adapter_config,
 )
 from backtrack.path.placement import Placement, settle
-from backtrack.path.rewritten import uniform_lora
+from backtrack.path.saving import why_not_in_vllm
 from backtrack.path.tuners import tuner_of, why_dense
+from backtrack.recipe import VllmEngine
 from backtrack.run.directory import sync_folder
-from backtrack.run.reader import read_tensors
 from backtrack.run.writer import is_adapter
 
 if TYPE_CHECKING:
@@ -38,8 +35,6 @@ if TYPE_CHECKING:
     from backtrack.run.directory import Run
 
 AsForm = Literal["adapter", "merged"]
-MAX_SHARD = "5GB"
-"""Largest file of an exported model."""
 _STANDING: dict[AsForm, Form] = {"adapter": "attached", "merged": "merged"}
 
 
@@ -94,8 +89,7 @@ def export(
     partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
     partial.mkdir(parents=True)
     try:
-        placement.model.save_pretrained(str(partial), max_shard_size=MAX_SHARD)
-        _make_uniform(partial)
+        placement.save(partial)
         placement.tokenizer.save_pretrained(str(partial))
         card = model_card(run, point, form, selection, measured, command)
         (partial / "README.md").write_text(card + _served_by(partial), encoding="utf-8")
@@ -139,30 +133,17 @@ def _require_adapter_form(run: Run) -> None:
         )
 
 
-def _make_uniform(folder: Path) -> None:
-    """Write a LoRA that has patterns as one rank and scaling, which vLLM reads too.
-
-    vLLM drops `rank_pattern` and `alpha_pattern` without a word.
-    """
-    if not is_adapter(folder):
-        return
-    config: Any = read_adapter_config(folder)
-    if config.peft_type != PeftType.LORA or not (config.rank_pattern or config.alpha_pattern):
-        return
-    if config.target_parameters:
-        return  # a factor of stacked experts has their number in its rank
-    uniform, tensors = uniform_lora(config, read_tensors(folder))
-    path = folder / "adapter_model.safetensors"
-    save_file({n: t.contiguous() for n, t in tensors.items()}, path, metadata={"format": "pt"})
-    uniform.save_pretrained(str(folder))
-
-
 def _measure_again(
     run: Run, placement: Placement, selection: Selection | None
 ) -> tuple[Measurement, ...]:
-    """Report items of the chosen point, where it was measured in the other form."""
+    """Report items of the chosen point, where it was measured in the other form.
+
+    Not of what an engine measured: these scores would be transformers', and no rows to compare.
+    """
     recipe = run.measured_recipe()
     if selection is None or placement.form == selection.form or recipe is None:
+        return ()
+    if isinstance(recipe.engine, VllmEngine):
         return ()
     from backtrack.evaluate.build import build_objectives
     from backtrack.evaluate.measuring import measure
@@ -288,12 +269,8 @@ def _served_by(folder: Path) -> str:
     """What vLLM makes of an adapter: a line for the card, where there is something to say."""
     if not is_adapter(folder):
         return ""
-    config: Any = read_adapter_config(folder)
-    if config.peft_type != PeftType.LORA:
-        unread = f"{config.peft_type} adapters"
-    elif config.use_dora or config.modules_to_save or config.bias != "none":
-        unread = "DoRA, `modules_to_save` or biases"
-    else:
+    unread = why_not_in_vllm(folder)
+    if not unread:
         return "\nOne rank and scaling everywhere, so vLLM reads it too (`LoRARequest`).\n"
     return f"\nvLLM does not read {unread}: to serve this point there, export it merged.\n"
 

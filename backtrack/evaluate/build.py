@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from backtrack.recipe import ExamplesObjective, LmEvalObjective, PythonObjective, TextObjective
+from backtrack.evaluate.items import digest
+from backtrack.recipe import (
+    ExamplesObjective,
+    LmEvalObjective,
+    PythonObjective,
+    TextObjective,
+    VllmEngine,
+)
 
 if TYPE_CHECKING:
     from backtrack.evaluate.harness import Harness
@@ -26,10 +33,16 @@ def build_objectives(recipe: Recipe, tokenizer: Any) -> tuple[Objective, ...]:
             the recipe says.
     """
     harness = _harness(recipe, tokenizer)
-    return tuple(
+    built = tuple(
         _build(settings, tokenizer, recipe.search.batch_size, harness)
         for settings in recipe.objectives
     )
+    if isinstance(recipe.engine, VllmEngine):
+        for objective in built:
+            # Scores of two engines differ, so they are scores of two objectives.
+            fingerprint = digest(objective.info.fingerprint, recipe.engine.decides)
+            objective.info = objective.info.model_copy(update={"fingerprint": fingerprint})
+    return built
 
 
 def _harness(recipe: Recipe, tokenizer: Any) -> Harness | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from backtrack.errors import ObjectiveError
@@ -21,6 +22,7 @@ from backtrack.evaluate.forward import (
     evaluating,
     fitting,
     losses,
+    sample,
 )
 from backtrack.evaluate.items import digest, finite, in_order, positions
 from backtrack.records import ObjectiveInfo
@@ -50,9 +52,10 @@ class ExampleScores:
     """One score a prompt: exact match, the right choice, or nats a token of the completion.
 
     `exact_match` is 1 where the greedy completion, cut before the first stop string and stripped,
-    equals the stripped answer. `choice` is 1 where the answer has the highest log-likelihood of
-    the choices, summed over tokens; the first of equals counts. A choice without leading space of
-    its own takes the completion's. `nll` is the completion's negative log-likelihood a token.
+    equals the stripped answer; with `sampling` it is the share of sampled completions that do.
+    `choice` is 1 where the answer has the highest log-likelihood of the choices, summed over
+    tokens; the first of equals counts. A choice without leading space of its own takes the
+    completion's. `nll` is the completion's negative log-likelihood a token.
     """
 
     def __init__(self, settings: ExamplesObjective, tokenizer: Any, batch_size: int) -> None:
@@ -113,10 +116,15 @@ class ExampleScores:
                 "token, so there is nothing to complete. Give the item a prompt."
             )
         ends = Greedy(self._settings.max_new_tokens, self._settings.stop)
-        texts = complete(model, tokenizer, prompts, ends, self._batch_size)
+        sampling = self._settings.sampling
+        if sampling is not None:
+            drawn = sample(model, tokenizer, prompts, ends, sampling)
+        else:
+            greedy = complete(model, tokenizer, prompts, ends, self._batch_size)
+            drawn = [[text] for text in greedy]
         return [
-            float(text.strip() == example.completion.strip())
-            for text, example in zip(texts, examples, strict=True)
+            fmean(text.strip() == example.completion.strip() for text in texts)
+            for texts, example in zip(drawn, examples, strict=True)
         ]
 
     def _choice(self, model: Any, tokenizer: Any, places: Sequence[int]) -> list[float]:
@@ -155,6 +163,8 @@ class ExampleScores:
         decides = self._settings.model_dump(
             include={"score", "max_new_tokens", "stop", "apply_chat_template"}
         )
+        if self._settings.sampling is not None:
+            decides["sampling"] = self._settings.sampling.model_dump()
         documents = [[e.prompt, e.completion, e.choices] for e in self._examples]
         return digest("examples", decides, self._batch_size, self.item_ids, documents)
 

@@ -5,6 +5,8 @@ sequences make the same batches at every call; padding is masked, and no samplin
 model counts.
 Not promised: the last bits. Another set of sequences makes other batches, and a batch's shape
 moves the rounding of matrix products.
+
+The model is one in this process, or one that an engine serves; the tokens are the same for both.
 """
 
 from __future__ import annotations
@@ -13,11 +15,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from backtrack.errors import ObjectiveError
+from backtrack.evaluate.served import Served
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torch import Tensor
+
+    from backtrack.recipe import SamplingSection
 
 
 class Scored(NamedTuple):
@@ -39,6 +44,9 @@ def evaluating(model: Any, name: str) -> Iterator[None]:
     Raises:
         ObjectiveError: The device ran out of memory.
     """
+    if isinstance(model, Served):
+        yield
+        return
     import torch
 
     training = [module for module in model.modules() if module.training]
@@ -57,6 +65,8 @@ def evaluating(model: Any, name: str) -> Iterator[None]:
 
 def context_tokens(model: Any) -> int | None:
     """Tokens the model can read at once; none where its configuration does not say."""
+    if isinstance(model, Served):
+        return model.context_tokens
     limit: int | None = getattr(
         model.config.get_text_config(decoder=True), "max_position_embeddings", None
     )
@@ -122,6 +132,8 @@ def losses(model: Any, sequences: Sequence[Scored], batch_size: int) -> list[flo
     """
     limit = context_tokens(model)
     cut = [_cut(sequence, limit) for sequence in sequences]
+    if isinstance(model, Served):
+        return model.losses(cut)
     found = [0.0] * len(cut)
     for batch in _batches([len(s.ids) for s in cut], batch_size):
         values = _batch_losses(model, [cut[index] for index in batch])
@@ -178,7 +190,7 @@ def _padded(
 
 
 class Greedy(NamedTuple):
-    """How a greedy completion ends: after so many new tokens, or before the first of `stop`."""
+    """How a completion ends: after so many new tokens, or before the first of `stop`."""
 
     max_new_tokens: int
     stop: tuple[str, ...]
@@ -194,6 +206,49 @@ def complete(
     Raises:
         ObjectiveError: `max_new_tokens` leaves no room for any prompt.
     """
+    cut = _with_room(model, prompts, ends)
+    if isinstance(model, Served):
+        return [texts[0] for texts in _asked(model, tokenizer, cut, ends, None)]
+    found = [""] * len(cut)
+    for batch in _batches([len(ids) for ids in cut], batch_size):
+        texts = _complete_batch(model, tokenizer, [cut[index] for index in batch], ends)
+        for index, text in zip(batch, texts, strict=True):
+            found[index] = text
+    return found
+
+
+def sample(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    ends: Greedy,
+    sampling: SamplingSection,
+) -> list[list[str]]:
+    """Sampled completions of each prompt, cut as greedy ones are.
+
+    Raises:
+        ObjectiveError: `max_new_tokens` leaves no room for any prompt, or no engine serves the
+            model.
+    """
+    require_served(model)
+    return _asked(model, tokenizer, _with_room(model, prompts, ends), ends, sampling)
+
+
+def require_served(model: Any) -> None:
+    """Refuse to sample where completions have no seeds of their own.
+
+    Raises:
+        ObjectiveError: The model is one in this process.
+    """
+    if not isinstance(model, Served):
+        raise ObjectiveError(
+            "`sampling` needs `engine: vllm`, where each completion has a seed of its own. Leave "
+            "it out for greedy completions."
+        )
+
+
+def _with_room(model: Any, prompts: Sequence[list[int]], ends: Greedy) -> list[list[int]]:
+    """The prompts, cut from the left where the new tokens would not fit behind them."""
     limit = context_tokens(model)
     room = None if limit is None else limit - ends.max_new_tokens
     if room is not None and room < 1:
@@ -201,13 +256,19 @@ def complete(
             f"{ends.max_new_tokens} new tokens leave no room for a prompt in the model's context "
             f"of {limit} tokens. Lower `max_new_tokens`."
         )
-    cut = [ids if room is None else ids[-room:] for ids in prompts]
-    found = [""] * len(cut)
-    for batch in _batches([len(ids) for ids in cut], batch_size):
-        texts = _complete_batch(model, tokenizer, [cut[index] for index in batch], ends)
-        for index, text in zip(batch, texts, strict=True):
-            found[index] = text
-    return found
+    return [ids if room is None else ids[-room:] for ids in prompts]
+
+
+def _asked(
+    model: Served,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    ends: Greedy,
+    sampling: SamplingSection | None,
+) -> list[list[str]]:
+    ending = _ending_tokens(model, tokenizer)
+    made = model.complete(prompts, ends, ending, sampling)
+    return [[_text(tokenizer, ids, ending, ends.stop) for ids in each] for each in made]
 
 
 def _complete_batch(

@@ -19,8 +19,10 @@ import fnmatch
 import functools
 import importlib.metadata
 import logging
+import sys
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -33,9 +35,10 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from backtrack.errors import ObjectiveError
-from backtrack.evaluate.forward import evaluating
+from backtrack.errors import EngineError, ObjectiveError
+from backtrack.evaluate.forward import evaluating, require_served
 from backtrack.evaluate.items import digest, finite, positions
+from backtrack.evaluate.served import Served
 from backtrack.evaluate.tasks import SEED, fixed_seeds, one_call, settle, task_digest
 from backtrack.recipe import nearest
 from backtrack.records import ObjectiveInfo
@@ -63,7 +66,7 @@ class Harness:
         self.tokenizer = tokenizer
         self._include_paths = tuple(dict.fromkeys(include_paths))
         self._loaded: dict[tuple[object, ...], dict[str, Any]] = {}
-        self._wrapped: tuple[Any, Any, HFLM] | None = None
+        self._wrapped: tuple[Any, Any, Any] | None = None
 
     def tasks(self, settings: LmEvalObjective) -> dict[str, Any]:
         """The tasks the settings name, ready to be asked, by name."""
@@ -74,8 +77,10 @@ class Harness:
                 self._loaded[key] = _load(manager, settings)
         return self._loaded[key]
 
-    def wrap(self, model: Any, tokenizer: Any) -> HFLM:
+    def wrap(self, model: Any, tokenizer: Any) -> Any:
         """The model as lm-eval sees it; built anew only for another model or tokenizer.
+
+        A served model is seen as lm-eval's `vllm` one, every other as its `hf` one.
 
         NOTE: HFLM ties weights and calls `eval()` when it is built, and gives a tokenizer without
         a padding token one; the tokenizer it gets is therefore a copy.
@@ -86,13 +91,16 @@ class Harness:
             or self._wrapped[1] is not tokenizer
         ):
             with _quiet():
-                lm = HFLM(
-                    pretrained=model,
-                    tokenizer=copy.deepcopy(tokenizer),
-                    batch_size=self.batch_size,
-                )
+                lm = self._lm(model, copy.deepcopy(tokenizer))
             self._wrapped = (model, tokenizer, lm)
         return self._wrapped[2]
+
+    def _lm(self, model: Any, tokenizer: Any) -> Any:
+        if isinstance(model, Served):  # an `EngineModel`
+            from backtrack.evaluate.engine.tasks import EngineLM
+
+            return EngineLM(model, tokenizer)
+        return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self.batch_size)
 
 
 class TaskScores:
@@ -105,6 +113,7 @@ class TaskScores:
         self._tasks = harness.tasks(settings)
         for name, task in self._tasks.items():
             _check_metric(name, task, settings)
+            _check_sampled(name, task, settings)
         self.item_ids = tuple(
             f"{name}/{number}"
             for name, task in self._tasks.items()
@@ -136,9 +145,14 @@ class TaskScores:
         # In the tasks' own order, and sorted: lm-eval mislabels unsorted documents, and evaluates
         # all documents of a task that `samples` leaves out.
         samples = {name: sorted(numbers[name]) for name in self._tasks if name in numbers}
-        with evaluating(model, self.info.name), _quiet(), fixed_seeds():
-            found = self._evaluate(model, tokenizer, samples)
-        return finite([found[item_id] for item_id in item_ids], item_ids, self.info.name)
+        if self._settings.sampling is not None:
+            require_served(model)
+        with evaluating(model, self.info.name):
+            lm = self._harness.wrap(model, tokenizer)
+            with _quiet(), fixed_seeds():
+                found = [self._evaluate(each, samples) for each in self._draws(lm)]
+        scores = [fmean(each[item_id] for each in found) for item_id in item_ids]
+        return finite(scores, item_ids, self.info.name)
 
     def texts(self) -> tuple[str, ...]:
         """Each document as lm-eval asks it, without examples."""
@@ -148,14 +162,22 @@ class TaskScores:
             for document in task.eval_docs
         )
 
-    def _evaluate(
-        self, model: Any, tokenizer: Any, samples: dict[str, list[int]]
-    ) -> dict[str, float]:
+    def _draws(self, lm: Any) -> Iterator[Any]:
+        """The model once a sampled answer, or once where tasks are asked as they are."""
+        sampling = self._settings.sampling
+        if isinstance(lm, HFLM):
+            yield lm
+            return
+        lm.sampling = sampling
+        for lm.number in range(sampling.samples if sampling else 1):
+            yield lm
+
+    def _evaluate(self, lm: Any, samples: dict[str, list[int]]) -> dict[str, float]:
         tasks = {name: self._tasks[name] for name in samples}
         try:
             with one_call(tasks.values()):
                 answer = evaluate(
-                    self._harness.wrap(model, tokenizer),
+                    lm,
                     {"tasks": tasks},
                     samples=samples,
                     cache_requests=False,
@@ -164,7 +186,7 @@ class TaskScores:
                     apply_chat_template=self._settings.apply_chat_template,
                     fewshot_as_multiturn=self._settings.fewshot_as_multiturn,
                 )
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, EngineError):
             raise
         except Exception as error:
             raise ObjectiveError(
@@ -211,6 +233,8 @@ class TaskScores:
         decides = self._settings.model_dump(
             include={"metric", "filter", "apply_chat_template", "fewshot_as_multiturn"}
         )
+        if self._settings.sampling is not None:
+            decides["sampling"] = self._settings.sampling.model_dump()
         template = (
             self._harness.tokenizer.chat_template if decides["apply_chat_template"] else None
         )
@@ -285,6 +309,14 @@ def _check_metric(name: str, task: Any, settings: LmEvalObjective) -> None:
     _check_direction(name, task, settings)
 
 
+def _check_sampled(name: str, task: Any, settings: LmEvalObjective) -> None:
+    if settings.sampling is not None and task.OUTPUT_TYPE != "generate_until":
+        raise ObjectiveError(
+            f"task {name!r} is scored by likelihood ({task.OUTPUT_TYPE}): it writes nothing that "
+            "could be sampled. Leave out `sampling`."
+        )
+
+
 def _check_direction(name: str, task: Any, settings: LmEvalObjective) -> None:
     is_higher_better = task.higher_is_better().get(settings.metric)
     if is_higher_better is None:
@@ -312,7 +344,10 @@ def _quiet() -> Iterator[None]:
         for name in ("lm_eval", "datasets"):
             stack.callback(logging.getLogger(name).setLevel, logging.getLogger(name).level)
             logging.getLogger(name).setLevel(logging.ERROR)
-        for module in (lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface):
+        quieted = [lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface]
+        if "lm_eval.models.vllm_causallms" in sys.modules:
+            quieted.append(sys.modules["lm_eval.models.vllm_causallms"])
+        for module in quieted:
             stack.callback(setattr, module, "tqdm", module.tqdm)
             module.tqdm = silent
         if not datasets.are_progress_bars_disabled():

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from backtrack.errors import ObjectiveError
+from backtrack.evaluate.served import Served
 from backtrack.records import Measurement
 
 if TYPE_CHECKING:
@@ -76,11 +77,17 @@ def measure(
 def counting_tokens(model: Any) -> Iterator[list[int]]:
     """Token ids looked up in the model's embedding, padding included: one number a forward pass.
 
-    An objective that feeds the model embeddings, or none at all, is not counted.
+    An objective that feeds the model embeddings, or none at all, is not counted. Of a served
+    model: tokens of prompts and answers, without padding.
     """
+    passes: list[int] = []
+    if isinstance(model, Served):
+        before = model.num_tokens
+        yield passes
+        passes.append(model.num_tokens - before)
+        return
     import torch
 
-    passes: list[int] = []
     if not isinstance(model, torch.nn.Module):
         yield passes
         return

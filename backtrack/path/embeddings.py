@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from backtrack.path.handles import plain_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from torch import Tensor
     from transformers import PreTrainedModel
@@ -63,3 +64,27 @@ def untie(model: PreTrainedModel, moved: Iterable[str]) -> None:
         head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
         model.config.tie_word_embeddings = False
         model.config.get_text_config(decoder=True).tie_word_embeddings = False
+
+
+@contextmanager
+def untied(model: PreTrainedModel) -> Iterator[None]:
+    """Give a head that is tied to the embedding a copy of its own inside; afterwards it is tied.
+
+    vLLM replaces a tied embedding in place and leaves what it made of the head behind.
+    """
+    loaded: Any = model
+    head, embedding = loaded.get_output_embeddings(), loaded.get_input_embeddings()
+    if head is None or head.weight is not embedding.weight:
+        yield
+        return
+    configs = [model.config, model.config.get_text_config(decoder=True)]
+    kept = head.weight
+    head.weight = torch.nn.Parameter(kept.detach().clone(), requires_grad=False)
+    for config in configs:
+        config.tie_word_embeddings = False
+    try:
+        yield
+    finally:
+        head.weight = kept
+        for config in configs:
+            config.tie_word_embeddings = True

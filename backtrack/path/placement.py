@@ -32,6 +32,7 @@ from backtrack.path.loading import (
 )
 from backtrack.path.merged import MergedLine, MergedModels, MergedNative
 from backtrack.path.profiles import block_strengths, multipliers, parse
+from backtrack.path.saving import save_model
 from backtrack.path.sharing import SharedDecoding, can_share
 from backtrack.path.tuners import MAX_ATTACHED_COST, require_quantizable, tuner_of, why_dense
 from backtrack.point import Point
@@ -139,6 +140,15 @@ class Placement:
         self.point = here
         if self._sharing is not None:
             self._sharing.arrive(here)
+
+    def save(self, folder: Path, *, is_untied: bool = False) -> None:
+        """Write the model as it stands, as stock PEFT, transformers and vLLM load it.
+
+        Args:
+            folder: Where; an attached adapter is written as one, a merged model whole.
+            is_untied: Write a tied head as a tensor of its own.
+        """
+        save_model(self.model, folder, is_untied=is_untied)
 
     @torch.no_grad()
     def distance(self, point: Point) -> float:

@@ -5,6 +5,12 @@ unknown. Keys under `sft` and `method` belong to TRL and PEFT; they are checked 
 libraries are at hand (`backtrack.train.check`), and passed in as `checks`.
 """
 
+from backtrack.recipe.engine import (
+    Engine,
+    SamplingSection,
+    TransformersEngine,
+    VllmEngine,
+)
 from backtrack.recipe.faults import (
     nearest,
 )
@@ -48,6 +54,7 @@ __all__ = [
     "BaselineKind",
     "BudgetSection",
     "DataSection",
+    "Engine",
     "ExamplesObjective",
     "FullMethod",
     "ItemsSection",
@@ -60,11 +67,14 @@ __all__ = [
     "PythonObjective",
     "RacingSection",
     "Recipe",
+    "SamplingSection",
     "SearchSection",
     "Section",
     "SelectSection",
     "TextObjective",
     "TrajectorySection",
+    "TransformersEngine",
+    "VllmEngine",
     "find_recipe",
     "load_recipe",
     "nearest",

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
-from backtrack.recipe.objectives import Objective, default_name
+from backtrack.recipe.engine import Engine, TransformersEngine, VllmEngine
+from backtrack.recipe.objectives import (
+    ExamplesObjective,
+    LmEvalObjective,
+    Objective,
+    PythonObjective,
+    default_name,
+)
 from backtrack.recipe.search import SearchSection, SelectSection
 from backtrack.recipe.sections import (
     BaseSection,
@@ -45,6 +52,8 @@ class Recipe(Section):
     """Which steps are kept."""
     placement: PlacementSection = PlacementSection()
     """How a model stands at a point."""
+    engine: Engine = TransformersEngine()
+    """What answers the objectives. A bare name stands for `{kind: name}`."""
     objectives: tuple[Objective, ...] = ()
     """What is measured."""
     search: SearchSection = SearchSection()
@@ -56,6 +65,45 @@ class Recipe(Section):
     @classmethod
     def _bare_name(cls, value: object) -> object:
         return {"model": value} if isinstance(value, str) else value
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _bare_kind(cls, value: object) -> object:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @field_validator("engine")
+    @classmethod
+    def _full_precision(cls, engine: Engine, info: ValidationInfo) -> Engine:
+        base = info.data.get("base")
+        if isinstance(engine, VllmEngine) and base is not None and base.quantization:
+            raise ValueError(
+                "`kind: vllm` does not serve a base that bitsandbytes quantizes on loading; leave "
+                "out `base.quantization`, or measure with `engine: transformers`"
+            )
+        return engine
+
+    @field_validator("objectives")
+    @classmethod
+    def _served(
+        cls, objectives: tuple[Objective, ...], info: ValidationInfo
+    ) -> tuple[Objective, ...]:
+        engine = info.data.get("engine")
+        if engine is None:  # at fault itself
+            return objectives
+        is_vllm = isinstance(engine, VllmEngine)
+        for o in objectives:
+            if is_vllm and isinstance(o, PythonObjective):
+                raise ValueError(
+                    f"{default_name(o)!r} is a function of a torch model, which `engine: vllm` "
+                    "has not; measure it with `engine: transformers`"
+                )
+            sampled = isinstance(o, ExamplesObjective | LmEvalObjective) and o.sampling
+            if sampled and not is_vllm:
+                raise ValueError(
+                    f"{default_name(o)!r} has `sampling`, which needs `engine: vllm`; greedy "
+                    "completions need neither"
+                )
+        return objectives
 
     @field_validator("objectives")
     @classmethod

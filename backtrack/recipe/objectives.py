@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from backtrack.recipe.engine import SamplingSection
 from backtrack.recipe.sections import Section
 from backtrack.records import Direction, Role
 
@@ -44,6 +45,9 @@ class LmEvalObjective(_Objective):
     """Give few-shot examples as turns of a chat."""
     max_gen_toks: Annotated[int, Field(ge=1)] | None = None
     """New tokens at most; lm-eval's own default of 256 cuts long chains of thought."""
+    sampling: SamplingSection | None = None
+    """For tasks that generate, with `engine: vllm`: the mean over sampled answers. None is as the
+    task says, which is nearly always greedy."""
 
 
 class ExamplesObjective(_Objective):
@@ -71,6 +75,14 @@ class ExamplesObjective(_Objective):
     """For `exact_match`: a completion ends before the first of these."""
     apply_chat_template: bool = False
     """Give the prompt as a user's turn of the tokenizer's chat template."""
+    sampling: SamplingSection | None = None
+    """For `exact_match`, with `engine: vllm`: the mean over sampled completions."""
+
+    @model_validator(mode="after")
+    def _sampled_completions(self) -> ExamplesObjective:
+        if self.sampling is not None and self.score != "exact_match":
+            raise ValueError(f"`{self.score}` writes no completion, so there is none to sample")
+        return self
 
 
 class TextObjective(_Objective):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from backtrack.evaluate.engine.standing import EnginePlacement
     from backtrack.evaluate.objective import Objective
     from backtrack.path.placement import Placement
     from backtrack.recipe import SearchSection
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from backtrack.selection.measured import Setting, Table
 
 BASELINES = "baselines.jsonl"
+ON_THE_PATH = frozenset({"checkpoint", "grid"})
 
 
 def on_the_path(reading: Reading, section: SearchSection, final: Point) -> list[Baseline]:
@@ -60,12 +62,26 @@ def on_the_path(reading: Reading, section: SearchSection, final: Point) -> list[
     return found
 
 
-def off_the_path(run: Run, section: SearchSection) -> tuple[list[Baseline], list[str]]:
-    """Those asked for that are no point, and why some of them are left out."""
+def off_the_path(
+    run: Run, section: SearchSection, *, is_served: bool = False
+) -> tuple[list[Baseline], list[str]]:
+    """Those asked for that are no point, and why some of them are left out.
+
+    Args:
+        run: The run.
+        section: Asks for them.
+        is_served: Whether an engine measures, which is given points only.
+    """
+    off = [kind for kind in section.baselines if kind not in ON_THE_PATH]
+    if is_served:
+        return [], [
+            f"The baseline `{kind}` is no point, and `engine: vllm` is given no other: left out."
+            for kind in off
+        ]
     kind_of_run = run.manifest.method.kind
     found: list[Baseline] = []
     notes: list[str] = []
-    for kind in section.baselines:
+    for kind in off:
         if kind == "mean" and len(run.steps) < section.mean_of:
             notes.append(f"The baseline `mean` needs {section.mean_of} checkpoints: left out.")
         elif kind == "mean":
@@ -74,7 +90,7 @@ def off_the_path(run: Run, section: SearchSection) -> tuple[list[Baseline], list
             kind == "truncated" and kind_of_run == "full"
         ):
             found.append(Baseline(kind=kind, steps=run.steps[-1:]))
-        elif kind in ("intruder", "truncated"):
+        else:
             needed = "LoRA" if kind == "intruder" else "full fine-tuning"
             notes.append(f"The baseline `{kind}` is for {needed} only: left out.")
     return found, notes
@@ -107,7 +123,7 @@ def with_rows(
 
 def measure_baseline(
     run: Run,
-    placement: Placement,
+    placement: Placement | EnginePlacement,
     objectives: Sequence[Objective],
     setting: Setting,
     baseline: Baseline,
@@ -140,7 +156,7 @@ def measure_baseline(
         append_line(run.path / BASELINES, measurement.model_dump_json())
 
 
-def make(run: Run, placement: Placement, baseline: Baseline) -> Any:
+def make(run: Run, placement: Any, baseline: Baseline) -> Any:
     """A copy of the live model with the baseline's weights; the placement goes on as it was.
 
     Raises:

@@ -17,8 +17,9 @@ from pydantic import ValidationError
 
 from backtrack.errors import ObjectiveError, UsageError
 from backtrack.evaluate.measuring import measure
+from backtrack.evaluate.served import Served
 from backtrack.point import Point
-from backtrack.recipe import Recipe, SearchSection
+from backtrack.recipe import Recipe, SearchSection, VllmEngine
 from backtrack.records import ROLES
 from backtrack.run.directory import MEASURED, write_atomically
 from backtrack.selection.guard import find_shared, write_shared
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from backtrack.evaluate.engine.standing import EnginePlacement
     from backtrack.evaluate.objective import Objective
     from backtrack.path.placement import Placement
     from backtrack.records import Measurement, ObjectiveInfo, Split
@@ -70,7 +72,7 @@ class Bench:
         self,
         run: Run,
         recipe: Recipe | None,
-        placement: Placement | None,
+        placement: Placement | EnginePlacement | None,
         objectives: Sequence[Objective] | None,
     ) -> None:
         """Take what is ready; build nothing.
@@ -90,21 +92,22 @@ class Bench:
         self._recorded = run.measurements()
         self._indices: dict[Split, _Index] = {}
         self._require_roles()
+        self._require_engine()
 
     @property
     def is_built(self) -> bool:
         return self._placement is not None and self._objectives is not None
 
     @property
-    def placement(self) -> Placement:
-        """The live model, loaded at the first call."""
-        if self._placement is None:
-            from backtrack.path.placement import Placement
+    def is_served(self) -> bool:
+        """Whether an engine answers, rather than the placed model itself."""
+        return self.recipe is not None and isinstance(self.recipe.engine, VllmEngine)
 
-            section = self.recipe.placement if self.recipe else None
-            self._placement = (
-                Placement(self.run, **section.model_dump()) if section else Placement(self.run)
-            )
+    @property
+    def placement(self) -> Placement | EnginePlacement:
+        """The live model, loaded at the first call, or the engine's, started then."""
+        if self._placement is None:
+            self._placement = _placed(self.run, self.recipe)
         return self._placement
 
     @property
@@ -340,6 +343,14 @@ class Bench:
         asked = {"form": section.form, "curve": section.curve}
         return {key: value for key, value in asked.items() if value != "auto"}
 
+    def _require_engine(self) -> None:
+        given = self._placement
+        if self.is_served and given is not None and not isinstance(given.model, Served):
+            raise UsageError(
+                "the recipe says `engine: vllm`, but the placement given is of a model in this "
+                "process. Give none, so that the engine is started, or a recipe without it."
+            )
+
     def _require_roles(self) -> None:
         wanted = self._wanted()
         if not wanted:
@@ -359,6 +370,16 @@ _NO_OBJECTIVES = (
 )
 
 
+def _placed(run: Run, recipe: Recipe | None) -> Placement | EnginePlacement:
+    if recipe is not None and isinstance(recipe.engine, VllmEngine):
+        from backtrack.selection.serving import serve
+
+        return serve(run, recipe.placement, recipe.engine)
+    from backtrack.path.placement import Placement
+
+    return Placement(run, **recipe.placement.model_dump()) if recipe else Placement(run)
+
+
 def _what_is_measured(recipe: Recipe) -> object:
     """All of a recipe that decides scores but the weights, whatever they are used for."""
     return (
@@ -366,6 +387,7 @@ def _what_is_measured(recipe: Recipe) -> object:
         recipe.search.items,
         recipe.search.batch_size,
         recipe.search.seed,
+        recipe.engine.decides if isinstance(recipe.engine, VllmEngine) else None,
     )
 
 

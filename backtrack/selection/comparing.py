@@ -30,7 +30,7 @@ def compare(bench: Bench, ledger: Ledger) -> None:
         UsageError: A baseline cannot be made of this run.
         ObjectiveError: A score is missing or not finite.
     """
-    off, _ = off_the_path(bench.run, bench.section)
+    off, _ = off_the_path(bench.run, bench.section, is_served=bench.is_served)
     if not off:
         return
     with _first(bench.run) as is_first:
@@ -48,7 +48,8 @@ def compare(bench: Bench, ledger: Ledger) -> None:
 
 def _tell(bench: Bench, ledger: Ledger) -> None:
     table = bench.table(bench.setting("selection"))
-    there = recorded(bench.run, table.setting, off_the_path(bench.run, bench.section)[0])
+    off, _ = off_the_path(bench.run, bench.section, is_served=bench.is_served)
+    there = recorded(bench.run, table.setting, off)
     joined = replace(table, scores=with_rows(table, list(there.values())))
     reading = read(joined, bench.run.final, 0.5, bench.section.seed)
     known = ledger.known()

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
+    from backtrack.evaluate.engine.standing import EnginePlacement
     from backtrack.evaluate.objective import Objective
     from backtrack.path.placement import Placement
     from backtrack.point import Point
@@ -54,7 +55,7 @@ MAX_REPEATS = 40
 def search(  # noqa: PLR0913  # the front door: every argument but the run is optional
     run: Run,
     *,
-    placement: Placement | None = None,
+    placement: Placement | EnginePlacement | None = None,
     recipe: Recipe | None = None,
     objectives: Sequence[Objective] | None = None,
     trials: int | None = None,

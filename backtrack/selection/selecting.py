@@ -196,7 +196,7 @@ class _Selector:
         rivals = on_the_path(judgement.reading, bench.section, bench.run.final)
         asked = [*bench.ends, judgement.chosen, *(b.point for b in rivals if b.point)]
         points = tuple(dict.fromkeys(asked))
-        off, _ = off_the_path(bench.run, bench.section)
+        off, _ = off_the_path(bench.run, bench.section, is_served=bench.is_served)
         if bench.is_built:
             self._measure_report(points, off)
             return bench.table(bench.setting("report"))
@@ -213,6 +213,7 @@ class _Selector:
         bench = self._bench
         num_models = len(points) + len(off)
         meter = Meter(num_models * bench.num_items("report"), self._on_progress)
+        bench.expect(points)
         for point in points:
             if not bench.table(bench.setting("report")).holds([point]):
                 bench.measure(point, "report", "report", meter)
@@ -227,7 +228,7 @@ class _Selector:
     ) -> tuple[tuple[BaselineRow, ...], list[str]]:
         """Rows of the baselines on the report items, and why some are left out."""
         bench, table = self._bench, report.table
-        off, left_out = off_the_path(bench.run, bench.section)
+        off, left_out = off_the_path(bench.run, bench.section, is_served=bench.is_served)
         there = recorded(bench.run, table.setting, off)
         scores = with_rows(table, list(there.values()))
         joined = replace(report, table=replace(table, scores=scores))

@@ -5,7 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
+from backtrack.errors import ObjectiveError
 from backtrack.evaluate.build import build_objectives
+from backtrack.recipe import Recipe
 
 
 def test_objectives_come_in_the_recipes_order_with_name_role_and_weight(
@@ -21,6 +25,29 @@ def test_objectives_come_in_the_recipes_order_with_name_role_and_weight(
         ("items", "target", "examples", 2.0),
         ("prose", "general", "text", 1.0),
     ]
+
+
+def test_scores_of_another_engine_are_scores_of_another_objective(recipe_of, jsonl, tokenizer):
+    path = jsonl([{"prompt": "a", "completion": "the cat"}] * 3)
+    recipe = recipe_of({"kind": "examples", "path": path})
+
+    def fingerprint(**engine: object) -> str:
+        changed = recipe.model_validate({**recipe.model_dump(), "engine": engine})
+        return build_objectives(changed, tokenizer)[0].info.fingerprint
+
+    plain = fingerprint(kind="vllm")
+    assert fingerprint(kind="transformers") != plain != fingerprint(kind="vllm", dtype="float16")
+    assert plain == fingerprint(kind="vllm", memory_share=0.2, max_loras=3)
+
+
+def test_a_model_of_this_process_is_not_sampled(recipe_of, jsonl, model, tokenizer):
+    path = jsonl([{"prompt": "a", "completion": "the cat"}] * 3)
+    recipe = recipe_of({"kind": "examples", "path": path}).model_dump()
+    sampled = [{**o, "sampling": {"samples": 2}} for o in recipe["objectives"]]
+    served = Recipe.model_validate({**recipe, "engine": "vllm", "objectives": sampled})
+    objective = build_objectives(served, tokenizer)[0]
+    with pytest.raises(ObjectiveError, match="`sampling` needs `engine: vllm`"):
+        objective.measure(model, tokenizer, objective.item_ids)
 
 
 def test_importing_it_loads_nothing_heavy():

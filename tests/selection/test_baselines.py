@@ -168,3 +168,10 @@ def test_baselines_off_the_path_stand_in_the_study_and_in_the_table(runs: dict[s
     calls = [objective.num_calls for objective in objectives]
     select(run, weight=0.9, recipe=recipe, placement=placement, objectives=objectives)
     assert [objective.num_calls for objective in objectives] == calls
+
+
+def test_an_engine_measures_points_only_and_the_rest_is_left_out_and_said(runs: dict[str, Run]):
+    section = SearchSection(baselines=("checkpoint", "mean", "intruder"))
+    found, notes = off_the_path(runs["lora"], section, is_served=True)
+    assert not found
+    assert [note.split("`")[1] for note in notes] == ["mean", "intruder"]

@@ -9,6 +9,7 @@ import pytest
 
 from backtrack.errors import ObjectiveError, RunError, UsageError
 from backtrack.point import Point
+from backtrack.recipe import Recipe
 from backtrack.run.directory import Run
 from backtrack.selection.progress import Progress
 from backtrack.selection.searching import search
@@ -79,6 +80,12 @@ def test_a_model_is_not_placed_where_it_stands(tmp_path: Path):
     visits = stand.visits
     assert visits[:2] == [Point.base(), Point(step=40)]
     assert all(here != there for here, there in pairwise(visits))
+
+
+def test_a_placement_of_this_process_is_not_passed_off_as_an_engines(tmp_path: Path):
+    recipe = Recipe.model_validate({"name": "mine", "base": "some/model", "engine": "vllm"})
+    with pytest.raises(UsageError, match="a model in this process"):
+        seek(make_run(tmp_path / "run"), pair(), recipe=recipe)
 
 
 def test_searching_again_measures_nothing(tmp_path: Path):

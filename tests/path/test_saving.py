@@ -1,0 +1,74 @@
+"""What is written of a placed model: others read it, vLLM among them or refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from backtrack.errors import UsageError
+from backtrack.path.loading import probe
+from backtrack.path.placement import Placement
+from backtrack.path.saving import form_in_vllm
+from backtrack.point import Point
+from tests.models import make_base, make_full_run
+from tests.path.tuners import configs
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def test_a_tied_head_is_written_as_a_tensor_of_its_own_and_stays_tied(tmp_path: Path) -> None:
+    run = make_full_run(tmp_path / "run", make_base(tmp_path / "base", tied=True))
+    placement = Placement(run)
+    placement.place(Point(step=20, alpha=0.5))
+    expected = probe(placement.model)
+    placement.save(tmp_path / "untied", is_untied=True)
+    tensors = load_file(tmp_path / "untied" / "model.safetensors")
+    assert torch.equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"])
+    assert not json.loads((tmp_path / "untied" / "config.json").read_text())["tie_word_embeddings"]
+    assert torch.equal(probe(AutoModelForCausalLM.from_pretrained(tmp_path / "untied")), expected)
+    placement.save(tmp_path / "tied")
+    assert "lm_head.weight" not in load_file(tmp_path / "tied" / "model.safetensors")
+    placement.place(Point(step=20))
+    head, embedding = (
+        placement.model.get_output_embeddings(), placement.model.get_input_embeddings()
+    )  # fmt: skip
+    assert head.weight is embedding.weight
+    assert placement.model.config.tie_word_embeddings
+
+
+@pytest.mark.parametrize(
+    ("name", "unread"),
+    [
+        ("lora", ""),
+        ("lora-rs", ""),
+        ("lora-patterns", ""),
+        ("lora-dora", "DoRA"),
+        ("lora-bias", "biases"),
+        ("lora-modules", "`modules_to_save`"),
+        ("lora-tokens", "trained tokens"),
+        ("lora-embedding", "LoRA on the embedding"),
+        ("lora-head", "LoRA on the head"),
+        ("oft", "OFT adapters"),
+    ],
+)
+def test_vllm_is_given_adapters_it_reads_and_whole_weights_for_the_rest(
+    tmp_path: Path, name: str, unread: str
+) -> None:
+    from peft import get_peft_model
+
+    base: Any = AutoModelForCausalLM.from_pretrained(make_base(tmp_path / "base"))
+    folder = tmp_path / "adapter"
+    get_peft_model(base, configs()[name]).save_pretrained(folder)
+    assert form_in_vllm(folder, "merged") == "merged"
+    if not unread:
+        assert form_in_vllm(folder, "auto") == form_in_vllm(folder, "attached") == "attached"
+        return
+    assert form_in_vllm(folder, "auto") == "merged"
+    with pytest.raises(UsageError, match=f"vLLM does not read {unread}.*{{form: merged}}`"):
+        form_in_vllm(folder, "attached")
