@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from backtrack.run.directory import Run
 
 TRAINER_FOLDER = "trainer"
-_KEPT = {"base", "method", "data", "sft", "learning_rates", "seed", "trajectory"}
+_KEPT = {
+    "base", "method", "data", "sft", "grpo", "rewards", "learning_rates", "early_stop", "watch",
+    "seed", "trajectory",
+}  # fmt: skip
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
