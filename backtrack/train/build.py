@@ -81,12 +81,11 @@ def build_trainer(recipe: Recipe, folder: Path) -> Any:
     }  # fmt: skip
     section = "sft" if recipe.grpo is None else "grpo"
     try:
-        if recipe.grpo is None:
-            trainer: Any = SupervisedTrainer(model, settings, **fields)
-        else:
-            functions = [reward_function(reward) for reward in recipe.rewards]
-            trainer = RewardTrainer(model, functions, settings, **fields)
-    except (ValueError, TypeError, ImportError) as error:
+        trainer = _made(recipe, model, settings, fields)
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        # A tracker that is not there is said by a RuntimeError without a type of its own.
+        if isinstance(error, RuntimeError) and "to be installed" not in str(error):
+            raise
         raise UsageError(
             f"`{section}`, `method` and `data` do not fit: {' '.join(str(error).split())}"
         ) from error
@@ -97,6 +96,13 @@ def build_trainer(recipe: Recipe, folder: Path) -> Any:
         )
     _add(trainer, recipe)
     return trainer
+
+
+def _made(recipe: Recipe, model: Any, settings: Any, fields: dict[str, Any]) -> Any:
+    if recipe.grpo is None:
+        return SupervisedTrainer(model, settings, **fields)
+    functions = [reward_function(reward) for reward in recipe.rewards]
+    return RewardTrainer(model, functions, settings, **fields)
 
 
 def require_trainable(recipe: Recipe) -> FullMethod | PeftMethod:

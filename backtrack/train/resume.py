@@ -57,7 +57,9 @@ class End(Record):
 
 def write_end(run: Run, end: End) -> None:
     """Note that training is over, so that resuming takes no step more."""
-    write_atomically(run.path / TRAINER_FOLDER / _END, end.model_dump_json() + "\n")
+    folder = run.path / TRAINER_FOLDER
+    folder.mkdir(exist_ok=True)
+    write_atomically(folder / _END, end.model_dump_json() + "\n")
 
 
 def read_end(run: Run) -> End | None:
