@@ -13,8 +13,11 @@ from backtrack import terminal
 from backtrack.cli.app import app
 from backtrack.cli.opening import adopt_folder, print_json, recipe_path
 from backtrack.cli.options import BaseOption, JsonOption, QuietOption, RecipeOption, SetOption
+from backtrack.cli.planning import print_plan
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from backtrack.train.trainer import TrainingProgress
 
 
@@ -48,6 +51,9 @@ def train(
     overrides: SetOption = None,
     *,
     is_resumed: Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")] = False,
+    is_dry: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run and what it needs.")
+    ] = False,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
 ) -> None:
@@ -55,6 +61,9 @@ def train(
     from backtrack.recipe import load_recipe
 
     path = recipe_path(recipe)
+    if is_dry:
+        _plan(path, overrides or (), is_json=is_json)
+        return
     # `accelerate launch` and torchrun number the processes; one of them speaks.
     is_main = os.environ.get("RANK", "0") == "0"
     with terminal.progress("training", is_quiet=is_quiet or is_json or not is_main) as report:
@@ -109,6 +118,26 @@ def adopt(
         markup=False,
         soft_wrap=True,
     )
+
+
+def _plan(path: Path, overrides: Sequence[str], *, is_json: bool) -> None:
+    """Say what training would take, after checking all that can be checked without it."""
+    from backtrack.recipe import load_recipe
+    from backtrack.train.check import library_faults
+    from backtrack.train.plan import lacking_room, make_plan, require_plannable
+
+    loaded = load_recipe(path, overrides, checks=[library_faults])
+    require_plannable(loaded)
+    plan = make_plan(loaded)
+    lacking = lacking_room(plan, Path(loaded.output))
+    if is_json:
+        print_json({**plan.as_dict(), "lacking": lacking})
+        return
+    place = Path(loaded.output) / loaded.name
+    terminal.out.print(f"{place} would be trained.", markup=False, soft_wrap=True)
+    print_plan(plan)
+    for sentence in lacking or ["This machine has the disk and memory for it."]:
+        terminal.out.print(sentence, markup=False, soft_wrap=True)
 
 
 def _progress(progress: TrainingProgress) -> str:
