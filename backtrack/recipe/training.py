@@ -59,12 +59,17 @@ class _Reward(Section):
     """As it is logged; the default is the kind, or the function's name."""
 
 
+Unreadable = Literal["refuse", "drop"]
+
+
 class NumericReward(_Reward):
     """1 where the completion's number is the answer's, as exact fractions."""
 
     kind: Literal["numeric"]
     answer: str = "{answer}"
     """Format over the item's fields: text whose last number is the answer."""
+    unreadable: Unreadable = "refuse"
+    """What becomes of items whose answer holds none."""
     tolerance: Annotated[float, Field(ge=0)] = 0.0
     """How far off it may be, as a share of the answer."""
 
@@ -75,6 +80,8 @@ class MathVerifyReward(_Reward):
     kind: Literal["math_verify"]
     answer: str = "{answer}"
     """Format over the item's fields: LaTeX or plain text that holds the answer."""
+    unreadable: Unreadable = "refuse"
+    """What becomes of items whose answer holds none."""
 
 
 class ChoiceReward(_Reward):
@@ -83,6 +90,8 @@ class ChoiceReward(_Reward):
     kind: Literal["choice"]
     answer: str = "{answer}"
     """Format over the item's fields: the letter."""
+    unreadable: Unreadable = "refuse"
+    """What becomes of items whose answer holds none."""
     letters: Annotated[str, Field(pattern=r"^[A-Z]{2,26}$")] = "ABCDE"
     """The letters there are."""
 

@@ -8,6 +8,7 @@ For training by rewards: prompts, with the right answers beside them.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from backtrack.recipe import DataSection
 
 Record = dict[str, Any]
+_log = logging.getLogger(__name__)
 _RIDERS = ("tools", "chat_template_kwargs")
 
 
@@ -98,8 +100,12 @@ def load_prompts(
         shaped = [_as_chat(record, section.system) for record in shaped]
     if isinstance(shaped[0]["prompt"], list):
         _require_chat_template(tokenizer, shaped[0], ("prompt",), path)
+    dropped: set[int] = set()
     for reward in rewards:
-        _add_answers(shaped, records, reward, path)
+        dropped |= _add_answers(shaped, records, reward, path)
+    shaped, records = _without(shaped, dropped), _without(records, dropped)
+    if not shaped:
+        raise UsageError(f"data: {path}: no item has an answer that the rewards can read.")
     if any(isinstance(reward, PythonReward) for reward in rewards):
         shaped = [{**record, **row} for record, row in zip(records, shaped, strict=True)]
     try:
@@ -111,14 +117,33 @@ def load_prompts(
         ) from error
 
 
-def _add_answers(shaped: list[Record], records: Sequence[Record], reward: Any, path: str) -> None:
+def _add_answers(
+    shaped: list[Record], records: Sequence[Record], reward: Any, path: str
+) -> set[int]:
+    """Put a reward's answers beside the prompts; where items may be dropped, say which to drop."""
     function = reward_function(reward)
     if not isinstance(function, VerifiedReward) or not function.column:
-        return
+        return set()
+    dropped: set[int] = set()
     answers = _rendered(reward.answer, records, path)
     for i, (row, answer) in enumerate(zip(shaped, answers, strict=True)):
-        function.require_readable(answer, f"{path}, item {i}")
         row[function.column] = answer
+        try:
+            function.require_readable(answer, f"{path}, item {i}")
+        except UsageError:
+            if reward.unreadable == "refuse":
+                raise
+            dropped.add(i)
+    if dropped:
+        _log.warning(
+            "%s: %d of %d items are dropped: %s reads no answer there",
+            path, len(dropped), len(records), reward.name,
+        )  # fmt: skip
+    return dropped
+
+
+def _without(items: Sequence[Record], dropped: set[int]) -> list[Record]:
+    return [item for i, item in enumerate(items) if i not in dropped]
 
 
 def _records(section: DataSection, *, is_eval: bool) -> tuple[str, list[Record]]:

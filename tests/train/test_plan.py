@@ -39,8 +39,8 @@ def test_parameters_are_counted_without_a_download(
     plan = make_plan(recipe)
     assert (plan.num_parameters, plan.num_trainable) == (total, trainable)
     assert plan.evaluation_tokens is not None
-    # 50,000 examples, 32 a step, three epochs.
-    assert plan.num_steps == 3 * 1563
+    # 50,000 examples, 256 a step, four epochs.
+    assert plan.num_steps == 4 * 196
 
 
 @pytest.mark.parametrize("method", [{"kind": "full"}, LORA], ids=["full", "lora"])

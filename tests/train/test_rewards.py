@@ -169,8 +169,11 @@ def test_an_answer_that_nothing_could_match_is_refused_before_training(
     path.write_text(
         f'{{"prompt": "a", "answer": "3 (B)"}}\n{{"prompt": "b", "answer": "{answer}"}}\n'
     )
+    data = DataSection(train=str(path))
     with pytest.raises(UsageError, match=r"data.jsonl, item 1: the reward .* in the answer"):
-        load_prompts(DataSection(train=str(path)), make_tokenizer(), [reward(**section)])
+        load_prompts(data, make_tokenizer(), [reward(**section)])
+    kept = load_prompts(data, make_tokenizer(), [reward(**section, unreadable="drop")])
+    assert kept["prompt"][:] == ["a"]
 
 
 def test_data_without_prompts_says_how_to_make_them(tmp_path: Path) -> None:
