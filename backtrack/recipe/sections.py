@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+    model_validator,
+)
 
 
 class Section(BaseModel):
@@ -119,6 +128,14 @@ class TrajectorySection(Section):
         if len(set_keys) > 1:
             raise ValueError(f"give one of {' and '.join(f'`{key}`' for key in set_keys)}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_the_default(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is written reads back: beside another cadence, `every_steps` was not given."""
+        written: dict[str, Any] = write(self)
+        if self.log_checkpoints is not None or self.every_distance is not None:
+            written.pop("every_steps", None)
+        return written
 
 
 class PlacementSection(Section):
