@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from backtrack.cli import app
 from backtrack.errors import RunError, UsageError
 from backtrack.recipe import find_recipe, load_recipe
 from backtrack.train.build import build_trainer, num_steps
@@ -87,3 +89,24 @@ def test_what_cannot_be_known_is_said(make_recipe: MakeRecipe) -> None:
     plan = make_plan(huge)
     plan.trajectory_bytes = 1 << 60
     assert "of disk are needed" in lacking_room(plan, Path("runs"))[0]
+
+
+def test_a_dry_run_says_what_training_takes_and_makes_nothing(
+    base: Path, sums: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "dry.yaml"
+    path.write_text(
+        f"name: dry\nbase: {base}\noutput: {tmp_path / 'runs'}\nmethod: {{kind: lora, r: 4}}\n"
+        f"data: {{train: {sums}, prompt: '{{sum}}', completion: '{{answer}}'}}\n"
+        "sft: {num_train_epochs: 2, per_device_train_batch_size: 6}\n"
+        "trajectory: {every_steps: 3}\n"
+    )
+    app(["train", str(path), "--dry-run"], standalone_mode=False)
+    shown = capsys.readouterr().out
+    assert f"{tmp_path / 'runs' / 'dry'} would be trained." in shown
+    assert "This machine has the disk and memory for it." in shown
+    assert not (tmp_path / "runs").exists()
+    app(["recipes", "check", str(path), "--json"], standalone_mode=False)
+    plan = json.loads(capsys.readouterr().out)["plan"]
+    assert (plan["num_steps"], plan["num_checkpoints"]) == (14, 5)
+    assert plan["checkpoint_bytes"] == 4 * plan["num_trainable"]
