@@ -12,6 +12,7 @@ from backtrack import terminal
 from backtrack.cli.app import recipes_app
 from backtrack.cli.opening import print_json, recipe_path
 from backtrack.cli.options import JsonOption, SetOption
+from backtrack.cli.planning import print_plan
 
 
 @recipes_app.command("list")
@@ -47,16 +48,19 @@ def check_recipe(
     *,
     is_json: JsonOption = False,
 ) -> None:
-    """List every mistake of a recipe at once."""
+    """List every mistake of a recipe at once, and say what it takes."""
     from backtrack.recipe import load_recipe
     from backtrack.train.check import library_faults
+    from backtrack.train.plan import make_plan
 
     path = recipe_path(recipe)
     loaded = load_recipe(path, overrides or (), checks=[library_faults])
+    plan = make_plan(loaded)
     if is_json:
-        print_json(loaded.model_dump(mode="json"))
+        print_json({**loaded.model_dump(mode="json"), "plan": plan.as_dict()})
         return
     terminal.out.print(f"{path}: no mistakes.", markup=False, soft_wrap=True)
+    print_plan(plan)
 
 
 def _purpose(path: Path) -> str:

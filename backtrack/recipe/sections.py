@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+    model_validator,
+)
 
 
 class Section(BaseModel):
@@ -71,12 +80,22 @@ class DataSection(Section):
     prompt: str | None = None
     """Format over the fields, such as `Question: {question}\\nAnswer:`; none if the data has."""
     completion: str | None = None
-    """Format for the completion; given together with `prompt`."""
+    """Format for the completion; given together with `prompt`, but for `grpo`, which has none."""
+    chat: bool = False
+    """Give prompt and completion as turns of the tokenizer's chat template: user and assistant."""
+    system: str | None = None
+    """What the system says before; needs `chat`."""
+    eval: str | None = None
+    """What is evaluated during training, in the same shape: a file, a folder or a Hub name."""
+    eval_split: str | None = None
+    """Split of it; without `eval`, of the training data's own source: `train[:500]`."""
 
     @model_validator(mode="after")
-    def _both_formats(self) -> DataSection:
-        if (self.prompt is None) != (self.completion is None):
+    def _formats(self) -> DataSection:
+        if self.completion is not None and self.prompt is None:
             raise ValueError("give both `prompt` and `completion`, or neither")
+        if self.system is not None and not self.chat:
+            raise ValueError("`system` is a turn of a chat; set `chat: true`")
         return self
 
 
@@ -109,6 +128,14 @@ class TrajectorySection(Section):
         if len(set_keys) > 1:
             raise ValueError(f"give one of {' and '.join(f'`{key}`' for key in set_keys)}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_the_default(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is written reads back: beside another cadence, `every_steps` was not given."""
+        written: dict[str, Any] = write(self)
+        if self.log_checkpoints is not None or self.every_distance is not None:
+            written.pop("every_steps", None)
+        return written
 
 
 class PlacementSection(Section):

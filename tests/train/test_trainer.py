@@ -137,6 +137,16 @@ def test_a_chat_template_given_to_training_stays_with_the_checkpoints(
     assert AutoTokenizer.from_pretrained(run.folder(7)).chat_template == TEMPLATE
 
 
+@pytest.mark.parametrize("cadence", [{"log_checkpoints": 3}, {"every_distance": 0.05}])
+def test_a_recipe_may_keep_steps_by_another_cadence(
+    make_recipe: MakeRecipe, cadence: dict[str, Any]
+) -> None:
+    recipe = make_recipe(method={"kind": "lora", "r": 2}, trajectory=cadence)
+    run = train(recipe)
+    assert Run.open(run.path).recipe == recipe
+    assert run.final.step == 7
+
+
 def test_progress_counts_every_step(make_recipe: MakeRecipe) -> None:
     heard: list[TrainingProgress] = []
     train(make_recipe(), on_progress=heard.append)
