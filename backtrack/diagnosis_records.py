@@ -35,8 +35,8 @@ class Spectrum(Record):
             strongest, ascending.
         retention: |u_i^T W v_i - s_i| over the sum of all s, a number a direction.
         adaptation: ||dW v_i|| over the largest s, a number a direction.
-        retention_fluctuation: How spiky the whole retention profile is: the mean distance, in
-            decades, between neighbouring directions; 0 is smooth.
+        retention_fluctuation: How spiky the retention profile is, over all directions computed:
+            the mean distance, in decades, between neighbours; 0 is smooth.
         adaptation_fluctuation: Likewise of the adaptation profile.
         effective_rank: Exponential of the entropy of dW's singular values over their sum; 0 where
             nothing moves.
@@ -199,12 +199,13 @@ class Diagnosis(Record):
     Attributes:
         run: The run's name.
         points: Points looked at with all metrics, in the order asked for.
-        path: Points looked at along the path, in the order of alpha: without spectra.
+        path: Points looked at along the path, by step and alpha; without spectra where they are
+            not among `points`.
         modules: Linear modules looked at, in the model's order.
         locations: Those of them whose activations were compared, by name: the paper's eight
             depth locations where none were asked for.
         prompts: What the model read.
-        mode: How spectra were computed.
+        mode: How spectra were asked for; each line says how its own was computed.
         setting: That of the lines in `diagnosis.jsonl` which belong to this diagnosis.
         forgetting: Points that were measured and looked at; empty where none were measured.
         correlations: Of each metric with forgetting, over these points.
@@ -223,7 +224,7 @@ class Diagnosis(Record):
     modules: tuple[str, ...]
     locations: dict[str, str]
     prompts: tuple[PromptSource, ...]
-    mode: Mode
+    mode: Mode | Literal["auto"]
     setting: str
     forgetting: tuple[Forgetting, ...] = ()
     correlations: tuple[Correlation, ...] = ()

@@ -5,9 +5,9 @@ features by features a point; where there are fewer rows than features, the rows
 are then expressed in an orthonormal basis of their own span (no metric here sees the difference).
 
 Sums are taken of X0 and of the difference D = X1 - X0 rather than of X1, and every metric is
-written in them, so that a small change is not the difference of two large numbers: with M = X0^T D,
-Procrustes is ||X0 (R - I) + D R||, Gram ||Z0 D^T + D Z0^T + D D^T||. Sums are in fp64 up to
-`WIDE_UP_TO` features, in fp32 above.
+written in them, so that a small change is not the difference of two large numbers: Procrustes is
+||X0 (R - I) + D R||, Gram ||Z0 D^T + D Z0^T + D D^T||. Sums are in fp64 up to `WIDE_UP_TO`
+features, in fp32 above.
 """
 
 from __future__ import annotations

@@ -67,8 +67,7 @@ def correlations(measured: Sequence[Forgetting], over: Over) -> tuple[Correlatio
     names = [n for n in measured[0].metrics if all(n in each.metrics for each in measured)]
     lost = [each.forgetting for each in measured]
     return tuple(
-        _correlation(name, [each.metrics[name] for each in measured], lost, over)
-        for name in names
+        _correlation(name, [each.metrics[name] for each in measured], lost, over) for name in names
     )
 
 

@@ -1,4 +1,4 @@
-"""The linear modules of a placed model: which there are, their weights where it stands, their names.
+"""The linear modules of a placed model: which there are, their names, their weights.
 
 A LOCATION is a module chosen by how deep it lies, so that models of any depth are compared at the
 same places: four depths (the first block, a third and two thirds of the way, the last block), and
@@ -109,9 +109,7 @@ def linear_modules(model: Any) -> tuple[LinearModule, ...]:
     return tuple(found.values())
 
 
-def choose(
-    modules: Sequence[LinearModule], patterns: Sequence[str]
-) -> tuple[LinearModule, ...]:
+def choose(modules: Sequence[LinearModule], patterns: Sequence[str]) -> tuple[LinearModule, ...]:
     """The modules that names stand for: locations, paths, or patterns such as `*.down_proj`.
 
     Args:

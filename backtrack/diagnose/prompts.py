@@ -1,8 +1,8 @@
 """What the model reads while it is diagnosed: the objectives' own prompts, or a file's.
 
 A prompt stands as its objective gives it, without the answer and without few-shot examples; of
-running text it is a window. Which prompts are taken is drawn once from a seed, evenly over a role's
-objectives, and does not depend on the model.
+running text it is a window. Which prompts are taken is drawn once from a seed, evenly over the
+role's objectives, and does not depend on the model.
 """
 
 from __future__ import annotations

@@ -83,9 +83,7 @@ def directions(weight: Tensor, mode: Mode, seed: int = 0) -> Directions:
     left, values, right = (t[..., :NUM_DIRECTIONS] for t in _leading(wide, seed))
     residual = torch.linalg.vector_norm(wide @ right - left * values, dim=0)
     total = float(_all_values(wide).sum())
-    return Directions(
-        left, values, right, total, float(residual.max() / values[0]), "randomized"
-    )
+    return Directions(left, values, right, total, float(residual.max() / values[0]), "randomized")
 
 
 def _leading(matrix: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,7 +102,8 @@ def _all_values(matrix: Tensor) -> Tensor:
     """All singular values from the smaller Gram matrix in fp64: right to 1e-8 of the largest."""
     wide = matrix.double()
     gram = wide @ wide.T if wide.shape[0] <= wide.shape[1] else wide.T @ wide
-    return torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    values: Tensor = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    return values
 
 
 def spectrum(base: Directions, update: Tensor, seed: int = 0) -> Spectrum:

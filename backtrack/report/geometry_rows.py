@@ -1,0 +1,136 @@
+"""What a diagnosis says, as plain rows: for tables in a terminal and for drawings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from backtrack.records import ROLES
+from backtrack.report.wording import NO_NUMBER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from backtrack.diagnosis_records import Correlation, Diagnosis, ModuleGeometry
+    from backtrack.point import Point
+    from backtrack.records import Interval
+
+Row = dict[str, Any]
+Table = tuple[list[str], list[list[str]]]
+"""Headings and cells."""
+
+LABELS = {
+    "strength": "effective strength ||dW|| / ||W0||",
+    "spectrum.effective_rank": "effective rank of the update",
+    "spectrum.retention_fluctuation": "fluctuation of retention (decades)",
+    "spectrum.adaptation_fluctuation": "fluctuation of adaptation (decades)",
+    "drift.absolute": "drift E||dW h0||\N{SUPERSCRIPT TWO}",
+    "drift.relative": "drift, relative to the base's output",
+    "drift.update_normed": "drift, normed by the update",
+    "activations.procrustes": "Procrustes residual",
+    "activations.gram": "Gram distortion",
+    "activations.cka": "CKA",
+    "activations.cosine_drift": "cosine drift",
+    "activations.norm_drift": "norm drift",
+    "activations.subspace_distance": "principal subspace distance",
+}
+
+
+def label(name: str) -> str:
+    """A metric's name in words; `/role` becomes the prompts it is on."""
+    metric, _, role = name.partition("/")
+    return LABELS.get(metric, metric) + (f", {role} prompts" if role else "")
+
+
+def metric_names(lines: Iterable[ModuleGeometry]) -> list[str]:
+    """The metrics that some line has, in the order of `LABELS`, general prompts first."""
+    there = {name for line in lines for name in values(line)}
+    suffixes = ["", *(f"/{role}" for role in reversed(ROLES))]
+    return [m + s for m in LABELS for s in suffixes if m + s in there]
+
+
+def values(line: ModuleGeometry) -> dict[str, float]:
+    """One module's metrics by name; those of prompts end in `/role`."""
+    found: dict[str, float] = {"strength": line.strength}
+    if line.spectrum is not None:
+        found |= {n: getattr(line.spectrum, n.partition(".")[2]) for n in LABELS if n[:2] == "sp"}
+    for kind, by_role in (("drift", line.drift), ("activations", line.activations)):
+        for role, numbers in by_role.items():
+            found |= {
+                f"{kind}.{name}/{role}": value
+                for name, value in numbers.model_dump().items()
+                if f"{kind}.{name}" in LABELS
+            }
+    return found
+
+
+def means(lines: Iterable[ModuleGeometry]) -> dict[str, float]:
+    """Each metric's mean over modules that have it."""
+    found: dict[str, list[float]] = {}
+    for line in lines:
+        for name, value in values(line).items():
+            found.setdefault(name, []).append(value)
+    return {name: sum(each) / len(each) for name, each in found.items()}
+
+
+def summary(diagnosis: Diagnosis, lines: Sequence[ModuleGeometry]) -> Table:
+    """Each metric's mean over modules, a column a point."""
+    by_point = [means(of_point(lines, point)) for point in diagnosis.points]
+    names = [n for n in metric_names(lines) if any(n in found for found in by_point)]
+    heads = ["mean over modules", *map(str, diagnosis.points)]
+    return heads, [[label(n), *(_number(found.get(n)) for found in by_point)] for n in names]
+
+
+BY_BLOCK = ("strength", "drift.relative/general", "drift.relative/target")
+
+
+def by_block(diagnosis: Diagnosis, lines: Sequence[ModuleGeometry]) -> Table:
+    """Strength and drift of each block of layers, point by point."""
+    blocks = sorted({line.block for line in lines if line.block is not None})
+    heads = ["block"]
+    columns: list[list[str]] = []
+    for point in diagnosis.points:
+        there = [means(ln for ln in of_point(lines, point) if ln.block == b) for b in blocks]
+        for name in BY_BLOCK:
+            heads.append(f"{_SHORT[name]}, {point}")
+            columns.append([_number(found.get(name)) for found in there])
+    return heads, [[str(b), *cells] for b, *cells in zip(blocks, *columns, strict=True)]
+
+
+_SHORT = {
+    "strength": "strength",
+    "drift.relative/general": "general drift",
+    "drift.relative/target": "target drift",
+}
+
+
+def correlation_table(found: Sequence[Correlation]) -> Table:
+    """How each metric goes with forgetting, with intervals."""
+    heads = ["goes with forgetting", "Pearson", "Spearman", "n"]
+    order = list(LABELS)
+    ranked = sorted(found, key=lambda c: (order.index(c.metric), c.role != "general"))
+    rows = [
+        [
+            label(c.metric + (f"/{c.role}" if c.role else "")),
+            _interval(c.pearson),
+            _interval(c.spearman),
+            str(c.num),
+        ]
+        for c in ranked
+        if c.pearson is not None
+    ]
+    return heads, rows
+
+
+def of_point(lines: Iterable[ModuleGeometry], point: Point) -> list[ModuleGeometry]:
+    """The lines of one point."""
+    return [line for line in lines if line.point == point]
+
+
+def _number(value: float | None) -> str:
+    return NO_NUMBER if value is None else f"{value:.3g}"
+
+
+def _interval(value: Interval | None) -> str:
+    if value is None:
+        return NO_NUMBER
+    return f"{value.estimate:+.2f} [{value.low:+.2f}, {value.high:+.2f}]"
