@@ -31,11 +31,11 @@ def load_recipe(
     Raises:
         RecipeError: With every fault found.
     """
-    raw = _read_mapping(path)
-    faults = [fault for text in overrides for fault in _override(raw, text)]
+    raw = read_mapping(path)
+    faults = [fault for text in overrides for fault in override(raw, text)]
     recipe: Recipe | None = None
     try:
-        recipe = Recipe.model_validate(_with_absolute_paths(raw, path.parent.resolve()))
+        recipe = Recipe.model_validate(with_absolute_paths(raw, path.parent.resolve()))
     except ValidationError as error:
         faults += [sentence(details) for details in error.errors()]
     for check in checks:
@@ -69,7 +69,7 @@ def find_recipe(name: Path) -> Path:
     raise RecipeError(str(name), [f"there is no such file, and no recipe of that name.{hint}"])
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -87,7 +87,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _override(raw: dict[str, Any], text: str) -> Iterable[str]:
+def override(raw: dict[str, Any], text: str) -> Iterable[str]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         return [f"--set {text!r}: write key.inner=value"]
@@ -118,7 +118,7 @@ def _step_into(place: object, part: str) -> object:
     return None
 
 
-def _with_absolute_paths(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+def with_absolute_paths(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A copy in which files that lie beside the recipe are named in full.
 
     A name that is no file beside the recipe is left alone: it may be a Hub name, or relative to
