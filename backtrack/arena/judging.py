@@ -121,8 +121,8 @@ def require_comparable(one: Contender, other: Contender) -> None:
         same_items = one.table.setting.item_ids.get(o.name) == other.table.setting.item_ids[o.name]
         if theirs.get(o.name) != o.fingerprint or not same_items:
             raise FailureError(
-                f"objective {o.name!r} was measured otherwise than of {one.entrant.label} (another "
-                "tokenizer, other documents or items?), so the two cannot be compared."
+                f"objective {o.name!r} was measured otherwise than of {one.entrant.label}: by "
+                "another tokenizer, other documents or items. The two cannot be compared."
             )
 
 
