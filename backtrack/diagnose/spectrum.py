@@ -190,10 +190,9 @@ def _entropy_rank(values: Tensor) -> float:
 
 
 def _shown(count: int) -> list[int]:
-    """Which directions are written down: all, or evenly spaced in their logarithm."""
+    """Which directions are written down: all, or the first half of them and then ever fewer."""
     if count <= NUM_SHOWN:
         return list(range(count))
-    steps = torch.logspace(0, math.log10(count), NUM_SHOWN, dtype=torch.float64)
-    spaced = {round(step) - 1 for step in steps.tolist()}
-    # The first ones fall together on a logarithm: the gaps are filled from below.
-    return sorted(spaced | set(range(NUM_SHOWN - len(spaced))))[:NUM_SHOWN]
+    half = NUM_SHOWN // 2
+    steps = torch.logspace(math.log10(half + 1), math.log10(count), half, dtype=torch.float64)
+    return [*range(half), *sorted({round(step) - 1 for step in steps.tolist()})]
