@@ -102,6 +102,7 @@ class _Arena:
         self._failures: dict[str, str] = {}
         before = read_arena(folder).entrants if (folder / RECORD).is_file() else ()
         self._before = {Path(entrant.run).name: entrant for entrant in before}
+        self._deaths = _read_deaths(folder / TRYING)
 
     def let_in(self, entrant: ArenaEntrant, number: int, *, retry: bool) -> None:
         """One entrant's turn; what goes wrong is kept with it."""
@@ -121,34 +122,30 @@ class _Arena:
             logger.warning("%s failed", entrant.label, exc_info=error)
             text = " ".join(str(error).split())
             self._failures[entrant.label] = f"{type(error).__name__}: {text[:500]}"
-        self._note(entrant.label, 0)
+        if not self._is_given_up(entrant, retry=retry):
+            self._note(entrant.label, 0)
         self._report(number + 1, total, entrant.label)
 
     def _require_sound(self, entrant: ArenaEntrant, *, retry: bool) -> None:
         """Refuse an entrant that cannot start, or in which the process keeps dying."""
         if entrant.like in self._failures:
             raise FailureError(f"it has the checkpoints of {entrant.like}, which failed.")
-        deaths = 0 if retry else self._deaths(entrant.label)
-        if deaths >= MAX_DEATHS:
+        deaths = self._deaths.get(entrant.label, 0)
+        if self._is_given_up(entrant, retry=retry):
             raise FailureError(
                 f"the process died {deaths} times in it and it was given up; try again with "
                 "--retry."
             )
         self._note(entrant.label, deaths + 1)
 
-    def _deaths(self, label: str) -> int:
-        """How often the process died while this entrant had its turn."""
-        path = self._folder / TRYING
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return 0
-        return int(found.get(label, 0)) if isinstance(found, dict) else 0
+    def _is_given_up(self, entrant: ArenaEntrant, *, retry: bool) -> bool:
+        return not retry and self._deaths.get(entrant.label, 0) >= MAX_DEATHS
 
-    def _note(self, label: str, tries: int) -> None:
-        """Write down that an entrant has its turn, or that it came out of it."""
-        if tries or self._deaths(label) < MAX_DEATHS:
-            write_atomically(self._folder / TRYING, json.dumps({label: tries}) + "\n")
+    def _note(self, label: str, deaths: int) -> None:
+        """Write down how often the process will have died in an entrant if it dies now."""
+        self._deaths[label] = deaths
+        dying = {name: count for name, count in self._deaths.items() if count}
+        write_atomically(self._folder / TRYING, json.dumps(dying) + "\n")
 
     def write(self, *, is_judged: bool = False) -> Arena:
         """Write the record of what there is; the rule is asked once all had their turn."""
@@ -261,6 +258,15 @@ class _Arena:
         if waiting:
             found.append(f"{len(waiting)} entrants have not had their turn: {', '.join(waiting)}.")
         return found
+
+
+def _read_deaths(path: Path) -> dict[str, int]:
+    """How often the process died while each entrant had its turn."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {str(k): int(v) for k, v in found.items()} if isinstance(found, dict) else {}
 
 
 def _judged(one: Contender, rule: Rule, entrant: Entrant) -> Entrant:
