@@ -107,17 +107,15 @@ def _run(entrant: ArenaEntrant, say: Say) -> Run:
 
 
 def _measure(run: Run, recipe: Recipe, say: Say) -> None:
-    from backtrack.report.page import write_report
     from backtrack.selection.selecting import select
 
     say("measuring")
-    choice = select(
+    select(
         run,
         recipe=recipe,
         on_progress=lambda p: say(f"measuring, {p.done} of {p.total} items"),
         command="backtrack arena",
     )
-    write_report(run.path, choice.selection, run.measurements(), run.entries())
 
 
 def _diagnose(run: Run, num_prompts: int, say: Say) -> None:

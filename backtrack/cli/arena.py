@@ -9,7 +9,7 @@ import typer
 
 from backtrack import terminal
 from backtrack.cli.app import app
-from backtrack.cli.opening import command_line, print_json, recipe_path
+from backtrack.cli.opening import command_line, draw_report, print_json, recipe_path
 from backtrack.cli.options import JsonOption, QuietOption, SetOption
 
 if TYPE_CHECKING:
@@ -42,12 +42,33 @@ def arena(
     from backtrack.report.arena import write_arena_figures
 
     figures = write_arena_figures(folder, found)
+    pages = _draw_entrants(folder, found)
     if is_json:
         print_json(found.model_dump(mode="json"))
         return
     _print(found)
     for path in figures:
         terminal.out.print(f"figure   {path}", markup=False, soft_wrap=True)
+    if pages:
+        terminal.out.print(f"reports  {pages[0].parents[1]}/*/report.html", markup=False)
+
+
+def _draw_entrants(folder: Path, found: Arena) -> list[Path]:
+    """The page of each measured entrant, drawn anew where its selection is newer."""
+    from backtrack.run.directory import Run
+
+    pages = []
+    for entrant in found.entrants:
+        run = Run.open(folder / entrant.run) if entrant.state == "measured" else None
+        selection = run.selection() if run else None
+        if run is None or selection is None:
+            continue
+        page = run.path / "report.html"
+        newest = (run.path / "selection.json").stat().st_mtime_ns
+        if not page.is_file() or page.stat().st_mtime_ns < newest:
+            page = draw_report(run, selection)
+        pages.append(page)
+    return pages
 
 
 def _run(

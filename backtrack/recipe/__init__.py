@@ -11,6 +11,7 @@ from backtrack.recipe.faults import (
 from backtrack.recipe.loading import (
     find_recipe,
     load_recipe,
+    packaged_arenas,
     packaged_recipes,
 )
 from backtrack.recipe.model import (
@@ -68,5 +69,6 @@ __all__ = [
     "find_recipe",
     "load_recipe",
     "nearest",
+    "packaged_arenas",
     "packaged_recipes",
 ]

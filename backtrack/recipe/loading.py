@@ -47,11 +47,24 @@ def load_recipe(
 
 def packaged_recipes() -> tuple[Path, ...]:
     """Recipes that come with the package, by name."""
-    here = Path(__file__).resolve().parents[1]
-    folder = next(
-        (f for f in (here / "assets" / "recipes", here.parent / "recipes") if f.is_dir()), here
-    )
-    return tuple(sorted(folder.glob("*.yaml")))
+    return tuple(sorted(_folder().glob("*.yaml")))
+
+
+def packaged_arenas() -> dict[str, Path]:
+    """Recipes of arenas that come with the package, by name."""
+    embedded = sorted((_package() / "assets" / "demo").glob("arena*.yaml"))
+    found = {f"demo-{path.stem}": path for path in embedded}
+    return found | {path.stem: path for path in sorted((_folder() / "arenas").glob("*.yaml"))}
+
+
+def _package() -> Path:
+    return Path(__file__).resolve().parents[1]
+
+
+def _folder() -> Path:
+    """Where recipes lie: in the package, or beside it in a checkout."""
+    places = (_package() / "assets" / "recipes", _package().parent / "recipes")
+    return next((folder for folder in places if folder.is_dir()), _package())
 
 
 def find_recipe(name: Path) -> Path:
@@ -62,7 +75,7 @@ def find_recipe(name: Path) -> Path:
     """
     if name.is_file():
         return name
-    known = {path.stem: path for path in packaged_recipes()}
+    known = {path.stem: path for path in packaged_recipes()} | packaged_arenas()
     if str(name) in known:
         return known[str(name)]
     hint = nearest(str(name), known)

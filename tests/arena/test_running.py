@@ -36,7 +36,8 @@ entrants:
 objectives:
   - {{kind: examples, role: target, path: sums.jsonl, score: nll}}
   - {{kind: examples, role: general, path: words.jsonl, score: nll}}
-search: {{trials: 0, checkpoints: 1, alphas: [0.5], items: {{selection: 10, report: 10}}}}
+search:
+  {{trials: 0, checkpoints: 1, alphas: [0.5], racing: {{shares: []}}, items: {{selection: 10, report: 10}}}}
 """
 LORA = "  - {name: lora, method: {kind: lora, r: 2, target_modules: all-linear}}\n"
 OFT = "  - {name: oft, method: {kind: oft, oft_block_size: 8, target_modules: all-linear}}\n"
@@ -72,10 +73,8 @@ def by_label(arena: Arena) -> dict[str, Entrant]:
 @pytest.fixture(scope="module")
 def finished(place: Path) -> tuple[Path, Arena]:
     """An arena of two seeds; one entrant cannot be trained, one is another's in another form."""
-    broken = (
-        "  - {name: broken, method: {kind: oft, oft_block_size: 7, target_modules: all-linear}}\n"
-    )
-    path = write(place, broken + LORA + OFT + DENSE + FULL, "[0, 1]")
+    broken = "  - {name: broken, method: {kind: lora, target_modules: [nothing]}}\n"
+    path = write(place, broken + LORA + OFT + DENSE, "[0, 1]")
     return path, run_in(place, path)
 
 
@@ -84,8 +83,8 @@ def test_entrants_are_measured_under_one_rule_and_a_failed_one_says_why(place, f
     states = {entrant.label: entrant.state for entrant in arena.entrants}
     assert states.pop("broken (seed 0)") == states.pop("broken (seed 1)") == "failed"
     assert set(states.values()) == {"measured"}
-    assert len(states) == 8
-    assert "oft_block_size" in str(by_label(arena)["broken (seed 0)"].failure)
+    assert len(states) == 6
+    assert "nothing" in str(by_label(arena)["broken (seed 0)"].failure)
     assert arena == read_arena(place / "runs" / "small")
     corner, reach = arena.corner, arena.reach
     assert corner is not None
@@ -115,8 +114,6 @@ def test_yardsticks_run_from_the_worst_end_to_the_best_score_of_any_entrant(fini
 
 def test_trainable_parameters_are_counted(finished):
     found = by_label(finished[1])
-    full = found["full (seed 0)"]
-    assert full.num_trainable == full.num_parameters
     width, inner, half = 32, 64, 16
     pairs = [(width, width), (width, half), (width, half), (width, width)]
     pairs += [(width, inner), (width, inner), (inner, width)]
@@ -134,14 +131,14 @@ def test_one_trajectory_is_measured_in_two_forms(finished):
     assert ends[0].target == pytest.approx(ends[1].target, rel=1e-3)
     assert not dense.geometry, "its geometry is counted once"
     assert {f.name for f in finished[1].forgetting} == {
-        f"{name} (seed {seed})" for name in ("lora", "oft", "full") for seed in (0, 1)
+        f"{name} (seed {seed})" for name in ("lora", "oft") for seed in (0, 1)
     }
 
 
 def test_seeds_are_rows_of_one_standing(finished):
     arena = finished[1]
     rows = {standing.name: standing for standing in arena.standings}
-    assert list(rows) == ["broken", "lora", "oft", "full", "oft-dense"]
+    assert list(rows) == ["broken", "lora", "oft", "oft-dense"]
     assert (rows["broken"].seeds, rows["broken"].num_failed) == ((), 2)
     lora = rows["lora"]
     assert lora.seeds == (0, 1)
@@ -163,8 +160,7 @@ def test_a_second_turn_measures_nothing_and_gives_the_same(place, finished):
 def test_its_table_and_its_pictures(place, finished):
     heads, rows = standings(finished[1])
     assert [row[0] for row in rows] == [
-        "base", "broken", "lora (2 seeds)", "oft (2 seeds)", "full (2 seeds)",
-        "oft-dense (2 seeds)",
+        "base", "broken", "lora (2 seeds)", "oft (2 seeds)", "oft-dense (2 seeds)",
     ]  # fmt: skip
     assert len(heads) == len(rows[1])
     assert rows[1][2] == "failed"
@@ -193,6 +189,8 @@ def test_a_killed_arena_goes_on_inside_the_entrant(place):
     kept = (place / "runs/killed/runs/lora/trajectory/step-00000004").stat().st_mtime_ns
     arena = run_arena(load_arena(path, longer))
     assert [entrant.state for entrant in arena.entrants] == ["measured", "measured"]
+    full = by_label(arena)["full (seed 0)"]
+    assert full.num_trainable == full.num_parameters
     run = Run.open(place / "runs/killed/runs/lora")
     assert run.steps == tuple(range(4, 61, 4))
     assert run.folder(4).stat().st_mtime_ns == kept, "what was saved is not trained anew"
@@ -203,7 +201,7 @@ def test_an_entrant_that_kills_the_process_twice_is_given_up(place, finished):
     (place / "runs/small/trying.json").write_text('{"lora-seed0": 2}')
     given_up = by_label(run_in(place, path))
     assert "died 2 times" in str(given_up["lora (seed 0)"].failure)
-    assert given_up["full (seed 0)"].state == "measured"
+    assert given_up["oft (seed 0)"].state == "measured"
     tried = by_label(run_in(place, path, retry=True))
     assert tried["lora (seed 0)"].state == "measured"
 
