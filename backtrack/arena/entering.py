@@ -39,7 +39,7 @@ def paradigm_of(entrant: ArenaEntrant) -> Paradigm:
     """How an entrant comes to its checkpoints."""
     if entrant.run is not None:
         return "adopted"
-    return "grpo" if getattr(entrant.recipe, "grpo", None) else "sft"
+    return "sft" if getattr(entrant.recipe, "grpo", None) is None else "grpo"
 
 
 def run_folder(entrant: ArenaEntrant) -> Path:

@@ -1,8 +1,8 @@
 """An arena's recipe: what all entrants share, and what each of them is.
 
 An entrant is the arena's recipe with keys of its own laid over it, section by section; `null`
-takes a key away. What decides the measuring (`base`, `objectives`, `search`, `select`) is the
-arena's alone: all are measured under one rule.
+takes a key away. What decides the measuring (`objectives`, `search`, `select`, and of `base` all
+but the type its weights are loaded in) is the arena's alone: all are measured under one rule.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from backtrack.errors import RecipeError
-from backtrack.recipe.faults import nearest, sentence
+from backtrack.recipe.faults import sentence
 from backtrack.recipe.loading import override, read_mapping, with_absolute_paths
 from backtrack.recipe.model import Recipe
 from backtrack.recipe.sections import Section
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
     Check = Callable[[dict[str, Any]], Iterable[str]]
 
-ONE_RULE = ("base", "objectives", "search", "select", "output", "seed")
+ONE_RULE = ("objectives", "search", "select", "output", "seed")
+OWN_OF_BASE = {"dtype", "quantization"}
+"""What an entrant may load the base by: fp32 masters, or packed as QLoRA does."""
 _OWN = ("entrants", "seeds", "diagnose", "name", "output")
 """Keys of an arena that are no keys of a recipe, or not its entrants'."""
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -177,22 +179,24 @@ def _of_entrant(section: EntrantSection, found: Sequence[str], known: Sequence[s
 
 
 def _clashes(head: _Head) -> list[str]:
+    """Faults of entrants that no recipe of their own would show."""
     names = [section.name for section in head.entrants]
-    faults = [
-        f"entrants: {n!r} stands twice" for n in sorted({n for n in names if names.count(n) > 1})
-    ]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    faults = [f"entrants: {name!r} stands twice" for name in twice]
     for section in head.entrants:
+        own = section.model_extra or {}
+        base = own.get("base", {})
+        shared = [key for key in own if key in ONE_RULE]
+        if not isinstance(base, dict) or not base.keys() <= OWN_OF_BASE:
+            shared.append("base")
         faults += [
             f"entrant {section.name}: {key!r} is the same for all entrants; set it at the top of "
             "the recipe"
-            for key in section.model_extra or {}
-            if key in ONE_RULE
+            for key in shared
         ]
-        if section.run is None and "method" not in (section.model_extra or {}):
-            known = ("method", "run")
-            hint = next((nearest(k, known) for k in section.model_extra or {}), "")
+        if section.run is None and "method" not in own:
             faults.append(
-                f"entrant {section.name}: give it a `method` to train, or a `run` to adopt.{hint}"
+                f"entrant {section.name}: give it a `method` to train, or a `run` to adopt"
             )
     return faults
 
@@ -220,8 +224,10 @@ def _laid_over(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     for key, value in over.items():
         if value is None:
             found.pop(key, None)
-        elif isinstance(value, dict) and isinstance(found.get(key), dict) and key != "method":
-            found[key] = _laid_over(found[key], value)
+        elif isinstance(value, dict) and isinstance(under.get(key), dict) and key != "method":
+            found[key] = _laid_over(under[key], value)
+        elif key == "base" and isinstance(value, dict) and key in under:
+            found[key] = {"model": under[key], **value}
         else:
             found[key] = value
     return found

@@ -37,7 +37,8 @@ objectives:
   - {{kind: examples, role: target, path: sums.jsonl, score: nll}}
   - {{kind: examples, role: general, path: words.jsonl, score: nll}}
 search:
-  {{trials: 0, checkpoints: 1, alphas: [0.5], racing: {{shares: []}}, items: {{selection: 10, report: 10}}}}
+  {{trials: 0, checkpoints: 1, alphas: [0.5], racing: {{shares: []}},
+   items: {{selection: 10, report: 10}}}}
 """
 LORA = "  - {name: lora, method: {kind: lora, r: 2, target_modules: all-linear}}\n"
 OFT = "  - {name: oft, method: {kind: oft, oft_block_size: 8, target_modules: all-linear}}\n"
