@@ -47,7 +47,7 @@ def over_seeds(values: Sequence[Interval]) -> Interval | None:
     """The mean with Student's t interval over seeds; a lone one keeps its interval over items."""
     if len(values) < 2:
         return values[0] if values else None
-    from scipy.stats import t as student  # type: ignore[import-untyped]
+    from scipy.stats import t as student
 
     estimates = np.array([value.estimate for value in values])
     half = float(student.ppf(0.975, len(values) - 1)) * float(estimates.std(ddof=1))

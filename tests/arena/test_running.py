@@ -63,8 +63,8 @@ def write(place: Path, entrants: str, seeds: str = "[0]", name: str = "small") -
     return path
 
 
-def run_in(place: Path, path: Path, **options: bool) -> Arena:
-    return run_arena(load_arena(path, [f"output={place / 'runs'}"]), **options)
+def run_in(place: Path, path: Path, *, retry: bool = False) -> Arena:
+    return run_arena(load_arena(path, [f"output={place / 'runs'}"]), retry=retry)
 
 
 def by_label(arena: Arena) -> dict[str, Entrant]:

@@ -14,12 +14,14 @@ from tests.diagnose import independent
 def outputs(rows: int, width: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.randn(width, width, generator=generator) / width**0.5
-    return torch.randn(rows, width, generator=generator) @ mixing + 0.3
+    found: torch.Tensor = torch.randn(rows, width, generator=generator) @ mixing + 0.3
+    return found
 
 
 def rotation(width: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(9)
-    return torch.linalg.qr(torch.randn(width, width, generator=generator)).Q
+    found: torch.Tensor = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q
+    return found
 
 
 def compared(start: torch.Tensor, *ends: torch.Tensor, size: int = 50) -> list[ActivationGeometry]:

@@ -20,6 +20,7 @@ from backtrack.diagnosis_records import Diagnosis, ModuleGeometry
 from backtrack.errors import UsageError
 from backtrack.path.placement import Placement
 from backtrack.point import Point
+from backtrack.records import Role
 from backtrack.report.geometry import write_figures
 from backtrack.run.directory import Run, read_lines, read_record
 from tests.diagnose import independent
@@ -34,7 +35,7 @@ CONFIGS = {
     ),
     "oft": lambda: OFTConfig(task_type="CAUSAL_LM", target_modules="all-linear", oft_block_size=8),
 }
-TEXTS = {
+TEXTS: dict[Role, list[str]] = {
     "target": ["3 + 4 = 7", "12 - 5 is 7", "add 9 to 10"],
     "general": ["the cat sat on a mat", "which is the third?", "name a colour", "ok"],
 }
@@ -48,7 +49,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> Options:
     folder = tmp_path_factory.mktemp("prompts")
-    files = {}
+    files: dict[Role, Path] = {}
     for role, texts in TEXTS.items():
         files[role] = folder / f"{role}.txt"
         files[role].write_text("\n".join(texts) + "\n")
@@ -80,22 +81,25 @@ def activations(model: Any, module: str, texts: list[str]) -> tuple[np.ndarray, 
 
 def merged(run: Run, base: Path) -> Any:
     """The final checkpoint as stock libraries merge it."""
-    plain = AutoModelForCausalLM.from_pretrained(base)
+    plain: Any = AutoModelForCausalLM.from_pretrained(base)
     if run.manifest.method.kind == "full":
         return AutoModelForCausalLM.from_pretrained(run.folder(run.final.step))
-    return PeftModel.from_pretrained(plain, str(run.folder(run.final.step))).merge_and_unload()
+    tuned: Any = PeftModel.from_pretrained(plain, str(run.folder(run.final.step)))
+    return tuned.merge_and_unload()
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "oft", "full"])
 def test_a_diagnosis_agrees_with_whole_matrices_in_numpy(kind, base, options, tmp_path):
     run = run_of(kind, base, tmp_path / "run")
     found = diagnose(run, options=options)
-    stock, tuned = AutoModelForCausalLM.from_pretrained(base), merged(run, base)
+    stock: Any = AutoModelForCausalLM.from_pretrained(base)
+    tuned = merged(run, base)
     lines = {line.module: line for line in found.lines if line.point == run.final}
     assert len(lines) == 14, "every linear module of two blocks, the head left out"
     for module in ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"):
         line = lines[module]
-        weights = [m.get_submodule(module).weight.detach().numpy() for m in (stock, tuned)]
+        both = (m.get_submodule(module).weight.detach().numpy() for m in (stock, tuned))
+        weights = next(both), next(both)
         update = weights[1].astype(float) - weights[0]
         assert line.update_norm == pytest.approx(np.linalg.norm(update), rel=1e-3)
         expected = independent.spectrum(*weights)

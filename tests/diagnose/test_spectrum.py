@@ -18,7 +18,8 @@ def decaying(rows: int, columns: int, power: float, seed: int = 0) -> torch.Tens
     """A matrix whose singular values fall by a power of their place."""
     left = torch.linalg.qr(random(rows, min(rows, columns), seed=seed)).Q
     right = torch.linalg.qr(random(columns, min(rows, columns), seed=seed + 1)).Q
-    return left * torch.arange(1, left.shape[1] + 1).float() ** -power @ right.T
+    found: torch.Tensor = left * torch.arange(1, left.shape[1] + 1).float() ** -power @ right.T
+    return found
 
 
 @pytest.mark.parametrize("mode", ["exact", "randomized"])
