@@ -171,11 +171,19 @@ def _of_entrant(section: EntrantSection, found: Sequence[str], known: Sequence[s
     own = section.model_extra or {}
     sentences = []
     for fault in found:
-        is_own = any(fault.startswith(key) for key in own)
-        text = f"entrant {section.name}: {fault}" if is_own else fault
+        text = f"entrant {section.name}: {fault}" if _is_about(fault, own) else fault
         if text not in known:
             sentences.append(text)
     return sentences
+
+
+def _is_about(fault: str, own: dict[str, Any]) -> bool:
+    """Whether a fault's key stands in an entrant's own mapping, not in what all share."""
+    section, *inner = fault.partition(":")[0].split(".")
+    values = own.get(section)
+    if not inner or not isinstance(values, dict) or section == "method":
+        return section in own
+    return inner[0] in values
 
 
 def _clashes(head: _Head) -> list[str]:
