@@ -37,7 +37,10 @@ def search(
     ] = None,
     storage: Annotated[
         str | None,
-        typer.Option(help="Database that workers on several machines share: postgresql://..."),
+        typer.Option(
+            envvar="BACKTRACK_STORAGE",
+            help="Database that workers on several machines share: postgresql://...",
+        ),
     ] = None,
     *,
     is_worker: Annotated[
@@ -90,12 +93,18 @@ def _search_together(
     trials, budget, storage = options
     arguments = ["--trials", str(trials)] if trials is not None else []
     arguments += [part for text in budget or [] for part in ("--budget", text)]
-    arguments += ["--storage", storage] if storage else []
 
     def show(scored: int, running: int) -> None:
         report(scored, scored, f"items scored, {running} workers")
 
-    return search_together(run, count, arguments, on_progress=show, on_note=terminal.print_note)
+    return search_together(
+        run,
+        count,
+        arguments,
+        storage=storage,
+        on_progress=show,
+        on_note=terminal.print_note,
+    )
 
 
 def parse_budget(texts: Sequence[str] | None) -> Any:

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING
 from backtrack.errors import RunError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from backtrack.records import Measurement
     from backtrack.run.directory import Run
 
 SECONDS_BETWEEN_LOOKS = 0.5
+STORAGE = "BACKTRACK_STORAGE"
+"""Stands in for `--storage` where that is not given."""
 
 
 def search_together(
@@ -31,6 +33,7 @@ def search_together(
     num_workers: int,
     arguments: Sequence[str] = (),
     *,
+    storage: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> list[Measurement]:
@@ -40,6 +43,8 @@ def search_together(
         run: The run; its recipe says what to measure.
         num_workers: Processes.
         arguments: Further ones of `backtrack search`, the same for each.
+        storage: URL of the database they share. They get it by their environment, since it may
+            hold a password and every user of a machine sees its processes' arguments.
         on_progress: Called with the items scored so far, and the workers still at it.
         on_note: Told of a worker that ended before its time.
 
@@ -54,7 +59,8 @@ def search_together(
         raise UsageError(f"a search takes one worker or more, got {num_workers}.")
     with tempfile.TemporaryDirectory() as folder:
         logs = [Path(folder) / f"worker-{i}.txt" for i in range(num_workers)]
-        processes = [_start(run, i, arguments, log) for i, log in enumerate(logs)]
+        shared = {STORAGE: storage} if storage else {}
+        processes = [_start(run, i, arguments, shared, log) for i, log in enumerate(logs)]
         try:
             _wait(run, processes, on_progress)
         except BaseException:
@@ -64,14 +70,16 @@ def search_together(
     return [m for m in run.measurements() if m.split == "selection"]
 
 
-def _start(run: Run, index: int, arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+def _start(
+    run: Run, index: int, arguments: Sequence[str], environment: Mapping[str, str], log: Path
+) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "backtrack", "search", str(run.path), "--worker", "--quiet"]
     with log.open("wb") as file:
         return subprocess.Popen(  # the arguments are our own
             [*command, *arguments],
             stdout=subprocess.DEVNULL,
             stderr=file,
-            env={**os.environ, **_device(index)},
+            env={**os.environ, **environment, **_device(index)},
         )
 
 
