@@ -124,7 +124,11 @@ def _profile_rows(diagnosis: Diagnosis, lines: Sequence[ModuleGeometry]) -> list
 def _profiles(rows: list[Row]) -> Any:
     lines = _chart(rows).mark_line(strokeWidth=1.5, opacity=0.85)
     encoded = lines.encode(
-        x=alt.X("direction:Q", title="singular direction of W0", scale=alt.Scale(type="log")),
+        x=alt.X(
+            "direction:Q",
+            title="singular direction of W0",
+            scale=alt.Scale(type="log", nice=False),
+        ),
         y=alt.Y("value:Q", title=None, scale=alt.Scale(type="log"), axis=alt.Axis(format=".0e")),
         color=_colour("point", _unique(rows, "point")),
     )
@@ -212,8 +216,7 @@ def _path(rows: list[Row]) -> Any:
     encoded = lines.encode(
         x=alt.X("alpha:Q", title="strength alpha"),
         y=alt.Y("value:Q", title=None),
-        color=alt.Color("block:Q", title="block", scale=alt.Scale(scheme="viridis")),
-        detail="block:N",
+        color=alt.Color("block:O", title="block", scale=alt.Scale(scheme="viridis")),
     )
     return _facets(encoded, "panel", 3, _unique(rows, "panel"))
 

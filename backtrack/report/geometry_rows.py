@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from backtrack.records import ROLES
 from backtrack.report.wording import NO_NUMBER
 
 if TYPE_CHECKING:
@@ -12,20 +11,21 @@ if TYPE_CHECKING:
 
     from backtrack.diagnosis_records import Correlation, Diagnosis, ModuleGeometry
     from backtrack.point import Point
-    from backtrack.records import Interval
+    from backtrack.records import Interval, Role
 
+READ: tuple[Role, ...] = ("general", "target")
 Row = dict[str, Any]
 Table = tuple[list[str], list[list[str]]]
 """Headings and cells."""
 
 LABELS = {
-    "strength": "effective strength ||dW|| / ||W0||",
-    "spectrum.effective_rank": "effective rank of the update",
-    "spectrum.retention_fluctuation": "fluctuation of retention (decades)",
-    "spectrum.adaptation_fluctuation": "fluctuation of adaptation (decades)",
+    "strength": "strength ||dW|| / ||W0||",
+    "spectrum.effective_rank": "effective rank of dW",
+    "spectrum.retention_fluctuation": "fluctuation of retention",
+    "spectrum.adaptation_fluctuation": "fluctuation of adaptation",
     "drift.absolute": "drift E||dW h0||\N{SUPERSCRIPT TWO}",
-    "drift.relative": "drift, relative to the base's output",
-    "drift.update_normed": "drift, normed by the update",
+    "drift.relative": "drift, over the base's output",
+    "drift.update_normed": "drift, over the update's size",
     "activations.procrustes": "Procrustes residual",
     "activations.gram": "Gram distortion",
     "activations.cka": "CKA",
@@ -41,18 +41,12 @@ def label(name: str) -> str:
     return LABELS.get(metric, metric) + (f", {role} prompts" if role else "")
 
 
-def metric_names(lines: Iterable[ModuleGeometry]) -> list[str]:
-    """The metrics that some line has, in the order of `LABELS`, general prompts first."""
-    there = {name for line in lines for name in values(line)}
-    suffixes = ["", *(f"/{role}" for role in reversed(ROLES))]
-    return [m + s for m in LABELS for s in suffixes if m + s in there]
-
-
 def values(line: ModuleGeometry) -> dict[str, float]:
     """One module's metrics by name; those of prompts end in `/role`."""
     found: dict[str, float] = {"strength": line.strength}
     if line.spectrum is not None:
-        found |= {n: getattr(line.spectrum, n.partition(".")[2]) for n in LABELS if n[:2] == "sp"}
+        spectral = [name for name in LABELS if name.startswith("spectrum.")]
+        found |= {name: getattr(line.spectrum, name.partition(".")[2]) for name in spectral}
     for kind, by_role in (("drift", line.drift), ("activations", line.activations)):
         for role, numbers in by_role.items():
             found |= {
@@ -73,11 +67,19 @@ def means(lines: Iterable[ModuleGeometry]) -> dict[str, float]:
 
 
 def summary(diagnosis: Diagnosis, lines: Sequence[ModuleGeometry]) -> Table:
-    """Each metric's mean over modules, a column a point."""
-    by_point = [means(of_point(lines, point)) for point in diagnosis.points]
-    names = [n for n in metric_names(lines) if any(n in found for found in by_point)]
-    heads = ["mean over modules", *map(str, diagnosis.points)]
-    return heads, [[label(n), *(_number(found.get(n)) for found in by_point)] for n in names]
+    """Each metric's mean over modules: a column a point, or one a role of the prompts read."""
+    heads = ["mean over modules"]
+    columns: list[dict[str, str]] = []
+    for point in diagnosis.points:
+        found = means(of_point(lines, point))
+        heads += [str(point), *(f"on {role} prompts" for role in READ)]
+        columns.append({n: _number(v) for n, v in found.items() if "/" not in n})
+        columns += [
+            {n.partition("/")[0]: _number(v) for n, v in found.items() if n.endswith(f"/{role}")}
+            for role in READ
+        ]
+    names = [m for m in LABELS if any(m in column for column in columns)]
+    return heads, [[label(n), *(column.get(n, "") for column in columns)] for n in names]
 
 
 BY_BLOCK = ("strength", "drift.relative/general", "drift.relative/target")
@@ -104,17 +106,12 @@ _SHORT = {
 
 
 def correlation_table(found: Sequence[Correlation]) -> Table:
-    """How each metric goes with forgetting, with intervals."""
-    heads = ["goes with forgetting", "Pearson", "Spearman", "n"]
+    """How each metric goes with forgetting, with intervals; general prompts first."""
+    heads = ["goes with forgetting", "read", "Pearson", "Spearman", "n"]
     order = list(LABELS)
     ranked = sorted(found, key=lambda c: (order.index(c.metric), c.role != "general"))
     rows = [
-        [
-            label(c.metric + (f"/{c.role}" if c.role else "")),
-            _interval(c.pearson),
-            _interval(c.spearman),
-            str(c.num),
-        ]
+        [label(c.metric), c.role or "", _interval(c.pearson), _interval(c.spearman), str(c.num)]
         for c in ranked
         if c.pearson is not None
     ]
