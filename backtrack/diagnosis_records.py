@@ -12,16 +12,22 @@ at the point. Formulas: PEFT-Arena (arXiv 2605.28819), as `backtrack.diagnose` s
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from backtrack.point import Point
 from backtrack.records import CurveName, Form, Interval, Record, Role
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 Part = Literal["attention", "mlp", "other"]
 Mode = Literal["exact", "randomized"]
 Over = Literal["points", "entrants"]
+SPECTRAL = ("effective_rank", "retention_fluctuation", "adaptation_fluctuation")
+"""Numbers of a spectrum that are one a module."""
 
 
 class Spectrum(Record):
@@ -135,6 +141,27 @@ class ModuleGeometry(Record):
     activations: dict[Role, ActivationGeometry] = Field(default_factory=dict)
     setting: str
     seconds: float = 0.0
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Its numbers by name; those of prompts end in their role, as `drift.relative/general`."""
+        found = {"strength": self.strength}
+        if self.spectrum is not None:
+            found |= {f"spectrum.{name}": getattr(self.spectrum, name) for name in SPECTRAL}
+        for kind, by_role in (("drift", self.drift), ("activations", self.activations)):
+            for role, numbers in by_role.items():
+                named = numbers.model_dump(exclude={"num_tokens", "dimension"})
+                found |= {f"{kind}.{name}/{role}": value for name, value in named.items()}
+        return found
+
+
+def mean_metrics(lines: Iterable[ModuleGeometry]) -> dict[str, float]:
+    """Each metric's mean over the modules that have it."""
+    found: dict[str, list[float]] = {}
+    for line in lines:
+        for name, value in line.metrics.items():
+            found.setdefault(name, []).append(value)
+    return {name: math.fsum(values) / len(values) for name, values in found.items()}
 
 
 class Correlation(Record):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backtrack.diagnosis_records import Diagnosis, ModuleGeometry
+from backtrack.diagnosis_records import Diagnosis, ModuleGeometry, mean_metrics
 from backtrack.run.adopt import adopt, is_run
 from backtrack.run.directory import MANIFEST, Run, read_lines, read_record
 from backtrack.run.reader import base_folder, shapes
@@ -62,7 +62,7 @@ def enter(entrant: ArenaEntrant, arena: ArenaRecipe, say: Say) -> tuple[Run, Tim
     was_trained = (run_folder(entrant) / MANIFEST).is_file() and not _is_training(entrant)
     run = _run(entrant, say)
     trained = time.perf_counter()
-    was_measured = run.selection() is not None
+    was_measured = (run.path / "selection.json").is_file()
     _measure(run, entrant.recipe, say)
     measured = time.perf_counter()
     # Another entrant's checkpoints have its geometry: counted once.
@@ -134,7 +134,6 @@ def _diagnose(run: Run, num_prompts: int, say: Say) -> None:
 
 def geometry_of(run: Run) -> dict[str, float]:
     """Mean metrics of the final checkpoint's modules; empty where it was not diagnosed."""
-    from backtrack.diagnose.correlation import mean_metrics
     from backtrack.diagnose.diagnosing import LINES, SUMMARY
 
     if not (run.path / SUMMARY).is_file():

@@ -11,48 +11,17 @@ import math
 from typing import TYPE_CHECKING, cast
 
 from backtrack.diagnosis_records import Correlation
-from backtrack.records import ROLES, Interval
+from backtrack.records import Interval
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from backtrack.diagnosis_records import Forgetting, ModuleGeometry, Over
+    from backtrack.diagnosis_records import Forgetting, Over
     from backtrack.records import Role
 
 QUANTILE = 1.959964
 """Of the normal distribution, for two-sided intervals at 95%."""
 MIN_NUM = 4
-
-
-def mean_metrics(lines: Iterable[ModuleGeometry]) -> dict[str, float]:
-    """Each metric's mean over modules, by `metric` or `metric/role`.
-
-    Args:
-        lines: Of one point.
-    """
-    sums: dict[str, list[float]] = {}
-    for line in lines:
-        for name, value in metrics_of(line).items():
-            sums.setdefault(name, []).append(value)
-    return {name: math.fsum(values) / len(values) for name, values in sums.items()}
-
-
-def metrics_of(line: ModuleGeometry) -> dict[str, float]:
-    """One module's metrics by name; those of prompts end in `/role`."""
-    found = {"strength": line.strength}
-    if line.spectrum is not None:
-        found |= {
-            f"spectrum.{name}": getattr(line.spectrum, name)
-            for name in ("effective_rank", "retention_fluctuation", "adaptation_fluctuation")
-        }
-    for role in ROLES:
-        if role in line.drift:
-            named = line.drift[role].model_dump(exclude={"num_tokens"})
-            found |= {f"drift.{name}/{role}": value for name, value in named.items()}
-        if role in line.activations:
-            named = line.activations[role].model_dump(exclude={"num_tokens", "dimension"})
-            found |= {f"activations.{name}/{role}": value for name, value in named.items()}
-    return found
 
 
 def correlations(measured: Sequence[Forgetting], over: Over) -> tuple[Correlation, ...]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from backtrack.diagnose.correlation import mean_metrics
-from backtrack.diagnosis_records import Forgetting
+from backtrack.diagnosis_records import Forgetting, mean_metrics
 from backtrack.point import Point
 
 if TYPE_CHECKING:

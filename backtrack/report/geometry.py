@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import altair as alt
 
+from backtrack.diagnosis_records import mean_metrics
 from backtrack.report import charts
-from backtrack.report.geometry_rows import LABELS, label, means, of_point, values
+from backtrack.report.geometry_rows import LABELS, label, of_point
 from backtrack.run.directory import write_atomically
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def _drift_rows(diagnosis: Diagnosis, lines: Sequence[ModuleGeometry]) -> list[R
 
 def _by_block(lines: Sequence[ModuleGeometry]) -> list[tuple[int, dict[str, float]]]:
     blocks = sorted({line.block for line in lines if line.block is not None})
-    return [(b, means(line for line in lines if line.block == b)) for b in blocks]
+    return [(b, mean_metrics(line for line in lines if line.block == b)) for b in blocks]
 
 
 def _drift(rows: list[Row]) -> Any:
@@ -174,7 +175,7 @@ def _activation_rows(diagnosis: Diagnosis, lines: Sequence[ModuleGeometry]) -> l
             "panel": label(f"{metric}/general"),
             "location": names[line.module],
             "point": str(line.point),
-            "value": values(line)[f"{metric}/general"],
+            "value": line.metrics[f"{metric}/general"],
         }
         for metric in metrics
         for line in lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from backtrack.diagnosis_records import mean_metrics
 from backtrack.report.wording import NO_NUMBER
 
 if TYPE_CHECKING:
@@ -41,37 +42,12 @@ def label(name: str) -> str:
     return LABELS.get(metric, metric) + (f", {role} prompts" if role else "")
 
 
-def values(line: ModuleGeometry) -> dict[str, float]:
-    """One module's metrics by name; those of prompts end in `/role`."""
-    found: dict[str, float] = {"strength": line.strength}
-    if line.spectrum is not None:
-        spectral = [name for name in LABELS if name.startswith("spectrum.")]
-        found |= {name: getattr(line.spectrum, name.partition(".")[2]) for name in spectral}
-    for kind, by_role in (("drift", line.drift), ("activations", line.activations)):
-        for role, numbers in by_role.items():
-            found |= {
-                f"{kind}.{name}/{role}": value
-                for name, value in numbers.model_dump().items()
-                if f"{kind}.{name}" in LABELS
-            }
-    return found
-
-
-def means(lines: Iterable[ModuleGeometry]) -> dict[str, float]:
-    """Each metric's mean over modules that have it."""
-    found: dict[str, list[float]] = {}
-    for line in lines:
-        for name, value in values(line).items():
-            found.setdefault(name, []).append(value)
-    return {name: sum(each) / len(each) for name, each in found.items()}
-
-
 def summary(diagnosis: Diagnosis, lines: Sequence[ModuleGeometry]) -> Table:
     """Each metric's mean over modules: a column a point, or one a role of the prompts read."""
     heads = ["mean over modules"]
     columns: list[dict[str, str]] = []
     for point in diagnosis.points:
-        found = means(of_point(lines, point))
+        found = mean_metrics(of_point(lines, point))
         heads += [str(point), *(f"on {role} prompts" for role in READ)]
         columns.append({n: _number(v) for n, v in found.items() if "/" not in n})
         columns += [
@@ -91,7 +67,9 @@ def by_block(diagnosis: Diagnosis, lines: Sequence[ModuleGeometry]) -> Table:
     heads = ["block"]
     columns: list[list[str]] = []
     for point in diagnosis.points:
-        there = [means(ln for ln in of_point(lines, point) if ln.block == b) for b in blocks]
+        there = [
+            mean_metrics(ln for ln in of_point(lines, point) if ln.block == b) for b in blocks
+        ]
         for name in BY_BLOCK:
             heads.append(f"{_SHORT[name]}, {point}")
             columns.append([_number(found.get(name)) for found in there])

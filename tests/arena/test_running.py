@@ -14,6 +14,7 @@ import pytest
 
 from backtrack.arena.running import read_arena, run_arena
 from backtrack.arena_records import Arena, Entrant
+from backtrack.cli import app
 from backtrack.errors import RecipeError
 from backtrack.recipe.arena import load_arena
 from backtrack.report.arena import write_arena_figures
@@ -167,6 +168,17 @@ def test_its_table_and_its_pictures(place, finished):
     assert rows[1][2] == "failed"
     files = write_arena_figures(place / "runs" / "small", finished[1])
     assert {file.name for file in files} == {"arena-frontiers.png", "arena-forgetting.png"}
+
+
+def test_the_command_prints_the_table_again_and_draws_each_entrant(place, finished, capsys):
+    app(args=["arena", str(place / "runs" / "small")], standalone_mode=False)
+    printed = capsys.readouterr().out
+    for word in ("oft-dense", "hypervolume", "failed", "goes with forgetting", "arena-frontiers"):
+        assert word in printed, word
+    assert (place / "runs/small/runs/lora-seed0/report.html").is_file()
+    app(args=["arena", str(place / "runs" / "small"), "--json"], standalone_mode=False)
+    shown = Arena.model_validate_json(capsys.readouterr().out)
+    assert shown == read_arena(place / "runs" / "small")
 
 
 def test_a_killed_arena_goes_on_inside_the_entrant(place):

@@ -13,6 +13,7 @@ import torch
 from peft import LoraConfig, OFTConfig, PeftModel
 from transformers import AutoModelForCausalLM
 
+from backtrack.cli import app
 from backtrack.diagnose import diagnosing
 from backtrack.diagnose.diagnosing import Options, diagnose
 from backtrack.diagnose.modules import choose, linear_modules, locations
@@ -215,6 +216,24 @@ def test_names_of_modules_and_what_is_refused(base, options, tmp_path):
     )
     assert found.diagnosis.locations == {"last.mlp": "model.layers.1.mlp.down_proj"}
     assert {line.part for line in found.lines} == {"mlp"}
+
+
+def test_the_command_prints_tables_or_json_and_refuses_what_it_cannot_read(
+    base, options, tmp_path, capsys
+):
+    run = run_of("lora", base, tmp_path / "run")
+    files = [f"--prompts={role}={path}" for role, path in options.prompts.items()]
+    asked = ["diagnose", str(run.path), "--no-path", "--point", "10:0.5", *files, "--quiet"]
+    app(args=asked, standalone_mode=False)
+    printed = capsys.readouterr().out
+    for word in ("step 10 alpha 0.5", "Procrustes", "block", "geometry-profiles.png"):
+        assert word in printed, word
+    app(args=[*asked, "--json"], standalone_mode=False)
+    found = json.loads(capsys.readouterr().out)
+    assert {line["module"] for line in found["lines"]} == set(found["modules"])
+    for wrong in ("general", "general=nowhere.txt", "both=x.txt"):
+        with pytest.raises(UsageError, match="target=FILE or general=FILE"):
+            app(args=["diagnose", str(run.path), f"--prompts={wrong}"], standalone_mode=False)
 
 
 def test_figures_are_drawn(base, options, tmp_path, caplog):
