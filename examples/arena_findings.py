@@ -19,7 +19,7 @@ import numpy as np
 
 from backtrack.arena.running import read_arena
 from backtrack.records import ROLES
-from backtrack.report.arena_rows import standings
+from backtrack.report.arena_rows import on_path, standings, trained
 from backtrack.report.geometry_rows import correlation_table
 from backtrack.selection.front import hypervolume
 
@@ -34,7 +34,7 @@ def main(folder: Path) -> None:
     print_table(*standings(arena))
     print("\nThe path and the training, as shares of the arena's box (hypervolume, %):\n")
     heads = ["entrant", "checkpoints of training", "path to the last one", "both"]
-    print_table(heads, [ways(arena, name, group) for name, group in by_name(arena)])
+    print_table(heads, [covered(arena, name, group) for name, group in by_name(arena)])
     print(
         "\nGeneral score that is kept where the path has half of the final gain on the target:\n"
     )
@@ -52,21 +52,12 @@ def by_name(arena: Arena) -> list[tuple[str, list[Entrant]]]:
     return [(name, [e for e in measured if e.name == name]) for name in names]
 
 
-def ways(arena: Arena, name: str, group: list[Entrant]) -> list[str]:
+def covered(arena: Arena, name: str, group: list[Entrant]) -> list[str]:
     """Hypervolume of the checkpoints alone, of the path alone, and of all points."""
-    training = [
-        share(arena, [p for p in e.points if p.point.is_base or p.is_checkpoint]) for e in group
-    ]
-    path = [share(arena, [p for p in e.points if is_on_path(p, e)]) for e in group]
-    both = [share(arena, e.points) for e in group]
+    training = [share(arena, trained(entrant)) for entrant in group]
+    path = [share(arena, on_path(entrant)) for entrant in group]
+    both = [share(arena, entrant.points) for entrant in group]
     return [name, *(f"{statistics.mean(values):.1f}" for values in (training, path, both))]
-
-
-def is_on_path(point: ArenaPoint, entrant: Entrant) -> bool:
-    """On the way from the base to the final checkpoint, every layer alike."""
-    final = entrant.final
-    same = final is not None and point.point.step == final.step
-    return point.point.is_base or (same and point.point.profile == "uniform")
 
 
 def share(arena: Arena, points: Iterable[ArenaPoint]) -> float:
@@ -82,20 +73,12 @@ def halfway(group: list[Entrant]) -> list[str]:
     """General score, between two points, at half of the final gain: on the path, in training."""
     found: list[list[float]] = [[], []]
     for entrant in group:
-        base = next(p for p in entrant.points if p.point.is_base)
-        final = next(p for p in entrant.points if p.point == entrant.final)
-        wanted = (base.target + final.target) / 2
-        on_path = sorted((p for p in entrant.points if is_on_path(p, entrant)), key=strength)
-        trained = [p for p in entrant.points if p.is_checkpoint]
-        in_training = [base, *sorted(trained, key=lambda p: p.point.step)]
-        for values, points in zip(found, (on_path, in_training), strict=True):
+        ends = [p for p in on_path(entrant) if p.point.is_base or p.point == entrant.final]
+        wanted = statistics.mean(point.target for point in ends)
+        for values, points in zip(found, (on_path(entrant), trained(entrant)), strict=True):
             crossing = first_crossing(points, wanted)
             values += [crossing] if crossing is not None else []
     return [f"{statistics.mean(v):.1f}" if v else "never there" for v in found]
-
-
-def strength(point: ArenaPoint) -> float:
-    return 0.0 if point.point.is_base else point.point.alpha
 
 
 def first_crossing(points: list[ArenaPoint], wanted: float) -> float | None:
@@ -110,7 +93,8 @@ def first_crossing(points: list[ArenaPoint], wanted: float) -> float | None:
 def print_table(heads: list[str], rows: list[list[str]]) -> None:
     """In Markdown."""
     for cells in (heads, ["---"] * len(heads), *rows):
-        print(f"| {' | '.join(cells)} |")
+        escaped = [cell.replace("|", "\\|") for cell in cells]
+        print(f"| {' | '.join(escaped)} |")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import altair as alt
 
 from backtrack.report import charts
-from backtrack.report.arena_rows import frontiers, on_path
+from backtrack.report.arena_rows import PATH, TRAINING, ways
 from backtrack.report.geometry import finished, forgetting_rows, scatter
+from backtrack.report.rows import FINAL_COLOUR, TRAINING_COLOUR
 from backtrack.run.directory import write_atomically
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 Spec = dict[str, Any]
 Row = dict[str, Any]
 SIZE = (720.0, 460.0)
+PANEL = (190.0, 150.0)
 
 
 def write_arena_figures(folder: Path, arena: Arena) -> tuple[Path, ...]:
@@ -39,57 +41,68 @@ def write_arena_figures(folder: Path, arena: Arena) -> tuple[Path, ...]:
 def specs(arena: Arena) -> dict[str, Spec]:
     """Each drawing by name, as Vega-Lite; those without anything to show are left out."""
     found: dict[str, Spec] = {}
-    if arena.axes and frontiers(arena):
+    if arena.axes and any(entrant.points for entrant in arena.entrants):
         found["frontiers"] = finished(_frontiers(arena))
+        found["ways"] = finished(_ways(arena))
     rows = forgetting_rows(arena.forgetting)
     if len(arena.forgetting) > 1 and rows:
-        found["forgetting"] = finished(scatter(rows))
+        found["forgetting"] = finished(scatter(rows, has_names=True))
     return found
 
 
 def _frontiers(arena: Arena) -> Any:
-    measured = [entrant for entrant in arena.entrants if entrant.state == "measured"]
-    names = list(dict.fromkeys(entrant.name for entrant in measured))
-    paths = [
-        row | {"entrant": entrant.name, "run": entrant.label}
-        for entrant in measured
-        for row in on_path(entrant)
-    ]
-    points = frontiers(arena)
-    colour = alt.Color(
-        "entrant:N",
-        title=None,
-        scale=alt.Scale(domain=names, scheme="category20"),
-        legend=alt.Legend(labelLimit=0),
-    )
+    """The paths of all entrants; of several seeds the first is drawn strong."""
+    rows = [row for row in ways(arena) if row["way"] == PATH]
+    names = list(dict.fromkeys(row["entrant"] for row in rows))
     place = {
         "x": _role(arena, "target"),
         "y": _role(arena, "general"),
-        "color": colour,
-        "tooltip": ["entrant:N", "point:N", "target:Q", "general:Q"],
-    }
-    lines = _chart(paths).mark_line(strokeWidth=1.8, opacity=0.8)
-    dots = _chart([r for r in points if r["way"] == "path"]).mark_point(filled=True, size=18)
-    finals = _chart([r for r in points if r["is_final"]]).mark_point(
-        shape="square", size=70, strokeWidth=2
-    )
-    chosen = _chart([r for r in points if r["is_chosen"]]).mark_point(
-        shape="cross", filled=True, size=150
-    )
-    return alt.layer(
-        lines.encode(order="alpha:Q", detail="run:N", **place),
-        dots.encode(**place),
-        finals.encode(**place),
-        chosen.encode(**place),
-    ).properties(
-        width=SIZE[0],
-        height=SIZE[1],
-        title=alt.Title(
-            "Paths from the base to each final checkpoint (square); the choice is a cross",
-            anchor="start",
-            fontSize=12,
+        "color": alt.Color(
+            "entrant:N",
+            title=None,
+            scale=alt.Scale(domain=names, scheme="category20"),
+            legend=alt.Legend(labelLimit=0),
         ),
+        "opacity": alt.condition("datum.is_first", alt.value(0.85), alt.value(0.3)),
+        "tooltip": ["run:N", "point:N", "target:Q", "general:Q"],
+    }
+    marks = [
+        _chart(rows).mark_line(strokeWidth=1.8).encode(order="place:Q", detail="run:N", **place),
+        _chart(rows).mark_point(filled=True, size=18).encode(**place),
+        _chart([row for row in rows if row["is_final"]])
+        .mark_point(shape="square", size=70, strokeWidth=2)
+        .encode(**place),
+        _chart([row for row in rows if row["is_chosen"]])
+        .mark_point(shape="cross", filled=True, size=150)
+        .encode(**place),
+    ]
+    title = "Paths from the base to each final checkpoint (square); the choice is a cross"
+    return alt.layer(*marks).properties(
+        width=SIZE[0], height=SIZE[1], title=alt.Title(title, anchor="start", fontSize=12)
     )
+
+
+def _ways(arena: Arena) -> Any:
+    """A panel an entrant: the way training went, and the way back; of several seeds the first."""
+    rows = [row for row in ways(arena) if row["is_first"]]
+    encoded = (
+        _chart(rows)
+        .mark_line(point={"filled": True, "size": 22}, strokeWidth=1.6)
+        .encode(
+            x=_role(arena, "target"),
+            y=_role(arena, "general"),
+            order="place:Q",
+            color=alt.Color(
+                "way:N",
+                title=None,
+                scale=alt.Scale(domain=[TRAINING, PATH], range=[TRAINING_COLOUR, FINAL_COLOUR]),
+                legend=alt.Legend(labelLimit=0),
+            ),
+        )
+        .properties(width=PANEL[0], height=PANEL[1])
+    )
+    names = list(dict.fromkeys(row["entrant"] for row in rows))
+    return encoded.facet(facet=alt.Facet("entrant:N", title=None, sort=names), columns=4)
 
 
 def _role(arena: Arena, role: Any) -> Any:

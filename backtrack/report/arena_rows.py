@@ -10,9 +10,11 @@ from backtrack.report import wording
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from backtrack.arena_records import Arena, Entrant, Standing
+    from backtrack.arena_records import Arena, ArenaPoint, Entrant, Standing
     from backtrack.records import Interval
 
+TRAINING = "checkpoints met in training"
+PATH = "path back from the last one"
 Row = dict[str, Any]
 Table = tuple[list[str], list[list[str]]]
 
@@ -75,34 +77,42 @@ def _parameters(count: int | None) -> str:
     return str(count)
 
 
-def frontiers(arena: Arena) -> list[Row]:
-    """Every measured point of every entrant, for one drawing."""
+def ways(arena: Arena) -> list[Row]:
+    """Every measured entrant's two ways from the base: by training, and along alpha."""
+    measured = [entrant for entrant in arena.entrants if entrant.state == "measured"]
+    first = {e.name: e.label for e in reversed(measured)}
     return [
         {
             "entrant": entrant.name,
             "run": entrant.label,
+            "is_first": entrant.label == first[entrant.name],
+            "way": way,
+            "place": place,
             "point": str(point.point),
             "target": point.target,
             "general": point.general,
-            "way": "training" if point.is_checkpoint else "path",
-            "is_on_front": point.is_on_front,
             "is_chosen": point.point == entrant.chosen,
             "is_final": point.point == entrant.final,
-            "alpha": point.point.alpha,
-            "step": point.point.step,
         }
-        for entrant in arena.entrants
-        if entrant.state == "measured"
-        for point in entrant.points
+        for entrant in measured
+        for way, points in ((TRAINING, trained(entrant)), (PATH, on_path(entrant)))
+        for place, point in enumerate(points)
     ]
 
 
-def on_path(entrant: Entrant) -> list[Row]:
+def trained(entrant: Entrant) -> list[ArenaPoint]:
+    """The base and the checkpoints at full strength, in the order of training."""
+    found = [p for p in entrant.points if p.point.is_base or p.is_checkpoint]
+    return sorted(found, key=lambda p: p.point.step)
+
+
+def on_path(entrant: Entrant) -> list[ArenaPoint]:
     """Points on the path to the final checkpoint, the base first, in the order of alpha."""
-    rows = [
-        {"target": p.target, "general": p.general, "alpha": p.point.alpha, "point": str(p.point)}
+    final = entrant.final
+    found = [
+        p
         for p in entrant.points
         if p.point.is_base
-        or (entrant.final and p.point.step == entrant.final.step and p.point.profile == "uniform")
+        or (final and p.point.step == final.step and p.point.profile == "uniform")
     ]
-    return sorted(rows, key=lambda row: row["alpha"])
+    return sorted(found, key=lambda p: 0.0 if p.point.is_base else p.point.alpha)

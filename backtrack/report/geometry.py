@@ -227,7 +227,7 @@ def forgetting_rows(measured: Sequence[Forgetting]) -> list[Row]:
     return [
         {
             "panel": label(metric),
-            "name": each.name,
+            "name": each.name.partition(" (seed")[0],
             "value": each.metrics[metric],
             "forgetting": each.forgetting,
         }
@@ -237,12 +237,15 @@ def forgetting_rows(measured: Sequence[Forgetting]) -> list[Row]:
     ]
 
 
-def scatter(rows: list[Row]) -> Any:
-    """Metrics against forgetting, a mark a point or entrant."""
+def scatter(rows: list[Row], *, has_names: bool = False) -> Any:
+    """Metrics against forgetting, a mark a point or entrant; told by colour where asked for."""
     marks = _chart(rows).mark_point(filled=True, size=70, color=COLOURS[0])
     encoded = marks.encode(
         x=alt.X("value:Q", title=None, scale=alt.Scale(zero=False)),
         y=alt.Y("forgetting:Q", title="general score lost (points)"),
         tooltip=["name:N", "value:Q", "forgetting:Q"],
     )
+    if has_names:
+        scale = alt.Scale(domain=_unique(rows, "name"), scheme="category20")
+        encoded = encoded.encode(color=alt.Color("name:N", title=None, scale=scale))
     return _facets(encoded, "panel", 2, _unique(rows, "panel"))

@@ -167,7 +167,8 @@ def test_its_table_and_its_pictures(place, finished):
     assert len(heads) == len(rows[1])
     assert rows[1][2] == "failed"
     files = write_arena_figures(place / "runs" / "small", finished[1])
-    assert {file.name for file in files} == {"arena-frontiers.png", "arena-forgetting.png"}
+    names = {"frontiers", "ways", "forgetting"}
+    assert {file.name for file in files} == {f"arena-{name}.png" for name in names}
 
 
 def test_the_command_prints_the_table_again_and_draws_each_entrant(place, finished, capsys):
