@@ -40,7 +40,7 @@ def diagnose(
         list[str] | None,
         typer.Option(
             "--point",
-            metavar="STEP:ALPHA",
+            metavar="STEP:ALPHA[:PROFILE]",
             help="Where to look; the final checkpoint and the chosen point by default.",
         ),
     ] = None,

@@ -27,7 +27,7 @@ def recipe(*objectives: dict[str, Any]) -> Recipe:
 
 
 def texts(prompts: Prompts) -> list[str]:
-    return [make_tokenizer().decode(ids) for ids in prompts.ids]
+    return [str(make_tokenizer().decode(list(ids))) for ids in prompts.ids]
 
 
 def write_lines(path: Path, rows: list[dict[str, str]]) -> str:
