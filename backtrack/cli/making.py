@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,9 @@ from backtrack import terminal
 from backtrack.cli.app import app
 from backtrack.cli.opening import adopt_folder, print_json, recipe_path
 from backtrack.cli.options import BaseOption, JsonOption, QuietOption, RecipeOption, SetOption
+
+if TYPE_CHECKING:
+    from backtrack.train.trainer import TrainingProgress
 
 
 @app.command()
@@ -56,6 +59,7 @@ def train(
     is_main = os.environ.get("RANK", "0") == "0"
     with terminal.progress("training", is_quiet=is_quiet or is_json or not is_main) as report:
         from backtrack.train.check import library_faults
+        from backtrack.train.resume import read_end
         from backtrack.train.trainer import train as train_recipe
 
         loaded = load_recipe(path, overrides or (), checks=[library_faults])
@@ -63,13 +67,17 @@ def train(
             loaded,
             recipe_text=path.read_text(encoding="utf-8"),
             resume=is_resumed,
-            on_progress=lambda p: report(p.done, p.total, _loss(p.loss)),
+            on_progress=lambda p: report(p.done, p.total, _progress(p)),
         )
     if not is_main:
         return
+    end = read_end(run)
     if is_json:
-        print_json({"run": str(run.path), "steps": list(run.steps)})
+        reason = None if end is None else end.reason
+        print_json({"run": str(run.path), "steps": list(run.steps), "stopped": reason})
         return
+    if end is not None and end.reason is not None:
+        terminal.out.print(f"Stopped early: {end.reason}.", markup=False, soft_wrap=True)
     terminal.out.print(
         f"{run.path}: {len(run.steps)} checkpoints, last step {run.final.step}. "
         f"Choose a point: backtrack select {shlex.quote(str(run.path))}",
@@ -103,5 +111,14 @@ def adopt(
     )
 
 
-def _loss(loss: float | None) -> str:
-    return "" if loss is None else f"loss {loss:.4g}"
+def _progress(progress: TrainingProgress) -> str:
+    """The figures of a training under way, the most telling first."""
+    parts = []
+    if progress.look is not None:
+        look = progress.look
+        parts.append(f"general {look.general:.3g}, target {look.target:.3g} at {look.step}")
+    if progress.reward is not None:
+        parts.append(f"reward {progress.reward:.3g}")
+    elif progress.loss is not None:
+        parts.append(f"loss {progress.loss:.4g}")
+    return ", ".join(parts)
