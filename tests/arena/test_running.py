@@ -44,6 +44,14 @@ search:
 LORA = "  - {name: lora, method: {kind: lora, r: 2, target_modules: all-linear}}\n"
 OFT = "  - {name: oft, method: {kind: oft, oft_block_size: 8, target_modules: all-linear}}\n"
 DENSE = "  - {name: oft-dense, run: oft, placement: {form: merged, curve: line}}\n"
+GRPO = """\
+  - name: grpo
+    method: {kind: lora, r: 2, target_modules: all-linear}
+    sft: null
+    grpo: {max_steps: 4, per_device_train_batch_size: 4, num_generations: 4,
+           max_completion_length: 3}
+    rewards: [{kind: numeric, answer: "{completion}"}]
+"""
 FULL = "  - {name: full, method: {kind: full}, sft: {learning_rate: 1.0e-3}}\n"
 
 
@@ -172,19 +180,25 @@ def test_its_table_and_its_pictures(place, finished):
 
 
 def test_the_command_prints_the_table_again_and_draws_each_entrant(place, finished, capsys):
+    drawn = {"lora-seed0"}
+    for entrant in finished[1].entrants:
+        run = place / "runs" / "small" / entrant.run
+        if run.is_dir() and run.name not in drawn:
+            (run / "report.html").write_text("newer than the selection")
     app(args=["arena", str(place / "runs" / "small")], standalone_mode=False)
     printed = capsys.readouterr().out
     for word in ("oft-dense", "hypervolume", "failed", "goes with forgetting", "arena-frontiers"):
         assert word in printed, word
-    assert (place / "runs/small/runs/lora-seed0/report.html").is_file()
+    pages = (place / "runs" / "small" / "runs").glob("*/report.html")
+    assert {page.parent.name for page in pages if page.stat().st_size > 1000} == drawn
     app(args=["arena", str(place / "runs" / "small"), "--json"], standalone_mode=False)
     shown = Arena.model_validate_json(capsys.readouterr().out)
     assert shown == read_arena(place / "runs" / "small")
 
 
 def test_a_killed_arena_goes_on_inside_the_entrant(place):
-    path = write(place, LORA + FULL, name="killed")
-    longer = [f"output={place / 'runs'}", "sft.max_steps=60"]
+    path = write(place, LORA + FULL + GRPO, name="killed")
+    longer = [f"output={place / 'runs'}", "sft.max_steps=24"]
     code = (
         "from pathlib import Path\n"
         "from backtrack.arena.running import run_arena\n"
@@ -202,11 +216,12 @@ def test_a_killed_arena_goes_on_inside_the_entrant(place):
     assert json.loads((place / "runs/killed/trying.json").read_text()) == {"lora": 1}
     kept = (place / "runs/killed/runs/lora/trajectory/step-00000004").stat().st_mtime_ns
     arena = run_arena(load_arena(path, longer))
-    assert [entrant.state for entrant in arena.entrants] == ["measured", "measured"]
+    assert [entrant.state for entrant in arena.entrants] == ["measured"] * 3
+    assert [entrant.paradigm for entrant in arena.entrants] == ["sft", "sft", "grpo"]
     full = by_label(arena)["full (seed 0)"]
     assert full.num_trainable == full.num_parameters
     run = Run.open(place / "runs/killed/runs/lora")
-    assert run.steps == tuple(range(4, 61, 4))
+    assert run.steps == tuple(range(4, 25, 4))
     assert run.folder(4).stat().st_mtime_ns == kept, "what was saved is not trained anew"
 
 
