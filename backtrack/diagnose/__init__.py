@@ -9,6 +9,10 @@ dW = W - W0 and W0 = U S V^T; h0 are the base's inputs of the module, one row a 
     activations  outputs of a module in the base against those at the point: Procrustes, Gram,
                  CKA, cosine and norm drift, principal subspaces
 
+Outputs are taken as they are, but for CKA and principal subspaces, which are of centred ones; the
+paper's release subtracts the columns' means for Procrustes too, so its residuals are of another
+base.
+
 FLUCTUATION is ours to define, since the paper shows profiles and no formula: the mean over
 neighbouring directions of |log10 y(i + 1) - log10 y(i)|, in decades, with y floored at 1e-12 of
 its largest value. It is 0 for a constant profile, about 0.5 for independent normal numbers without
