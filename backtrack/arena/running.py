@@ -2,10 +2,9 @@
 
 Promised: `arena.json` says after every entrant how far each has come, and is judged when all had
 their turn; a killed arena goes on where it stopped, inside an entrant too (training, search and
-diagnosis each resume). What goes wrong with one
-entrant is written down with it, and the others go on. An entrant in which the process itself died
-twice (memory, a crash in a library) is given up, so that it cannot keep the others from their
-turn; `retry` gives it another.
+diagnosis each resume). What goes wrong with one entrant is written down with it, and the others go
+on. An entrant in which the process itself died twice without getting further (memory, a crash in a
+library) is given up, so that it cannot keep the others from their turn; `retry` gives it another.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from backtrack.arena.standings import lost_by, standings
 from backtrack.arena_records import Arena, Entrant
 from backtrack.diagnose.correlation import correlations
 from backtrack.errors import BacktrackError, FailureError
-from backtrack.records import BaseModelReference, Method
+from backtrack.records import BaseModelReference, Method, Record
 from backtrack.run.directory import Run, now, read_record, write_atomically
 from backtrack.selection.judging import axes_of
 from backtrack.selection.statistics import LEVEL
@@ -89,6 +88,18 @@ def read_arena(folder: Path) -> Arena:
     return read_record(folder / RECORD, Arena)
 
 
+class Trial(Record):
+    """An entrant that has its turn, or in which the process died.
+
+    Attributes:
+        deaths: How often the process died in it, this time counted as one.
+        progress: What it had on record when it began.
+    """
+
+    deaths: int
+    progress: int
+
+
 class _Arena:
     """Entrants so far, and what is known of them."""
 
@@ -102,7 +113,7 @@ class _Arena:
         self._failures: dict[str, str] = {}
         before = read_arena(folder).entrants if (folder / RECORD).is_file() else ()
         self._before = {Path(entrant.run).name: entrant for entrant in before}
-        self._deaths = _read_deaths(folder / TRYING)
+        self._trials = _read_trials(folder / TRYING)
 
     def let_in(self, entrant: ArenaEntrant, number: int, *, retry: bool) -> None:
         """One entrant's turn; what goes wrong is kept with it."""
@@ -111,41 +122,52 @@ class _Arena:
         def say(what: str) -> None:
             self._report(number, total, f"{entrant.label}: {what}")
 
+        given_up = self._is_given_up(entrant) and not retry
         try:
             self._require_sound(entrant, retry=retry)
             self._runs[entrant.label], self._times[entrant.label] = enter(
                 entrant, self._arena, say
             )
+        except KeyboardInterrupt:
+            self._note(entrant, None)
+            raise
         except BacktrackError as error:
             self._failures[entrant.label] = str(error)
         except Exception as error:  # one entrant must not take the others down
             logger.warning("%s failed", entrant.label, exc_info=error)
             text = " ".join(str(error).split())
             self._failures[entrant.label] = f"{type(error).__name__}: {text[:500]}"
-        if not self._is_given_up(entrant, retry=retry):
-            self._note(entrant.label, 0)
+        if not given_up:
+            self._note(entrant, None)
         self._report(number + 1, total, entrant.label)
 
     def _require_sound(self, entrant: ArenaEntrant, *, retry: bool) -> None:
         """Refuse an entrant that cannot start, or in which the process keeps dying."""
         if entrant.like in self._failures:
             raise FailureError(f"it has the checkpoints of {entrant.like}, which failed.")
-        deaths = self._deaths.get(entrant.label, 0)
-        if self._is_given_up(entrant, retry=retry):
+        if self._is_given_up(entrant) and not retry:
             raise FailureError(
-                f"the process died {deaths} times in it and it was given up; try again with "
-                "--retry."
+                f"the process died in it {MAX_DEATHS} times without getting further, and it was "
+                "given up; try again with --retry."
             )
-        self._note(entrant.label, deaths + 1)
+        trial = self._trials.get(entrant.label)
+        here = _progress(entrant)
+        deaths = trial.deaths if trial and trial.progress == here and not retry else 0
+        self._note(entrant, Trial(deaths=deaths + 1, progress=here))
 
-    def _is_given_up(self, entrant: ArenaEntrant, *, retry: bool) -> bool:
-        return not retry and self._deaths.get(entrant.label, 0) >= MAX_DEATHS
+    def _is_given_up(self, entrant: ArenaEntrant) -> bool:
+        trial = self._trials.get(entrant.label)
+        if trial is None or trial.progress != _progress(entrant):
+            return False
+        return trial.deaths >= MAX_DEATHS
 
-    def _note(self, label: str, deaths: int) -> None:
+    def _note(self, entrant: ArenaEntrant, trial: Trial | None) -> None:
         """Write down how often the process will have died in an entrant if it dies now."""
-        self._deaths[label] = deaths
-        dying = {name: count for name, count in self._deaths.items() if count}
-        write_atomically(self._folder / TRYING, json.dumps(dying) + "\n")
+        self._trials.pop(entrant.label, None)
+        if trial is not None:
+            self._trials[entrant.label] = trial
+        found = {label: each.model_dump() for label, each in self._trials.items()}
+        write_atomically(self._folder / TRYING, json.dumps(found) + "\n")
 
     def write(self, *, is_judged: bool = False) -> Arena:
         """Write the record of what there is; the rule is asked once all had their turn."""
@@ -260,13 +282,20 @@ class _Arena:
         return found
 
 
-def _read_deaths(path: Path) -> dict[str, int]:
-    """How often the process died while each entrant had its turn."""
+def _read_trials(path: Path) -> dict[str, Trial]:
+    """Entrants in which the process died, by label."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return {str(label): Trial.model_validate(each) for label, each in found.items()}
+    except (OSError, ValueError, AttributeError):
         return {}
-    return {str(k): int(v) for k, v in found.items()} if isinstance(found, dict) else {}
+
+
+def _progress(entrant: ArenaEntrant) -> int:
+    """Bytes of what an entrant's run has on record: they grow as it gets further."""
+    folder = run_folder(entrant)
+    names = ("trajectory/index.jsonl", "measurements.jsonl", "diagnosis.jsonl")
+    return sum((folder / n).stat().st_size for n in names if (folder / n).is_file())
 
 
 def _judged(one: Contender, rule: Rule, entrant: Entrant) -> Entrant:

@@ -213,7 +213,8 @@ def test_a_killed_arena_goes_on_inside_the_entrant(place):
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    assert json.loads((place / "runs/killed/trying.json").read_text()) == {"lora": 1}
+    trial = json.loads((place / "runs/killed/trying.json").read_text())
+    assert trial == {"lora": {"deaths": 1, "progress": 0}}
     kept = (place / "runs/killed/runs/lora/trajectory/step-00000004").stat().st_mtime_ns
     arena = run_arena(load_arena(path, longer))
     assert [entrant.state for entrant in arena.entrants] == ["measured"] * 3
@@ -227,9 +228,18 @@ def test_a_killed_arena_goes_on_inside_the_entrant(place):
 
 def test_an_entrant_that_kills_the_process_twice_is_given_up(place, finished):
     path, _ = finished
-    (place / "runs/small/trying.json").write_text('{"lora-seed0": 2}')
-    given_up = by_label(run_in(place, path))
-    assert "died 2 times" in str(given_up["lora (seed 0)"].failure)
+    run = place / "runs/small/runs/lora-seed0"
+    names = ("trajectory/index.jsonl", "measurements.jsonl", "diagnosis.jsonl")
+    here = sum((run / name).stat().st_size for name in names)
+
+    def died_at(progress: int) -> dict[str, Entrant]:
+        trial = {"lora-seed0": {"deaths": 2, "progress": progress}}
+        (place / "runs/small/trying.json").write_text(json.dumps(trial))
+        return by_label(run_in(place, path))
+
+    assert died_at(here - 1)["lora (seed 0)"].state == "measured", "it got further since"
+    given_up = died_at(here)
+    assert "died in it 2 times" in str(given_up["lora (seed 0)"].failure)
     assert given_up["oft (seed 0)"].state == "measured"
     tried = by_label(run_in(place, path, retry=True))
     assert tried["lora (seed 0)"].state == "measured"
