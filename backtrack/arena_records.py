@@ -114,8 +114,8 @@ class Entrant(Record):
 class Standing(Record):
     """An entrant over all its seeds: a row of the arena's table.
 
-    A score's interval is the entrant's own where it has one seed; over several it is Student's t
-    interval of the mean over seeds.
+    A score's interval is the entrant's own where it has one seed; over several it covers what
+    items and seeds leave open, the deviation between seeds pooled over all entrants.
 
     Attributes:
         name: The entrant's.

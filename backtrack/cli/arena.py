@@ -95,8 +95,8 @@ def _print(found: Arena) -> None:
     from backtrack.report import arena_rows, geometry_rows
 
     terminal.out.print(
-        f"{found.name}: base {found.base.model}, weight {found.weight:g}; 95% intervals on items "
-        "the search never saw, over seeds where there are several",
+        f"{found.name}: base {found.base.model}, weight {found.weight:g}; 95% intervals over "
+        "items the search never saw, and over seeds where there are several",
         markup=False,
     )
     terminal.print_rows(*arena_rows.standings(found))

@@ -10,7 +10,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from backtrack.arena.running import read_arena, run_arena
 from backtrack.arena_records import Arena, Entrant
@@ -152,11 +154,18 @@ def test_seeds_are_rows_of_one_standing(finished):
     assert (rows["broken"].seeds, rows["broken"].num_failed) == ((), 2)
     lora = rows["lora"]
     assert lora.seeds == (0, 1)
-    own = [e.report["final"].target.estimate for e in arena.entrants if e.name == "lora"]
+    by_name = {
+        name: [e.report["final"].target for e in arena.entrants if e.name == name]
+        for name in ("lora", "oft", "oft-dense")
+    }
+    pooled = sum(np.var([v.estimate for v in values]) * 2 for values in by_name.values()) / 3
+    seeds = stats.t.ppf(0.975, 3) * (pooled / 2) ** 0.5
+    own = by_name["lora"]
     assert lora.final_target is not None
-    assert lora.final_target.estimate == pytest.approx(sum(own) / 2)
-    half = 12.706 * abs(own[0] - own[1]) / 2
-    assert lora.final_target.high - lora.final_target.estimate == pytest.approx(half, rel=1e-3)
+    assert lora.final_target.estimate == pytest.approx(sum(v.estimate for v in own) / 2)
+    items = sum(v.high - v.estimate for v in own) / 2
+    above = lora.final_target.high - lora.final_target.estimate
+    assert above == pytest.approx((items**2 + seeds**2) ** 0.5, rel=1e-6)
 
 
 def test_a_second_turn_measures_nothing_and_gives_the_same(place, finished):
