@@ -42,11 +42,11 @@ class _Moved:
     """What is summed of one point."""
 
     def __init__(self) -> None:
-        self.mixed: Tensor | float = 0.0
-        self.moved: Tensor | float = 0.0
-        self.unit_mixed: Tensor | float = 0.0
-        self.unit_moved: Tensor | float = 0.0
-        self.total: Tensor | float = 0.0
+        self.mixed: Tensor | None = None
+        self.moved: Tensor | None = None
+        self.unit_mixed: Tensor | None = None
+        self.unit_moved: Tensor | None = None
+        self.total: Tensor | None = None
         self.cosine = 0.0
         self.norm = 0.0
 
@@ -55,11 +55,12 @@ class _Moved:
         lengths = torch.linalg.vector_norm(end, dim=1, keepdim=True)
         before = torch.linalg.vector_norm(start, dim=1, keepdim=True)
         turned = end / lengths.clamp(min=TINY) - unit
-        self.mixed = self.mixed + start.T @ difference
-        self.moved = self.moved + difference.T @ difference
-        self.unit_mixed = self.unit_mixed + unit.T @ turned
-        self.unit_moved = self.unit_moved + turned.T @ turned
-        self.total = self.total + difference.sum(dim=0)
+        self.mixed = _summed(self.mixed, start, difference)
+        self.moved = _summed(self.moved, difference, difference)
+        self.unit_mixed = _summed(self.unit_mixed, unit, turned)
+        self.unit_moved = _summed(self.unit_moved, turned, turned)
+        moved = difference.sum(dim=0)
+        self.total = moved if self.total is None else self.total + moved
         # Of unit rows, 1 - cosine is half the squared distance.
         self.cosine += float(turned.double().square().sum()) / 2
         self.norm += float(((lengths - before).abs() / before.clamp(min=TINY)).double().sum())
@@ -70,9 +71,9 @@ class Pairs:
 
     def __init__(self, num_points: int) -> None:
         self.num_rows = 0
-        self._base: Tensor | float = 0.0
-        self._unit_base: Tensor | float = 0.0
-        self._total: Tensor | float = 0.0
+        self._base: Tensor | None = None
+        self._unit_base: Tensor | None = None
+        self._total: Tensor | None = None
         self._points = [_Moved() for _ in range(num_points)]
         self._rows: list[tuple[Tensor, ...]] | None = []
 
@@ -101,9 +102,10 @@ class Pairs:
         start = rows[0]
         before = torch.linalg.vector_norm(start, dim=1, keepdim=True)
         unit = start / before.clamp(min=TINY)
-        self._base = self._base + start.T @ start
-        self._unit_base = self._unit_base + unit.T @ unit
-        self._total = self._total + start.sum(dim=0)
+        self._base = _summed(self._base, start, start)
+        self._unit_base = _summed(self._unit_base, unit, unit)
+        total = start.sum(dim=0)
+        self._total = total if self._total is None else self._total + total
         for point, end in zip(self._points, rows[1:], strict=True):
             point.add(start, unit, end)
 
@@ -151,8 +153,13 @@ class Pairs:
         )
 
 
-def _matrix(value: Tensor | float) -> Tensor:
-    assert isinstance(value, torch.Tensor), "nothing was added"
+def _summed(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """Outer products of rows added to what there is, in place."""
+    return left.T @ right if total is None else total.addmm_(left.T, right)
+
+
+def _matrix(value: Tensor | None) -> Tensor:
+    assert value is not None, "nothing was added"
     return value
 
 
