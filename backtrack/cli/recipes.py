@@ -18,9 +18,10 @@ from backtrack.cli.planning import print_plan
 @recipes_app.command("list")
 def list_recipes(*, is_json: JsonOption = False) -> None:
     """Name the recipes that come with the package."""
-    from backtrack.recipe import packaged_recipes
+    from backtrack.recipe import packaged_arenas, packaged_recipes
 
     rows = [[path.stem, _purpose(path)] for path in packaged_recipes()]
+    rows += [[name, _purpose(path)] for name, path in packaged_arenas().items()]
     if is_json:
         print_json([{"name": name, "purpose": purpose} for name, purpose in rows])
         return
@@ -50,17 +51,29 @@ def check_recipe(
 ) -> None:
     """List every mistake of a recipe at once, and say what it takes."""
     from backtrack.recipe import load_recipe
+    from backtrack.recipe.arena import is_arena, load_arena
     from backtrack.train.check import library_faults
     from backtrack.train.plan import make_plan
 
     path = recipe_path(recipe)
-    loaded = load_recipe(path, overrides or (), checks=[library_faults])
-    plan = make_plan(loaded)
+    if is_arena(path):
+        arena = load_arena(path, overrides or (), checks=[library_faults])
+        recipes = {e.label: e.recipe for e in arena.entrants}
+    else:
+        recipes = {"": load_recipe(path, overrides or (), checks=[library_faults])}
+    plans = {name: make_plan(loaded) for name, loaded in recipes.items()}
     if is_json:
-        print_json({**loaded.model_dump(mode="json"), "plan": plan.as_dict()})
+        found = [
+            {**loaded.model_dump(mode="json"), "plan": plans[name].as_dict()}
+            for name, loaded in recipes.items()
+        ]
+        print_json(found[0] if "" in recipes else dict(zip(recipes, found, strict=True)))
         return
     terminal.out.print(f"{path}: no mistakes.", markup=False, soft_wrap=True)
-    print_plan(plan)
+    for name, plan in plans.items():
+        if name:
+            terminal.out.print(f"\n{name}", markup=False)
+        print_plan(plan)
 
 
 def _purpose(path: Path) -> str:

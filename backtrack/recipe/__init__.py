@@ -17,6 +17,7 @@ from backtrack.recipe.faults import (
 from backtrack.recipe.loading import (
     find_recipe,
     load_recipe,
+    packaged_arenas,
     packaged_recipes,
 )
 from backtrack.recipe.model import (
@@ -96,5 +97,6 @@ __all__ = [
     "find_recipe",
     "load_recipe",
     "nearest",
+    "packaged_arenas",
     "packaged_recipes",
 ]
