@@ -3,7 +3,7 @@
     runs/NAME/
       manifest.json  recipe.yaml  recipe.resolved.json
       trajectory/step-00000050/  trajectory/index.jsonl
-      study.db  measurements.jsonl  selection.json  report.html  figures/  export/
+      study.db  measurements.jsonl  selection.json  sweep.json  report.html  figures/  export/
 
 Promised: what was whole at a kill is read back whole. A last line cut short is passed over, and
 the next one begins on a line of its own. A step whose folder is gone is named, not skipped.
@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from backtrack.errors import PointError, RunError
 from backtrack.point import Point
 from backtrack.recipe import Recipe
-from backtrack.records import CheckpointEntry, Manifest, Measurement, Record, Selection
+from backtrack.records import CheckpointEntry, Manifest, Measurement, Record, Selection, Sweep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -222,6 +222,23 @@ class Run:
         path = self.path / "selection.json"
         write_atomically(path, selection.model_dump_json(indent=2) + "\n")
         return path
+
+    def sweep(self) -> Sweep | None:
+        """The answers to other weights and bounds; none where the selection on record has none."""
+        path = self.path / "sweep.json"
+        selection = self.selection()
+        if selection is None or not path.exists():
+            return None
+        found = read_record(path, Sweep)
+        return found if found.created == selection.created else None
+
+    def write_sweep(self, sweep: Sweep | None) -> None:
+        """Keep the answers that belong to the selection, or keep none."""
+        path = self.path / "sweep.json"
+        if sweep is None:
+            path.unlink(missing_ok=True)
+        else:
+            write_atomically(path, sweep.model_dump_json() + "\n")
 
     def _read_index(self) -> dict[int, CheckpointEntry]:
         """The last line of each step. A damaged line hides its own step and no other."""

@@ -30,6 +30,7 @@ pays, the shorter one is taken, and the selection says how many items would sett
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -52,6 +53,7 @@ MIN_ALPHAS = 5
 DEGREES = (3, 4, 5)
 INDIFFERENCE = 1.0
 """Points of utility that standing nearer to the base may cost."""
+_NO_GAP = 1e-9
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,32 @@ class Measured:
             held[list(curve.columns)] = True
         return held
 
+    @cached_property
+    def smoothed(self) -> Floats:
+        """Utilities on the fitted curves, [points]."""
+        found: Floats = self.smoother @ self.utilities
+        return found
+
+    @cached_property
+    def fitted(self) -> Floats:
+        """Their bootstrap samples, [resamples, points]."""
+        found: Floats = self.samples @ self.smoother.T
+        return found
+
+    def ranked(self) -> list[int]:
+        """Columns that may be the top, the highest smoothed utility first, then the nearer."""
+        found = np.flatnonzero(self.is_held)
+        return sorted(map(int, found), key=lambda i: (-self.smoothed[i], self.distances[i]))
+
+    def preferred(self) -> list[int]:
+        """All columns, the base first, then the nearest: by distance, then alpha, then step."""
+
+        def way(i: int) -> tuple[bool, float, float, int]:
+            point = self.points[i]
+            return not point.is_base, float(self.distances[i]), point.alpha, point.step
+
+        return sorted(range(len(self.points)), key=way)
+
 
 def choose(measured: Measured, is_feasible: Flags) -> Decision:
     """Apply the rule.
@@ -151,35 +179,46 @@ def choose(measured: Measured, is_feasible: Flags) -> Decision:
         measured: The points.
         is_feasible: Which meet every constraint, [points]; at least one of them eligible.
     """
-    points, distances = measured.points, measured.distances
-    smoothed = measured.smoother @ measured.utilities
     is_eligible = is_feasible & measured.is_held
-    top = int(max(np.flatnonzero(is_eligible), key=lambda i: (smoothed[i], -distances[i])))
-    fitted = measured.samples @ measured.smoother.T
+    top = next(i for i in measured.ranked() if is_feasible[i])
+    is_tied = is_eligible & tied_with(measured, top)
+    chances = np.zeros(len(measured.points))
+    chances[is_eligible] = chances_best(measured.fitted[:, is_eligible])
+    is_open = is_tied & worth_choosing(measured, top)
+    chosen = next(i for i in measured.preferred() if is_open[i])
+    return Decision(chosen, top, measured.smoothed, is_tied, chances, measured.curves[1])
+
+
+def tied_with(measured: Measured, top: int) -> Flags:
+    """Points that the items cannot tell from the top (rule 4), eligible or not."""
     is_as_high = (measured.utilities >= measured.utilities[top]) & measured.is_deepest
-    is_tied = is_eligible & (_not_worse(top, fitted) | is_as_high)
+    is_tied = is_as_high | _not_worse(top, measured.fitted)
     is_tied[top] = True
-    chances = np.zeros(len(points))
-    chances[is_eligible] = chances_best(fitted[:, is_eligible])
-    chosen = min(
-        np.flatnonzero(is_tied & _is_worth_it(points, smoothed, top, is_tied)),
-        key=lambda i: (float(distances[i]), points[i].alpha, points[i].step),
-    )
-    return Decision(int(chosen), top, smoothed, is_tied, chances, measured.curves[1])
+    return np.asarray(is_tied)
 
 
-def _is_worth_it(points: Sequence[Point], smoothed: Floats, top: int, is_tied: Flags) -> Flags:
-    """Points that give up little of the top's utility; the base alone where it is tied."""
-    is_base = np.array([point.is_base for point in points])
-    if (is_base & is_tied).any():
-        return is_base
-    return np.asarray(smoothed >= smoothed[top] - INDIFFERENCE)
+def worth_choosing(measured: Measured, top: int) -> Flags:
+    """Points that give up little of the top's utility, and the base (rule 5).
+
+    The base comes first in `preferred`, so that it is taken wherever it is tied.
+    """
+    is_base = np.array([point.is_base for point in measured.points])
+    return is_base | (measured.smoothed >= measured.smoothed[top] - INDIFFERENCE)
 
 
 def _not_worse(top: int, samples: Floats) -> Flags:
-    """Points whose interval of top minus point does not lie above zero; it never lies below."""
-    low = np.quantile(samples[:, [top]] - samples, (1 - LEVEL) / 2, axis=0)
-    flags: Flags = low <= 1e-9
+    """Points whose interval of top minus point does not lie above zero; it never lies below.
+
+    Sorting is left out where counting says as much: the quantile lies between two neighbours in
+    order, `below` of them under the lower one.
+    """
+    gaps = samples[:, [top]] - samples
+    below = math.floor((1 - LEVEL) / 2 * (len(gaps) - 1))
+    counts = (gaps <= _NO_GAP).sum(axis=0)
+    flags: Flags = counts > below + 1
+    close = np.flatnonzero(counts == below + 1)
+    if len(close):
+        flags[close] = np.quantile(gaps[:, close], (1 - LEVEL) / 2, axis=0) <= _NO_GAP
     return flags
 
 
