@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from peft import LoraConfig, PromptTuningConfig
 
-from backtrack import cli
+from backtrack.cli.searching import parse_budget
+from backtrack.cli.selecting import parse_bounds
 from backtrack.errors import UsageError
 from backtrack.run.directory import Run
 from tests.models import make_base, make_peft_run
@@ -211,17 +212,17 @@ def test_ctrl_c_during_training_leaves_a_run_that_resumes(place: Path) -> None:
 
 
 def test_budgets_and_bounds_on_objectives_are_read_or_refused():
-    assert cli._budget(["items=5000", "tokens=2e6"]).model_dump() == {
+    assert parse_budget(["items=5000", "tokens=2e6"]).model_dump() == {
         "items": 5000,
         "tokens": 2_000_000,
         "minutes": None,
     }
-    assert cli._bounds(["nq=2"], ["nq=30", "bbh=0.5"]) == {
+    assert parse_bounds(["nq=2"], ["nq=30", "bbh=0.5"]) == {
         "nq": {"max_drop": 2.0, "limit": 30.0},
         "bbh": {"limit": 0.5},
     }
     for wrong in (["items"], ["items=many"], ["hours=2"], ["items=-1"]):
         with pytest.raises(UsageError, match="items=5000, tokens=2e6 or minutes=30"):
-            cli._budget(wrong)
+            parse_budget(wrong)
     with pytest.raises(UsageError, match="write NAME=NUMBER"):
-        cli._bounds(None, ["nq"])
+        parse_bounds(None, ["nq"])

@@ -1,0 +1,11 @@
+"""The command line: parse, call one library function, print. Nothing imports this package.
+
+Heavy libraries are imported inside the commands, so `--help` answers at once. Exit codes: 0 done,
+2 wrong use, 1 failed, 130 interrupted. Importing a module of commands puts them on `app`, in the
+order of the help.
+"""
+
+from backtrack.cli import making, searching, selecting, exporting, recipes  # noqa: F401, I001
+from backtrack.cli.app import app, main
+
+__all__ = ["app", "main"]

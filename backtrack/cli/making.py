@@ -1,0 +1,107 @@
+"""Commands that make a run: `demo`, `train`, `adopt`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from backtrack import terminal
+from backtrack.cli.app import app
+from backtrack.cli.opening import adopt_folder, print_json, recipe_path
+from backtrack.cli.options import BaseOption, JsonOption, QuietOption, RecipeOption, SetOption
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Folder for the demo's run.")] = Path("runs"),
+    seed: Annotated[int, typer.Option(help="Of training, split and search.")] = 0,
+    *,
+    is_json: JsonOption = False,
+    is_quiet: QuietOption = False,
+) -> None:
+    """Run the whole job on an embedded tiny model: train, search, select, export, report."""
+    from backtrack.demo import run_demo
+
+    shown = run_demo(folder, seed=seed, is_quiet=is_quiet or is_json)
+    if is_json:
+        print_json(shown.selection.model_dump(mode="json"))
+        return
+    terminal.print_selection(shown.selection)
+    terminal.out.print()
+    for name, place in {"report": shown.report, "adapter": shown.export.folder}.items():
+        terminal.out.print(f"{name:<8} {place}", markup=False, soft_wrap=True)
+    terminal.out.print()
+    for line in shown.next_commands:
+        terminal.out.print(line, markup=False, soft_wrap=True)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe; see `backtrack recipes list`.")],
+    overrides: SetOption = None,
+    *,
+    is_resumed: Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")] = False,
+    is_json: JsonOption = False,
+    is_quiet: QuietOption = False,
+) -> None:
+    """Train a recipe, keeping a dense trajectory."""
+    from backtrack.recipe import load_recipe
+
+    path = recipe_path(recipe)
+    # `accelerate launch` and torchrun number the processes; one of them speaks.
+    is_main = os.environ.get("RANK", "0") == "0"
+    with terminal.progress("training", is_quiet=is_quiet or is_json or not is_main) as report:
+        from backtrack.train.check import library_faults
+        from backtrack.train.trainer import train as train_recipe
+
+        loaded = load_recipe(path, overrides or (), checks=[library_faults])
+        run = train_recipe(
+            loaded,
+            recipe_text=path.read_text(encoding="utf-8"),
+            resume=is_resumed,
+            on_progress=lambda p: report(p.done, p.total, _loss(p.loss)),
+        )
+    if not is_main:
+        return
+    if is_json:
+        print_json({"run": str(run.path), "steps": list(run.steps)})
+        return
+    terminal.out.print(
+        f"{run.path}: {len(run.steps)} checkpoints, last step {run.final.step}. "
+        f"Choose a point: backtrack select {shlex.quote(str(run.path))}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def adopt(
+    source: Annotated[Path, typer.Argument(help="Folder a Trainer wrote, an adapter or a model.")],
+    base: BaseOption = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
+    recipe: RecipeOption = None,
+    initial: Annotated[
+        Path | None,
+        typer.Option(help="Adapter saved before the first step, where PiSSA and its kin need it."),
+    ] = None,
+    *,
+    is_json: JsonOption = False,
+) -> None:
+    """Take over a run that others wrote: by reference, copying nothing."""
+    run = adopt_folder(source, base, name, recipe, initial)
+    if is_json:
+        print_json({"run": str(run.path), "steps": list(run.steps), "base": run.base.model})
+        return
+    terminal.out.print(
+        f"{run.path}: {len(run.steps)} checkpoints from {source}, base {run.base.model}.",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _loss(loss: float | None) -> str:
+    return "" if loss is None else f"loss {loss:.4g}"

@@ -1,0 +1,64 @@
+"""The commands under `recipes`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from backtrack import terminal
+from backtrack.cli.app import recipes_app
+from backtrack.cli.opening import print_json, recipe_path
+from backtrack.cli.options import JsonOption, SetOption
+
+
+@recipes_app.command("list")
+def list_recipes(*, is_json: JsonOption = False) -> None:
+    """Name the recipes that come with the package."""
+    from backtrack.recipe import packaged_recipes
+
+    rows = [[path.stem, _purpose(path)] for path in packaged_recipes()]
+    if is_json:
+        print_json([{"name": name, "purpose": purpose} for name, purpose in rows])
+        return
+    terminal.print_rows(["recipe", "purpose"], rows)
+
+
+@recipes_app.command("show")
+def show_recipe(
+    name: Annotated[str, typer.Argument(help="A recipe's name or file.")],
+    *,
+    is_json: JsonOption = False,
+) -> None:
+    """Print a recipe."""
+    text = recipe_path(Path(name)).read_text(encoding="utf-8")
+    if is_json:
+        print_json({"name": name, "text": text})
+        return
+    sys.stdout.write(text)
+
+
+@recipes_app.command("check")
+def check_recipe(
+    recipe: Annotated[Path, typer.Argument(help="A recipe's name or file.")],
+    overrides: SetOption = None,
+    *,
+    is_json: JsonOption = False,
+) -> None:
+    """List every mistake of a recipe at once."""
+    from backtrack.recipe import load_recipe
+    from backtrack.train.check import library_faults
+
+    path = recipe_path(recipe)
+    loaded = load_recipe(path, overrides or (), checks=[library_faults])
+    if is_json:
+        print_json(loaded.model_dump(mode="json"))
+        return
+    terminal.out.print(f"{path}: no mistakes.", markup=False, soft_wrap=True)
+
+
+def _purpose(path: Path) -> str:
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    return first.lstrip("# ").strip()

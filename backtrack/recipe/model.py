@@ -1,0 +1,70 @@
+"""The whole recipe, as a frozen model."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from pydantic import Field, field_validator
+
+from backtrack.recipe.objectives import Objective, default_name
+from backtrack.recipe.search import SearchSection, SelectSection
+from backtrack.recipe.sections import (
+    BaseSection,
+    DataSection,
+    Method,
+    PlacementSection,
+    Section,
+    TrajectorySection,
+)
+from backtrack.records import Role
+
+
+class Recipe(Section):
+    """A whole recipe."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Names the run's directory."""
+    base: BaseSection
+    """The model before training."""
+    seed: int = 0
+    """Of training."""
+    output: str = "runs"
+    """Folder the run is made in, relative to the working directory."""
+    method: Method | None = None
+    """What is trained; not needed for a run that is adopted."""
+    data: DataSection | None = None
+    """What it is trained on; likewise."""
+    sft: dict[str, Any] = Field(default_factory=dict)
+    """Any field of TRL's SFTConfig."""
+    trajectory: TrajectorySection = TrajectorySection()
+    """Which steps are kept."""
+    placement: PlacementSection = PlacementSection()
+    """How a model stands at a point."""
+    objectives: tuple[Objective, ...] = ()
+    """What is measured."""
+    search: SearchSection = SearchSection()
+    """How the path is searched."""
+    select: SelectSection = SelectSection()
+    """How the point is chosen."""
+
+    @field_validator("base", mode="before")
+    @classmethod
+    def _bare_name(cls, value: object) -> object:
+        return {"model": value} if isinstance(value, str) else value
+
+    @field_validator("objectives")
+    @classmethod
+    def _named(cls, objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
+        named = tuple(
+            o if o.name else o.model_copy(update={"name": default_name(o)}) for o in objectives
+        )
+        names = [o.name for o in named]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"two objectives are called {twice[0]!r}; give one a `name` of its own"
+            )
+        missing = [role for role in get_args(Role) if role not in {o.role for o in named}]
+        if named and missing:
+            raise ValueError(f"no objective has the role `{missing[0]}`; each role needs one")
+        return named
