@@ -75,11 +75,10 @@ def plane_spec(drawing: Drawing, layout: Layout = WIDE, *, is_live: bool = False
         layout: How much room there is.
         is_live: The page moves the choice: what is drawn of it may come to be.
     """
-    paths = [drawing.training, *(c for c in drawing.curves if _has_strengths(drawing, c))]
-    names = _plane_names(drawing, layout)
+    names = _plane_names(drawing, layout, has_choice=not is_live)
     datasets = {
         "front": drawing.lines([Path(FRONT, drawing.front)]),
-        "lines": drawing.lines(paths),
+        "lines": drawing.lines(plane_paths(drawing)),
         "cross": drawing.cross(),
         "marks": drawing.marks(),
         "overlay": drawing.overlay(),
@@ -107,13 +106,18 @@ def plane_spec(drawing: Drawing, layout: Layout = WIDE, *, is_live: bool = False
     return _spec(chart, said, layout, datasets)
 
 
+def plane_paths(drawing: Drawing) -> list[Path]:
+    """The training path, and the paths along alpha that have more than their two ends."""
+    return [drawing.training, *(c for c in drawing.curves if _has_strengths(drawing, c))]
+
+
 def alpha_spec(drawing: Drawing, layout: Layout = WIDE, *, is_live: bool = False) -> Spec:
     """Each role's score along alpha, one panel a role."""
     datasets = _alpha_datasets(drawing)
     kinds = _kinds(drawing, {**datasets, "front": []}, is_live=is_live)
     panels = []
     for role in ROLES:
-        names = _panel_names(drawing, role, layout)
+        names = _panel_names(drawing, role, layout, has_choice=not is_live)
         datasets |= {f"{name}_{role}": rows for name, rows in _split(names).items()}
         panel = _panel(drawing, role, kinds, is_last=role == ROLES[-1])
         panels.append(panel.properties(width=layout.panel[0], height=layout.panel[1]))
@@ -226,12 +230,21 @@ def _has_strengths(drawing: Drawing, path: Path) -> bool:
     return any(drawing.candidate(i).point.alpha not in (0.0, 1.0) for i in path.ids)
 
 
-def _lines(kinds: Sequence[Kind], encoding: Spec) -> alt.Chart:
+def _legend(*, has_legend: bool) -> alt.Legend | None:
+    """One legend for a drawing: layers that disagree about it would be warned of."""
+    return alt.Legend(title=None, labelLimit=0) if has_legend else None
+
+
+def _lines(kinds: Sequence[Kind], encoding: Spec, *, has_legend: bool = True) -> alt.Chart:
     drawn: alt.Chart = (
         _named("lines")
         .mark_line(strokeWidth=2, opacity=0.75)
         .encode(
-            color=alt.Color("kind:N", scale=_scale(kinds, "colour")),
+            color=alt.Color(
+                "kind:N",
+                scale=_scale(kinds, "colour"),
+                legend=_legend(has_legend=has_legend),
+            ),
             detail="path:N",
             order=alt.Order("place:Q"),
             **encoding,
@@ -244,14 +257,14 @@ def _marks(
     name: str, kinds: Sequence[Kind], encoding: Spec, *, has_legend: bool = True
 ) -> alt.Chart:
     """Points, with the legend of their kinds."""
-    legend = alt.Legend(title=None, labelLimit=0) if has_legend else None
+    legend = _legend(has_legend=has_legend)
     drawn: alt.Chart = (
         _named(name)
         .mark_point(filled=True, opacity=1)
         .encode(
             color=alt.Color("kind:N", scale=_scale(kinds, "colour"), legend=legend),
             shape=alt.Shape("kind:N", scale=_scale(kinds, "shape"), legend=legend),
-            size=alt.Size("kind:N", scale=_scale(kinds, "size"), legend=None),
+            size=alt.Size("kind:O", scale=_scale(kinds, "size"), legend=legend),
             opacity=alt.condition("datum.is_feasible", alt.value(1.0), alt.value(0.35)),
             tooltip=alt.Tooltip("id:Q"),
             **encoding,
@@ -297,7 +310,7 @@ def _panel(
     return alt.LayerChart(
         layer=[
             rule.encode(x=encoding["x"]),
-            _lines(kinds, encoding),
+            _lines(kinds, encoding, has_legend=has_legend),
             *(_marks(name, kinds, encoding, has_legend=has_legend) for name in _POINTS),
             *(_texts(encoding, f"_{field}") if field in ROLES else []),
         ]
@@ -324,7 +337,7 @@ def _alphas(drawing: Drawing) -> list[float]:
     return padded([0.0, 1.0, *shown])
 
 
-def _plane_names(drawing: Drawing, layout: Layout) -> list[Spec]:
+def _plane_names(drawing: Drawing, layout: Layout, *, has_choice: bool) -> list[Spec]:
     """Names of base, final and choice; some steps and alphas, where there is room for them."""
     frame = labels.Frame(drawing.ends("target"), drawing.ends("general"), layout.plane)
 
@@ -337,14 +350,17 @@ def _plane_names(drawing: Drawing, layout: Layout) -> list[Spec]:
     for row in drawing.cross():
         ends = (("target", "general"), ("target_end", "general_end"))
         lines.append([frame.spot(row[x], row[y]) for x, y in ends])
-    names = drawing.names(drawing.ids, is_short=not layout.has_waymarks)
+    is_short = not layout.has_waymarks
+    names = drawing.names(drawing.ids, is_short=is_short, has_choice=has_choice)
     names += drawing.waymarks() if layout.has_waymarks else []
     marks = [spot(i) for i in drawing.ids]
     places = labels.place([_label(n, spot(n.place)) for n in names], marks, lines, layout.plane)
     return _placed(drawing, names, places)
 
 
-def _panel_names(drawing: Drawing, role: Role, layout: Layout) -> list[Spec]:
+def _panel_names(
+    drawing: Drawing, role: Role, layout: Layout, *, has_choice: bool
+) -> list[Spec]:
     shown = drawing.along_alpha()
     low, high = _alphas(drawing)
     frame = labels.Frame((low, high), drawing.ends(role, shown), layout.panel)
@@ -357,7 +373,8 @@ def _panel_names(drawing: Drawing, role: Role, layout: Layout) -> list[Spec]:
     if drawing.chosen is not None:
         x, _ = spot(drawing.chosen)
         lines.append([(x, 0.0), (x, layout.panel[1])])
-    names = drawing.names(shown, is_short=not layout.has_waymarks)
+    is_short = not layout.has_waymarks
+    names = drawing.names(shown, is_short=is_short, has_choice=has_choice)
     wanted = [_label(name, spot(name.place)) for name in names]
     places = labels.place(wanted, [spot(i) for i in shown], lines, layout.panel)
     return _placed(drawing, names, places)

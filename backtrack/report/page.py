@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
     from markupsafe import Markup
 
-    from backtrack.records import CheckpointEntry, Measurement, Selection
+    from backtrack.records import CheckpointEntry, Measurement, Selection, Sweep
+
+SCRIPTS = ("wording.js", "rule.js", "tables.js", "drawings.js", "page.js")
 
 
 def write_report(
@@ -29,25 +31,39 @@ def write_report(
     selection: Selection,
     measurements: Sequence[Measurement],
     entries: Sequence[CheckpointEntry],
+    sweep: Sweep | None = None,
 ) -> Path:
     """Draw a selection into its run's directory; gives the page's path.
+
+    Args:
+        run_path: The run's directory, which the page's commands name.
+        selection: What was chosen, and among what.
+        measurements: What was measured, for the account of it.
+        entries: The trajectory's checkpoints, likewise.
+        sweep: The rule's answers at other weights and bounds; without them the page shows the one
+            selection and has no slider.
 
     Raises:
         RunError: The directory cannot be written to.
     """
     from backtrack.report import charts
+    from backtrack.report.payload import payload
+    from backtrack.report.rows import Drawing
 
-    specs = {
-        "plane": [charts.plane_spec(selection, layout) for layout in charts.LAYOUTS],
-        "alpha": [charts.alpha_spec(selection, layout) for layout in charts.LAYOUTS],
-    }
+    drawing = Drawing(selection)
     context = _context(selection) | {
         "facts": facts.facts(selection, measurements, entries),
-        "charts": [_chart(selection, name, found) for name, found in specs.items()],
+        "figures": facts.figures(selection),
+        "charts": facts.captions(selection),
+        "small": [(f"score_{i}", drawing.axis(f"score_{i}")[0]) for i in drawing.several],
+        "is_live": sweep is not None,
+        "bounds": tables.bounds(selection),
+        "payload": payload(drawing, sweep, run_path),
         "export": f"backtrack export {shlex.quote(str(run_path))} DIR",
         "vega": charts.javascript(),
     }
-    files = {f"figures/{name}.png": charts.picture(found[0]) for name, found in specs.items()}
+    pictures = {"plane": charts.plane_spec(drawing), "alpha": charts.alpha_spec(drawing)}
+    files = {f"figures/{name}.png": charts.picture(spec) for name, spec in pictures.items()}
     files["report.html"] = _render(context).encode()
     try:
         for name, content in files.items():
@@ -69,7 +85,6 @@ def _context(selection: Selection) -> dict[str, Any]:
         "command": selection.command,
         "created": selection.created,
         "level": f"{selection.level:.0%}",
-        "figures": facts.figures(selection),
         "optimism": facts.optimism(selection),
         "report": tables.report(selection),
         "differences": tables.differences(selection),
@@ -79,11 +94,6 @@ def _context(selection: Selection) -> dict[str, Any]:
         "objectives": tables.objectives(selection),
         "yardstick": facts.YARDSTICK,
     }
-
-
-def _chart(selection: Selection, name: str, specs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    title, caption = facts.captions(selection)[name]
-    return {"id": name, "title": title, "caption": caption, "specs": specs}
 
 
 def _render(context: dict[str, Any]) -> str:
@@ -96,7 +106,7 @@ def _render(context: dict[str, Any]) -> str:
         context
         | {
             "style": _trusted(_asset("page.css")),
-            "script": _trusted(_asset("page.js")),
+            "scripts": [_trusted(_asset(name)) for name in SCRIPTS],
             "vega": _trusted(context["vega"]),
         }
     )

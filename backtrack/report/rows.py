@@ -105,13 +105,21 @@ class Drawing:
     def candidate(self, place: int) -> Candidate:
         return self.selection.candidates[place]
 
+    def place(self, point: Point) -> int | None:
+        """Where a drawable candidate stands."""
+        return self._places.get(point)
+
     @property
     def base(self) -> int | None:
-        return self._place(Point.base())
+        return self.place(Point.base())
 
     @property
     def chosen(self) -> int | None:
-        return self._place(self.selection.chosen.canonical)
+        return self.place(self.selection.chosen.canonical)
+
+    @property
+    def final(self) -> int | None:
+        return self.place(self.selection.final.canonical)
 
     @property
     def reading(self) -> ReportRow | None:
@@ -226,12 +234,15 @@ class Drawing:
         found = [i for curve in self.curves for i in curve.ids]
         return tuple(dict.fromkeys([*found, *([] if self.chosen is None else [self.chosen])]))
 
-    def names(self, ids: Iterable[int], *, is_short: bool = False) -> list[Name]:
+    def names(
+        self, ids: Iterable[int], *, is_short: bool = False, has_choice: bool = True
+    ) -> list[Name]:
         """Names of the choice, the base and the final; one text where two are one point."""
-        ends = {CHOSEN: self.selection.chosen, BASE: Point.base(), FINAL: self.selection.final}
+        ends = {BASE: Point.base(), FINAL: self.selection.final}
+        ends = {CHOSEN: self.selection.chosen, **ends} if has_choice else ends
         words: dict[int, list[str]] = {}
         for word, point in ends.items():
-            place = self._place(point.canonical)
+            place = self.place(point.canonical)
             if place is not None and place in ids:
                 words.setdefault(place, []).append(word)
         found = []
@@ -251,10 +262,6 @@ class Drawing:
         found = [(i, text) for i, text in (*steps, *alphas) if i not in named]
         every = math.ceil(len(found) / MAX_WAYMARKS) or 1
         return [Name(i, text, is_needed=False) for i, text in found[::every]]
-
-    def _place(self, point: Point) -> int | None:
-        """Where a drawable candidate stands."""
-        return self._places.get(point)
 
     def _all_kinds(self) -> tuple[Kind, ...]:
         return (

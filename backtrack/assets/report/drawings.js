@@ -1,0 +1,92 @@
+"use strict";
+// Draws each figure from its specification, at the width the page gives it, and again when that
+// width changes. Colours need no redrawing: the ink is the page's own, `currentColor`.
+const drawings = (() => {
+  const NARROW = 560;
+  const MARGIN = 92; // A vertical axis with its two-line title, and the right edge.
+  const MANY = 3000; // Marks beyond which a bitmap is drawn faster than so many elements.
+
+  // `filled` gives a chart's rows by name; `tooltip` what to say of a candidate, as pairs.
+  function make(page, filled, tooltip) {
+    const isMany = page.candidates.step.length > MANY;
+    const options = {
+      actions: false,
+      renderer: isMany ? "canvas" : "svg",
+      logLevel: 1, // Errors alone.
+      defaultStyle: false,
+      tooltip: pointer(tooltip),
+    };
+    const views = new Map();
+
+    // The specification at a width; what stands in it are the names that Python placed.
+    function fitted(id, width) {
+      const [wide, narrow] = page.charts[id];
+      const spec = structuredClone(narrow && width < NARROW ? narrow : wide);
+      for (const view of spec.vconcat || [spec]) view.width = Math.max(width - MARGIN, 160);
+      return spec;
+    }
+
+    // A bitmap knows no `currentColor`: it takes the ink the page has now.
+    function inked(spec, chart) {
+      if (!isMany) return spec;
+      const ink = getComputedStyle(chart).color;
+      return JSON.parse(JSON.stringify(spec).replaceAll('"currentColor"', JSON.stringify(ink)));
+    }
+
+    async function draw(id, chart, width) {
+      const spec = fitted(id, width);
+      const own = spec.datasets;
+      spec.datasets = { ...own, ...filled(id, own) };
+      const { view } = await window.vegaEmbed(chart, inked(spec, chart), options);
+      views.get(id)?.view.finalize();
+      views.set(id, { view, own });
+    }
+
+    function update(names) {
+      for (const [id, { view, own }] of views) {
+        const rows = filled(id, own);
+        for (const name of names(rows)) view.data(name, rows[name]);
+        view.run();
+      }
+    }
+
+    for (const figure of document.querySelectorAll("figure[data-chart]")) {
+      const chart = figure.querySelector(".chart");
+      const id = figure.dataset.chart;
+      let drawn = 0;
+      new ResizeObserver(() => {
+        const width = chart.clientWidth;
+        if (width === 0 || width === drawn) return;
+        drawn = width;
+        draw(id, chart, width);
+      }).observe(chart);
+    }
+    return { update };
+  }
+
+  // A tooltip next to the pointer, filled with text alone.
+  function pointer(tooltip) {
+    const box = document.createElement("div");
+    box.id = "tooltip";
+    box.hidden = true;
+    document.body.append(box);
+    return (_, event, item, value) => {
+      box.hidden = value == null || value === "";
+      if (box.hidden) return;
+      const lines = tooltip(Number(value), item.datum.kind).map(([name, text]) => {
+        const line = document.createElement("div");
+        const key = document.createElement("span");
+        key.textContent = name;
+        line.append(key, ` ${text}`);
+        return line;
+      });
+      box.replaceChildren(...lines);
+      const left = Math.min(event.clientX + 14, window.innerWidth - box.offsetWidth - 8);
+      const top = Math.min(event.clientY + 14, window.innerHeight - box.offsetHeight - 8);
+      box.style.left = `${Math.max(left, 8)}px`;
+      box.style.top = `${Math.max(top, 8)}px`;
+    };
+  }
+
+  return { make };
+})();
