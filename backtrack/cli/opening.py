@@ -73,9 +73,7 @@ def draw_report(run: Run, selection: Selection) -> Path:
     """Write the page from records."""
     from backtrack.report.page import write_report
 
-    return write_report(
-        run.path, selection, run.measurements(), run.entries(), run.sweep()
-    )
+    return write_report(run.path, selection, run.measurements(), run.entries(), run.sweep())
 
 
 def write_export(run: Run, point: Point, folder: Path, form: ExportForm | None) -> Any:

@@ -304,7 +304,7 @@ def _panel(
     is_last: bool,
     has_legend: bool = True,
 ) -> alt.LayerChart:
-    """One score along alpha: the curves, the choice, and where it is a role's, its ends by name."""
+    """One score along alpha: the curves, the choice and, where it is a role's, its ends."""
     encoding = _panel_encoding(drawing, field, is_last=is_last)
     rule = _named("choice").mark_rule(color=CHOSEN_COLOUR, strokeDash=[3, 3], opacity=0.8)
     return alt.LayerChart(
@@ -358,9 +358,7 @@ def _plane_names(drawing: Drawing, layout: Layout, *, has_choice: bool) -> list[
     return _placed(drawing, names, places)
 
 
-def _panel_names(
-    drawing: Drawing, role: Role, layout: Layout, *, has_choice: bool
-) -> list[Spec]:
+def _panel_names(drawing: Drawing, role: Role, layout: Layout, *, has_choice: bool) -> list[Spec]:
     shown = drawing.along_alpha()
     low, high = _alphas(drawing)
     frame = labels.Frame((low, high), drawing.ends(role, shown), layout.panel)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from backtrack.records import Interval, Selection, Sweep
+    from backtrack.point import Point
+    from backtrack.records import BaselineRow, Interval, ReportRow, Selection, Sweep
     from backtrack.report.rows import Drawing
 
 Values = dict[str, Any]
@@ -75,14 +76,18 @@ def _candidates(selection: Selection) -> Values:
 def _reported(drawing: Drawing) -> Values:
     """Role scores on the report items, of the candidates that were measured on them."""
     selection = drawing.selection
-    measured = [(row.point, row) for row in selection.report.values()]
-    measured += [(row.baseline.point, row) for row in selection.baselines if row.baseline.point]
-    found: Values = {}
-    for point, row in measured:
-        place = drawing.place(point.canonical) if point is not None else None
-        if place is not None:
-            found[str(place)] = {role: _ends(getattr(row, role)) for role in ROLES}
-    return found
+    measured: dict[Point, ReportRow | BaselineRow] = {
+        row.point.canonical: row for row in selection.report.values()
+    }
+    for baseline in selection.baselines:
+        if baseline.baseline.point is not None:
+            measured[baseline.baseline.point.canonical] = baseline
+    places = ((drawing.place(point), row) for point, row in measured.items())
+    return {
+        str(place): {role: _ends(getattr(row, role)) for role in ROLES}
+        for place, row in places
+        if place is not None
+    }
 
 
 def _ends(interval: Interval) -> list[float | None]:

@@ -203,7 +203,8 @@ def worth_choosing(measured: Measured, top: int) -> Flags:
     The base comes first in `preferred`, so that it is taken wherever it is tied.
     """
     is_base = np.array([point.is_base for point in measured.points])
-    return is_base | (measured.smoothed >= measured.smoothed[top] - INDIFFERENCE)
+    is_near = measured.smoothed >= measured.smoothed[top] - INDIFFERENCE
+    return np.asarray(is_base | is_near)
 
 
 def _not_worse(top: int, samples: Floats) -> Flags:

@@ -88,7 +88,9 @@ def _bounded(reading: Reading) -> Floats:
 def _answers(measured: Measured, weight: float, bounded: Floats) -> _Answers:
     tops = _tops(measured.ranked(), bounded)
     tied = [tied_with(measured, top) & measured.is_held for top in tops]
-    is_open = [flags & worth_choosing(measured, top) for top, flags in zip(tops, tied, strict=True)]
+    is_open = [
+        flags & worth_choosing(measured, top) for top, flags in zip(tops, tied, strict=True)
+    ]
     return _Answers(weight, tuple(tops), tuple(tied), tuple(is_open), measured.smoothed)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from backtrack.errors import SelectionError
 from backtrack.point import Point
-from backtrack.records import Constraints
+from backtrack.records import Constraints, ObjectiveBound
 from backtrack.selection import sweeping
 from backtrack.selection.judging import judge
 from backtrack.selection.measured import Setting, Table
@@ -62,6 +62,11 @@ def make_points():
     return [Point.base(), FINAL, *line, *other, Point(step=10), Point(step=30)]
 
 
+def maybe(rng: np.random.Generator, low: float, high: float) -> float | None:
+    """A number between two, or none, as often."""
+    return float(rng.uniform(low, high)) if rng.random() < 0.5 else None
+
+
 def read(found, weight, is_feasible):
     """What the page's script does, in Python: the first that meets the bounds, twice."""
     (swept,) = [each for each in found.weights if each.weight == weight]
@@ -85,14 +90,14 @@ def test_the_table_says_what_the_rule_says_at_any_weight_and_bounds(seed: int):
     assert found is not None
     assert found.is_whole
     rng = np.random.default_rng(seed)
-    answers = set()
+    answers: set[int | None] = set()
     for weight in (0.0, 0.05, 0.3, 0.437, 0.5, 0.75, 1.0):
         for _ in range(8):
             asked = Constraints(
-                max_general_drop=rng.choice([None, rng.uniform(0, 40)]),
-                min_target=rng.choice([None, rng.uniform(20, 100)]),
-                keep_gain=rng.choice([None, rng.uniform(0, 1)]),
-                objectives={"loss": {"limit": rng.uniform(2, 3)}} if rng.random() < 0.3 else {},
+                max_general_drop=maybe(rng, 0, 40),
+                min_target=maybe(rng, 20, 100),
+                keep_gain=maybe(rng, 0, 1),
+                objectives={"loss": ObjectiveBound(limit=maybe(rng, 2, 3))},
             )
             try:
                 judgement = judge(table, FINAL, weight, asked, seed)
@@ -117,6 +122,7 @@ def test_intervals_against_an_end_are_those_of_the_paired_samples():
     table = make_table(make_points(), make_objectives(1), num_items=60)
     judgement = judge(table, FINAL, 0.3, Constraints(), 0)
     found = sweep(judgement, "now")
+    assert found is not None
     (swept,) = [each for each in found.weights if each.weight == 0.3]
     samples = judgement.reading.utility_samples
     for place, column in enumerate(found.choosable):
@@ -130,6 +136,7 @@ def test_with_more_tops_than_are_kept_the_table_says_so(monkeypatch: pytest.Monk
     judgement = judge(table, FINAL, 0.5, Constraints(), 0)
     monkeypatch.setattr(sweeping, "MAX_TOPS", 2)
     found = sweep(judgement, "now")
+    assert found is not None
     assert not found.is_whole
     assert all(len(each.tops) <= 2 for each in found.weights)
     monkeypatch.setattr(sweeping, "MAX_POINTS", 3)
