@@ -358,6 +358,7 @@
     });
     byId("controls").addEventListener("submit", (event) => event.preventDefault());
     for (const id of ["controls", "readings", "taking"]) byId(id).hidden = false;
+    byId("selected").hidden = true; // The readings say as much, and go with the slider.
     reselect();
   }
 
