@@ -270,7 +270,8 @@ class Constraints(Record):
 class ReportRow(Record):
     """Scores on the report items of one of base, chosen point and final, with intervals.
 
-    `target` and `general` are in the unit of their axes, `utility` in points.
+    `target` and `general` are in the unit of their axes, `utility` in points; `scores` and their
+    `intervals` in the unit of each objective.
     """
 
     point: Point
@@ -278,6 +279,7 @@ class ReportRow(Record):
     target: Interval
     general: Interval
     utility: Interval
+    intervals: dict[str, Interval] = Field(default_factory=dict)
 
 
 class Difference(Record):

@@ -18,7 +18,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
 from backtrack.records import ROLES
 
@@ -57,14 +57,21 @@ def progress(title: str, *, is_quiet: bool = False) -> Iterator[Report]:
 
 
 def _bar() -> Progress:
+    """Title, bar, how much of how much, time gone, time left; what is being done gets the rest."""
     return Progress(
-        TextColumn("{task.description:<9}"),
-        BarColumn(bar_width=20),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=14),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[what]}", style="dim"),
+        TextColumn("left", style="dim"),
+        TimeRemainingColumn(compact=True),
+        TextColumn(
+            "{task.fields[what]}",
+            style="dim",
+            table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+        ),
         console=err,
+        expand=True,
     )
 
 
@@ -74,19 +81,31 @@ class _Bar:
         self._task = task
 
     def __call__(self, done: int, total: int, what: str) -> None:
-        self._bar.update(self._task, completed=done, total=total, what=what[:40])
+        self._bar.update(self._task, completed=done, total=total, what=what)
 
 
 class _Lines:
     def __init__(self, title: str) -> None:
         self._title = title
         self._last = -SECONDS_BETWEEN_LINES
+        self._begin: tuple[float, int] | None = None
 
     def __call__(self, done: int, total: int, what: str) -> None:
-        if done == total or time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
-            self._last = time.monotonic()
-            sys.stderr.write(f"{self._title}: {done} of {total}  {what}\n")
+        now = time.monotonic()
+        self._begin = self._begin or (now, done)
+        if done == total or now - self._last >= SECONDS_BETWEEN_LINES:
+            self._last = now
+            sys.stderr.write(f"{self._title}: {done} of {total}{self._left(done, total)}  {what}\n")
             sys.stderr.flush()
+
+    def _left(self, done: int, total: int) -> str:
+        """Time left at the pace since the first call, once there is one."""
+        assert self._begin is not None
+        begun, at = self._begin
+        if done <= at or done >= total:
+            return ""
+        seconds = (time.monotonic() - begun) / (done - at) * (total - done)
+        return f", about {duration(seconds)} left"
 
 
 def print_error(message: str) -> None:
@@ -105,11 +124,11 @@ def print_plan(
     """What a search will cost, before it starts."""
     least = f", {least_items:,} if racing drops all it can" if least_items < most_items else ""
     done = f"; {done_items:,} on record" if done_items else ""
-    when = f"; about {_duration(seconds)}" if seconds is not None else ""
+    when = f"; about {duration(seconds)}" if seconds is not None else ""
     print_note(f"{num_points} points, at most {most_items:,} items scored{least}{done}{when}.")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """`40 s`, `12 min` or `3.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"

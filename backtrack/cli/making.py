@@ -5,14 +5,24 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from backtrack import terminal
 from backtrack.cli.app import app
 from backtrack.cli.opening import adopt_folder, print_json, recipe_path
-from backtrack.cli.options import BaseOption, JsonOption, QuietOption, RecipeOption, SetOption
+from backtrack.cli.options import (
+    BaseOption,
+    JsonOption,
+    QuietOption,
+    RecipeOption,
+    SetOption,
+    recipe_names,
+)
+
+if TYPE_CHECKING:
+    from backtrack.recipe import Recipe
 
 
 @app.command()
@@ -41,7 +51,12 @@ def demo(
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A recipe; see `backtrack recipes list`.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            help="A recipe; see `backtrack recipes list`.", autocompletion=recipe_names
+        ),
+    ],
     overrides: SetOption = None,
     *,
     is_resumed: Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")] = False,
@@ -63,7 +78,7 @@ def train(
             loaded,
             recipe_text=path.read_text(encoding="utf-8"),
             resume=is_resumed,
-            on_progress=lambda p: report(p.done, p.total, _loss(p.loss)),
+            on_progress=lambda p: report(p.done, p.total, _doing(p.loss, loaded)),
         )
     if not is_main:
         return
@@ -90,9 +105,10 @@ def adopt(
     ] = None,
     *,
     is_json: JsonOption = False,
+    is_quiet: QuietOption = False,
 ) -> None:
     """Take over a run that others wrote: by reference, copying nothing."""
-    run = adopt_folder(source, base, name, recipe, initial)
+    run = adopt_folder(source, base, name, recipe, initial, is_quiet=is_quiet or is_json)
     if is_json:
         print_json({"run": str(run.path), "steps": list(run.steps), "base": run.base.model})
         return
@@ -103,5 +119,9 @@ def adopt(
     )
 
 
-def _loss(loss: float | None) -> str:
-    return "" if loss is None else f"loss {loss:.4g}"
+def _doing(loss: float | None, recipe: Recipe) -> str:
+    """The loss, and how many checkpoints are on disk."""
+    index = Path(recipe.output) / recipe.name / "trajectory" / "index.jsonl"
+    num_saved = index.read_bytes().count(b"\n") if index.exists() else 0
+    said = [f"loss {loss:.4g}"] if loss is not None else []
+    return ", ".join([*said, f"{num_saved} saved"])

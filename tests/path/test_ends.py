@@ -154,7 +154,7 @@ def test_a_merged_export_of_a_tied_base_is_untied_where_it_must_be(
 def test_an_export_of_many_shards_is_read_by_transformers(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("backtrack.exporter.MAX_SHARD", "40KB")
+    monkeypatch.setattr("backtrack.exporter.writing.MAX_SHARD", "40KB")
     run = make_full_run(tmp_path / "run", base)
     export(run, Point(step=20, alpha=0.6), tmp_path / "out")
     shards = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
