@@ -212,11 +212,13 @@ class Candidate(Record):
         target: Score of the role, in the unit of its axis.
         general: Likewise.
         utility: At the chosen weight, in points.
-        smoothed: The utility on the curve fitted along alpha; equals `utility` where none is
+        smoothed: The utility on the curves fitted along alpha; equals `utility` where none is
             fitted.
+        smoothed_target: The target on its fitted curve, likewise.
+        smoothed_general: Likewise.
         distance: From the base, see `Measurement`.
         origin: See `Measurement`.
-        is_on_front: No measured point is better on both roles.
+        is_on_front: No point is better on both roles, on the fitted curves.
         is_feasible: Meets every constraint.
         is_tied: Cannot be told apart from the point of highest utility.
         chance_best: Share of bootstrap samples in which it has the highest utility.
@@ -230,6 +232,8 @@ class Candidate(Record):
     general: float
     utility: float
     smoothed: float
+    smoothed_target: float
+    smoothed_general: float
     distance: float
     origin: str
     is_on_front: bool

@@ -95,7 +95,7 @@ def load_model(
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
-            **_quantizing(quantization, device),
+            **quantizing(quantization, device),
         )
     except Exception as error:  # transformers raises many unrelated types
         raise PlacementError(
@@ -113,7 +113,7 @@ def load_model(
     return loaded.requires_grad_(requires_grad=False)
 
 
-def _quantizing(
+def quantizing(
     quantization: Literal["4bit", "8bit"] | None, device: torch.device
 ) -> dict[str, Any]:
     """What makes transformers quantize: NF4 twice over as QLoRA does, or LLM.int8."""

@@ -39,7 +39,7 @@ def sentence(details: ErrorDetails) -> str:
     return f"{where}: {message[0].lower()}{message[1:]}, got {details['input']!r}"
 
 
-_KINDS = ("full", "lora", "oft", "lm_eval", "examples", "text", "python")
+_KINDS = ("full", "adapter", "lm_eval", "examples", "text", "python")
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:

@@ -16,6 +16,7 @@ from backtrack.recipe.sections import (
     Section,
     TrajectorySection,
 )
+from backtrack.recipe.training import LearningRates
 from backtrack.records import Role
 
 
@@ -36,6 +37,10 @@ class Recipe(Section):
     """What it is trained on; likewise."""
     sft: dict[str, Any] = Field(default_factory=dict)
     """Any field of TRL's SFTConfig."""
+    learning_rates: LearningRates = Field(default_factory=dict)
+    """Peak rates of single layers, by a regular expression for their parameters' names, such as
+    `layers\\.[0-3]\\.` or `lora_B`; the first that is found decides, `learning_rate` is the
+    others'."""
     trajectory: TrajectorySection = TrajectorySection()
     """Which steps are kept."""
     placement: PlacementSection = PlacementSection()

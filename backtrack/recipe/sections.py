@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 
 class Section(BaseModel):
@@ -39,7 +39,8 @@ class PeftMethod(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    kind: Literal["lora", "oft"]
+    kind: str
+    """PEFT's name of the method in lower case: `lora`, `oft`, `adalora`, `vera`, `ia3`, ..."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -47,7 +48,15 @@ class PeftMethod(BaseModel):
         return dict(self.model_extra or {})
 
 
-Method = Annotated[FullMethod | PeftMethod, Field(discriminator="kind")]
+def _sort_of_method(section: object) -> str:
+    kind = section.get("kind") if isinstance(section, dict) else getattr(section, "kind", None)
+    return "full" if kind == "full" else "adapter"
+
+
+Method = Annotated[
+    Annotated[FullMethod, Tag("full")] | Annotated[PeftMethod, Tag("adapter")],
+    Discriminator(_sort_of_method),
+]
 
 
 class DataSection(Section):

@@ -1,28 +1,26 @@
 """The rule that picks a point. Pure numpy.
 
 1. Only points that meet every constraint can be chosen.
-2. Utility is smoothed along alpha: for each step and profile with at least five strengths (the
-   base is strength 0 of every one) a least-squares polynomial gives the fitted value, of the
-   lowest degree from 3 to 5 that the items do not refute: the residuals' bootstrap intervals must
-   cover zero, at 95% for all of them together. Elsewhere the utility stands as measured.
-   The base, which lies on several curves, takes the mean of its fitted values. A point measured
-   on part of the items counts for as much in the fit.
+2. Target and general are smoothed along alpha (see `smoothing`): for each step and profile with
+   at least five strengths (the base is strength 0 of every one) a Gaussian process gives fitted
+   values. Elsewhere scores stand as measured. The base, which lies on several curves, takes the
+   mean of its fitted values. Utility is that of the smoothed scores.
 3. ELIGIBLE are the feasible points measured on as many items as any, and those of fewer items
-   that lie on a curve which holds. The TOP is the eligible point of highest smoothed utility.
+   that lie on a curve. The TOP is the eligible point of highest smoothed utility.
 4. TIED are the eligible points that the items cannot tell from the top: the paired bootstrap
    interval of top minus point, at 95%, covers zero, both taken on the fitted curves; and those
    measured, on all items, no lower than the top, whatever the curve says.
 5. The base is the choice where it is tied. Else the choice is the tied point nearest the base, by
    distance, then alpha, then step, of those at most `INDIFFERENCE` points below the top.
 
-NOTE: the tie is judged on fitted values since measured ones cost power. In simulation (12 alphas,
-200 items a role, base 13 points below the best) the chosen point lay 0.9 points below the best;
-with measured differences 2.7, with no smoothing at all 2.1. The best was among the tied in 99 of
-100 runs; in 78 where utility falls off a cliff that a cubic rounds (1000 items a role).
+NOTE: the tie is judged on fitted values since measured ones cost power. Replayed on recorded runs
+(tests/bench/replay.py, 100 seeds, at 40% of an 11-point grid's items) the choice lay 1.35, 0.39
+and 0.98 points below the best of a whole table of steps and strengths; the grid's, of the highest
+measured utility on all its items, 1.37, 0.49 and 1.03.
 
-NOTE: without the bound of rule 5 few items cost the user utility that they do show: replayed on
-recorded runs (tests/bench/replay.py, 8 seeds) the choice lay 1.5 to 5.4 points further below the
-best than with it, at 40% of a grid's items.
+NOTE: rule 5 gives up little, since what the items do not tell apart may still differ: with an
+indifference of 0.5 these are 1.38, 0.42 and 1.00; without any bound, on 8 seeds and an earlier
+fit, 1.5 to 5.4 points were lost.
 
 Low power therefore leads towards the base, never away from it: without evidence that a longer way
 pays, the shorter one is taken, and the selection says how many items would settle it.
@@ -31,12 +29,15 @@ pays, the shorter one is taken, and the selection says how many items would sett
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from backtrack.records import ROLES, Axis
+from backtrack.selection.front import POINTS, pareto_front
+from backtrack.selection.smoothing import smooth
 from backtrack.selection.statistics import LEVEL, chances_best
 
 if TYPE_CHECKING:
@@ -45,32 +46,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from backtrack.point import Point
+    from backtrack.selection.smoothing import Smoothing
 
     Floats = NDArray[np.float64]
     Flags = NDArray[np.bool_]
 
-MIN_ALPHAS = 5
-DEGREES = (3, 4, 5)
-INDIFFERENCE = 1.0
+_POINTS = Axis(unit=POINTS, direction="maximize")
+INDIFFERENCE = 0.25
 """Points of utility that standing nearer to the base may cost."""
 _NO_GAP = 1e-9
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Points of one step and profile, the base included.
-
-    Attributes:
-        step: The step.
-        profile: The profile.
-        columns: Where its points stand among all.
-        fit: Matrix that turns their utilities into fitted ones, [len(columns), len(columns)].
-    """
-
-    step: int
-    profile: str
-    columns: tuple[int, ...]
-    fit: Floats
 
 
 @dataclass(frozen=True)
@@ -84,7 +68,6 @@ class Decision:
         is_tied: Eligible and not told apart from the top.
         chances: Share of bootstrap samples in which it is highest on the fitted curves, among the
             eligible.
-        refuted: Curves left as measured since no low polynomial fits them.
     """
 
     chosen: int
@@ -92,45 +75,72 @@ class Decision:
     smoothed: Floats
     is_tied: Flags
     chances: Floats
-    refuted: tuple[Curve, ...]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Points and what their items say of their utility.
+    """Points and what their items say of their utility under a weight.
 
     Attributes:
         points: The points, the base among them.
         distances: From the base, [points].
         shares: Of the items each was measured on, [points].
-        utilities: As measured, in points, [points].
-        samples: Paired bootstrap samples of them, [resamples, points].
+        weight: Of the target.
+        roles: Target and general as measured, in points, [roles, points].
+        role_samples: Paired bootstrap samples of them, [roles, resamples, points].
     """
 
     points: Sequence[Point]
     distances: Floats
     shares: Floats
-    utilities: Floats
-    samples: Floats
+    weight: float
+    roles: Floats
+    role_samples: Floats
+
+    def at(self, weight: float) -> Measured:
+        """The same under another weight; what was fitted is kept."""
+        other = replace(self, weight=weight)
+        for name in ("smoothings", "smoothed_role_samples", "is_on_front"):
+            other.__dict__[name] = getattr(self, name)
+        return other
+
+    @property
+    def utilities(self) -> Floats:
+        """As measured, in points, [points]."""
+        return self.weigh(self.roles)
+
+    @property
+    def samples(self) -> Floats:
+        """Paired bootstrap samples of them, [resamples, points]."""
+        return self.weigh(self.role_samples)
 
     @cached_property
-    def curves(self) -> tuple[tuple[Curve, ...], tuple[Curve, ...]]:
-        """Curves that hold, and those the items refute."""
-        holding: list[Curve] = []
-        refuted: list[Curve] = []
-        for degrees in find_curves(self.points, self.shares):
-            curves = (c for c in degrees if not _is_refuted(c, self.utilities, self.samples))
-            found = next(curves, None)
-            if found is None:
-                refuted.append(degrees[0])
-            else:
-                holding.append(found)
-        return tuple(holding), tuple(refuted)
+    def smoothings(self) -> tuple[Smoothing, ...]:
+        """How each role's scores are smoothed along alpha."""
+        pairs = zip(self.roles, self.role_samples, strict=True)
+        return tuple(smooth(self.points, r, s.var(axis=0), self.shares) for r, s in pairs)
+
+    @property
+    def smoothed_roles(self) -> Floats:
+        """Target and general on the fitted curves, [roles, points]."""
+        pairs = zip(self.smoothings, self.roles, strict=True)
+        return np.stack([smoothing.matrix @ role for smoothing, role in pairs])
 
     @cached_property
-    def smoother(self) -> Floats:
-        """Matrix that turns utilities into smoothed ones, [points, points]."""
-        return _smoother(len(self.points), self.curves[0])
+    def smoothed(self) -> Floats:
+        """Utility on the fitted curves, [points]."""
+        return self.weigh(self.smoothed_roles)
+
+    @cached_property
+    def fitted(self) -> Floats:
+        """Bootstrap samples of it, [resamples, points]."""
+        return self.weigh(self.smoothed_role_samples)
+
+    @cached_property
+    def smoothed_role_samples(self) -> Floats:
+        """Bootstrap samples of target and general there, [roles, resamples, points]."""
+        pairs = zip(self.smoothings, self.role_samples, strict=True)
+        return np.stack([samples @ smoothing.matrix.T for smoothing, samples in pairs])
 
     @property
     def is_deepest(self) -> Flags:
@@ -139,23 +149,20 @@ class Measured:
 
     @property
     def is_held(self) -> Flags:
-        """Measured on as many items as any, or on a curve that holds, [points]."""
+        """Measured on as many items as any, or on a curve, [points]."""
         held = self.is_deepest
-        for curve in self.curves[0]:
+        for curve in self.smoothings[0].curves:
             held[list(curve.columns)] = True
         return held
 
     @cached_property
-    def smoothed(self) -> Floats:
-        """Utilities on the fitted curves, [points]."""
-        found: Floats = self.smoother @ self.utilities
-        return found
-
-    @cached_property
-    def fitted(self) -> Floats:
-        """Their bootstrap samples, [resamples, points]."""
-        found: Floats = self.samples @ self.smoother.T
-        return found
+    def is_on_front(self) -> Flags:
+        """Held, and no other held point is better on both roles on the fitted curves, [points]."""
+        held = np.flatnonzero(self.is_held)
+        target, general = self.smoothed_roles[:, held]
+        flags = np.zeros(len(self.points), dtype=bool)
+        flags[held] = pareto_front(target, general, dict.fromkeys(ROLES, _POINTS))
+        return flags
 
     def ranked(self) -> list[int]:
         """Columns that may be the top, the highest smoothed utility first, then the nearer."""
@@ -170,6 +177,11 @@ class Measured:
             return not point.is_base, float(self.distances[i]), point.alpha, point.step
 
         return sorted(range(len(self.points)), key=way)
+
+    def weigh(self, roles: Floats) -> Floats:
+        """Utility of target and general: the weight's mean over the first axis."""
+        utilities: Floats = self.weight * roles[0] + (1 - self.weight) * roles[1]
+        return utilities
 
 
 def choose(measured: Measured, is_feasible: Flags) -> Decision:
@@ -186,12 +198,13 @@ def choose(measured: Measured, is_feasible: Flags) -> Decision:
     chances[is_eligible] = chances_best(measured.fitted[:, is_eligible])
     is_open = is_tied & worth_choosing(measured, top)
     chosen = next(i for i in measured.preferred() if is_open[i])
-    return Decision(chosen, top, measured.smoothed, is_tied, chances, measured.curves[1])
+    return Decision(chosen, top, measured.smoothed, is_tied, chances)
 
 
 def tied_with(measured: Measured, top: int) -> Flags:
     """Points that the items cannot tell from the top (rule 4), eligible or not."""
-    is_as_high = (measured.utilities >= measured.utilities[top]) & measured.is_deepest
+    utilities = measured.utilities
+    is_as_high = (utilities >= utilities[top]) & measured.is_deepest
     is_tied = is_as_high | _not_worse(top, measured.fitted)
     is_tied[top] = True
     return np.asarray(is_tied)
@@ -221,58 +234,3 @@ def _not_worse(top: int, samples: Floats) -> Flags:
     if len(close):
         flags[close] = np.quantile(gaps[:, close], (1 - LEVEL) / 2, axis=0) <= _NO_GAP
     return flags
-
-
-def find_curves(points: Sequence[Point], shares: Floats) -> tuple[tuple[Curve, ...], ...]:
-    """Curves of each step and profile with enough strengths, one a degree, the lowest first."""
-    base = [i for i, point in enumerate(points) if point.is_base]
-    groups: dict[tuple[int, str], list[int]] = {}
-    for i, point in enumerate(points):
-        if not point.is_base:
-            groups.setdefault((point.step, point.profile), []).append(i)
-    found: list[tuple[Curve, ...]] = []
-    for (step, profile), members in groups.items():
-        columns = (*base, *members)
-        if len(columns) >= MIN_ALPHAS:
-            alphas = np.array([points[i].alpha for i in columns])
-            weights = shares[list(columns)]
-            degrees = dict.fromkeys(min(degree, len(columns) - 2) for degree in DEGREES)
-            fits = [_polynomial_fit(alphas, weights, degree) for degree in degrees]
-            found.append(tuple(Curve(step, profile, columns, fit) for fit in fits))
-    return tuple(found)
-
-
-def _polynomial_fit(alphas: Floats, weights: Floats, degree: int) -> Floats:
-    """Weighted least squares onto polynomials in alpha."""
-    roots = np.sqrt(weights)
-    centred = 2 * alphas / alphas.max() - 1
-    q, _ = np.linalg.qr(roots[:, None] * np.vander(centred, degree + 1))
-    fit: Floats = (q @ q.T) * roots[None, :] / roots[:, None]
-    return fit
-
-
-def _is_refuted(curve: Curve, utilities: Floats, samples: Floats) -> bool:
-    """Whether some residual's interval leaves zero out, at `LEVEL` for all residuals together."""
-    columns = list(curve.columns)
-    keep = np.eye(len(columns)) - curve.fit
-    residuals = keep @ utilities[columns]
-    deviations = samples[:, columns] @ keep.T - residuals
-    tail = (1 - LEVEL) / 2 / len(columns)
-    low, high = np.quantile(deviations, (tail, 1 - tail), axis=0)
-    outside = (residuals + low > 1e-9) | (residuals + high < -1e-9)
-    return bool(outside.any())
-
-
-def _smoother(num_points: int, curves: Sequence[Curve]) -> Floats:
-    """Matrix that turns utilities into smoothed ones, [points, points]."""
-    matrix = np.zeros((num_points, num_points))
-    times = np.zeros(num_points)
-    for curve in curves:
-        columns = np.array(curve.columns)
-        matrix[np.ix_(columns, columns)] += curve.fit
-        times[columns] += 1
-    alone = times == 0
-    matrix[alone, alone] = 1
-    times[alone] = 1
-    smoother: Floats = matrix / times[:, None]
-    return smoother

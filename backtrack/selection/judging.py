@@ -88,15 +88,16 @@ class Reading:
         """The same under another weight; what was drawn is kept."""
         other = replace(self, weight=weight)
         other.__dict__["samples"] = self.samples
+        other.__dict__["measured"] = self.measured.at(weight)
         return other
 
     @cached_property
     def measured(self) -> Measured:
         """What the rule of choosing looks at."""
         table = self.table
-        return Measured(
-            table.points, table.distances, table.shares, self.utilities, self.utility_samples
-        )
+        roles = np.stack([self.role_points(role) for role in ROLES])
+        samples = np.stack([self.role_point_samples(role) for role in ROLES])
+        return Measured(table.points, table.distances, table.shares, self.weight, roles, samples)
 
     @cached_property
     def utilities(self) -> Floats:
@@ -218,15 +219,9 @@ def read(
 
 def knee(table: Table, final: Point, seed: int) -> float:
     """The weight at which the point of highest utility is the knee of the front."""
-    reading = read(table, final, 0.5, seed)
-    target, general = (reading.role_points(role) for role in ROLES)
-    axis = Axis(unit=front.POINTS, direction="maximize")
-    is_deepest = reading.measured.is_deepest
-    is_on_front = np.zeros(len(table.points), dtype=bool)
-    is_on_front[is_deepest] = front.pareto_front(
-        target[is_deepest], general[is_deepest], {"target": axis, "general": axis}
-    )
-    return front.knee_weight(target, general, is_on_front)
+    measured = read(table, final, 0.5, seed).measured
+    target, general = measured.smoothed_roles
+    return front.knee_weight(target, general, measured.is_on_front)
 
 
 def weight_ranges(judgement: Judgement, constraints: Constraints) -> tuple[WeightRange, ...]:
@@ -274,25 +269,21 @@ def _ranges(reading: Reading, columns: Sequence[int]) -> Iterator[WeightRange]:
 def front_hypervolume(judgement: Judgement) -> Interval | None:
     """Share of the box from the worse of base and final to the best seen that is dominated.
 
-    Of the points measured on all items; those on the front stay the same in every sample.
+    On the fitted curves; the points on the front stay the same in every sample.
     """
-    reading = judgement.reading
-    values = np.array([reading.role_points(role) for role in ROLES])
-    samples = np.array([reading.role_point_samples(role) for role in ROLES])
-    whole = np.flatnonzero(reading.measured.is_deepest)
-    ends = values[:, [judgement.base, judgement.final]]
-    corner = float(ends[0].min()), float(ends[1].min())
-    box = np.prod(values[:, whole].max(axis=1) - corner)
+    measured = judgement.reading.measured
+    values, samples = measured.smoothed_roles, measured.smoothed_role_samples
+    corner = values[:, [judgement.base, judgement.final]].min(axis=1)
+    on_front = np.flatnonzero(measured.is_on_front)
+    box = float(np.prod(values[:, on_front].max(axis=1) - corner))
     if box <= 0:
         return None
-    axis = Axis(unit=front.POINTS, direction="maximize")
-    target, general = values[:, whole]
-    on_front = whole[front.pareto_front(target, general, {"target": axis, "general": axis})]
-    target, general = values[:, on_front]
-    estimate = front.hypervolume(target, general, corner) / box
-    pairs = zip(samples[0][:, on_front], samples[1][:, on_front], strict=True)
-    drawn = [front.hypervolume(t, g, corner) / box for t, g in pairs]
-    return interval(estimate, np.array(drawn))
+
+    def share(roles: Floats) -> float:
+        target, general = roles[:, on_front]
+        return front.hypervolume(target, general, (corner[0], corner[1])) / box
+
+    return interval(share(values), np.array([share(drawn) for drawn in samples.swapaxes(0, 1)]))
 
 
 def _out_of_reach(found: Sequence[front.Bound], points: Sequence[Point]) -> str:
@@ -315,9 +306,11 @@ def _candidates(
 ) -> tuple[Candidate, ...]:
     table = reading.table
     target, general = reading.role("target"), reading.role("general")
-    on_front = np.zeros(len(table.points), dtype=bool)
-    whole = reading.measured.is_deepest
-    on_front[whole] = front.pareto_front(target[whole], general[whole], axes_of(table))
+    on_front = reading.measured.is_on_front
+    fitted = [
+        smoothing.matrix @ scores
+        for smoothing, scores in zip(reading.measured.smoothings, (target, general), strict=True)
+    ]
     return tuple(
         Candidate(
             point=point,
@@ -326,6 +319,8 @@ def _candidates(
             general=float(general[i]),
             utility=float(reading.utilities[i]),
             smoothed=float(decision.smoothed[i]),
+            smoothed_target=float(fitted[0][i]),
+            smoothed_general=float(fitted[1][i]),
             distance=float(table.distances[i]),
             origin=table.origins[i],
             is_on_front=bool(on_front[i]),

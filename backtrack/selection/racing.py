@@ -9,8 +9,10 @@ UNIT of work is one point and the next part it lacks:
    interval of the difference lies above zero on each, one-sided, at the stated level divided by
    the number of looks a point is given. What it was measured on still counts for its curve. Base
    and final checkpoint are never dropped.
-3. The others get part after part, in the order of their PROMISE: the share of bootstrap samples
-   in which a point is the highest on the fitted curves, summed over weights from 0 to 1.
+3. The others get part after part, in the order of their PROMISE: how often a point is the highest
+   when utilities are drawn as they may be, summed over weights from 0 to 1. On a curve they are
+   drawn from what is fitted there (Thompson 1933), so that few items at a point, or none near it,
+   count as not knowing; elsewhere from the bootstrap.
 
 With a budget, step 1 takes at most `EXPLORED` of it, and step 3 goes on until it is spent.
 Without one it ends when every point that stayed in the race has all items.
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from backtrack.point import Point
+    from backtrack.selection.choosing import Measured
     from backtrack.selection.judging import Reading
 
     Floats = NDArray[np.float64]
@@ -83,9 +86,23 @@ def promise(reading: Reading, weights: Sequence[float] = WEIGHTS) -> Floats:
     """How often each point is the highest on the fitted curves, summed over weights, [points]."""
     total = np.zeros(len(reading.table.points))
     for weight in weights:
-        measured = reading.at(weight).measured
-        total += chances_best(measured.samples @ measured.smoother.T)
+        total += chances_best(_draws(reading.at(weight).measured, reading.seed))
     return total
+
+
+def _draws(measured: Measured, seed: int) -> Floats:
+    """Utilities as they may be, [draws, points]: by the fit on curves, the bootstrap elsewhere."""
+    rng = np.random.default_rng([seed, len(measured.points)])
+    roles = measured.role_samples.copy()
+    means = measured.smoothed_roles
+    for drawn, mean, smoothing in zip(roles, means, measured.smoothings, strict=True):
+        for curve in smoothing.curves:
+            columns = list(curve.columns)
+            root = np.linalg.cholesky(curve.covariance + 1e-6 * np.eye(len(columns)))
+            drawn[:, columns] = (
+                mean[columns] + rng.standard_normal((len(drawn), len(root))) @ root.T
+            )
+    return measured.weigh(roles)
 
 
 def next_deep(

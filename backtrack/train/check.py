@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from trl.trainer.sft_config import SFTConfig
 
-from backtrack.errors import UsageError
-from backtrack.train.base import require_start_without_data
-from backtrack.train.settings import PEFT_CONFIGS, peft_config, sft_config, typed_fields
+from backtrack.train.methods import kind_fault, method_faults
+from backtrack.train.settings import sft_config, typed_fields
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,23 +67,13 @@ def _sft_faults(section: object) -> list[str]:
 
 
 def _method_faults(section: object) -> list[str]:
-    if not isinstance(section, dict) or section.get("kind") not in PEFT_CONFIGS:
+    if not isinstance(section, dict) or "kind" not in section or section["kind"] == "full":
         return []
-    kind = section["kind"]
+    fault = kind_fault(section["kind"])
+    if fault is not None:
+        return [fault]
     theirs, faults = _without_ours({k: v for k, v in section.items() if k != "kind"}, "method")
-    try:
-        require_start_without_data(str(theirs.get("init_lora_weights", "")))
-    except UsageError as error:
-        faults.append(f"method: {error}")
-        del theirs["init_lora_weights"]
-    faults += typed_fields(PEFT_CONFIGS[kind], theirs, "method")[1]
-    if faults:
-        return faults
-    try:
-        peft_config(kind, theirs)
-    except (ValueError, TypeError, KeyError, ImportError) as error:
-        return [f"method: PEFT refuses these values: {_one_line(error)}"]
-    return []
+    return faults + method_faults(section["kind"], theirs)
 
 
 def _without_ours(section: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[str]]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from backtrack.run.directory import Run
 
 TRAINER_FOLDER = "trainer"
-_KEPT = {"base", "method", "data", "sft", "seed", "trajectory"}
+_KEPT = {"base", "method", "data", "sft", "learning_rates", "seed", "trajectory"}
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

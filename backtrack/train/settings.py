@@ -1,4 +1,4 @@
-"""TRL's and PEFT's configurations from a recipe's sections, with defaults for CPU and GPU alike.
+"""TRL's configurations from a recipe's sections, with defaults for CPU and GPU alike.
 
 Values are read by the type the field is declared with, so `1e-4`, which YAML takes for text, is a
 number. What differs from TRL's own defaults:
@@ -21,7 +21,6 @@ import typing
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, OFTConfig
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from trl.trainer.sft_config import SFTConfig
 
@@ -30,13 +29,6 @@ from backtrack.recipe import nearest
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-
-    from peft import PeftConfig
-
-PEFT_CONFIGS: dict[str, type[LoraConfig] | type[OFTConfig]] = {
-    "lora": LoraConfig,
-    "oft": OFTConfig,
-}
 
 
 def sft_config(values: Mapping[str, Any], folder: Path, seed: int) -> SFTConfig:
@@ -50,20 +42,6 @@ def sft_config(values: Mapping[str, Any], folder: Path, seed: int) -> SFTConfig:
     typed, _ = typed_fields(SFTConfig, values, "sft")
     fixed = {"output_dir": str(folder), "seed": seed, "data_seed": seed}
     return SFTConfig(**{**_defaults(typed), **typed, **fixed})
-
-
-def peft_config(kind: str, values: Mapping[str, Any]) -> PeftConfig:
-    """PEFT's configuration: a causal language model, every linear layer but the head.
-
-    Args:
-        kind: `lora` or `oft`.
-        values: The other keys of section `method`.
-    """
-    typed, _ = typed_fields(PEFT_CONFIGS[kind], values, "method")
-    defaults: dict[str, Any] = {"task_type": "CAUSAL_LM"}
-    if not typed.get("target_parameters"):
-        defaults["target_modules"] = "all-linear"
-    return PEFT_CONFIGS[kind](**{**defaults, **typed})
 
 
 def typed_fields(

@@ -17,37 +17,27 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PrinterCallback,
-    TrainerCallback,
-)
+from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
-from trl.trainer.sft_trainer import SFTTrainer
 from typing_extensions import override
 
-from backtrack.errors import RecipeError, RunError, UsageError
-from backtrack.recipe import PeftMethod
+from backtrack.errors import RunError
 from backtrack.run.directory import MANIFEST, Run
 from backtrack.run.reader import verify_base
 from backtrack.train.base import reference_to
+from backtrack.train.build import build_trainer
 from backtrack.train.callback import TrajectoryCallback, create_run, require_free
-from backtrack.train.check import library_faults
-from backtrack.train.data import load_training_data
 from backtrack.train.resume import (
     TRAINER_FOLDER,
     is_finished,
     newest_checkpoint,
     require_same_recipe,
 )
-from backtrack.train.settings import peft_config, sft_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from transformers import TrainerControl, TrainerState, TrainingArguments
-    from trl.trainer.sft_config import SFTConfig
 
     from backtrack.recipe import BaseSection, Recipe
     from backtrack.records import BaseModelReference
@@ -102,7 +92,9 @@ def train(
     elif is_finished(run):
         return run
     with _without_bars():
-        trainer = _build_trainer(recipe, path.parent, on_progress)
+        trainer = build_trainer(recipe, path.parent)
+        if on_progress is not None:
+            trainer.add_callback(_Reporter(on_progress))
         # No process may see the run that the main one makes before it has looked for it itself.
         trainer.accelerator.wait_for_everyone()
         if trainer.is_world_process_zero():
@@ -143,74 +135,6 @@ def _reference(base: BaseSection) -> BaseModelReference:
 def _unchanged(base: BaseModelReference) -> BaseModelReference:
     verify_base(base)
     return base
-
-
-def _build_trainer(
-    recipe: Recipe, folder: Path, on_progress: Callable[[TrainingProgress], None] | None
-) -> Any:
-    if recipe.method is None or recipe.data is None:
-        missing = "method" if recipe.method is None else "data"
-        raise UsageError(f"the recipe has no `{missing}`, which training needs. Add it.")
-    faults = library_faults({"sft": recipe.sft, "method": recipe.method.model_dump()})
-    if faults:
-        raise RecipeError(f"the recipe {recipe.name!r}", faults)
-    settings = _settings(recipe, folder)
-    tokenizer = _from_pretrained(AutoTokenizer, recipe.base)
-    data = load_training_data(recipe.data, tokenizer, text_field=settings.dataset_text_field)
-    adapter = (
-        peft_config(recipe.method.kind, recipe.method.settings)
-        if isinstance(recipe.method, PeftMethod)
-        else None
-    )
-    model = _from_pretrained(AutoModelForCausalLM, recipe.base, dtype=recipe.base.dtype)
-    try:
-        trainer: Any = SFTTrainer(
-            model, settings, train_dataset=data, processing_class=tokenizer, peft_config=adapter
-        )
-    except (ValueError, TypeError) as error:
-        raise UsageError(
-            f"`sft`, `method` and `data` do not fit this model: {' '.join(str(error).split())}"
-        ) from error
-    if len(trainer.train_dataset) == 0:
-        raise UsageError(
-            f"no example is left: every completion lies past max_length={settings.max_length} "
-            "tokens. Raise `sft.max_length`."
-        )
-    if settings.disable_tqdm:
-        trainer.remove_callback(PrinterCallback)
-    if on_progress is not None:
-        trainer.add_callback(_Reporter(on_progress))
-    return trainer
-
-
-def _settings(recipe: Recipe, folder: Path) -> SFTConfig:
-    try:
-        return sft_config(recipe.sft, folder, recipe.seed)
-    except (ValueError, ImportError) as error:
-        raise UsageError(
-            f"`sft` asks for what this machine has not: {' '.join(str(error).split())}"
-        ) from error
-
-
-def _from_pretrained(kind: Any, base: BaseSection, **fields: Any) -> Any:
-    try:
-        return kind.from_pretrained(
-            _source(base),
-            revision=base.revision,
-            trust_remote_code=base.trust_remote_code,
-            **fields,
-        )
-    except (OSError, ValueError) as error:
-        raise RunError(
-            f"the base {base.model!r} cannot be loaded by {kind.__name__}: "
-            f"{' '.join(str(error).split())}"
-        ) from error
-
-
-def _source(base: BaseSection) -> str:
-    """Folder or Hub name; a folder in full, since PEFT writes it into every adapter."""
-    folder = Path(base.model)
-    return str(folder.resolve()) if folder.is_dir() else base.model
 
 
 def _take_steps(trainer: Any, folder: Path) -> None:

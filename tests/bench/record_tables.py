@@ -1,6 +1,8 @@
 """Train small real runs and record per-item results on a dense grid of step and alpha.
 
-    python tests/bench/record_tables.py [full] [lora] [oft]
+    python tests/bench/record_tables.py [full] [lora] [oft] [miss] [dora]
+
+Settings of the search were tried out on full, lora and oft; miss and dora are held out.
 
 Each method teaches the demo's model the demo's target and is measured on every item there is, at
 each checkpoint and 22 strengths. `tables/METHOD.npz` holds what came out, a bit an item.
@@ -32,6 +34,8 @@ ALPHAS = (*(round(0.05 * i, 2) for i in range(1, 21)), 1.1, 1.2)
 METHODS: dict[str, tuple[str, ...]] = {
     "full": ("method={kind: full}", "sft.learning_rate=3e-4"),
     "lora": (),
+    "miss": ("method={kind: miss, r: 16, target_modules: all-linear}", "sft.learning_rate=1e-3"),
+    "dora": ("method.use_dora=true", "seed=1"),
     "oft": (
         "method={kind: oft, oft_block_size: 32, target_modules: all-linear}",
         "sft.learning_rate=1e-3",

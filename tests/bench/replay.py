@@ -241,6 +241,8 @@ class Stand:
     def place(self, point: Point) -> None:
         self.point = point
 
+    def expect(self, points: Sequence[Point]) -> None: ...
+
     def distance(self, point: Point) -> float:
         row = self.table.points.index(near(self.table, point))
         return float(self.table.distances[row])
@@ -336,9 +338,7 @@ def by_rule(replayed: Replayed, bench: Bench) -> tuple[float, float]:
         w: table.points[choose(reading.at(w).measured, is_feasible).chosen]
         for w in sorted({*WEIGHTS, *np.linspace(0, 1, 11).round(1).tolist()})
     }
-    whole = np.flatnonzero(table.shares >= 1)
-    target, general = (reading.role_points(role)[whole] for role in ROLES)
-    on_front = whole[front.pareto_front(target, general, AXES)]
+    on_front = np.flatnonzero(reading.measured.is_on_front)
     held = dict.fromkeys([*chosen.values(), *(table.points[i] for i in on_front)])
     named = [near(replayed.table, chosen[w]) for w in WEIGHTS]
     return judge_by(replayed, named, [near(replayed.table, p) for p in held])

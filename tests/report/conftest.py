@@ -109,6 +109,8 @@ def build(
             general=g,
             utility=utilities[p],
             smoothed=utilities[p] - 0.1,
+            smoothed_target=t - 0.1,
+            smoothed_general=g - 0.1,
             distance=11.7 * way(p),
             origin="anchor" if p.alpha in (0, 1) else "sampler",
             is_on_front=is_on_front(p),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from backtrack.point import Point
-from backtrack.selection.choosing import Measured, choose, find_curves
+from backtrack.selection.choosing import Measured, choose
 
 ALPHAS = (0.2, 0.4, 0.6, 0.8, 1.0)
 GRID = (Point.base(), *(Point(step=10, alpha=alpha) for alpha in ALPHAS))
@@ -20,12 +20,10 @@ def decide(points, utilities, noise=1.0, feasible=None, distances=None, seed=0):
         distances = [point.alpha * point.step for point in points]
     flags = np.ones(len(points), dtype=bool) if feasible is None else np.array(feasible)
     shares = np.ones(len(points))
-    measured = Measured(points, np.array(distances, dtype=float), shares, utilities, samples)
+    # Both roles alike, so that utility is either.
+    roles, role_samples = np.stack([utilities, utilities]), np.stack([samples, samples])
+    measured = Measured(points, np.array(distances, dtype=float), shares, 0.5, roles, role_samples)
     return choose(measured, flags)
-
-
-def find(points):
-    return find_curves(points, np.ones(len(points)))
 
 
 def test_a_clear_winner_is_chosen_alone():
@@ -38,14 +36,14 @@ def test_a_clear_winner_is_chosen_alone():
 
 
 def test_among_the_tied_the_one_nearest_the_base_is_taken():
-    found = decide(SCATTERED, [0, 1, 19, 20, 19, 4])
+    found = decide(SCATTERED, [0, 1, 19.8, 20, 19.8, 4])
     assert found.top == 3
     assert np.flatnonzero(found.is_tied).tolist() == [2, 3, 4]
     assert found.chosen == 2
 
 
 def test_nearest_is_by_distance_not_by_step():
-    found = decide(SCATTERED, [0, 1, 19, 20, 19, 4], distances=[0, 1, 9, 8, 5, 6])
+    found = decide(SCATTERED, [0, 1, 19.8, 20, 19.8, 4], distances=[0, 1, 9, 8, 5, 6])
     assert found.chosen == 4
 
 
@@ -57,7 +55,7 @@ def test_at_equal_distance_the_smaller_alpha_then_the_earlier_step_is_taken():
 
 def test_an_infeasible_point_is_neither_top_nor_tied_nor_chosen():
     found = decide(
-        SCATTERED, [0, 1, 19, 20, 19, 4], feasible=[True, True, False, False, True, True]
+        SCATTERED, [0, 1, 19.8, 20, 19.8, 4], feasible=[True, True, False, False, True, True]
     )
     assert (found.top, found.chosen) == (4, 4)
     assert not found.is_tied[[2, 3]].any()
@@ -68,9 +66,9 @@ def test_the_base_is_chosen_where_nothing_can_be_told_from_it():
     assert found.chosen == 0
 
 
-def test_a_parabola_along_alpha_is_its_own_fit():
-    curve = [4 * alpha - 3 * alpha**2 for alpha in (0, *ALPHAS)]
-    assert decide(GRID, curve, noise=0.1).smoothed == pytest.approx(curve)
+def test_a_smooth_curve_the_items_are_sure_of_stands():
+    curve = [40 * alpha - 30 * alpha**2 for alpha in (0, *ALPHAS)]
+    assert decide(GRID, curve, noise=0.1).smoothed == pytest.approx(curve, abs=0.3)
 
 
 def test_one_lucky_point_does_not_win_against_its_neighbours():
@@ -78,14 +76,6 @@ def test_one_lucky_point_does_not_win_against_its_neighbours():
     luck = np.array([0.0, 0, 0, 0, 5, 0])
     assert int(np.argmax(truth + luck)) == 4
     assert decide(GRID, truth + luck, noise=4).top in (2, 3)
-
-
-def test_smoothing_needs_five_strengths_of_one_step_and_profile():
-    assert len(find(GRID[:5])) == 1
-    assert find(GRID[:4]) == ()
-    assert find(SCATTERED) == ()
-    other = tuple(point.model_copy(update={"profile": "safe"}) for point in GRID[3:])
-    assert find((*GRID[:3], *other)) == ()
 
 
 def test_points_off_every_curve_keep_their_utility():
@@ -98,8 +88,7 @@ def test_points_off_every_curve_keep_their_utility():
 def test_a_cliff_the_items_are_sure_of_is_not_smoothed_away():
     cliff = [0, 5, 10, 15, 20, -60]
     found = decide(GRID, cliff, noise=1)
-    assert [curve.step for curve in found.refuted] == [10]
-    assert found.smoothed == pytest.approx(cliff)
+    assert found.smoothed == pytest.approx(cliff, abs=1)
     assert found.chosen == 4
 
 
@@ -108,7 +97,7 @@ def test_the_base_takes_the_mean_of_the_curves_it_lies_on():
     first, second = [0, 9, 3, 8, 2, 7], [0, 4, 9, 1, 6, 2]
     both = decide(points, [*first, *second[1:]], noise=9).smoothed[0]
     alone = [decide(points[:6], first, noise=9), decide((points[0], *points[6:]), second, noise=9)]
-    assert both == pytest.approx(np.mean([one.smoothed[0] for one in alone]))
+    assert both == pytest.approx(np.mean([one.smoothed[0] for one in alone]), abs=0.1)
 
 
 def test_a_point_measured_no_lower_than_the_top_is_tied_whatever_the_curve_says():
@@ -121,7 +110,7 @@ def test_a_point_measured_no_lower_than_the_top_is_tied_whatever_the_curve_says(
 
 def test_chances_of_being_best_are_shared_by_the_feasible():
     found = decide(
-        SCATTERED, [0, 1, 19, 20, 19, 4], feasible=[True, True, True, False, True, True]
+        SCATTERED, [0, 1, 19.8, 20, 19.8, 4], feasible=[True, True, True, False, True, True]
     )
     assert found.chances.sum() == pytest.approx(1)
     assert found.chances[3] == 0

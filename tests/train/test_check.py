@@ -10,7 +10,8 @@ import pytest
 from backtrack.errors import RecipeError
 from backtrack.recipe import load_recipe
 from backtrack.train.check import library_faults
-from backtrack.train.settings import peft_config, sft_config
+from backtrack.train.methods import peft_config
+from backtrack.train.settings import sft_config
 
 RECIPE = """\
 name: faulty

@@ -1,0 +1,87 @@
+"""Smoothing along alpha, against the formulas and against what it is for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from backtrack.point import Point
+from backtrack.selection.smoothing import AMPLITUDES, LEAST_VARIANCE, LENGTHS, smooth
+
+ALPHAS = (0.2, 0.4, 0.6, 0.8, 1.0)
+GRID = (Point.base(), *(Point(step=10, alpha=alpha) for alpha in ALPHAS))
+SCATTERED = (Point.base(), *(Point(step=10 * i) for i in range(1, 6)))
+
+
+def fit(points, scores, variance=1.0, shares=None):
+    scores = np.array(scores, dtype=float)
+    shares = np.ones(len(points)) if shares is None else np.array(shares)
+    return smooth(points, scores, np.full(len(points), variance) / shares, shares)
+
+
+def by_the_book(scores, variance, length, amplitude):
+    """Fitted values and log likelihood, each from a formula of its own."""
+    x = np.array([0, *ALPHAS])
+    gaps = np.sqrt(5) * np.abs(np.subtract.outer(x, x)) / length
+    kernel = amplitude**2 * (1 + gaps + gaps**2 / 3) * np.exp(-gaps)
+    covariance = kernel + (variance + LEAST_VARIANCE) * np.eye(len(x))
+    inverse = np.linalg.inv(covariance)
+    mean = inverse.sum(axis=0) @ scores / inverse.sum()
+    rest = scores - mean
+    likelihood = -0.5 * rest @ inverse @ rest - 0.5 * np.linalg.slogdet(covariance)[1]
+    return mean + kernel @ inverse @ rest, kernel - kernel @ inverse @ kernel, likelihood
+
+
+def test_the_fit_is_the_most_likely_posterior_of_those_offered():
+    scores = np.array([0.0, 9, 13, 12, 15, 4])
+    offered = [by_the_book(scores, 4.0, ln, amp) for ln in LENGTHS for amp in AMPLITUDES]
+    fitted, covariance, _ = max(offered, key=lambda found: found[2])
+    found = fit(GRID, scores, variance=4.0)
+    assert found.matrix @ scores == pytest.approx(fitted)
+    assert found.curves[0].covariance == pytest.approx(covariance, abs=1e-9)
+
+
+def test_smoothing_moves_with_the_scores():
+    scores = np.array([0.0, 9, 13, 12, 15, 4])
+    matrix = fit(GRID, scores, variance=4.0).matrix
+    assert matrix.sum(axis=1) == pytest.approx(np.ones(6))
+    assert matrix @ (scores + 50) == pytest.approx(matrix @ scores + 50)
+
+
+def test_it_needs_five_strengths_of_one_step_and_profile():
+    assert len(fit(GRID[:5], range(5)).curves) == 1
+    assert not fit(GRID[:4], range(4)).curves
+    assert not fit(SCATTERED, range(6)).curves
+    other = tuple(point.model_copy(update={"profile": "safe"}) for point in GRID[3:])
+    assert not fit((*GRID[:3], *other), range(6)).curves
+
+
+def test_noise_is_smoothed_and_what_the_items_are_sure_of_is_not():
+    rng = np.random.default_rng(0)
+    points = (Point.base(), *(Point(step=10, alpha=i / 10) for i in range(1, 11)))
+    truth = 60 + 25 * np.sin(3 * np.linspace(0, 1, 11))
+    errors = []
+    for _ in range(200):
+        measured = truth + 4 * rng.standard_normal(11)
+        matrix = fit(points, measured, variance=16.0).matrix
+        errors.append(
+            [((matrix @ measured - truth) ** 2).mean(), ((measured - truth) ** 2).mean()]
+        )
+    smoothed, raw = np.mean(errors, axis=0)
+    assert smoothed < 0.5 * raw
+    assert fit(points, truth, variance=0.01).matrix @ truth == pytest.approx(truth, abs=0.5)
+
+
+def test_a_point_of_few_items_leans_on_its_neighbours():
+    scores = np.array([0.0, 10, 20, 35, 10, 0])
+    shares = [1, 1, 1, 0.1, 1, 1]
+    leaning = fit(GRID, scores, variance=4.0, shares=shares).matrix @ scores
+    standing = fit(GRID, scores, variance=4.0).matrix @ scores
+    assert leaning[3] < standing[3] - 5
+
+
+def test_few_items_all_right_do_not_count_as_certain():
+    scores = np.array([0.0, 10, 20, 30, 10, 0])
+    variances = np.array([9.0, 9, 9, 0, 9, 9])
+    found = smooth(GRID, scores, variances, np.ones(6))
+    assert (found.matrix @ scores)[3] < 29
