@@ -19,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Column, Table
+from rich.text import Text
 
 from backtrack.records import ROLES
 
@@ -95,7 +96,8 @@ class _Lines:
         self._begin = self._begin or (now, done)
         if done == total or now - self._last >= SECONDS_BETWEEN_LINES:
             self._last = now
-            sys.stderr.write(f"{self._title}: {done} of {total}{self._left(done, total)}  {what}\n")
+            left = self._left(done, total)
+            sys.stderr.write(f"{self._title}: {done} of {total}{left}  {what}\n")
             sys.stderr.flush()
 
     def _left(self, done: int, total: int) -> str:
@@ -116,6 +118,11 @@ def print_error(message: str) -> None:
 def print_note(message: str) -> None:
     """A remark beside the result, on standard error."""
     err.print(message, markup=False, style="dim", soft_wrap=True)
+
+
+def print_line(text: str) -> None:
+    """A line of the result: not marked up, and broken by the terminal alone."""
+    out.print(text, markup=False, soft_wrap=True)
 
 
 def print_plan(
@@ -315,6 +322,22 @@ def signed(interval: Interval, unit: str) -> str:
 
 def _digits(unit: str) -> str:
     return ".1f" if unit in {"%", "points"} else ".4g"
+
+
+def print_findings(found: Sequence[tuple[str, str, str, str]]) -> None:
+    """Signs, topics and texts, each with its advice on a line of its own.
+
+    Args:
+        found: Sign (`ok`, `missing` or `note`), topic, text, advice.
+    """
+    styles = {"ok": "green", "missing": "red", "note": "yellow"}
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for sign, topic, text, advice in found:
+        said = Text(text)
+        if advice:
+            said.append(f"\n{advice}", style="dim")
+        table.add_row(Text(sign, style=styles[sign]), Text(topic), said)
+    out.print(table)
 
 
 def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

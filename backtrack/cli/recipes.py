@@ -11,11 +11,11 @@ import typer
 from backtrack import terminal
 from backtrack.cli.app import recipes_app
 from backtrack.cli.opening import print_json, recipe_path
-from backtrack.cli.options import JsonOption, SetOption
+from backtrack.cli.options import JsonOption, QuietOption, SetOption, recipe_names
 
 
 @recipes_app.command("list")
-def list_recipes(*, is_json: JsonOption = False) -> None:
+def list_recipes(*, is_json: JsonOption = False, is_quiet: QuietOption = False) -> None:
     """Name the recipes that come with the package."""
     from backtrack.recipe import packaged_recipes
 
@@ -23,14 +23,21 @@ def list_recipes(*, is_json: JsonOption = False) -> None:
     if is_json:
         print_json([{"name": name, "purpose": purpose} for name, purpose in rows])
         return
+    if is_quiet:
+        for name, _ in rows:
+            terminal.print_line(name)
+        return
     terminal.print_rows(["recipe", "purpose"], rows)
 
 
 @recipes_app.command("show")
 def show_recipe(
-    name: Annotated[str, typer.Argument(help="A recipe's name or file.")],
+    name: Annotated[
+        str, typer.Argument(help="A recipe's name or file.", autocompletion=recipe_names)
+    ],
     *,
     is_json: JsonOption = False,
+    is_quiet: QuietOption = False,  # noqa: ARG001  # there is nothing to leave out
 ) -> None:
     """Print a recipe."""
     text = recipe_path(Path(name)).read_text(encoding="utf-8")
@@ -42,10 +49,13 @@ def show_recipe(
 
 @recipes_app.command("check")
 def check_recipe(
-    recipe: Annotated[Path, typer.Argument(help="A recipe's name or file.")],
+    recipe: Annotated[
+        Path, typer.Argument(help="A recipe's name or file.", autocompletion=recipe_names)
+    ],
     overrides: SetOption = None,
     *,
     is_json: JsonOption = False,
+    is_quiet: QuietOption = False,
 ) -> None:
     """List every mistake of a recipe at once."""
     from backtrack.recipe import load_recipe
@@ -55,8 +65,8 @@ def check_recipe(
     loaded = load_recipe(path, overrides or (), checks=[library_faults])
     if is_json:
         print_json(loaded.model_dump(mode="json"))
-        return
-    terminal.out.print(f"{path}: no mistakes.", markup=False, soft_wrap=True)
+    elif not is_quiet:
+        terminal.print_line(f"{path}: no mistakes.")
 
 
 def _purpose(path: Path) -> str:

@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 INDEX = "index.jsonl"
+SEARCH_LOCK = ".search.lock"
+"""Held by the searches that go on."""
 INITIAL = "initial"
 """The adapter as it started, where its initialization rewrote the base."""
 MEASURED = "recipe.measured.json"
@@ -208,6 +210,19 @@ class Run:
         """The last selection, if one was made."""
         path = self.path / "selection.json"
         return read_record(path, Selection) if path.exists() else None
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether a search of it is going on, on this machine, at this moment."""
+        lock = self.path / SEARCH_LOCK
+        if not lock.exists():
+            return False
+        with lock.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
     def measured_recipe(self) -> Recipe | None:
         """The recipe the measurements were last made by; the run's own where none is on record.

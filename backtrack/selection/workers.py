@@ -7,15 +7,17 @@ its unit of work is taken up by another once it has given no sign of life for a 
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backtrack.errors import RunError, UsageError
+from backtrack.selection.budget import Plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,7 +33,8 @@ def search_together(
     num_workers: int,
     arguments: Sequence[str] = (),
     *,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_plan: Callable[[Plan], None] | None = None,
+    on_progress: Callable[[int, int, int], None] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> list[Measurement]:
     """Search a run by several processes, and wait for them.
@@ -40,7 +43,9 @@ def search_together(
         run: The run; its recipe says what to measure.
         num_workers: Processes.
         arguments: Further ones of `backtrack search`, the same for each.
-        on_progress: Called with the items scored so far, and the workers still at it.
+        on_plan: Called once, with what the first worker to say so makes of it all.
+        on_progress: Called with the items scored so far, those in all as far as is known, and the
+            workers still at it.
         on_note: Told of a worker that ended before its time.
 
     Returns:
@@ -55,8 +60,9 @@ def search_together(
     with tempfile.TemporaryDirectory() as folder:
         logs = [Path(folder) / f"worker-{i}.txt" for i in range(num_workers)]
         processes = [_start(run, i, arguments, log) for i, log in enumerate(logs)]
+        told = _Told([_said(log) for log in logs], on_plan)
         try:
-            _wait(run, processes, on_progress)
+            _wait(run, processes, told, on_progress)
         except BaseException:
             _stop(processes)
             raise
@@ -66,10 +72,10 @@ def search_together(
 
 def _start(run: Run, index: int, arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "backtrack", "search", str(run.path), "--worker", "--quiet"]
-    with log.open("wb") as file:
+    with log.open("wb") as file, _said(log).open("wb") as said:
         return subprocess.Popen(  # the arguments are our own
             [*command, *arguments],
-            stdout=subprocess.DEVNULL,
+            stdout=said,
             stderr=file,
             env={**os.environ, **_device(index)},
         )
@@ -88,10 +94,39 @@ def _num_gpus() -> int:
     return torch.cuda.device_count()
 
 
+def _said(log: Path) -> Path:
+    """Where a worker's standard output goes: a line of JSON for its plan and each of its steps."""
+    return log.with_suffix(".jsonl")
+
+
+class _Told:
+    """What workers say of the whole search while it goes on."""
+
+    def __init__(self, files: Sequence[Path], on_plan: Callable[[Plan], None] | None) -> None:
+        self._files = files
+        self._on_plan = on_plan
+
+    def total(self) -> int:
+        """Items in all, as the furthest worker sees it; 0 before one has said."""
+        lines = [line for file in self._files for line in _whole_lines(file)]
+        plans = [line["plan"] for line in lines if "plan" in line]
+        if plans and self._on_plan is not None:
+            self._on_plan(Plan(**plans[0]))
+            self._on_plan = None
+        steps = [(line["done"], line["total"]) for line in lines if "done" in line]
+        return max(steps)[1] if steps else 0
+
+
+def _whole_lines(file: Path) -> list[dict[str, Any]]:
+    text = file.read_text(encoding="utf-8", errors="replace")
+    return [json.loads(line) for line in text.split("\n")[:-1] if line.startswith("{")]
+
+
 def _wait(
     run: Run,
     processes: Sequence[subprocess.Popen[bytes]],
-    on_progress: Callable[[int, int], None] | None,
+    told: _Told,
+    on_progress: Callable[[int, int, int], None] | None,
 ) -> None:
     record = run.path / "measurements.jsonl"
     size = -1
@@ -101,7 +136,8 @@ def _wait(
         if on_progress is not None and now != size:
             size = now
             scored = sum(len(m.item_ids) for m in run.measurements() if m.split == "selection")
-            on_progress(scored, sum(process.poll() is None for process in processes))
+            running = sum(process.poll() is None for process in processes)
+            on_progress(scored, max(told.total(), scored), running)
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
