@@ -33,7 +33,7 @@ def push(
         ExportError: The Hub refused, or could not be reached.
     """
     from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HFValidationError
 
     if get_token() is None:
         raise UsageError(
@@ -48,9 +48,14 @@ def push(
         )
     except HFValidationError as error:
         raise UsageError(f"--push {name!r}: {error}") from error
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except Exception as error:  # its transport's errors have a home that depends on its version
         raise ExportError(
-            f"{folder} could not be pushed to {name}: {str(error).splitlines()[0]} It stays as it "
+            f"{folder} could not be pushed to {name}: {_first_line(error)} It stays as it "
             f"is; try again with `hf upload {name} {folder}`."
         ) from error
     return str(made)
+
+
+def _first_line(error: Exception) -> str:
+    said = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(". ")
+    return f"{said}."
