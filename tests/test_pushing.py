@@ -38,7 +38,13 @@ class Hub(BaseHTTPRequestHandler):
             modes = [{"path": f, "uploadMode": "regular", "shouldIgnore": False} for f in files]
             self._answer({"files": modes})
         elif "/commit/" in self.path:
-            self._answer({"success": True, "commitOid": "0" * 40, "commitUrl": f"{self._origin}/me/point/commit/{40 * '0'}"})
+            self._answer(
+                {
+                    "success": True,
+                    "commitOid": "0" * 40,
+                    "commitUrl": f"{self._origin}/me/point/commit/{40 * '0'}",
+                }
+            )
         else:
             self._answer({})
 
@@ -109,7 +115,7 @@ def test_a_push_makes_the_repository_and_commits_every_file_at_once(
     found = committed(hub)
     assert found == {path.name: path.read_bytes() for path in folder.iterdir()}
     assert {token for _, _, token in hub.seen} == {"Bearer hf_of_the_test"}
-    assert ModelCard(found["README.md"].decode()).data.library_name == "peft"
+    assert ModelCard(found["README.md"].decode()).data.to_dict()["library_name"] == "peft"
 
 
 def test_a_refusal_of_the_hub_leaves_the_folder_and_says_how_to_go_on(

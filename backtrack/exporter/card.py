@@ -95,13 +95,14 @@ class Card:
             if o.name in row.intervals:
                 numbers |= _ends(row.intervals[o.name], factor)
             name = f"{o.name} ({unit})"
-            yield _result(o.name, o.kind, name, numbers | {"role": o.role, "items": num_items})
+            numbers |= {"role": o.role, "kind": o.kind, "items": num_items}
+            yield _result(o.name, name, numbers)
         for role in ROLES:
             if sum(o.role == role for o in selection.objectives) > 1:
                 value, before = getattr(row, role), getattr(base, role)
                 numbers = _numbers(value.estimate, before.estimate) | _ends(value)
                 name = f"{role} mean ({selection.axes[role].unit})"
-                yield _result(f"{role} objectives", "mean", name, numbers | {"role": role})
+                yield _result(f"{role} objectives", name, numbers | {"role": role})
 
     def _body(self) -> list[str]:
         base, point, selection = self.run.base.model, self.point, self.selection
@@ -152,7 +153,7 @@ def _ends(interval: Interval, factor: float = 1.0) -> dict[str, float]:
     return {name: round(factor * end, 4) for name, end in ends.items()}
 
 
-def _result(dataset: str, kind: str, metric: str, numbers: dict[str, Any]) -> Any:
+def _result(dataset: str, metric: str, numbers: dict[str, Any]) -> Any:
     """One result; the interval and the base's value are the metric's arguments."""
     from huggingface_hub import EvalResult
 
@@ -161,7 +162,7 @@ def _result(dataset: str, kind: str, metric: str, numbers: dict[str, Any]) -> An
     has_interval = low is not None and high is not None
     return EvalResult(
         task_type="text-generation",
-        dataset_type=kind,
+        dataset_type=dataset,  # the Hub tells results apart by it, not by the name
         dataset_name=dataset,
         metric_type="score",
         metric_name=metric,
