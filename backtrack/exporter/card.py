@@ -144,7 +144,7 @@ class Card:
         return lines
 
 
-def _numbers(value: float, base: float) -> dict[str, float]:
+def _numbers(value: float, base: float) -> dict[str, Any]:
     return {"value": round(value, 4), "base": round(base, 4)}
 
 
