@@ -42,7 +42,10 @@ def search(
     ] = None,
     storage: Annotated[
         str | None,
-        typer.Option(help="Database that workers on several machines share: postgresql://..."),
+        typer.Option(
+            envvar="BACKTRACK_STORAGE",
+            help="Database that workers on several machines share: postgresql://...",
+        ),
     ] = None,
     *,
     is_worker: Annotated[
@@ -99,13 +102,18 @@ def _search_together(
     trials, budget, storage = options
     arguments = ["--trials", str(trials)] if trials is not None else []
     arguments += [part for text in budget or [] for part in ("--budget", text)]
-    arguments += ["--storage", storage] if storage else []
 
     def show(scored: int, total: int, running: int) -> None:
         report(scored, total, f"items, by {running} workers")
 
     return search_together(
-        run, count, arguments, on_plan=on_plan, on_progress=show, on_note=terminal.print_note
+        run,
+        count,
+        arguments,
+        storage=storage,
+        on_plan=on_plan,
+        on_progress=show,
+        on_note=terminal.print_note,
     )
 
 

@@ -95,6 +95,13 @@ class ExampleScores:
                     scores = self._nll(model, tokenizer, sorted(asked))
         return finite(in_order(asked, scores), item_ids, self.info.name)
 
+    def texts(self) -> tuple[str, ...]:
+        """Each prompt, without a chat template."""
+        settings = self._settings
+        records = load_records(settings.path, settings.subset, settings.split)
+        pairs = zip(records, self.item_ids, strict=True)
+        return tuple(render(settings.prompt, record, item_id) for record, item_id in pairs)
+
     def _exact(self, model: Any, tokenizer: Any, places: Sequence[int]) -> list[float]:
         is_templated = self._settings.apply_chat_template
         examples = [self._examples[place] for place in places]

@@ -140,6 +140,14 @@ class TaskScores:
             found = self._evaluate(model, tokenizer, samples)
         return finite([found[item_id] for item_id in item_ids], item_ids, self.info.name)
 
+    def texts(self) -> tuple[str, ...]:
+        """Each document as lm-eval asks it, without examples."""
+        return tuple(
+            str(task.doc_to_text(document))
+            for task in self._tasks.values()
+            for document in task.eval_docs
+        )
+
     def _evaluate(
         self, model: Any, tokenizer: Any, samples: dict[str, list[int]]
     ) -> dict[str, float]:

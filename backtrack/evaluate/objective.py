@@ -6,7 +6,7 @@ same at every call, so scores at two points are paired item by item.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,4 +31,13 @@ class Objective(Protocol):
         Raises:
             ObjectiveError: The items cannot be scored, or a score is not finite.
         """
+        ...
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """An objective whose items can be read, so that they can be looked for in training data."""
+
+    def texts(self) -> tuple[str, ...]:
+        """What each item asks or says, without a chat template, in the order of `item_ids`."""
         ...

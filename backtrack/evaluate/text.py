@@ -37,11 +37,13 @@ class Window:
         number: Its place among all windows of the text.
         ids: Its tokens; the first is not scored.
         num_bytes: UTF-8 bytes of the text that the scored tokens stand for.
+        text: What all its tokens stand for.
     """
 
     number: int
     ids: tuple[int, ...]
     num_bytes: int
+    text: str
 
 
 class BitsPerByte:
@@ -86,6 +88,10 @@ class BitsPerByte:
         bits = [n / math.log(2) / w.num_bytes for n, w in zip(nats, windows, strict=True)]
         return finite(in_order(asked, bits), item_ids, self.info.name)
 
+    def texts(self) -> tuple[str, ...]:
+        """Each window's text."""
+        return tuple(window.text for window in self._windows)
+
     def _check_room(self, model: Any, sequences: Sequence[Scored]) -> None:
         limit = context_tokens(model)
         longest = max((len(sequence.ids) for sequence in sequences), default=0)
@@ -122,7 +128,8 @@ def _windows(text: str, tokenizer: Any, settings: TextObjective) -> tuple[Window
             f"ends in the text; {type(tokenizer).__name__} does not."
         )
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    ids, ends = encoded["input_ids"], [end for _, end in encoded["offset_mapping"]]
+    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    ends = [end for _, end in offsets]
     size = settings.window_tokens
     total = len(ids) // size
     if total < 2:
@@ -137,6 +144,7 @@ def _windows(text: str, tokenizer: Any, settings: TextObjective) -> tuple[Window
             start // size,
             tuple(ids[start : start + size]),
             len(text[ends[start] : ends[start + size - 1]].encode()),
+            text[offsets[start][0] : ends[start + size - 1]],
         )
         for start in starts
     )

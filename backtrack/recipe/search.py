@@ -84,7 +84,8 @@ class SearchSection(Section):
     patience_seconds: Annotated[int, Field(ge=4)] = 60
     """Without a sign of life for so long a worker is taken to be gone, and its work is redone."""
     baselines: tuple[BaselineKind, ...] = ("checkpoint", "grid")
-    """What the choice is compared with on the report items."""
+    """What the choice is compared with. `mean`, `intruder` and `truncated` are no points: each
+    costs all selection and report items once, outside the budget."""
     mean_of: Annotated[int, Field(ge=2)] = 3
     """How many of the last checkpoints the baseline `mean` averages."""
     batch_size: Annotated[int, Field(ge=1)] = 16

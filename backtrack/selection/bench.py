@@ -119,8 +119,7 @@ class Bench:
             write_atomically(
                 self.run.path / MEASURED, self.recipe.model_dump_json(indent=2) + "\n"
             )
-            ids = {o.info.name: o.item_ids for o in self._objectives}
-            write_shared(self.run.path, find_shared(self.recipe, ids))
+            write_shared(self.run.path, find_shared(self.recipe.data, self._objectives))
         return self._objectives
 
     @property

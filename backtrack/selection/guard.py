@@ -2,9 +2,10 @@
 
 An item is SHARED with the training data where its prompt, in lower case and without punctuation,
 is an example's prompt, or where at least `OVERLAP` of its runs of thirteen words stand in the
-examples (items of fewer words only by being equal). Looked at are objectives of kind `examples`;
-what is found is written down, so choosing again reads no data.
-Not covered: tasks of lm-eval, whose documents may be anything, and running text.
+examples (items of fewer words only by being equal). Looked at are the prompts of `examples`, the
+documents of lm-eval's tasks as they are asked, and the windows of running text; what is found is
+written down, so choosing again reads no data.
+Not covered: functions of the user's own, whose items are names only.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from backtrack.errors import BacktrackError
 from backtrack.evaluate.documents import load_records, render
+from backtrack.evaluate.objective import Readable
 from backtrack.recipe import ExamplesObjective, LmEvalObjective, TextObjective
 from backtrack.run.directory import write_atomically
 
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from backtrack.evaluate.objective import Objective
     from backtrack.recipe import DataSection, Recipe
+
+    Shared = dict[str, list[str]]
 
 SHARED = "shared_items.json"
 RUN_WORDS = 13
@@ -30,34 +35,28 @@ OVERLAP = 0.8
 _COLUMNS = ("prompt", "completion", "messages", "text", "question", "answer")
 
 
-def find_shared(recipe: Recipe, item_ids: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+def find_shared(section: DataSection | None, objectives: Iterable[Objective]) -> Shared:
     """Items that are in the training data too, by objective's name.
 
     Args:
-        recipe: Says what was trained on and what is measured.
-        item_ids: Every item of each objective, in the order of its documents.
+        section: What was trained on, if that is known.
+        objectives: What is measured.
 
     Data that cannot be read finds nothing: a search does not need it.
     """
-    if recipe.data is None:
+    if section is None:
         return {}
     try:
-        examples = list(_training_texts(recipe.data))
+        known = _Known(_training_texts(section))
     except BacktrackError:
         return {}
-    known = _Known(examples)
-    found: dict[str, list[str]] = {}
-    for objective in recipe.objectives:
-        if not isinstance(objective, ExamplesObjective):
-            continue
-        try:
-            prompts = list(_prompts(objective))
-        except BacktrackError:
-            continue
-        ids = item_ids.get(objective.name, ())
-        shared = [i for i, text in zip(ids, prompts, strict=False) if known.holds(text)]
-        if shared:
-            found[objective.name] = shared
+    found: Shared = {}
+    for objective in objectives:
+        if isinstance(objective, Readable):
+            pairs = zip(objective.item_ids, objective.texts(), strict=True)
+            shared = [item_id for item_id, text in pairs if known.holds(text)]
+            if shared:
+                found[objective.info.name] = shared
     return found
 
 
@@ -79,11 +78,6 @@ def _flat(value: object) -> str:
     if isinstance(value, list):
         return " ".join(str(turn.get("content", "")) for turn in value if isinstance(turn, dict))
     return str(value)
-
-
-def _prompts(objective: ExamplesObjective) -> Iterator[str]:
-    for i, record in enumerate(load_records(objective.path, objective.subset, objective.split)):
-        yield render(objective.prompt, record, f"{objective.path}, item {i}")
 
 
 class _Known:

@@ -23,6 +23,7 @@ from backtrack.run.directory import SEARCH_LOCK
 from backtrack.selection import front
 from backtrack.selection.bench import Bench
 from backtrack.selection.budget import Budget, Plan, Spent
+from backtrack.selection.comparing import compare
 from backtrack.selection.judging import axes_of, read
 from backtrack.selection.progress import Meter, Progress
 from backtrack.selection.racing import EXPLORED, NUM_RESAMPLES, Unit, next_deep, next_first
@@ -100,6 +101,7 @@ def search(  # noqa: PLR0913  # the front door: every argument but the run is op
             if on_plan is not None:
                 on_plan(worker.plan())
             worker.work()
+            compare(bench, ledger)
         return bench.fitting
 
 

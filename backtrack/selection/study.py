@@ -230,6 +230,13 @@ class Ledger:
             self._template(point, told, TrialState.COMPLETE, past.values, past.constraints)
         )
 
+    def add_apart(
+        self, name: str, values: Sequence[float], attributes: Mapping[str, object]
+    ) -> None:
+        """Tell the study of a model that is no point, such as a baseline; it has no parameters."""
+        told = {POINT: name, ORIGIN: "baseline", **attributes}
+        self._study.add_trial(create_trial(values=list(values), user_attrs=told))
+
     def _template(
         self,
         point: Point,

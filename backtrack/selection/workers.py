@@ -20,19 +20,22 @@ from backtrack.errors import RunError, UsageError
 from backtrack.selection.budget import Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from backtrack.records import Measurement
     from backtrack.run.directory import Run
 
 SECONDS_BETWEEN_LOOKS = 0.5
+STORAGE = "BACKTRACK_STORAGE"
+"""Stands in for `--storage` where that is not given."""
 
 
-def search_together(
+def search_together(  # noqa: PLR0913  # all but the first two are optional
     run: Run,
     num_workers: int,
     arguments: Sequence[str] = (),
     *,
+    storage: str | None = None,
     on_plan: Callable[[Plan], None] | None = None,
     on_progress: Callable[[int, int, int], None] | None = None,
     on_note: Callable[[str], None] | None = None,
@@ -43,6 +46,8 @@ def search_together(
         run: The run; its recipe says what to measure.
         num_workers: Processes.
         arguments: Further ones of `backtrack search`, the same for each.
+        storage: URL of the database they share. They get it by their environment, since it may
+            hold a password and every user of a machine sees its processes' arguments.
         on_plan: Called once, with what the first worker to say so makes of it all.
         on_progress: Called with the items scored so far, those in all as far as is known, and the
             workers still at it.
@@ -59,7 +64,8 @@ def search_together(
         raise UsageError(f"a search takes one worker or more, got {num_workers}.")
     with tempfile.TemporaryDirectory() as folder:
         logs = [Path(folder) / f"worker-{i}.txt" for i in range(num_workers)]
-        processes = [_start(run, i, arguments, log) for i, log in enumerate(logs)]
+        shared = {STORAGE: storage} if storage else {}
+        processes = [_start(run, i, arguments, shared, log) for i, log in enumerate(logs)]
         told = _Told([_said(log) for log in logs], on_plan)
         try:
             _wait(run, processes, told, on_progress)
@@ -70,14 +76,16 @@ def search_together(
     return [m for m in run.measurements() if m.split == "selection"]
 
 
-def _start(run: Run, index: int, arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+def _start(
+    run: Run, index: int, arguments: Sequence[str], environment: Mapping[str, str], log: Path
+) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "backtrack", "search", str(run.path), "--worker", "--quiet"]
     with log.open("wb") as file, _said(log).open("wb") as said:
         return subprocess.Popen(  # the arguments are our own
             [*command, *arguments],
             stdout=said,
             stderr=file,
-            env={**os.environ, **_device(index)},
+            env={**os.environ, **environment, **_device(index)},
         )
 
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
-from typing import Any
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
 
+import optuna
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
@@ -11,11 +13,16 @@ from transformers import AutoModelForCausalLM
 from backtrack.path.loading import probe
 from backtrack.path.placement import Placement
 from backtrack.point import Point
-from backtrack.recipe import SearchSection
+from backtrack.recipe import Recipe, SearchSection
 from backtrack.records import Baseline
 from backtrack.run.directory import Run
 from backtrack.selection.baselines import make, off_the_path, truncate
+from backtrack.selection.selecting import select
 from tests.models import make_base, make_full_run, make_peft_run
+from tests.selection.fakes import make_info
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -102,3 +109,62 @@ def test_what_a_run_has_no_use_for_is_left_out_and_said(runs: dict[str, Run]):
     found, notes = off_the_path(runs["lora"], section.model_copy(update={"mean_of": 9}))
     assert [b.kind for b in found] == ["intruder"]
     assert len(notes) == 2
+
+
+class Likelihoods:
+    """The model's mean probability of each item's tokens: a real score of a real model."""
+
+    def __init__(self, name: str, role: str, num_items: int = 40) -> None:
+        self.info = make_info(name, role)
+        self.item_ids = tuple(f"{name}/{i:03d}" for i in range(num_items))
+        self.num_calls = 0
+
+    def measure(self, model: Any, tokenizer: Any, item_ids: Sequence[str]) -> tuple[float, ...]:
+        self.num_calls += 1
+        length, offset = 6, 7 if self.info.role == "target" else 31
+        numbers = torch.tensor([int(i.rpartition("/")[2]) for i in item_ids])[:, None]
+        ids = (numbers * 5 + torch.arange(length) * offset) % model.config.vocab_size
+        with torch.no_grad():
+            odds = model(input_ids=ids).logits[:, :-1].softmax(-1)
+        return tuple(odds.gather(-1, ids[:, 1:, None]).mean(dim=(1, 2)).tolist())
+
+
+def test_baselines_off_the_path_stand_in_the_study_and_in_the_table(runs: dict[str, Run]):
+    run, kinds = runs["lora"], ("checkpoint", "grid", "mean", "intruder")
+    recipe = Recipe.model_validate(
+        {
+            "name": "toy",
+            "base": run.base.model,
+            "search": {
+                "alphas": (0.5,),
+                "checkpoints": 1,
+                "trials": 0,
+                "baselines": kinds,
+                "items": {"selection": 20, "report": 20},
+            },
+        }
+    )
+    objectives = [Likelihoods("sums", "target"), Likelihoods("prose", "general")]
+    placement = Placement(run)
+    choice = select(run, recipe=recipe, placement=placement, objectives=objectives)
+    rows = {row.baseline.kind: row for row in choice.selection.baselines}
+    assert tuple(rows) == kinds
+
+    storage = f"sqlite:///{run.path}/study.db"
+    (name,) = optuna.get_all_study_names(storage)
+    trials = optuna.load_study(study_name=name, storage=storage).trials
+    told = {t.user_attrs["point"]: t for t in trials if t.user_attrs["origin"] == "baseline"}
+    assert set(told) == {"mean of steps 10, 20, 30", "intruders reduced: step 30"}
+    asked: dict[str, set[str]] = defaultdict(set)
+    for m in run.measurements():
+        if m.split == "selection":
+            asked[m.objective.name] |= set(m.item_ids)
+    for baseline in (rows["mean"].baseline, rows["intruder"].baseline):
+        model = make(run, placement, baseline)
+        for value, objective in zip(told[str(baseline)].values, objectives, strict=True):
+            again = objective.measure(model, None, sorted(asked[objective.info.name]))
+            assert value == pytest.approx(100 * sum(again) / len(again), rel=1e-5)
+
+    calls = [objective.num_calls for objective in objectives]
+    select(run, weight=0.9, recipe=recipe, placement=placement, objectives=objectives)
+    assert [objective.num_calls for objective in objectives] == calls

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -133,3 +133,20 @@ def test_workers_that_all_fail_say_why(tmp_path: Path):
     run = make_run(tmp_path / "run")
     with pytest.raises(RunError, match=r"none of the 2 workers .* --recipe FILE"):
         search_together(run, 2)
+
+
+def test_no_process_list_shows_the_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    started: list[tuple[list[str], dict[str, str]]] = []
+    real = subprocess.Popen
+
+    def recording(command: list[str], **given: Any) -> Any:
+        started.append((command, given["env"]))
+        return real(command, **given)
+
+    monkeypatch.setattr("backtrack.selection.workers.subprocess.Popen", recording)
+    url = "postgresql://user:secret@127.0.0.1:1/none"
+    with pytest.raises(RunError):
+        search_together(make_run(tmp_path / "run"), 1, storage=url)
+    ((command, environment),) = started
+    assert not any("secret" in argument for argument in command)
+    assert environment["BACKTRACK_STORAGE"] == url
