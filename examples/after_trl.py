@@ -56,4 +56,4 @@ def main(folder: Path, max_steps: int = 120, *overrides: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:3]), *sys.argv[3:])
+    main(Path(sys.argv[1]), int((sys.argv[2:] or ["120"])[0]), *sys.argv[3:])

@@ -70,6 +70,12 @@ class Run:
     ) -> Self:
         """Make a new directory with its manifest and, if given, its recipe.
 
+        Args:
+            path: The directory; it must not exist, or be empty.
+            manifest: What the run is.
+            recipe: What made it and what to measure.
+            recipe_text: The recipe in the user's own words.
+
         Raises:
             RunError: The directory holds a run already, or other people's files.
         """
@@ -104,7 +110,12 @@ class Run:
         return cls(path, manifest, _read_recipe(path / "recipe.resolved.json"))
 
     def write_recipe(self, recipe: Recipe, text: str | None = None) -> None:
-        """Keep a recipe: as resolved, and in the user's own words if given."""
+        """Keep a recipe: as resolved, and in the user's own words if given.
+
+        Args:
+            recipe: As resolved.
+            text: As it was written.
+        """
         if text is not None:
             write_atomically(self.path / "recipe.yaml", text)
         write_atomically(

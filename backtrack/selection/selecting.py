@@ -107,6 +107,9 @@ def select(  # noqa: PLR0913  # the front door: every argument but the run is op
         on_progress: Called before each objective and after each point.
         command: What the user typed, for the record.
 
+    Returns:
+        The point, what is tied with the best, and all that speaks for and against it.
+
     Raises:
         UsageError: The weight is out of range, or nothing says what to measure.
         SelectionError: No point meets the constraints.
