@@ -23,6 +23,7 @@ from backtrack.cli.options import (
 
 if TYPE_CHECKING:
     from backtrack.recipe import Recipe
+    from backtrack.train.trainer import TrainingProgress
 
 
 @app.command()
@@ -71,6 +72,7 @@ def train(
     is_main = os.environ.get("RANK", "0") == "0"
     with terminal.progress("training", is_quiet=is_quiet or is_json or not is_main) as report:
         from backtrack.train.check import library_faults
+        from backtrack.train.resume import read_end
         from backtrack.train.trainer import train as train_recipe
 
         loaded = load_recipe(path, overrides or (), checks=[library_faults])
@@ -78,13 +80,17 @@ def train(
             loaded,
             recipe_text=path.read_text(encoding="utf-8"),
             resume=is_resumed,
-            on_progress=lambda p: report(p.done, p.total, _doing(p.loss, loaded)),
+            on_progress=lambda p: report(p.done, p.total, _doing(p, loaded)),
         )
     if not is_main:
         return
+    end = read_end(run)
     if is_json:
-        print_json({"run": str(run.path), "steps": list(run.steps)})
+        reason = None if end is None else end.reason
+        print_json({"run": str(run.path), "steps": list(run.steps), "stopped": reason})
         return
+    if end is not None and end.reason is not None:
+        terminal.out.print(f"Stopped early: {end.reason}.", markup=False, soft_wrap=True)
     terminal.out.print(
         f"{run.path}: {len(run.steps)} checkpoints, last step {run.final.step}. "
         f"Choose a point: backtrack select {shlex.quote(str(run.path))}",
@@ -119,9 +125,16 @@ def adopt(
     )
 
 
-def _doing(loss: float | None, recipe: Recipe) -> str:
-    """The loss, and how many checkpoints are on disk."""
+def _doing(progress: TrainingProgress, recipe: Recipe) -> str:
+    """The figures of a training under way, the most telling first, and what is on disk."""
+    parts = []
+    if progress.look is not None:
+        look = progress.look
+        parts.append(f"general {look.general:.3g}, target {look.target:.3g} at {look.step}")
+    if progress.reward is not None:
+        parts.append(f"reward {progress.reward:.3g}")
+    elif progress.loss is not None:
+        parts.append(f"loss {progress.loss:.4g}")
     index = Path(recipe.output) / recipe.name / "trajectory" / "index.jsonl"
     num_saved = index.read_bytes().count(b"\n") if index.exists() else 0
-    said = [f"loss {loss:.4g}"] if loss is not None else []
-    return ", ".join([*said, f"{num_saved} saved"])
+    return ", ".join([*parts, f"{num_saved} saved"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,9 +17,10 @@ from backtrack.cli.options import JsonOption, QuietOption, SetOption, recipe_nam
 @recipes_app.command("list")
 def list_recipes(*, is_json: JsonOption = False, is_quiet: QuietOption = False) -> None:
     """Name the recipes that come with the package."""
-    from backtrack.recipe import packaged_recipes
+    from backtrack.recipe import packaged_arenas, packaged_recipes
 
     rows = [[path.stem, _purpose(path)] for path in packaged_recipes()]
+    rows += [[name, _purpose(path)] for name, path in packaged_arenas().items()]
     if is_json:
         print_json([{"name": name, "purpose": purpose} for name, purpose in rows])
         return
@@ -59,12 +60,19 @@ def check_recipe(
 ) -> None:
     """List every mistake of a recipe at once."""
     from backtrack.recipe import load_recipe
+    from backtrack.recipe.arena import is_arena, load_arena
     from backtrack.train.check import library_faults
 
     path = recipe_path(recipe)
-    loaded = load_recipe(path, overrides or (), checks=[library_faults])
+    checked: Any
+    if is_arena(path):
+        arena = load_arena(path, overrides or (), checks=[library_faults])
+        checked = {e.label: e.recipe.model_dump(mode="json") for e in arena.entrants}
+    else:
+        loaded = load_recipe(path, overrides or (), checks=[library_faults])
+        checked = loaded.model_dump(mode="json")
     if is_json:
-        print_json(loaded.model_dump(mode="json"))
+        print_json(checked)
     elif not is_quiet:
         terminal.print_line(f"{path}: no mistakes.")
 

@@ -30,7 +30,7 @@ class FunctionScores:
 
     def __init__(self, settings: PythonObjective) -> None:
         self._spec = settings.function
-        self._function = _lookup(settings.function)
+        self._function = lookup(settings.function)
         self._own_ids = _own_ids(self._function, settings)
         name = settings.name or settings.function.rpartition(":")[2]
         self.item_ids = tuple(key if "/" in key else f"{name}/{key}" for key in self._own_ids)
@@ -54,7 +54,7 @@ class FunctionScores:
             return ()
         asked = positions(item_ids, self.item_ids, self.info.name)
         own_ids = [self._own_ids[place] for place in sorted(asked)]
-        with _importable(Path.cwd()), evaluating(model, self.info.name):
+        with importable(Path.cwd()), evaluating(model, self.info.name):
             scores = self._call(model, tokenizer, own_ids)
         return finite(in_order(asked, scores), item_ids, self.info.name)
 
@@ -79,7 +79,7 @@ class FunctionScores:
 
 
 @contextmanager
-def _importable(folder: Path) -> Iterator[None]:
+def importable(folder: Path) -> Iterator[None]:
     before = list(sys.path)
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
@@ -89,12 +89,12 @@ def _importable(folder: Path) -> Iterator[None]:
         sys.path[:] = before
 
 
-def _lookup(spec: str) -> Callable[..., Any]:
+def lookup(spec: str) -> Callable[..., Any]:
     module_name, colon, function_name = spec.partition(":")
     if not (module_name and colon and function_name):
         raise ObjectiveError(f"{spec!r} does not name a function. Write `module:function`.")
     try:
-        with _importable(Path.cwd()):
+        with importable(Path.cwd()):
             module = importlib.import_module(module_name)
     except Exception as error:
         raise ObjectiveError(
@@ -121,7 +121,7 @@ def _own_ids(function: Callable[..., Any], settings: PythonObjective) -> tuple[s
             "the recipe, or give the function an attribute `item_ids` that returns their names."
         )
     try:
-        with _importable(Path.cwd()):
+        with importable(Path.cwd()):
             ids = tuple(str(item_id) for item_id in listing())
     except Exception as error:
         raise ObjectiveError(

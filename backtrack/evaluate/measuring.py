@@ -55,7 +55,7 @@ def measure(
     begin = time.perf_counter()
     with counting_tokens(standing.model) as tokens:
         scores = objective.measure(standing.model, standing.tokenizer, item_ids)
-    _require_scores(objective.info.name, standing.point, item_ids, scores)
+    require_scores(objective.info.name, standing.point, item_ids, scores)
     return Measurement(
         point=standing.point,
         objective=objective.info,
@@ -94,17 +94,22 @@ def counting_tokens(model: Any) -> Iterator[list[int]]:
         hook.remove()
 
 
-def _require_scores(
-    name: str, point: Point, item_ids: Sequence[str], scores: Sequence[float]
+def require_scores(
+    name: str, where: Point | str, item_ids: Sequence[str], scores: Sequence[float]
 ) -> None:
+    """Refuse scores that are not one finite number an item.
+
+    Raises:
+        ObjectiveError: Names the objective, the item and where the model stands.
+    """
     if len(scores) != len(item_ids):
         raise ObjectiveError(
-            f"objective {name!r} gave {len(scores)} scores for {len(item_ids)} items at {point}. "
+            f"objective {name!r} gave {len(scores)} scores for {len(item_ids)} items at {where}. "
             "Return one score an item, in the items' order."
         )
     for item_id, score in zip(item_ids, scores, strict=True):
         if not math.isfinite(score):
             raise ObjectiveError(
-                f"objective {name!r} gave {score} for item {item_id!r} at {point}. "
+                f"objective {name!r} gave {score} for item {item_id!r} at {where}. "
                 "Scores must be finite: bound them, or lower `search.max_alpha`."
             )

@@ -11,6 +11,7 @@ from backtrack.recipe.faults import (
 from backtrack.recipe.loading import (
     find_recipe,
     load_recipe,
+    packaged_arenas,
     packaged_recipes,
 )
 from backtrack.recipe.model import (
@@ -42,31 +43,50 @@ from backtrack.recipe.sections import (
     Section,
     TrajectorySection,
 )
+from backtrack.recipe.training import (
+    ChoiceReward,
+    EarlyStopSection,
+    FormatReward,
+    MathVerifyReward,
+    NumericReward,
+    PythonReward,
+    Reward,
+    WatchSection,
+)
 
 __all__ = [
     "BaseSection",
     "BaselineKind",
     "BudgetSection",
+    "ChoiceReward",
     "DataSection",
+    "EarlyStopSection",
     "ExamplesObjective",
+    "FormatReward",
     "FullMethod",
     "ItemsSection",
     "LmEvalObjective",
+    "MathVerifyReward",
     "Method",
+    "NumericReward",
     "Objective",
     "PeftMethod",
     "PlacementSection",
     "ProfileKind",
     "PythonObjective",
+    "PythonReward",
     "RacingSection",
     "Recipe",
+    "Reward",
     "SearchSection",
     "Section",
     "SelectSection",
     "TextObjective",
     "TrajectorySection",
+    "WatchSection",
     "find_recipe",
     "load_recipe",
     "nearest",
+    "packaged_arenas",
     "packaged_recipes",
 ]

@@ -36,10 +36,15 @@ def sentence(details: ErrorDetails) -> str:
         hint = nearest(str(found), known) if found else ""
         return f"{where}.kind: must be one of {', '.join(known) or 'the known kinds'}.{hint}"
     message = details["msg"].removeprefix("Value error, ")
+    if not where:
+        return message
     return f"{where}: {message[0].lower()}{message[1:]}, got {details['input']!r}"
 
 
-_KINDS = ("full", "adapter", "lm_eval", "examples", "text", "python")
+_KINDS = (
+    "full", "adapter", "lm_eval", "examples", "text", "python", "numeric", "math_verify",
+    "choice", "format",
+)  # fmt: skip
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:

@@ -31,11 +31,11 @@ def load_recipe(
     Raises:
         RecipeError: With every fault found.
     """
-    raw = _read_mapping(path)
-    faults = [fault for text in overrides for fault in _override(raw, text)]
+    raw = read_mapping(path)
+    faults = [fault for text in overrides for fault in override(raw, text)]
     recipe: Recipe | None = None
     try:
-        recipe = Recipe.model_validate(_with_absolute_paths(raw, path.parent.resolve()))
+        recipe = Recipe.model_validate(with_absolute_paths(raw, path.parent.resolve()))
     except ValidationError as error:
         faults += [sentence(details) for details in error.errors()]
     for check in checks:
@@ -47,11 +47,24 @@ def load_recipe(
 
 def packaged_recipes() -> tuple[Path, ...]:
     """Recipes that come with the package, by name."""
-    here = Path(__file__).resolve().parents[1]
-    folder = next(
-        (f for f in (here / "assets" / "recipes", here.parent / "recipes") if f.is_dir()), here
-    )
-    return tuple(sorted(folder.glob("*.yaml")))
+    return tuple(sorted(_folder().glob("*.yaml")))
+
+
+def packaged_arenas() -> dict[str, Path]:
+    """Recipes of arenas that come with the package, by name."""
+    embedded = sorted((_package() / "assets" / "demo").glob("arena*.yaml"))
+    found = {f"demo-{path.stem}": path for path in embedded}
+    return found | {path.stem: path for path in sorted((_folder() / "arenas").glob("*.yaml"))}
+
+
+def _package() -> Path:
+    return Path(__file__).resolve().parents[1]
+
+
+def _folder() -> Path:
+    """Where recipes lie: in the package, or beside it in a checkout."""
+    places = (_package() / "assets" / "recipes", _package().parent / "recipes")
+    return next((folder for folder in places if folder.is_dir()), _package())
 
 
 def find_recipe(name: Path) -> Path:
@@ -62,14 +75,14 @@ def find_recipe(name: Path) -> Path:
     """
     if name.is_file():
         return name
-    known = {path.stem: path for path in packaged_recipes()}
+    known = {path.stem: path for path in packaged_recipes()} | packaged_arenas()
     if str(name) in known:
         return known[str(name)]
     hint = nearest(str(name), known)
     raise RecipeError(str(name), [f"there is no such file, and no recipe of that name.{hint}"])
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -87,7 +100,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _override(raw: dict[str, Any], text: str) -> Iterable[str]:
+def override(raw: dict[str, Any], text: str) -> Iterable[str]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         return [f"--set {text!r}: write key.inner=value"]
@@ -118,7 +131,7 @@ def _step_into(place: object, part: str) -> object:
     return None
 
 
-def _with_absolute_paths(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+def with_absolute_paths(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A copy in which files that lie beside the recipe are named in full.
 
     A name that is no file beside the recipe is left alone: it may be a Hub name, or relative to

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from backtrack.recipe.objectives import Objective, default_name
 from backtrack.recipe.search import SearchSection, SelectSection
@@ -16,7 +16,13 @@ from backtrack.recipe.sections import (
     Section,
     TrajectorySection,
 )
-from backtrack.recipe.training import LearningRates
+from backtrack.recipe.training import (
+    EarlyStopSection,
+    LearningRates,
+    Reward,
+    WatchSection,
+    reward_name,
+)
 from backtrack.records import Role
 
 
@@ -36,11 +42,19 @@ class Recipe(Section):
     data: DataSection | None = None
     """What it is trained on; likewise."""
     sft: dict[str, Any] = Field(default_factory=dict)
-    """Any field of TRL's SFTConfig."""
+    """Any field of TRL's SFTConfig: training on given completions."""
+    grpo: dict[str, Any] | None = None
+    """Instead: any field of TRL's GRPOConfig: training on own completions, by `rewards`."""
+    rewards: tuple[Reward, ...] = ()
+    """What a completion is rewarded for; their weighted sum is the reward."""
     learning_rates: LearningRates = Field(default_factory=dict)
     """Peak rates of single layers, by a regular expression for their parameters' names, such as
     `layers\\.[0-3]\\.` or `lora_B`; the first that is found decides, `learning_rate` is the
     others'."""
+    early_stop: EarlyStopSection | None = None
+    """When training stops early by what is evaluated on `data.eval`."""
+    watch: WatchSection | None = None
+    """How the objectives are watched during training."""
     trajectory: TrajectorySection = TrajectorySection()
     """Which steps are kept."""
     placement: PlacementSection = PlacementSection()
@@ -57,19 +71,41 @@ class Recipe(Section):
     def _bare_name(cls, value: object) -> object:
         return {"model": value} if isinstance(value, str) else value
 
+    @field_validator("rewards")
+    @classmethod
+    def _named_rewards(cls, rewards: tuple[Reward, ...]) -> tuple[Reward, ...]:
+        named = tuple(
+            r if r.name else r.model_copy(update={"name": reward_name(r)}) for r in rewards
+        )
+        _require_distinct([r.name for r in named], "rewards")
+        return named
+
+    @model_validator(mode="after")
+    def _one_trainer(self) -> Recipe:
+        if self.grpo is not None and self.sft:
+            raise ValueError("give one of `sft` and `grpo`: it says how the model is trained")
+        if self.watch is not None and not self.objectives:
+            raise ValueError("`watch` measures `objectives`; list some")
+        if self.grpo is not None and not self.rewards:
+            raise ValueError("`grpo` needs `rewards`, such as `[{kind: numeric}]`")
+        if self.rewards and self.grpo is None:
+            raise ValueError("`rewards` are for `grpo`; give that section, if only as `{}`")
+        return self
+
     @field_validator("objectives")
     @classmethod
     def _named(cls, objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
         named = tuple(
             o if o.name else o.model_copy(update={"name": default_name(o)}) for o in objectives
         )
-        names = [o.name for o in named]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(
-                f"two objectives are called {twice[0]!r}; give one a `name` of its own"
-            )
+        _require_distinct([o.name for o in named], "objectives")
         missing = [role for role in get_args(Role) if role not in {o.role for o in named}]
         if named and missing:
             raise ValueError(f"no objective has the role `{missing[0]}`; each role needs one")
         return named
+
+
+def _require_distinct(names: list[str], what: str) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"two {what} are called {twice[0]!r}; give one a `name` of its own")

@@ -71,12 +71,22 @@ class DataSection(Section):
     prompt: str | None = None
     """Format over the fields, such as `Question: {question}\\nAnswer:`; none if the data has."""
     completion: str | None = None
-    """Format for the completion; given together with `prompt`."""
+    """Format for the completion; given together with `prompt`, but for `grpo`, which has none."""
+    chat: bool = False
+    """Give prompt and completion as turns of the tokenizer's chat template: user and assistant."""
+    system: str | None = None
+    """What the system says before; needs `chat`."""
+    eval: str | None = None
+    """What is evaluated during training, in the same shape: a file, a folder or a Hub name."""
+    eval_split: str | None = None
+    """Split of it; without `eval`, of the training data's own source: `train[:500]`."""
 
     @model_validator(mode="after")
-    def _both_formats(self) -> DataSection:
-        if (self.prompt is None) != (self.completion is None):
+    def _formats(self) -> DataSection:
+        if self.completion is not None and self.prompt is None:
             raise ValueError("give both `prompt` and `completion`, or neither")
+        if self.system is not None and not self.chat:
+            raise ValueError("`system` is a turn of a chat; set `chat: true`")
         return self
 
 

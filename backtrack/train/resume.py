@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from backtrack.errors import UsageError
+from backtrack.records import Record
+from backtrack.run.directory import write_atomically
 from backtrack.run.foreign import find_weights, weight_files_of
 
 if TYPE_CHECKING:
@@ -25,7 +27,11 @@ if TYPE_CHECKING:
     from backtrack.run.directory import Run
 
 TRAINER_FOLDER = "trainer"
-_KEPT = {"base", "method", "data", "sft", "learning_rates", "seed", "trajectory"}
+_END = "end.json"
+_KEPT = {
+    "base", "method", "data", "sft", "grpo", "rewards", "learning_rates", "early_stop", "watch",
+    "seed", "trajectory",
+}  # fmt: skip
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -37,8 +43,35 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+class End(Record):
+    """How a training ended.
+
+    Attributes:
+        step: The last one taken.
+        reason: Why it stopped before its time; none where it took all its steps.
+    """
+
+    step: int
+    reason: str | None = None
+
+
+def write_end(run: Run, end: End) -> None:
+    """Note that training is over, so that resuming takes no step more."""
+    folder = run.path / TRAINER_FOLDER
+    folder.mkdir(exist_ok=True)
+    write_atomically(folder / _END, end.model_dump_json() + "\n")
+
+
+def read_end(run: Run) -> End | None:
+    """How a run's training ended; none where it has not, or nobody noted it."""
+    path = run.path / TRAINER_FOLDER / _END
+    return End.model_validate_json(path.read_bytes()) if path.is_file() else None
+
+
 def is_finished(run: Run) -> bool:
-    """Whether a run trained by recipe has taken all its steps."""
+    """Whether a run trained by recipe has taken all its steps, or was stopped by a rule."""
+    if read_end(run) is not None:
+        return True
     checkpoint = newest_checkpoint(run.path / TRAINER_FOLDER)
     if checkpoint is None:
         return False

@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.sft_config import SFTConfig
 
 from backtrack.recipe import nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 
@@ -42,6 +43,24 @@ def sft_config(values: Mapping[str, Any], folder: Path, seed: int) -> SFTConfig:
     typed, _ = typed_fields(SFTConfig, values, "sft")
     fixed = {"output_dir": str(folder), "seed": seed, "data_seed": seed}
     return SFTConfig(**{**_defaults(typed), **typed, **fixed})
+
+
+def grpo_config(
+    values: Mapping[str, Any], folder: Path, seed: int, weights: Sequence[float]
+) -> GRPOConfig:
+    """TRL's configuration for training by rewards.
+
+    Args:
+        values: Section `grpo` of a recipe.
+        folder: Where the Trainer keeps its own state.
+        seed: Of the adapter's start, what is generated and the order of the data.
+        weights: Of the rewards, in their order.
+    """
+    typed, _ = typed_fields(GRPOConfig, values, "grpo")
+    fixed = {
+        "output_dir": str(folder), "seed": seed, "data_seed": seed, "reward_weights": [*weights]
+    }  # fmt: skip
+    return GRPOConfig(**{**_defaults(typed), **typed, **fixed})
 
 
 def typed_fields(

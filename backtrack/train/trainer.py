@@ -1,4 +1,4 @@
-"""Train a recipe: supervised fine-tuning by TRL, with a trajectory.
+"""Train a recipe: by TRL, on given completions or by rewards, with a trajectory.
 
 Promised: a run killed at any moment resumes, and on one CPU thread what it then writes equals, bit
 for bit, what it would have written uninterrupted. The run's directory is made once model and data
@@ -27,12 +27,16 @@ from backtrack.run.reader import verify_base
 from backtrack.train.base import reference_to
 from backtrack.train.build import build_trainer
 from backtrack.train.callback import TrajectoryCallback, create_run, require_free
+from backtrack.train.figures import Figures
 from backtrack.train.resume import (
     TRAINER_FOLDER,
+    End,
     is_finished,
     newest_checkpoint,
     require_same_recipe,
+    write_end,
 )
+from backtrack.train.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
 
     from backtrack.recipe import BaseSection, Recipe
     from backtrack.records import BaseModelReference
+    from backtrack.train.watch import Look
 
 # `torch.save` says it by a RuntimeError without a type or an errno of its own.
 _SIGNS_OF_A_FULL_DISK = ("inline_container", "PytorchStreamWriter", "iostream error")
@@ -55,12 +60,16 @@ class TrainingProgress:
         total: Optimizer steps in all.
         loss: Logged last; none before the first.
         seconds: Wall time since this process began to train.
+        reward: Mean of the last batch, where training is by rewards.
+        look: Both roles as measured last, where the recipe watches them.
     """
 
     done: int
     total: int
     loss: float | None
     seconds: float
+    reward: float | None = None
+    look: Look | None = None
 
 
 def train(
@@ -93,8 +102,7 @@ def train(
         return run
     with _without_bars():
         trainer = build_trainer(recipe, path.parent)
-        if on_progress is not None:
-            trainer.add_callback(_Reporter(on_progress))
+        watch = _add_reports(trainer, recipe, path, on_progress)
         # No process may see the run that the main one makes before it has looked for it itself.
         trainer.accelerator.wait_for_everyone()
         if trainer.is_world_process_zero():
@@ -105,12 +113,41 @@ def train(
             )  # fmt: skip
         callback = _trajectory(run if trainer.is_world_process_zero() else None, path, recipe)
         trainer.add_callback(callback)
+        trainer.add_callback(Figures(trainer, run))
         try:
             _take_steps(trainer, path / TRAINER_FOLDER)
         finally:
             callback.close()
+        if trainer.is_world_process_zero() and run is not None:
+            write_end(run, _end(trainer, watch))
     trainer.accelerator.wait_for_everyone()
     return Run.open(path)
+
+
+def _add_reports(
+    trainer: Any,
+    recipe: Recipe,
+    path: Path,
+    on_progress: Callable[[TrainingProgress], None] | None,
+) -> Watch | None:
+    """Callbacks that tell the caller how training goes, and may stop it."""
+    reporter = None if on_progress is None else _Reporter(on_progress)
+    watch = None
+    if recipe.watch is not None:
+        on_look = None if reporter is None else reporter.looked
+        watch = Watch(recipe, trainer, path, on_look)
+        trainer.add_callback(watch)
+    if reporter is not None:
+        trainer.add_callback(reporter)
+    return watch
+
+
+def _end(trainer: Any, watch: Watch | None) -> End:
+    state = trainer.state
+    reason = None if watch is None else watch.reason
+    if reason is None and state.global_step < state.max_steps:
+        reason = f"{trainer.args.metric_for_best_model} no longer got better"
+    return End(step=state.global_step, reason=reason)
 
 
 def _begun(path: Path, recipe: Recipe) -> Run | None:
@@ -163,6 +200,11 @@ class _Reporter(TrainerCallback):
     def __init__(self, on_progress: Callable[[TrainingProgress], None]) -> None:
         self._on_progress = on_progress
         self._begun = time.monotonic()
+        self._look: Look | None = None
+
+    def looked(self, look: Look) -> None:
+        """Take what was measured, for the next report."""
+        self._look = look
 
     @override
     def on_train_begin(
@@ -179,11 +221,20 @@ class _Reporter(TrainerCallback):
 
     def _report(self, state: TrainerState) -> None:
         if state.is_world_process_zero:
-            losses = (line["loss"] for line in reversed(state.log_history) if "loss" in line)
-            seconds = time.monotonic() - self._begun
             self._on_progress(
-                TrainingProgress(state.global_step, state.max_steps, next(losses, None), seconds)
+                TrainingProgress(
+                    done=state.global_step,
+                    total=state.max_steps,
+                    loss=_last(state, "loss"),
+                    seconds=time.monotonic() - self._begun,
+                    reward=_last(state, "reward"),
+                    look=self._look,
+                )
             )
+
+
+def _last(state: TrainerState, key: str) -> float | None:
+    return next((line[key] for line in reversed(state.log_history) if key in line), None)
 
 
 @contextmanager

@@ -51,7 +51,12 @@ def test_every_mistake_is_listed_at_once(tmp_path: Path) -> None:
         ({"sft": {"seed": 3}}, "set `seed` at the top"),
         ({"sft": {"resume_from_checkpoint": "x"}}, "--resume"),
         ({"sft": {"peft_config": {}}}, "set `method`"),
-        ({"sft": {"eval_strategy": "steps"}}, "list `objectives`"),
+        ({"sft": {"eval_strategy": "steps"}}, "set `data.eval`"),
+        ({"early_stop": {}, "data": {"train": "x"}}, "early_stop: it needs an evaluation"),
+        ({"grpo": {"reward_weights": [1]}}, "set `weight` in `rewards`"),
+        ({"grpo": {"num_generation": 4}}, "Did you mean 'num_generations'?"),
+        ({"grpo": {"num_generations": 1}}, "grpo: TRL refuses"),
+        ({"data": {"train": "x", "prompt": "{q}"}}, "give both `prompt` and `completion`"),
         ({"method": {"kind": "oft", "lora_alpha": 3}}, "method.lora_alpha: unknown key"),
         ({"method": {"kind": "oft", "r": 4, "oft_block_size": 4}}, "method: PEFT refuses"),
         ({"method": {"kind": "lora", "init_lora_weights": "corda"}}, "a script of your own"),
@@ -70,6 +75,8 @@ def test_a_fault_says_what_to_do(raw: dict[str, Any], fault: str) -> None:
         {"sft": None, "method": {"kind": "full"}},
         {"sft": ["not", "a", "mapping"], "method": "lora"},
         {"sft": {"bf16": True}},
+        {"sft": {"eval_strategy": "epoch"}, "data": {"train": "x", "eval_split": "test"}},
+        {"grpo": {"use_vllm": True, "beta": 0.04}, "data": {"train": "x", "prompt": "{q}"}},
         {"method": {"kind": "lora", "r": 8, "use_rslora": True, "target_modules": ["q_proj"]}},
         {"method": {"kind": "oft", "oft_block_size": 16, "coft": True}},
     ],
@@ -92,3 +99,29 @@ def test_a_machine_without_a_gpu_trains_without_half_precision_tricks() -> None:
 def test_parameters_named_for_an_adapter_stand_alone() -> None:
     config = peft_config("lora", {"target_parameters": ["experts.gate_up_proj"]})
     assert config.target_modules is None  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("lines", "fault"),
+    [
+        ("sft: {max_steps: 3}\ngrpo: {}\nrewards: [{kind: numeric}]", "one of `sft` and `grpo`"),
+        ("grpo: {}", "`grpo` needs `rewards`"),
+        ("rewards: [{kind: numeric}]", "`rewards` are for `grpo`"),
+        ("grpo: {}\nrewards: [{kind: numerc}]", "Did you mean 'numeric'?"),
+        ("grpo: {}\nrewards: [{kind: format}]", "rewards.0.pattern: this key is needed"),
+        ("grpo: {}\nrewards: [{kind: format, pattern: '('}]", "no regular expression"),
+        ("grpo: {}\nrewards: [{kind: numeric, anwser: x}]", "Did you mean 'answer'?"),
+        ("grpo: {}\nrewards: [{kind: numeric}, {kind: numeric}]", "two rewards are called"),
+        ("watch: {every_steps: 5}", "`watch` measures `objectives`"),
+        ("data: {train: x, system: Be brief.}", "set `chat: true`"),
+    ],
+)
+def test_sections_that_do_not_go_together_are_refused(
+    tmp_path: Path, lines: str, fault: str
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"name: x\nbase: some/base\n{lines}\n")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, checks=[library_faults])
+    assert fault in "\n".join(caught.value.faults)
+    assert len(caught.value.faults) == 1

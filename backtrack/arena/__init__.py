@@ -1,0 +1,1 @@
+"""Several runs on one plane: trained where missing, measured and judged under one rule."""

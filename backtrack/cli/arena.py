@@ -1,0 +1,106 @@
+"""The command `arena`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from backtrack import terminal
+from backtrack.cli.app import app
+from backtrack.cli.opening import command_line, draw_report, print_json, recipe_path
+from backtrack.cli.options import JsonOption, QuietOption, SetOption
+
+if TYPE_CHECKING:
+    from backtrack.arena_records import Arena
+
+
+@app.command()
+def arena(
+    recipe: Annotated[
+        Path,
+        typer.Argument(help="An arena's recipe by file or name, or its directory to show again."),
+    ],
+    overrides: SetOption = None,
+    *,
+    is_retry: Annotated[
+        bool, typer.Option("--retry", help="Try entrants again that were given up.")
+    ] = False,
+    is_json: JsonOption = False,
+    is_quiet: QuietOption = False,
+) -> None:
+    """Train, measure and compare several methods under one rule; goes on where it stopped."""
+    if recipe.is_dir():
+        from backtrack.arena.running import read_arena
+
+        folder, found = recipe, read_arena(recipe)
+    else:
+        folder, found = _run(
+            recipe_path(recipe), overrides, is_retry=is_retry, is_quiet=is_quiet or is_json
+        )
+    from backtrack.report.arena import write_arena_figures
+
+    figures = write_arena_figures(folder, found)
+    pages = _draw_entrants(folder, found)
+    if is_json:
+        print_json(found.model_dump(mode="json"))
+        return
+    _print(found)
+    for path in figures:
+        terminal.out.print(f"figure   {path}", markup=False, soft_wrap=True)
+    if pages:
+        terminal.out.print(f"reports  {pages[0].parents[1]}/*/report.html", markup=False)
+
+
+def _draw_entrants(folder: Path, found: Arena) -> list[Path]:
+    """The page of each measured entrant, drawn anew where its selection is newer."""
+    from backtrack.run.directory import Run
+
+    pages = []
+    for entrant in found.entrants:
+        run = Run.open(folder / entrant.run) if entrant.state == "measured" else None
+        selection = run.selection() if run else None
+        if run is None or selection is None:
+            continue
+        page = run.path / "report.html"
+        newest = (run.path / "selection.json").stat().st_mtime_ns
+        if not page.is_file() or page.stat().st_mtime_ns < newest:
+            page = draw_report(run, selection)
+        pages.append(page)
+    return pages
+
+
+def _run(
+    path: Path, overrides: list[str] | None, *, is_retry: bool, is_quiet: bool
+) -> tuple[Path, Arena]:
+    from backtrack.recipe.arena import load_arena
+
+    with terminal.progress("arena", is_quiet=is_quiet) as report:
+        from backtrack.arena.running import run_arena
+        from backtrack.train.check import library_faults
+
+        loaded = load_arena(path, overrides or (), checks=[library_faults])
+        found = run_arena(
+            loaded,
+            recipe_text=path.read_text(encoding="utf-8"),
+            retry=is_retry,
+            on_progress=report,
+            command=command_line(),
+        )
+    return Path(loaded.output) / loaded.name, found
+
+
+def _print(found: Arena) -> None:
+    from backtrack.report import arena_rows, geometry_rows
+
+    terminal.out.print(
+        f"{found.name}: base {found.base.model}, weight {found.weight:g}; 95% intervals on items "
+        "the search never saw, over seeds where there are several",
+        markup=False,
+    )
+    terminal.print_rows(*arena_rows.standings(found))
+    if any(each.pearson for each in found.correlations):
+        terminal.print_rows(*geometry_rows.correlation_table(found.correlations))
+    for note in found.notes:
+        terminal.out.print(f"- {note}", markup=False, style="yellow")

@@ -1,0 +1,99 @@
+"""How metrics go with measured forgetting. Pure: numbers in, records out.
+
+Intervals are closed forms: Fisher's transformation for Pearson's r, with Bonett and Wright's
+variance (1 + r^2 / 2) / (n - 3) for Spearman's rho. Points of one path are no independent sample:
+over points they say how tight the relation on this path is, not how it would be on another.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, cast
+
+from backtrack.diagnosis_records import Correlation
+from backtrack.records import Interval
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from backtrack.diagnosis_records import Forgetting, Over
+    from backtrack.records import Role
+
+QUANTILE = 1.959964
+"""Of the normal distribution, for two-sided intervals at 95%."""
+MIN_NUM = 4
+
+
+def correlations(measured: Sequence[Forgetting], over: Over) -> tuple[Correlation, ...]:
+    """Each metric that all have, against forgetting.
+
+    Args:
+        measured: Points or entrants.
+        over: Which of them.
+    """
+    if not measured:
+        return ()
+    names = [n for n in measured[0].metrics if all(n in each.metrics for each in measured)]
+    lost = [each.forgetting for each in measured]
+    return tuple(
+        _correlation(name, [each.metrics[name] for each in measured], lost, over) for name in names
+    )
+
+
+def _correlation(
+    name: str, values: Sequence[float], lost: Sequence[float], over: Over
+) -> Correlation:
+    metric, _, role = name.partition("/")
+    return Correlation(
+        metric=metric,
+        role=cast("Role", role) if role else None,
+        over=over,
+        num=len(values),
+        pearson=pearson(values, lost),
+        spearman=spearman(values, lost),
+    )
+
+
+def pearson(left: Sequence[float], right: Sequence[float]) -> Interval | None:
+    """Linear correlation with its 95% interval; none below four pairs or without spread."""
+    return _with_interval(left, right, 0.0)
+
+
+def spearman(left: Sequence[float], right: Sequence[float]) -> Interval | None:
+    """Rank correlation, ties at their mean rank, likewise."""
+    return _with_interval(_ranks(left), _ranks(right), 0.5)
+
+
+def _with_interval(
+    left: Sequence[float], right: Sequence[float], widening: float
+) -> Interval | None:
+    """Fisher's interval, its variance `1 + widening r^2` times as large."""
+    count = len(left)
+    if count < MIN_NUM or len(set(left)) < 2 or len(set(right)) < 2:
+        return None
+    r = max(-1.0, min(1.0, _linear(left, right)))
+    if abs(r) > 1 - 1e-12:
+        return Interval(estimate=r, low=r, high=r)
+    half = QUANTILE * math.sqrt((1 + widening * r**2) / (count - 3))
+    return Interval(
+        estimate=r, low=math.tanh(math.atanh(r) - half), high=math.tanh(math.atanh(r) + half)
+    )
+
+
+def _linear(left: Sequence[float], right: Sequence[float]) -> float:
+    a, b = _centred(left), _centred(right)
+    scale = math.sqrt(math.fsum(x * x for x in a) * math.fsum(y * y for y in b))
+    return math.fsum(x * y for x, y in zip(a, b, strict=True)) / scale
+
+
+def _centred(values: Sequence[float]) -> list[float]:
+    mean = math.fsum(values) / len(values)
+    return [value - mean for value in values]
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    places: dict[float, list[int]] = {}
+    for place, value in enumerate(sorted(values)):
+        places.setdefault(value, []).append(place)
+    means: Mapping[float, float] = {v: sum(p) / len(p) for v, p in places.items()}
+    return [means[value] for value in values]

@@ -1,0 +1,195 @@
+"""What the model reads while it is diagnosed: the objectives' own prompts, or a file's.
+
+A prompt stands as its objective gives it, without the answer and without few-shot examples; of
+running text it is a window. Which prompts are taken is drawn once from a seed, evenly over the
+role's objectives, and does not depend on the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from backtrack.diagnosis_records import PromptSource
+from backtrack.errors import UsageError
+from backtrack.evaluate.documents import JSONL_SUFFIXES, load_records, render
+from backtrack.evaluate.forward import context_tokens, encode
+from backtrack.evaluate.items import digest
+from backtrack.recipe import ExamplesObjective, LmEvalObjective, TextObjective
+from backtrack.records import ROLES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from torch import Tensor
+
+    from backtrack.recipe import Objective, Recipe
+    from backtrack.records import Role
+
+FIELDS = ("prompt", "question", "text")
+"""Of a file's records, the first there is holds the prompt."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts of one role, encoded.
+
+    Attributes:
+        role: What they stand for.
+        source: Where they came from.
+        ids: Token ids of each prompt.
+    """
+
+    role: Role
+    source: str
+    ids: tuple[tuple[int, ...], ...]
+
+    @property
+    def record(self) -> PromptSource:
+        return PromptSource(
+            role=self.role,
+            source=self.source,
+            num_prompts=len(self.ids),
+            num_tokens=sum(map(len, self.ids)),
+        )
+
+    @property
+    def digest(self) -> str:
+        return digest(self.role, self.ids)
+
+    def batches(self, size: int, device: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        """Token ids and attention mask, each [rows, longest], prompts of like length together."""
+        import torch
+
+        order = sorted(range(len(self.ids)), key=lambda i: (-len(self.ids[i]), i))
+        for start in range(0, len(order), size):
+            rows = [self.ids[i] for i in order[start : start + size]]
+            ids = torch.zeros((len(rows), len(rows[0])), dtype=torch.long)
+            mask = torch.zeros_like(ids)
+            for place, row in enumerate(rows):
+                ids[place, : len(row)] = torch.tensor(row, dtype=torch.long)
+                mask[place, : len(row)] = 1
+            yield ids.to(device), mask.to(device)
+
+
+def find_prompts(
+    recipe: Recipe | None,
+    files: Mapping[Role, Path],
+    placement: Any,
+    num_prompts: int,
+    seed: int,
+) -> tuple[Prompts, ...]:
+    """Prompts of each role: a file's where one is given, else the objectives'.
+
+    Args:
+        recipe: Names the objectives.
+        files: By role: a prompt a line, or JSON lines with a field `prompt`, `question` or `text`.
+        placement: Has the model and the tokenizer.
+        num_prompts: At most, a role.
+        seed: Of the draw.
+
+    Raises:
+        UsageError: A role has no prompts.
+        ObjectiveError: Documents cannot be read.
+    """
+    found = []
+    for role in ROLES:
+        generator = np.random.default_rng([seed, ROLES.index(role)])
+        if role in files:
+            source, texts = str(files[role]), _drawn(_of_file(files[role]), num_prompts, generator)
+        else:
+            source, texts = _of_objectives(recipe, role, placement, num_prompts, generator)
+        limit = context_tokens(placement.model)
+        encoded = (encode(placement.tokenizer, text) for text in texts)
+        ids = tuple(tuple(row[:limit]) for row in encoded if row)
+        if not ids:
+            raise UsageError(
+                f"there are no {role} prompts to read. Give a recipe with a {role} objective that "
+                f"has documents, or a file of prompts: --prompts {role}=FILE."
+            )
+        found.append(Prompts(role, source, ids))
+    return tuple(found)
+
+
+def _of_objectives(
+    recipe: Recipe | None,
+    role: Role,
+    placement: Any,
+    num_prompts: int,
+    generator: np.random.Generator,
+) -> tuple[str, list[str]]:
+    asked = [o for o in recipe.objectives if o.role == role] if recipe else []
+    readable = [o for o in asked if isinstance(o, _WITH_DOCUMENTS)]
+    texts: list[str] = []
+    for place, objective in enumerate(readable):
+        left, num_objectives = num_prompts - len(texts), len(readable) - place
+        share = -(-left // num_objectives)
+        texts += _drawn(_of_objective(objective, placement.tokenizer), share, generator)
+    return ", ".join(o.name for o in readable), texts
+
+
+_WITH_DOCUMENTS = (ExamplesObjective, TextObjective, LmEvalObjective)
+
+
+def _drawn(texts: Sequence[str], count: int, generator: np.random.Generator) -> list[str]:
+    order = generator.permutation(len(texts))[:count]
+    return [texts[i] for i in sorted(order)]
+
+
+def _of_objective(objective: Objective, tokenizer: Any) -> list[str]:
+    match objective:
+        case ExamplesObjective():
+            records = load_records(objective.path, objective.subset, objective.split)
+            texts = [render(objective.prompt, record, objective.name) for record in records]
+            return [_turn(tokenizer, t) for t in texts] if objective.apply_chat_template else texts
+        case TextObjective():
+            return _windows(objective, tokenizer)
+        case LmEvalObjective():
+            from backtrack.evaluate.harness import Harness
+
+            paths = [objective.include_path] if objective.include_path else []
+            tasks = Harness(tokenizer, 1, paths).tasks(objective)
+            texts = [str(t.doc_to_text(doc)) for t in tasks.values() for doc in t.eval_docs]
+            return [_turn(tokenizer, t) for t in texts] if objective.apply_chat_template else texts
+        case _:
+            return []
+
+
+def _windows(objective: TextObjective, tokenizer: Any) -> list[str]:
+    """Windows of running text that do not overlap, of the objective's size."""
+    path = Path(objective.path)
+    if path.is_file() and path.suffix not in JSONL_SUFFIXES:
+        text = path.read_text(encoding="utf-8")
+    else:
+        form = objective.field if "{" in objective.field else f"{{{objective.field}}}"
+        records = load_records(objective.path, objective.subset, objective.split)
+        text = "\n\n".join(render(form, record, objective.name) for record in records)
+    size = objective.window_tokens
+    ids = tokenizer(text[int(len(text) * objective.start) :], add_special_tokens=False)[
+        "input_ids"
+    ]
+    return [tokenizer.decode(ids[i : i + size]) for i in range(0, len(ids) - size + 1, size)]
+
+
+def _turn(tokenizer: Any, prompt: str) -> str:
+    turn = [{"role": "user", "content": prompt}]
+    text: str = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    return text
+
+
+def _of_file(path: Path) -> list[str]:
+    if path.suffix not in JSONL_SUFFIXES:
+        try:
+            return [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path} cannot be read as UTF-8 text: {error}.") from error
+    records = load_records(str(path), None, "train")
+    field = next((field for field in FIELDS if field in records[0]), None)
+    if field is None:
+        raise UsageError(
+            f"{path}: its records have none of the fields {', '.join(FIELDS)}. Name one so."
+        )
+    return [str(record.get(field, "")) for record in records]

@@ -1,0 +1,246 @@
+"""An arena from recipe to table: trained in small, killed and resumed, failures kept apart."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from backtrack.arena.running import read_arena, run_arena
+from backtrack.arena_records import Arena, Entrant
+from backtrack.cli import app
+from backtrack.errors import RecipeError
+from backtrack.recipe.arena import load_arena
+from backtrack.report.arena import write_arena_figures
+from backtrack.report.arena_rows import standings
+from backtrack.run.directory import Run
+from tests.models import make_base
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+RECIPE = """\
+name: small
+base: base
+seeds: {seeds}
+data: {{train: train.jsonl}}
+sft: {{max_steps: 8, per_device_train_batch_size: 4, learning_rate: 5.0e-3}}
+trajectory: {{every_steps: 4}}
+diagnose: {{num_prompts: 8}}
+entrants:
+{entrants}
+objectives:
+  - {{kind: examples, role: target, path: sums.jsonl, score: nll}}
+  - {{kind: examples, role: general, path: words.jsonl, score: nll}}
+search:
+  {{trials: 0, checkpoints: 1, alphas: [0.5], racing: {{shares: []}},
+   items: {{selection: 10, report: 10}}}}
+"""
+LORA = "  - {name: lora, method: {kind: lora, r: 2, target_modules: all-linear}}\n"
+OFT = "  - {name: oft, method: {kind: oft, oft_block_size: 8, target_modules: all-linear}}\n"
+DENSE = "  - {name: oft-dense, run: oft, placement: {form: merged, curve: line}}\n"
+FULL = "  - {name: full, method: {kind: full}, sft: {learning_rate: 1.0e-3}}\n"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, data and two small objectives."""
+    folder = tmp_path_factory.mktemp("arena")
+    make_base(folder / "base")
+    for name in ("sums", "words", "train"):
+        rows = [{"prompt": f"{name} {i}:", "completion": f" {i * 7 % 11}"} for i in range(32)]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def write(place: Path, entrants: str, seeds: str = "[0]", name: str = "small") -> Path:
+    path = place / f"{name}.yaml"
+    path.write_text(RECIPE.format(seeds=seeds, entrants=entrants).replace("small", name))
+    return path
+
+
+def run_in(place: Path, path: Path, *, retry: bool = False) -> Arena:
+    return run_arena(load_arena(path, [f"output={place / 'runs'}"]), retry=retry)
+
+
+def by_label(arena: Arena) -> dict[str, Entrant]:
+    return {entrant.label: entrant for entrant in arena.entrants}
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path) -> tuple[Path, Arena]:
+    """An arena of two seeds; one entrant cannot be trained, one is another's in another form."""
+    broken = "  - {name: broken, method: {kind: lora, target_modules: [nothing]}}\n"
+    path = write(place, broken + LORA + OFT + DENSE, "[0, 1]")
+    return path, run_in(place, path)
+
+
+def test_entrants_are_measured_under_one_rule_and_a_failed_one_says_why(place, finished):
+    _, arena = finished
+    states = {entrant.label: entrant.state for entrant in arena.entrants}
+    assert states.pop("broken (seed 0)") == states.pop("broken (seed 1)") == "failed"
+    assert set(states.values()) == {"measured"}
+    assert len(states) == 6
+    assert "nothing" in str(by_label(arena)["broken (seed 0)"].failure)
+    assert arena == read_arena(place / "runs" / "small")
+    corner, reach = arena.corner, arena.reach
+    assert corner is not None
+    assert reach is not None
+    assert all(c < r for c, r in zip(corner, reach, strict=True))
+    for entrant in arena.entrants:
+        if entrant.hypervolume is not None:
+            assert 0 <= entrant.hypervolume.estimate <= 1
+    assert {o.name for o in arena.objectives} == {"sums", "words"}
+
+
+def test_yardsticks_run_from_the_worst_end_to_the_best_score_of_any_entrant(finished):
+    arena = finished[1]
+    scores = [e.points for e in arena.entrants if e.points]
+    for role, name in (("target", "sums"), ("general", "words")):
+        yardstick = arena.yardsticks[name]
+        every = [getattr(p, role) for points in scores for p in points]
+        ends = [
+            getattr(p, role)
+            for e in arena.entrants
+            for p in e.points
+            if p.point.is_base or p.point == e.final
+        ]
+        assert yardstick.hundred == pytest.approx(min(every))
+        assert yardstick.zero == pytest.approx(max(ends))
+
+
+def test_trainable_parameters_are_counted(finished):
+    found = by_label(finished[1])
+    width, inner, half = 32, 64, 16
+    pairs = [(width, width), (width, half), (width, half), (width, width)]
+    pairs += [(width, inner), (width, inner), (inner, width)]
+    assert found["lora (seed 0)"].num_trainable == 2 * sum(2 * (a + b) for a, b in pairs)
+    blocks = 2 * sum(a // 8 for a, _ in pairs)
+    assert found["oft (seed 0)"].num_trainable == blocks * 8 * 7 // 2
+
+
+def test_one_trajectory_is_measured_in_two_forms(finished):
+    found = by_label(finished[1])
+    native, dense = found["oft (seed 0)"], found["oft-dense (seed 0)"]
+    assert (native.form, native.curve) == ("attached", "native")
+    assert (dense.form, dense.curve) == ("merged", "line")
+    ends = [next(p for p in e.points if p.point == e.final) for e in (native, dense)]
+    assert ends[0].target == pytest.approx(ends[1].target, rel=1e-3)
+    assert not dense.geometry, "its geometry is counted once"
+    assert {f.name for f in finished[1].forgetting} == {
+        f"{name} (seed {seed})" for name in ("lora", "oft") for seed in (0, 1)
+    }
+
+
+def test_seeds_are_rows_of_one_standing(finished):
+    arena = finished[1]
+    rows = {standing.name: standing for standing in arena.standings}
+    assert list(rows) == ["broken", "lora", "oft", "oft-dense"]
+    assert (rows["broken"].seeds, rows["broken"].num_failed) == ((), 2)
+    lora = rows["lora"]
+    assert lora.seeds == (0, 1)
+    own = [e.report["final"].target.estimate for e in arena.entrants if e.name == "lora"]
+    assert lora.final_target is not None
+    assert lora.final_target.estimate == pytest.approx(sum(own) / 2)
+    half = 12.706 * abs(own[0] - own[1]) / 2
+    assert lora.final_target.high - lora.final_target.estimate == pytest.approx(half, rel=1e-3)
+
+
+def test_a_second_turn_measures_nothing_and_gives_the_same(place, finished):
+    path, first = finished
+    before = {p: p.stat().st_mtime_ns for p in (place / "runs").rglob("measurements.jsonl")}
+    again = run_in(place, path)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert again.model_copy(update={"created": first.created}) == first
+
+
+def test_its_table_and_its_pictures(place, finished):
+    heads, rows = standings(finished[1])
+    assert [row[0] for row in rows] == [
+        "base", "broken", "lora (2 seeds)", "oft (2 seeds)", "oft-dense (2 seeds)",
+    ]  # fmt: skip
+    assert len(heads) == len(rows[1])
+    assert rows[1][2] == "failed"
+    files = write_arena_figures(place / "runs" / "small", finished[1])
+    names = {"frontiers", "ways", "forgetting"}
+    assert {file.name for file in files} == {f"arena-{name}.png" for name in names}
+
+
+def test_the_command_prints_the_table_again_and_draws_each_entrant(place, finished, capsys):
+    app(args=["arena", str(place / "runs" / "small")], standalone_mode=False)
+    printed = capsys.readouterr().out
+    for word in ("oft-dense", "hypervolume", "failed", "goes with forgetting", "arena-frontiers"):
+        assert word in printed, word
+    assert (place / "runs/small/runs/lora-seed0/report.html").is_file()
+    app(args=["arena", str(place / "runs" / "small"), "--json"], standalone_mode=False)
+    shown = Arena.model_validate_json(capsys.readouterr().out)
+    assert shown == read_arena(place / "runs" / "small")
+
+
+def test_a_killed_arena_goes_on_inside_the_entrant(place):
+    path = write(place, LORA + FULL, name="killed")
+    longer = [f"output={place / 'runs'}", "sft.max_steps=60"]
+    code = (
+        "from pathlib import Path\n"
+        "from backtrack.arena.running import run_arena\n"
+        "from backtrack.recipe.arena import load_arena\n"
+        f"run_arena(load_arena(Path({str(path)!r}), {longer!r}))"
+    )
+    index = place / "runs/killed/runs/lora/trajectory/index.jsonl"
+    root = str(Path(__file__).resolve().parents[2])
+    environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment) as process:
+        while process.poll() is None and not (index.is_file() and index.read_text()):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert json.loads((place / "runs/killed/trying.json").read_text()) == {"lora": 1}
+    kept = (place / "runs/killed/runs/lora/trajectory/step-00000004").stat().st_mtime_ns
+    arena = run_arena(load_arena(path, longer))
+    assert [entrant.state for entrant in arena.entrants] == ["measured", "measured"]
+    full = by_label(arena)["full (seed 0)"]
+    assert full.num_trainable == full.num_parameters
+    run = Run.open(place / "runs/killed/runs/lora")
+    assert run.steps == tuple(range(4, 61, 4))
+    assert run.folder(4).stat().st_mtime_ns == kept, "what was saved is not trained anew"
+
+
+def test_an_entrant_that_kills_the_process_twice_is_given_up(place, finished):
+    path, _ = finished
+    (place / "runs/small/trying.json").write_text('{"lora-seed0": 2}')
+    given_up = by_label(run_in(place, path))
+    assert "died 2 times" in str(given_up["lora (seed 0)"].failure)
+    assert given_up["oft (seed 0)"].state == "measured"
+    tried = by_label(run_in(place, path, retry=True))
+    assert tried["lora (seed 0)"].state == "measured"
+
+
+MISTAKES = """\
+name: wrong
+base: base
+entrants:
+  - {name: a, method: {kind: lora}, objectives: []}
+  - {name: a, method: {kind: full}, sfft: {max_steps: 3}}
+  - {name: c}
+data: {train: train.jsonl}
+objectives:
+  - {kind: examples, role: target, path: sums.jsonl}
+search: {trails: 3}
+"""
+
+
+def test_every_mistake_of_an_arena_is_listed_once(place):
+    (place / "wrong.yaml").write_text(MISTAKES)
+    with pytest.raises(RecipeError) as caught:
+        load_arena(place / "wrong.yaml")
+    said = "\n".join(caught.value.faults)
+    assert "'a' stands twice" in said
+    assert "entrant a: 'objectives' is the same for all entrants" in said
+    assert "entrant c: give it a `method`" in said
+    assert "'sft'" in said
+    assert said.count("'trials'") == 1, said

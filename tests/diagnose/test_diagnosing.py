@@ -1,0 +1,246 @@
+"""A diagnosis of real runs: against whole matrices in NumPy, resumed, refused, drawn."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, OFTConfig, PeftModel
+from transformers import AutoModelForCausalLM
+
+from backtrack.cli import app
+from backtrack.diagnose import diagnosing
+from backtrack.diagnose.diagnosing import Options, diagnose
+from backtrack.diagnose.modules import choose, linear_modules, locations
+from backtrack.diagnosis_records import Diagnosis, ModuleGeometry
+from backtrack.errors import UsageError
+from backtrack.path.placement import Placement
+from backtrack.point import Point
+from backtrack.records import Role
+from backtrack.report.geometry import write_figures
+from backtrack.run.directory import Run, read_lines, read_record
+from tests.diagnose import independent
+from tests.models import make_base, make_full_run, make_peft_run, make_tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+CONFIGS = {
+    "lora": lambda: LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=4),
+    "dora": lambda: LoraConfig(
+        task_type="CAUSAL_LM", target_modules="all-linear", r=4, use_dora=True
+    ),
+    "oft": lambda: OFTConfig(task_type="CAUSAL_LM", target_modules="all-linear", oft_block_size=8),
+}
+TEXTS: dict[Role, list[str]] = {
+    "target": ["3 + 4 = 7", "12 - 5 is 7", "add 9 to 10"],
+    "general": ["the cat sat on a mat", "which is the third?", "name a colour", "ok"],
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> Options:
+    folder = tmp_path_factory.mktemp("prompts")
+    files: dict[Role, Path] = {}
+    for role, texts in TEXTS.items():
+        files[role] = folder / f"{role}.txt"
+        files[role].write_text("\n".join(texts) + "\n")
+    return Options(prompts=files)
+
+
+def run_of(kind: str, base: Path, folder: Path) -> Run:
+    if kind == "full":
+        return make_full_run(folder, base)
+    return make_peft_run(folder, base, CONFIGS[kind]())
+
+
+def activations(model: Any, module: str, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and outputs of a module, token by token, each prompt read alone."""
+    tokenizer = make_tokenizer()
+    given, made = [], []
+
+    def keep(_module, args, out):
+        given.append(args[0][0])
+        made.append(out[0])
+
+    hook = model.get_submodule(module).register_forward_hook(keep)
+    with torch.no_grad():
+        for text in texts:
+            model(input_ids=torch.tensor([tokenizer(text)["input_ids"]]))
+    hook.remove()
+    return torch.cat(given).numpy(), torch.cat(made).numpy()
+
+
+def merged(run: Run, base: Path) -> Any:
+    """The final checkpoint as stock libraries merge it."""
+    plain: Any = AutoModelForCausalLM.from_pretrained(base)
+    if run.manifest.method.kind == "full":
+        return AutoModelForCausalLM.from_pretrained(run.folder(run.final.step))
+    tuned: Any = PeftModel.from_pretrained(plain, str(run.folder(run.final.step)))
+    return tuned.merge_and_unload()
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "oft", "full"])
+def test_a_diagnosis_agrees_with_whole_matrices_in_numpy(kind, base, options, tmp_path):
+    run = run_of(kind, base, tmp_path / "run")
+    found = diagnose(run, options=options)
+    stock: Any = AutoModelForCausalLM.from_pretrained(base)
+    tuned = merged(run, base)
+    lines = {line.module: line for line in found.lines if line.point == run.final}
+    assert len(lines) == 14, "every linear module of two blocks, the head left out"
+    for module in ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"):
+        line = lines[module]
+        both = (m.get_submodule(module).weight.detach().numpy() for m in (stock, tuned))
+        weights = next(both), next(both)
+        update = weights[1].astype(float) - weights[0]
+        assert line.update_norm == pytest.approx(np.linalg.norm(update), rel=1e-3)
+        expected = independent.spectrum(*weights)
+        assert line.spectrum is not None
+        rank = float(expected["effective_rank"])
+        assert line.spectrum.effective_rank == pytest.approx(rank, rel=2e-2)
+        for role, texts in TEXTS.items():
+            inputs, _ = activations(stock, module, texts)
+            for name, value in independent.drift(*weights, inputs).items():
+                assert getattr(line.drift[role], name) == pytest.approx(value, rel=1e-3), name
+    for line in (lines[module] for module in found.diagnosis.locations.values()):
+        starts, ends = (activations(m, line.module, TEXTS["general"])[1] for m in (stock, tuned))
+        for name, value in independent.geometry(starts, ends).items():
+            got = getattr(line.activations["general"], name)
+            assert got == pytest.approx(value, rel=2e-3, abs=1e-6), (line.module, name)
+
+
+def test_along_a_path_strength_is_alpha_and_drift_its_square(base, options, tmp_path):
+    run = run_of("lora", base, tmp_path / "run")
+    found = diagnose(run, options=options)
+    full = {line.module: line for line in found.lines if line.point == run.final}
+    half = [line for line in found.lines if line.point == Point(step=20, alpha=0.4)]
+    assert len(half) == len(full)
+    for line in half:
+        whole = full[line.module]
+        assert line.strength == pytest.approx(0.4 * whole.strength, rel=1e-3)
+        for role in ("target", "general"):
+            relative = line.drift[role].relative
+            assert relative == pytest.approx(0.16 * whole.drift[role].relative, rel=1e-2)
+            normed = whole.drift[role].update_normed
+            assert line.drift[role].update_normed == pytest.approx(normed, rel=1e-2)
+        assert line.spectrum is None
+
+
+def test_a_second_diagnosis_takes_lines_as_they_stand(base, options, tmp_path):
+    run = run_of("lora", base, tmp_path / "run")
+    file = run.path / "diagnosis.jsonl"
+    first = diagnose(run, options=options)
+    lines = file.read_text().splitlines()
+    # As a kill leaves it: the last module's lines not written, the first of them cut short.
+    num_points = len({line.point for line in first.lines})
+    file.write_text("\n".join(lines[:-num_points]) + "\n" + lines[-num_points][:40])
+    done: list[str] = []
+    second = diagnose(run, options=options, on_progress=lambda _d, _t, what: done.append(what))
+    assert done == ["activations", first.diagnosis.modules[-1]]
+    same = {"seconds": 0.0}
+    assert [ln.model_copy(update=same) for ln in second.lines] == [
+        ln.model_copy(update=same) for ln in first.lines
+    ]
+    assert read_record(run.path / "diagnosis.json", Diagnosis) == second.diagnosis
+    assert len({line.setting for line in read_lines(file, ModuleGeometry)}) == 1
+
+
+def test_small_memory_gives_the_same_lines(base, options, tmp_path, monkeypatch):
+    run = run_of("oft", base, tmp_path / "run")
+    whole = diagnose(run, options=options).lines
+    (run.path / "diagnosis.jsonl").unlink()
+    monkeypatch.setattr(diagnosing, "_budget_bytes", lambda _device: 1)
+    parts = diagnose(run, options=options).lines
+    same = {"seconds": 0.0}
+    for one, other in zip(whole, parts, strict=True):
+        assert one.model_copy(update=same) == other.model_copy(update=same)
+
+
+def test_prompts_come_from_the_objectives_and_forgetting_from_the_selection(base, tmp_path):
+    from backtrack.recipe import load_recipe
+    from backtrack.selection.selecting import select
+
+    for name, texts in TEXTS.items():
+        rows = [{"prompt": text, "completion": f" {len(text)}"} for text in texts * 5]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "prose.txt").write_text("it was a cold day, and the clock struck. " * 20)
+    (tmp_path / "recipe.yaml").write_text(
+        f"name: tiny\nbase: {base}\nobjectives:\n"
+        "  - {kind: examples, role: target, path: target.jsonl, score: nll}\n"
+        "  - {kind: examples, role: general, path: general.jsonl, score: nll}\n"
+        "  - {kind: text, role: general, path: prose.txt, window_tokens: 16}\n"
+        "search: {trials: 0, alphas: [0.3, 0.6, 0.9], checkpoints: 1,"
+        " items: {selection: 6, report: 6}}\n"
+    )
+    run = run_of("lora", base, tmp_path / "run")
+    run.write_recipe(load_recipe(tmp_path / "recipe.yaml"))
+    selection = select(run).selection
+    found = diagnose(run, options=Options(num_prompts=8)).diagnosis
+    sources = {each.role: each for each in found.prompts}
+    assert (sources["general"].source, sources["general"].num_prompts) == ("general, prose", 8)
+    measured = {f.point: f.forgetting for f in found.forgetting}
+    assert set(measured) == {c.point for c in selection.candidates if not c.point.is_base}
+    general = {c.point: c.general for c in selection.candidates}
+    assert measured[run.final] == pytest.approx(general[Point.base()] - general[run.final])
+    strength = next(c for c in found.correlations if c.metric == "strength")
+    assert (strength.num, strength.over, strength.role) == (len(measured), "points", None)
+
+
+def test_names_of_modules_and_what_is_refused(base, options, tmp_path):
+    run = run_of("lora", base, tmp_path / "run")
+    placement = Placement(run)
+    there = linear_modules(placement.model)
+    named = locations(there)
+    assert named["late.mlp"] == "model.layers.1.mlp.down_proj"
+    assert named["first.attention"] == "model.layers.0.self_attn.o_proj"
+    assert len(named) == 8
+    assert [m.name for m in choose(there, ["*.0.mlp.up_proj", "last.mlp"])] == [
+        "model.layers.0.mlp.up_proj",
+        "model.layers.1.mlp.down_proj",
+    ]
+    with pytest.raises(UsageError, match=r"late\.mpl.*Did you mean 'late\.mlp'"):
+        choose(there, ["late.mpl"])
+    with pytest.raises(UsageError, match="--prompts target=FILE"):
+        diagnose(run, placement=placement)
+    found = diagnose(
+        run, options=Options(["*.mlp.*"], ["last.mlp"], options.prompts), placement=placement
+    )
+    assert found.diagnosis.locations == {"last.mlp": "model.layers.1.mlp.down_proj"}
+    assert {line.part for line in found.lines} == {"mlp"}
+
+
+def test_the_command_prints_tables_or_json_and_refuses_what_it_cannot_read(
+    base, options, tmp_path, capsys
+):
+    run = run_of("lora", base, tmp_path / "run")
+    files = [f"--prompts={role}={path}" for role, path in options.prompts.items()]
+    asked = ["diagnose", str(run.path), "--no-path", "--point", "10:0.5", *files, "--quiet"]
+    app(args=asked, standalone_mode=False)
+    printed = capsys.readouterr().out
+    for word in ("step 10 alpha 0.5", "Procrustes", "block", "geometry-profiles.png"):
+        assert word in printed, word
+    app(args=[*asked, "--json"], standalone_mode=False)
+    found = json.loads(capsys.readouterr().out)
+    assert {line["module"] for line in found["lines"]} == set(found["modules"])
+    for wrong in ("general", "general=nowhere.txt", "both=x.txt"):
+        with pytest.raises(UsageError, match="target=FILE or general=FILE"):
+            app(args=["diagnose", str(run.path), f"--prompts={wrong}"], standalone_mode=False)
+
+
+def test_figures_are_drawn(base, options, tmp_path, caplog):
+    run = run_of("dora", base, tmp_path / "run")
+    found = diagnose(run, options=options)
+    with caplog.at_level(logging.WARNING):
+        files = write_figures(run.path, found.diagnosis, found.lines)
+    names = {path.name for path in files}
+    assert {"geometry-profiles.png", "geometry-drift.png", "geometry-path.png"} <= names
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in files)

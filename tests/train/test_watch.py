@@ -1,0 +1,160 @@
+"""Objectives watched during training: seen, kept, without a trace in what is trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import TrainerControl, TrainerState
+
+from backtrack.errors import UsageError
+from backtrack.records import ObjectiveInfo
+from backtrack.run.directory import Run, read_lines
+from backtrack.selection.selecting import select
+from backtrack.train.resume import read_end
+from backtrack.train.trainer import TrainingProgress, train
+from backtrack.train.watch import WATCH, Look, Watch, require_one_unit
+from tests.train.conftest import MakeRecipe
+
+
+def objectives(folder: Path) -> list[dict[str, Any]]:
+    """What any training on sums loses: likelihood of letters; and what it gains."""
+    lines = {
+        "words": [
+            f"{a} and {b}" for a in ["cat", "dog", "sun", "sea", "sky", "hat"] for b in "abcdef"
+        ],
+        "numbers": [f"{i} + {i + 1} = {2 * i + 1}" for i in range(36)],
+    }
+    for name, texts in lines.items():
+        records = [{"prompt": t[:5], "completion": t[5:]} for t in texts]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")
+    return [
+        {"kind": "examples", "role": role, "name": name, "path": str(folder / f"{name}.jsonl"),
+         "score": "nll"}
+        for role, name in [("target", "numbers"), ("general", "words")]
+    ]  # fmt: skip
+
+
+def looks(run: Run) -> list[Look]:
+    return list(read_lines(run.path / WATCH, Look))
+
+
+def test_training_is_stopped_when_general_ability_has_surely_fallen(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    heard: list[TrainingProgress] = []
+    watched = make_recipe(
+        objectives=objectives(tmp_path),
+        watch={"every_steps": 2, "items": 16, "max_general_drop": 0.05},
+        sft={"max_steps": 40, "learning_rate": 3e-2},
+        search={"items": {"selection": 18, "report": 18}, "trials": 0},
+    )
+    run = train(watched, on_progress=heard.append)
+    end = read_end(run)
+    assert end is not None
+    assert end.reason is not None
+    assert "general ability has fallen" in end.reason
+    assert end.step < 40
+    # The last step is kept, what was seen is on disk, and nothing is trained any more.
+    assert run.steps[-1] == end.step
+    found = looks(run)
+    assert [look.step for look in found] == list(range(0, end.step + 1, 2))
+    assert found[0].drop.estimate == 0
+    assert found[-1].sure_drop > 0.05 >= max(look.sure_drop for look in found[:-1])
+    assert found[-1].general > found[0].general, "nats a token, which rise where ability falls"
+    assert heard[-1].look == found[-1]
+    assert train(watched, resume=True).steps == run.steps
+    # Items of the looks are the search's own, none of them in the report.
+    choice = select(run, weight=0.5)
+    reported = {i for m in run.measurements() if m.split == "report" for i in m.item_ids}
+    assert reported
+    assert reported.isdisjoint(i for ids in found[0].item_ids.values() for i in ids)
+    assert choice.selection.report
+
+
+def test_watching_leaves_training_as_it_was_and_resumes(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    method = {"kind": "lora", "r": 4, "lora_dropout": 0.2}
+    watching = {"objectives": objectives(tmp_path), "watch": {"every_steps": 3, "items": 8}}
+
+    def stop(progress: TrainingProgress) -> None:
+        if progress.done == 5:
+            raise KeyboardInterrupt
+
+    plain = train(make_recipe(name="plain", method=method))
+    whole = train(make_recipe(name="whole", method=method, **watching))
+    cut = make_recipe(name="cut", method=method, **watching, sft={"save_steps": 4})
+    with pytest.raises(KeyboardInterrupt):
+        train(cut, on_progress=stop)
+    resumed = train(cut, resume=True)
+    assert {run.entry(7).sha256["adapter_model.safetensors"] for run in (whole, resumed)} == {
+        plain.entry(7).sha256["adapter_model.safetensors"]
+    }
+    assert [look.step for look in looks(resumed)] == [0, 3, 6, 7]
+    assert [look.scores for look in looks(resumed)] == [look.scores for look in looks(whole)]
+
+
+class _Coin:
+    """An objective whose items are right by chance, at the base and ever after."""
+
+    def __init__(self, role: Any, chance: list[float], seed: int) -> None:
+        self.item_ids = tuple(f"coin/{i:03d}" for i in range(200))
+        self.info = ObjectiveInfo(
+            name=role, role=role, kind="python", direction="maximize", unit="fraction",
+            fingerprint="",
+        )  # fmt: skip
+        self._chance = iter(chance)
+        self._generator = np.random.default_rng(seed)
+
+    def measure(self, model: Any, tokenizer: Any, item_ids: tuple[str, ...]) -> tuple[float, ...]:
+        right = self._generator.random(len(item_ids)) < next(self._chance)
+        return tuple(map(float, right))
+
+
+def _is_stopped(monkeypatch: pytest.MonkeyPatch, folder: Path, chances: Any, seed: int) -> bool:
+    """Whether twenty looks at objectives that come out by chance stop a training."""
+    coins = tuple(_Coin(role, chances, seed + i) for i, role in enumerate(("target", "general")))
+    monkeypatch.setattr("backtrack.train.watch.build_objectives", lambda *_: coins)
+    monkeypatch.setattr("backtrack.train.watch.log_beside", lambda *_: None)
+    monkeypatch.setattr("backtrack.train.watch.append_line", lambda *_: None)
+    recipe: Any = SimpleNamespace(
+        watch=SimpleNamespace(every_steps=1, items=50, max_general_drop=5.0, level=0.95),
+        search=SimpleNamespace(seed=seed, items=SimpleNamespace(selection=100, report=100)),
+    )
+    watch = Watch(recipe, SimpleNamespace(processing_class=None), folder)
+    args: Any = SimpleNamespace(world_size=1)
+    control, state = TrainerControl(), TrainerState(max_steps=20)
+    live = {"model": SimpleNamespace(state_dict=lambda **_: {})}
+    watch.on_train_begin(args, state, control, **live)
+    while state.global_step < 20 and not control.should_training_stop:
+        state.global_step += 1
+        watch.on_step_end(args, state, control, **live)
+    return control.should_training_stop
+
+
+def test_noise_stops_few_trainings_and_a_collapse_stops_all(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def stopped(later: float, num: int) -> int:
+        chances = [0.8, *[later] * 20]
+        return sum(_is_stopped(monkeypatch, tmp_path, chances, 10 * s) for s in range(num))
+
+    # A drop of exactly the bound, looked at twenty times: a threshold crossed once stops them all.
+    assert stopped(0.75, 30) <= 4
+    assert stopped(0.2, 5) == 5
+
+
+def test_a_bound_on_numbers_of_several_kinds_is_refused() -> None:
+    infos = [
+        ObjectiveInfo(
+            name=unit, role="general", kind="text", direction="maximize", unit=unit, fingerprint=""
+        )
+        for unit in ("fraction", "bits a byte")
+    ]
+    with pytest.raises(UsageError, match="bits a byte and fraction"):
+        require_one_unit(infos)
