@@ -77,9 +77,17 @@ def recipe_path(name: Path) -> Path:
 
 def draw_report(run: Run, selection: Selection) -> Path:
     """Write the page from records."""
+    from backtrack.report.diagnosed import read_geometry
     from backtrack.report.page import write_report
 
-    return write_report(run.path, selection, run.measurements(), run.entries(), run.sweep())
+    return write_report(
+        run.path,
+        selection,
+        run.measurements(),
+        run.entries(),
+        run.sweep(),
+        read_geometry(run.path),
+    )
 
 
 def write_export(

@@ -14,7 +14,7 @@ from backtrack.records import ROLES
 from backtrack.report import charts, rows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from backtrack.point import Point
@@ -24,13 +24,16 @@ if TYPE_CHECKING:
 Values = dict[str, Any]
 
 
-def payload(drawing: Drawing, sweep: Sweep | None, run_path: Path) -> Values:
+def payload(
+    drawing: Drawing, sweep: Sweep | None, run_path: Path, geometry: Mapping[str, Values]
+) -> Values:
     """All of it.
 
     Args:
         drawing: Of the selection.
         sweep: The answers at other weights and bounds, if there are any.
         run_path: What a command calls the run.
+        geometry: Drawings of a diagnosis, which hold their own data.
     """
     selection = drawing.selection
     return {
@@ -48,7 +51,8 @@ def payload(drawing: Drawing, sweep: Sweep | None, run_path: Path) -> Values:
         "reported": _reported(drawing),
         "differences": {d.to: _ends(d.utility) for d in selection.differences},
         "drawn": _drawn(drawing),
-        "charts": _charts(drawing, is_live=sweep is not None),
+        "charts": _charts(drawing, is_live=sweep is not None)
+        | {f"geometry-{name}": [spec] for name, spec in geometry.items()},
         "sweep": sweep.model_dump(mode="json") if sweep is not None else None,
     }
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from backtrack.cli import main
+from backtrack.diagnosis_records import Diagnosis, Drift, ModuleGeometry
 from backtrack.point import Point
-from backtrack.records import Constraints
+from backtrack.records import ROLES, Constraints
 from backtrack.run.directory import Run
 from backtrack.selection.selecting import select
 from tests.report.browser import Browser, needs_chromium
@@ -315,6 +316,41 @@ def test_it_prints_without_its_controls(browser: Browser, page: Path) -> None:
     printed = base64.b64decode(browser.command("Page.printToPDF")["data"])
     assert printed[:5] == b"%PDF-"
     browser.command("Emulation.setEmulatedMedia", media="")
+
+
+def test_a_diagnosis_on_record_is_part_of_the_page(browser: Browser, run: Run) -> None:
+    lines = [
+        ModuleGeometry(
+            point=point, form="attached", curve="native", module=f"layers.{block}.down_proj",
+            block=block, part="mlp", shape=(8, 8), update_norm=1.0,
+            strength=0.1 * point.alpha * (block + 1),
+            drift={
+                role: Drift(absolute=1.0, relative=0.1 * block, update_normed=0.2, num_tokens=9)
+                for role in ROLES
+            },
+            setting="s",
+        )
+        for point in (Point(step=40, alpha=0.5), Point(step=40))
+        for block in range(3)
+    ]  # fmt: skip
+    diagnosis = Diagnosis(
+        run="toy", points=tuple({line.point: None for line in lines}),
+        path=tuple({line.point: None for line in lines}),
+        modules=tuple({line.module: None for line in lines}), locations={}, prompts=(),
+        mode="exact", setting="s", seed=0, seconds=1.0, created="2000-01-01T00:00:00+00:00",
+    )  # fmt: skip
+    (run.path / "diagnosis.json").write_text(diagnosis.model_dump_json())
+    (run.path / "diagnosis.jsonl").write_text("".join(f"{x.model_dump_json()}\n" for x in lines))
+    with pytest.raises(SystemExit):
+        main(["report", str(run.path)])
+    for width in (1200, 380):
+        browser.open(run.path / "report.html", width=width)
+        assert browser.messages() == []
+        assert browser.run("return document.documentElement.scrollWidth") <= width
+        assert len(browser.texts("figure.geometry svg")) == 2
+    assert "Strength and drift of each block" in browser.run(
+        "return document.querySelector('#geometry').parentElement.innerHTML"
+    )
 
 
 def test_without_the_table_of_answers_the_page_shows_the_one_selection(

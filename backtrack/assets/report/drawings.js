@@ -4,11 +4,13 @@
 const drawings = (() => {
   const NARROW = 560;
   const MARGIN = 92; // A vertical axis with its two-line title, and the right edge.
+  const PANEL = 250; // Least width of a panel of several, its axis included.
   const MANY = 3000; // Marks beyond which a bitmap is drawn faster than so many elements.
 
-  // `filled` gives a chart's rows by name; `tooltip` what to say of a candidate, as pairs.
+  // `filled` gives a chart's rows by name, in place of those that stand in it; `tooltip` what to
+  // say of a candidate, as pairs. A drawing whose tooltips hold names and values says those.
   function make(page, filled, tooltip) {
-    const isMany = page.candidates.step.length > MANY;
+    const isMany = page.candidates?.step.length > MANY;
     const options = {
       actions: false,
       renderer: isMany ? "canvas" : "svg",
@@ -22,7 +24,12 @@ const drawings = (() => {
     function fitted(id, width) {
       const [wide, narrow] = page.charts[id];
       const spec = structuredClone(narrow && width < NARROW ? narrow : wide);
-      for (const view of spec.vconcat || [spec]) view.width = Math.max(width - MARGIN, 160);
+      if (spec.facet) {
+        spec.columns = Math.max(1, Math.min(spec.columns, Math.floor(width / PANEL)));
+        spec.spec.width = Math.max(width / spec.columns - MARGIN, 120);
+      } else {
+        for (const view of spec.vconcat || [spec]) view.width = Math.max(width - MARGIN, 160);
+      }
       return spec;
     }
 
@@ -35,7 +42,7 @@ const drawings = (() => {
 
     async function draw(id, chart, width) {
       const spec = fitted(id, width);
-      const own = spec.datasets;
+      const own = spec.datasets || {};
       spec.datasets = { ...own, ...filled(id, own) };
       const { view } = await window.vegaEmbed(chart, inked(spec, chart), options);
       views.get(id)?.view.finalize();
@@ -45,8 +52,9 @@ const drawings = (() => {
     function update(names) {
       for (const [id, { view, own }] of views) {
         const rows = filled(id, own);
-        for (const name of names(rows)) view.data(name, rows[name]);
-        view.run();
+        const moved = names(rows);
+        for (const name of moved) view.data(name, rows[name]);
+        if (moved.length) view.run();
       }
     }
 
@@ -73,7 +81,9 @@ const drawings = (() => {
     return (_, event, item, value) => {
       box.hidden = value == null || value === "";
       if (box.hidden) return;
-      const lines = tooltip(Number(value), item.datum.kind).map(([name, text]) => {
+      const isOwn = typeof value === "object";
+      const said = isOwn ? Object.entries(value) : tooltip(Number(value), item.datum.kind);
+      const lines = said.map(([name, text]) => {
         const line = document.createElement("div");
         const key = document.createElement("span");
         key.textContent = name;

@@ -103,6 +103,7 @@
         names: names(own.names, ""),
       };
     }
+    if (chart.startsWith("geometry")) return {};
     const named = Object.entries(own).filter(([name]) => name.startsWith("names"));
     return {
       lines: lines(drawn.curves),
@@ -360,23 +361,5 @@
     for (const id of ["controls", "readings", "taking"]) byId(id).hidden = false;
     byId("selected").hidden = true; // The readings say as much, and go with the slider.
     reselect();
-  }
-
-  // --- Copying ------------------------------------------------------------------------------
-
-  for (const button of document.querySelectorAll("button[data-copies]")) {
-    button.hidden = false;
-    button.addEventListener("click", async () => {
-      const code = byId(button.dataset.copies);
-      try {
-        await navigator.clipboard.writeText(code.textContent);
-        button.textContent = "Copied";
-      } catch {
-        // Not allowed here: the text is marked, for the keyboard to copy.
-        getSelection().selectAllChildren(code);
-        button.textContent = "Press Ctrl-C";
-      }
-      setTimeout(() => (button.textContent = "Copy"), 2000);
-    });
   }
 })();
