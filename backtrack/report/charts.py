@@ -177,6 +177,8 @@ def config(ink: str, background: str, columns: int = WIDE.columns) -> Spec:
         | {"orient": "top", "columns": columns, "columnPadding": 12}
         | {"layout": {"top": {"anchor": "start", "bounds": "full"}}},
         "text": {"fill": ink, "fontSize": 12},
+        "title": {"color": ink},
+        "header": {"labelColor": ink, "labelFontSize": 12, "labelFontWeight": 500, "title": None},
     }
 
 
