@@ -115,6 +115,18 @@ def print_error(message: str) -> None:
     err.print(f"error: {message}", markup=False, style="red", soft_wrap=True)
 
 
+def print_unexpected(error: Exception) -> None:
+    """An error nobody raised on purpose: where it came from, then what to do, in one voice."""
+    import traceback
+
+    sys.stderr.write("".join(traceback.format_exception(error)))
+    said = next(iter(str(error).strip().splitlines()), "")
+    print_error(
+        f"unexpected {type(error).__name__}: {said or 'no message'} What was saved and measured "
+        "is kept. Please report the lines above."
+    )
+
+
 def print_note(message: str) -> None:
     """A remark beside the result, on standard error."""
     err.print(message, markup=False, style="dim", soft_wrap=True)

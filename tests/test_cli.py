@@ -147,6 +147,23 @@ def test_the_doctor_says_what_there_is_and_what_to_install(
     assert "[more]" in in_process(capsys, "doctor", "--quiet")
 
 
+def test_an_error_nobody_expected_ends_in_the_same_voice(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def break_down(_folder: object) -> None:
+        raise RuntimeError("CUDA out of memory\nand more")
+
+    monkeypatch.setattr("backtrack.doctor.examine", break_down)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["doctor"])
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    last = said[said.rindex("error: ") :]
+    assert last.startswith("error: unexpected RuntimeError: CUDA out of memory")
+    assert "is kept" in last.replace("\n", " ")
+
+
 def test_a_search_by_workers_says_what_it_will_cost_and_how_far_it_is(place: Path) -> None:
     make_peft_run(
         place / "shared",

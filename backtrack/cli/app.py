@@ -50,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except OSError as error:
         terminal.print_error(f"{error.filename or 'the disk'}: {error.strerror or error}.")
         sys.exit(1)
+    except Exception as error:  # noqa: BLE001  # nothing of ours: the trace says where
+        terminal.print_unexpected(error)
+        sys.exit(1)
     if code == EXIT_INTERRUPTED:
         terminal.print_note(_INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
