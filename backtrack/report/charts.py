@@ -185,7 +185,8 @@ def config(ink: str, background: str, columns: int = WIDE.columns) -> Spec:
 def _spec(
     chart: alt.LayerChart | alt.VConcatChart, description: str, layout: Layout, datasets: Spec
 ) -> Spec:
-    found: Spec = chart.properties(description=description).to_dict()
+    # Not validated once more: checking the whole costs seconds where there are many layers.
+    found: Spec = chart.properties(description=description).to_dict(validate=False)
     found["config"] = config("currentColor", "transparent", layout.columns)
     return found | {"datasets": datasets}
 

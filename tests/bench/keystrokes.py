@@ -3,7 +3,7 @@
 python tests/bench/keystrokes.py
 
 The folder is made by a few steps of plain TRL on the embedded model; the recipe names objectives
-of the demo. What is typed is what is counted, the last Enter included; completion would spare more.
+of the demo. What is typed is counted, the last Enter included; completion would spare more.
 """
 
 from __future__ import annotations
