@@ -133,8 +133,8 @@ class Measured:
 
     @cached_property
     def fitted(self) -> Floats:
-        """Bootstrap samples of it, [resamples, points]."""
-        return self.weigh(self.smoothed_role_samples)
+        """Bootstrap samples of it, [resamples, points], a point's own next to one another."""
+        return np.asfortranarray(self.weigh(self.smoothed_role_samples))
 
     @cached_property
     def smoothed_role_samples(self) -> Floats:
@@ -226,11 +226,11 @@ def _not_worse(top: int, samples: Floats) -> Flags:
     Sorting is left out where counting says as much: the quantile lies between two neighbours in
     order, `below` of them under the lower one.
     """
-    gaps = samples[:, [top]] - samples
-    below = math.floor((1 - LEVEL) / 2 * (len(gaps) - 1))
-    counts = (gaps <= _NO_GAP).sum(axis=0)
+    below = math.floor((1 - LEVEL) / 2 * (len(samples) - 1))
+    counts = np.count_nonzero(samples.T >= samples[:, top] - _NO_GAP, axis=1)
     flags: Flags = counts > below + 1
     close = np.flatnonzero(counts == below + 1)
     if len(close):
-        flags[close] = np.quantile(gaps[:, close], (1 - LEVEL) / 2, axis=0) <= _NO_GAP
+        gaps = samples[:, [top]] - samples[:, close]
+        flags[close] = np.quantile(gaps, (1 - LEVEL) / 2, axis=0) <= _NO_GAP
     return flags
