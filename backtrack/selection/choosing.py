@@ -227,7 +227,7 @@ def _not_worse(top: int, samples: Floats) -> Flags:
     order, `below` of them under the lower one.
     """
     below = math.floor((1 - LEVEL) / 2 * (len(samples) - 1))
-    counts = np.count_nonzero(samples.T >= samples[:, top] - _NO_GAP, axis=1)
+    counts = np.count_nonzero(samples[:, top] - _NO_GAP <= samples.T, axis=1)
     flags: Flags = counts > below + 1
     close = np.flatnonzero(counts == below + 1)
     if len(close):
