@@ -54,6 +54,10 @@ def export(
     name = arguments[0] if len(arguments) == 2 else None
     opened = open_run(name, base, None)
     where = parse_point(point) if point else _chosen(opened)
+    if push:
+        from backtrack.exporter.pushing import require_login
+
+        require_login()
     is_silent = is_quiet or is_json
     written = write_export(opened, where, Path(arguments[-1]), form, is_quiet=is_silent)
     address = _push(written.folder, push, is_private=is_private) if push else None

@@ -32,14 +32,10 @@ def push(
         UsageError: No such name can be, or nobody is logged in.
         ExportError: The Hub refused, or could not be reached.
     """
-    from huggingface_hub import HfApi, get_token
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
 
-    if get_token() is None:
-        raise UsageError(
-            "nobody is logged in to the Hub. Log in with `hf auth login`, or set HF_TOKEN. "
-            f"{folder} stays as it is; push it with `hf upload {name} {folder}`."
-        )
+    require_login()
     try:
         api = HfApi(endpoint=endpoint)
         made = api.create_repo(name, private=is_private, exist_ok=True)
@@ -54,6 +50,20 @@ def push(
             f"is; try again with `hf upload {name} {folder}`."
         ) from error
     return str(made)
+
+
+def require_login() -> None:
+    """Refuse to go on where nobody is logged in; asked before anything is written.
+
+    Raises:
+        UsageError: There is no token.
+    """
+    import huggingface_hub
+
+    if huggingface_hub.get_token() is None:
+        raise UsageError(
+            "nobody is logged in to the Hub. Log in with `hf auth login`, or set HF_TOKEN."
+        )
 
 
 def _first_line(error: Exception) -> str:
