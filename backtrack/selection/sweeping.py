@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 MAX_TOPS = 64
 """Tops kept a weight."""
-MAX_POINTS = 2000
+MAX_POINTS = 1000
 """Candidates beyond which no table is made: it grows with their square."""
 
 

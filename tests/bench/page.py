@@ -3,7 +3,7 @@
 python tests/bench/page.py [POINTS OF THE PAGE] [POINTS OF THE SLIDER]
 
 The page of so many points has no slider: the table of answers grows with their square and ends at
-2,000 (`sweeping.MAX_POINTS`). The slider is timed from the event to the frame after it, over every
+1,000 (`sweeping.MAX_POINTS`). The slider is timed from the event to the frame after it, over every
 second weight, in headless Chromium; a frame is 16.7 ms.
 """
 
