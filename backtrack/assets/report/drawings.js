@@ -5,7 +5,7 @@ const drawings = (() => {
   const NARROW = 560;
   const MARGIN = 92; // A vertical axis with its two-line title, and the right edge.
   const PANEL = 250; // Least width of a panel of several, its axis included.
-  const MANY = 3000; // Marks beyond which a bitmap is drawn faster than so many elements.
+  const MANY = 500; // Marks beyond which a bitmap is drawn faster than so many elements.
 
   // `filled` gives a chart's rows by name, in place of those that stand in it; `tooltip` what to
   // say of a candidate, as pairs. A drawing whose tooltips hold names and values says those.
@@ -19,6 +19,7 @@ const drawings = (() => {
       tooltip: pointer(tooltip),
     };
     const views = new Map();
+    let edition = 0; // Of what is shown: a drawing under way may be behind when it is done.
 
     // The specification at a width; what stands in it are the names that Python placed.
     function fitted(id, width) {
@@ -41,21 +42,28 @@ const drawings = (() => {
     }
 
     async function draw(id, chart, width) {
+      const begun = edition;
       const spec = fitted(id, width);
       const own = spec.datasets || {};
       spec.datasets = { ...own, ...filled(id, own) };
       const { view } = await window.vegaEmbed(chart, inked(spec, chart), options);
       views.get(id)?.view.finalize();
       views.set(id, { view, own });
+      if (begun !== edition) show(id, (rows) => Object.keys(rows));
     }
 
+    function show(id, names) {
+      const { view, own } = views.get(id);
+      const rows = filled(id, own);
+      const moved = names(rows);
+      for (const name of moved) view.data(name, rows[name]);
+      if (moved.length) view.run();
+    }
+
+    // `names` picks, of a drawing's rows by name, those that have changed.
     function update(names) {
-      for (const [id, { view, own }] of views) {
-        const rows = filled(id, own);
-        const moved = names(rows);
-        for (const name of moved) view.data(name, rows[name]);
-        if (moved.length) view.run();
-      }
+      edition += 1;
+      for (const id of views.keys()) show(id, names);
     }
 
     for (const figure of document.querySelectorAll("figure[data-chart]")) {

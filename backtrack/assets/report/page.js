@@ -17,7 +17,7 @@
     isTied: candidates.is_tied,
   };
 
-  const unitOf = (objective) => (objective.unit === "fraction" ? "%" : objective.unit);
+  const pending = { isAsked: false, marks: false };
   const isAsSelected = () =>
     state.weight === page.weight && JSON.stringify(state.asked) === JSON.stringify(page.constraints);
 
@@ -174,7 +174,12 @@
   );
   tables.makeSortable(table, live.utility);
 
+  function say(cell, text) {
+    if (cell.textContent !== text) cell.textContent = text;
+  }
+
   function updateTable() {
+    const isSelected = isAsSelected();
     for (const each of table.tBodies[0].rows) {
       const id = Number(each.dataset.id);
       each.classList.toggle("chosen", id === state.chosen);
@@ -186,12 +191,11 @@
         return mark;
       });
       each.cells[1].replaceChildren(...marks.flatMap((mark) => [mark, " "]));
-      each.cells[live.utility].textContent = wording.number(utility(id), "points");
+      say(each.cells[live.utility], wording.number(utility(id), "points"));
       if (live.smoothed != null) {
-        each.cells[live.smoothed].textContent = wording.number(state.swept.smoothed[id], "points");
+        say(each.cells[live.smoothed], wording.number(state.swept.smoothed[id], "points"));
       }
-      const chance = isAsSelected() ? ofSelection.get(each) : wording.NO_NUMBER;
-      each.cells[live.chance].textContent = chance;
+      say(each.cells[live.chance], isSelected ? ofSelection.get(each) : wording.NO_NUMBER);
     }
     tables.resort(table);
   }
@@ -301,8 +305,19 @@
     updateTable();
     const moving = (rows) => ["overlay", "cross", "choice"].filter((name) => name in rows);
     const named = (rows) => Object.keys(rows).filter((name) => name.startsWith("names"));
-    const marked = (rows) => (hasMoved && "marks" in rows ? ["marks"] : []);
-    charts.update((rows) => [...marked(rows), ...moving(rows), ...named(rows)]);
+    // Once a frame, however many steps the slider took in it; the words above do not wait.
+    pending.marks ||= hasMoved;
+    if (pending.isAsked) return;
+    pending.isAsked = true;
+    requestAnimationFrame(() => {
+      const rows = (found) => [
+        ...(pending.marks && "marks" in found ? ["marks"] : []),
+        ...moving(found),
+        ...named(found),
+      ];
+      charts.update(rows);
+      pending.isAsked = pending.marks = false;
+    });
   }
 
   // What is typed in the bounds; what is no number is no bound.
