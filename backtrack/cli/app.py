@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         terminal.print_error(str(error))
         sys.exit(error.exit_code)
     except typer.TyperException as error:
-        terminal.print_error(_usage(error))
+        if error.format_message():  # without a command the help has been shown already
+            terminal.print_error(_usage(error))
         sys.exit(EXIT_USAGE)
     except typer.Abort:
         code = EXIT_INTERRUPTED
