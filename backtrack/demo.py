@@ -79,7 +79,9 @@ def run_demo(folder: Path, *, seed: int = 0, is_quiet: bool = False) -> Demo:
             run, choice.point, run.path / "export" / "adapter", command=choice.selection.command
         )
         report(1, 2, "report")
-        page = write_report(run.path, choice.selection, run.measurements(), run.entries())
+        page = write_report(
+            run.path, choice.selection, run.measurements(), run.entries(), run.sweep()
+        )
         report(2, 2, "")
     return Demo(run, choice.selection, page, written, _next_commands(run))
 

@@ -18,7 +18,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from backtrack.records import ROLES
 
@@ -57,14 +58,21 @@ def progress(title: str, *, is_quiet: bool = False) -> Iterator[Report]:
 
 
 def _bar() -> Progress:
+    """Title, bar, how much of how much, time gone, time left; what is being done gets the rest."""
     return Progress(
-        TextColumn("{task.description:<9}"),
-        BarColumn(bar_width=20),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=14),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[what]}", style="dim"),
+        TextColumn("left", style="dim"),
+        TimeRemainingColumn(compact=True),
+        TextColumn(
+            "{task.fields[what]}",
+            style="dim",
+            table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+        ),
         console=err,
+        expand=True,
     )
 
 
@@ -74,19 +82,32 @@ class _Bar:
         self._task = task
 
     def __call__(self, done: int, total: int, what: str) -> None:
-        self._bar.update(self._task, completed=done, total=total, what=what[:40])
+        self._bar.update(self._task, completed=done, total=total, what=what)
 
 
 class _Lines:
     def __init__(self, title: str) -> None:
         self._title = title
         self._last = -SECONDS_BETWEEN_LINES
+        self._begin: tuple[float, int] | None = None
 
     def __call__(self, done: int, total: int, what: str) -> None:
-        if done == total or time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
-            self._last = time.monotonic()
-            sys.stderr.write(f"{self._title}: {done} of {total}  {what}\n")
+        now = time.monotonic()
+        self._begin = self._begin or (now, done)
+        if done == total or now - self._last >= SECONDS_BETWEEN_LINES:
+            self._last = now
+            left = self._left(done, total)
+            sys.stderr.write(f"{self._title}: {done} of {total}{left}  {what}\n")
             sys.stderr.flush()
+
+    def _left(self, done: int, total: int) -> str:
+        """Time left at the pace since the first call, once there is one."""
+        assert self._begin is not None
+        begun, at = self._begin
+        if done <= at or done >= total:
+            return ""
+        seconds = (time.monotonic() - begun) / (done - at) * (total - done)
+        return f", about {duration(seconds)} left"
 
 
 def print_error(message: str) -> None:
@@ -94,9 +115,26 @@ def print_error(message: str) -> None:
     err.print(f"error: {message}", markup=False, style="red", soft_wrap=True)
 
 
+def print_unexpected(error: Exception) -> None:
+    """An error nobody raised on purpose: where it came from, then what to do, in one voice."""
+    import traceback
+
+    sys.stderr.write("".join(traceback.format_exception(error)))
+    said = next(iter(str(error).strip().splitlines()), "")
+    print_error(
+        f"unexpected {type(error).__name__}: {said or 'no message'} What was saved and measured "
+        "is kept. Please report the lines above."
+    )
+
+
 def print_note(message: str) -> None:
     """A remark beside the result, on standard error."""
     err.print(message, markup=False, style="dim", soft_wrap=True)
+
+
+def print_line(text: str) -> None:
+    """A line of the result: not marked up, and broken by the terminal alone."""
+    out.print(text, markup=False, soft_wrap=True)
 
 
 def print_plan(
@@ -105,11 +143,11 @@ def print_plan(
     """What a search will cost, before it starts."""
     least = f", {least_items:,} if racing drops all it can" if least_items < most_items else ""
     done = f"; {done_items:,} on record" if done_items else ""
-    when = f"; about {_duration(seconds)}" if seconds is not None else ""
+    when = f"; about {duration(seconds)}" if seconds is not None else ""
     print_note(f"{num_points} points, at most {most_items:,} items scored{least}{done}{when}.")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """`40 s`, `12 min` or `3.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -296,6 +334,22 @@ def signed(interval: Interval, unit: str) -> str:
 
 def _digits(unit: str) -> str:
     return ".1f" if unit in {"%", "points"} else ".4g"
+
+
+def print_findings(found: Sequence[tuple[str, str, str, str]]) -> None:
+    """Signs, topics and texts, each with its advice on a line of its own.
+
+    Args:
+        found: Sign (`ok`, `missing` or `note`), topic, text, advice.
+    """
+    styles = {"ok": "green", "missing": "red", "note": "yellow"}
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for sign, topic, text, advice in found:
+        said = Text(text)
+        if advice:
+            said.append(f"\n{advice}", style="dim")
+        table.add_row(Text(sign, style=styles[sign]), Text(topic), said)
+    out.print(table)
 
 
 def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,13 +13,18 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from peft import LoraConfig, PromptTuningConfig
 
+from backtrack import cli
 from backtrack.cli.searching import parse_budget
 from backtrack.cli.selecting import parse_bounds
 from backtrack.errors import UsageError
+from backtrack.point import Point
 from backtrack.run.directory import Run
+from backtrack.selection import searching
 from tests.models import make_base, make_peft_run
+from tests.selection import fakes
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -97,8 +103,78 @@ def test_export_and_runs_speak_json(place: Path) -> None:
         "point": "step 10 alpha 0.5",
     }
     assert (place / "out" / "adapter_model.safetensors").is_file()
-    listed = json.loads(backtrack("runs", "--json", cwd=place).stdout)
-    assert [row["run"] for row in listed] == ["mine"]
+    assert list(json.loads(backtrack("runs", "--json", cwd=place).stdout)) != []
+
+
+def in_process(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What a command prints where nothing heavy is needed."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(list(arguments))
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_runs_are_listed_with_what_each_waits_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = fakes.make_run(tmp_path / "runs" / "searched")
+    fakes.make_run(tmp_path / "runs" / "trained")
+    fakes.make_run(tmp_path / "runs" / "empty", steps=())
+    target, _ = fakes.pair()
+    run.record(fakes.measured(target, Point.base(), target.item_ids[:4]))
+    (tmp_path / "runs" / "broken").mkdir()
+    (tmp_path / "runs" / "broken" / "manifest.json").write_text("{")
+    rows = {row["run"]: row for row in json.loads(in_process(capsys, "runs", "--json"))}
+    states = {"searched": "measured", "trained": "trained", "empty": "empty", "broken": "damaged"}
+    assert {name: row["state"] for name, row in rows.items()} == states
+    assert (rows["searched"]["steps"], rows["searched"]["points"]) == (4, 1)
+    with searching.holding(run, is_shared=False):
+        rows = {row["run"]: row for row in json.loads(in_process(capsys, "runs", "--json"))}
+    assert rows["searched"]["state"] == "searching"
+    assert set(in_process(capsys, "runs", "-q").split()) == set(states)
+
+
+def test_the_doctor_says_what_there_is_and_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backtrack.doctor.EXTRAS", {"more": ("no_such_module", "more")})
+    found = {each["topic"]: each for each in json.loads(in_process(capsys, "doctor", "--json"))}
+    assert found["torch"]["text"] == torch.__version__
+    assert found["[more]"]["sign"] == "missing"
+    assert found["[more]"]["advice"] == "pip install 'backtrack[more]'"
+    assert "GB of memory" in found["machine"]["text"]
+    assert "[more]" in in_process(capsys, "doctor", "--quiet")
+
+
+def test_an_error_nobody_expected_ends_in_the_same_voice(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def break_down(_folder: object) -> None:
+        raise RuntimeError("CUDA out of memory\nand more")
+
+    monkeypatch.setattr("backtrack.doctor.examine", break_down)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["doctor"])
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    last = said[said.rindex("error: ") :]
+    assert last.startswith("error: unexpected RuntimeError: CUDA out of memory")
+    assert "is kept" in last.replace("\n", " ")
+
+
+def test_a_search_by_workers_says_what_it_will_cost_and_how_far_it_is(place: Path) -> None:
+    make_peft_run(
+        place / "shared",
+        place / "base",
+        LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=2),
+    )
+    done = backtrack("search", "shared", "--recipe", "recipe.yaml", "--workers", 2, cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"points, at most \d+ items scored", done.stderr), done.stderr
+    last = re.findall(r"measuring: (\d+) of (\d+)", done.stderr)[-1]
+    assert int(last[0]) <= int(last[1])
 
 
 WRONG = {

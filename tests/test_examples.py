@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -28,6 +29,49 @@ def test_a_trl_script_with_the_callback_ends_in_an_adapter(tmp_path: Path) -> No
     printed = run_script("with_trl.py", tmp_path / "mine", 16)
     assert (tmp_path / "mine" / "export" / "adapter" / "adapter_model.safetensors").is_file()
     assert str(tmp_path / "mine" / "export" / "adapter") in printed
+
+
+SMALL = ("search.trials=0", "search.checkpoints=1", "search.alphas=[0.5]")
+FEW = "search.items={selection: 16, report: 16}"
+TWO = (
+    "objectives=[{kind: examples, role: target, path: target.jsonl, max_new_tokens: 4}, "
+    "{kind: examples, role: general, path: general-kinds.jsonl, max_new_tokens: 4}]"
+)
+
+
+def cells(name: str) -> str:
+    """A notebook's code, cell after cell, as a script."""
+    notebook = json.loads((ROOT / "examples" / name).read_text(encoding="utf-8"))
+    found = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] for cell in found), "kept without its outputs"
+    return "\n\n".join("".join(cell["source"]) for cell in found)
+
+
+def test_a_run_that_trl_finished_is_chosen_from_and_the_notebook_goes_on_with_it(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "outputs" / "sft"
+    printed = run_script("after_trl.py", folder, 4, *SMALL, FEW, TWO)
+    chosen = tmp_path / "outputs" / "chosen"
+    assert (chosen / "adapter_model.safetensors").is_file()
+    assert str(chosen) in printed
+    (tmp_path / "notebook.py").write_text(cells("operating_point.ipynb"), encoding="utf-8")
+    given = {"NOTEBOOK_FOLDER": str(folder), "NOTEBOOK_OVERRIDES": "\n".join((*SMALL, FEW, TWO))}
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "notebook.py")],
+        capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | given,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "chosen-in-notebook adapter" in done.stdout
+    assert (tmp_path / "outputs" / "runs" / "notebook" / "report.html").is_file()
+
+
+def test_two_methods_are_put_on_one_plane(tmp_path: Path) -> None:
+    printed = run_script("compare_methods.py", tmp_path, 2, *SMALL, FEW, TWO)
+    assert printed.index("lora: chosen") < printed.index("oft: chosen")
+    assert printed.splitlines()[-1] == str(tmp_path / "two-methods" / "arena.html")
+    assert (tmp_path / "two-methods" / "arena.html").is_file()
 
 
 def test_the_embedded_data_is_what_its_script_makes(tmp_path: Path) -> None:

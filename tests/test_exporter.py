@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import LoraConfig, OFTConfig, PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from backtrack.errors import UsageError
 from backtrack.exporter import AsForm, export
+from backtrack.exporter.card import Card
 from backtrack.path.loading import probe
 from backtrack.path.placement import Placement
 from backtrack.point import Point
@@ -20,6 +23,9 @@ from backtrack.recipe import load_recipe
 from backtrack.run.directory import Run
 from backtrack.selection.selecting import select
 from tests.models import make_base, make_full_run, make_peft_run
+
+if TYPE_CHECKING:
+    from backtrack.records import Selection
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -156,3 +162,36 @@ def test_a_point_chosen_by_a_recipe_the_run_does_not_hold_is_measured_again_too(
     written = export(Run.open(run.path), choice.point, tmp_path / "out", form="merged")
     assert {m.objective.name for m in written.measured} == {"sums", "words"}
     assert "Measured again" in (tmp_path / "out" / "README.md").read_text()
+    _has_results_with_intervals(tmp_path / "out" / "README.md", choice.selection)
+
+
+def _has_results_with_intervals(path: Path, selection: Selection) -> None:
+    """The card's head, as the Hub's own library reads it."""
+    data = ModelCard.load(path).data
+    assert data.library_name == "transformers"
+    assert data.base_model is None, "a folder is no name on the Hub"
+    results = {result.dataset_name: result for result in data.eval_results or ()}
+    assert set(results) == {"sums", "words"}
+    row = selection.report["chosen"]
+    for name, result in results.items():
+        assert result.metric_value == pytest.approx(row.scores[name], abs=1e-4)
+        arguments = result.metric_args or {}
+        low, high = arguments["interval_95"]
+        assert low <= result.metric_value <= high
+        assert (arguments["items"], arguments["base"]) == (
+            5,
+            pytest.approx(selection.report["base"].scores[name], abs=1e-4),
+        )
+
+
+def test_the_card_names_a_base_that_is_on_the_hub_and_what_was_made_of_it(
+    base: Path, tmp_path: Path
+) -> None:
+    run = make_peft_run(tmp_path / "run", base, CONFIGS["lora"])
+    reference = run.base.model_copy(update={"model": "Qwen/Qwen2.5-7B"})
+    run.manifest = run.manifest.model_copy(update={"base": reference})
+    data = ModelCard(Card(run, POINT, "adapter").text()).data.to_dict()
+    assert data["base_model"] == "Qwen/Qwen2.5-7B"
+    assert data["base_model_relation"] == "adapter"
+    assert data["tags"] == ["backtrack", "lora"]
+    assert data["pipeline_tag"] == "text-generation"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -106,9 +107,26 @@ def test_the_readme_and_every_recipe_show_commands() -> None:
         assert commands_in(path.read_text(encoding="utf-8")), path
 
 
-def test_every_command_has_json() -> None:
+def test_every_command_has_json_and_quiet() -> None:
     group: Any = typer.main.get_command(app)
     commands = dict(group.commands)
     commands |= {f"recipes {name}": c for name, c in commands.pop("recipes").commands.items()}
     for name, command in commands.items():
-        assert any("--json" in option.opts for option in command.params), name
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert {"--json", "--quiet", "-q"} <= options, name
+
+
+def test_the_shell_completes_commands_and_names_of_recipes() -> None:
+    code = "import sys; sys.argv[0] = 'backtrack'; from backtrack.cli import main; main()"
+
+    def completed(words: str) -> list[str]:
+        number = str(len(words.split(" ")) - 1)
+        asked = {"_BACKTRACK_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": number}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True, text=True, check=False, env=os.environ | asked,
+        )  # fmt: skip
+        return done.stdout.split()
+
+    assert {"search", "select"} <= set(completed("backtrack se"))
+    assert completed("backtrack recipes show finished") == ["finished-run"]

@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         terminal.print_error(str(error))
         sys.exit(error.exit_code)
     except typer.TyperException as error:
-        terminal.print_error(_usage(error))
+        if error.format_message():  # without a command the help has been shown already
+            terminal.print_error(_usage(error))
         sys.exit(EXIT_USAGE)
     except typer.Abort:
         code = EXIT_INTERRUPTED
@@ -49,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = EXIT_INTERRUPTED
     except OSError as error:
         terminal.print_error(f"{error.filename or 'the disk'}: {error.strerror or error}.")
+        sys.exit(1)
+    except Exception as error:  # noqa: BLE001  # nothing of ours: the trace says where
+        terminal.print_unexpected(error)
         sys.exit(1)
     if code == EXIT_INTERRUPTED:
         terminal.print_note(_INTERRUPTED)

@@ -40,15 +40,18 @@ def arena(
             recipe_path(recipe), overrides, is_retry=is_retry, is_quiet=is_quiet or is_json
         )
     from backtrack.report.arena import write_arena_figures
+    from backtrack.report.arena_page import write_arena_page
 
     figures = write_arena_figures(folder, found)
     pages = _draw_entrants(folder, found)
+    page = write_arena_page(folder, found)
     if is_json:
         print_json(found.model_dump(mode="json"))
         return
     _print(found)
     for path in figures:
         terminal.out.print(f"figure   {path}", markup=False, soft_wrap=True)
+    terminal.print_line(f"page     {page}")
     if pages:
         terminal.out.print(f"reports  {pages[0].parents[1]}/*/report.html", markup=False)
 

@@ -12,12 +12,20 @@ import typer
 from backtrack import terminal
 from backtrack.cli.app import app
 from backtrack.cli.opening import adopt_folder, print_json, recipe_path
-from backtrack.cli.options import BaseOption, JsonOption, QuietOption, RecipeOption, SetOption
+from backtrack.cli.options import (
+    BaseOption,
+    JsonOption,
+    QuietOption,
+    RecipeOption,
+    SetOption,
+    recipe_names,
+)
 from backtrack.cli.planning import print_plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from backtrack.recipe import Recipe
     from backtrack.train.trainer import TrainingProgress
 
 
@@ -47,7 +55,12 @@ def demo(
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A recipe; see `backtrack recipes list`.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            help="A recipe; see `backtrack recipes list`.", autocompletion=recipe_names
+        ),
+    ],
     overrides: SetOption = None,
     *,
     is_resumed: Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")] = False,
@@ -76,7 +89,7 @@ def train(
             loaded,
             recipe_text=path.read_text(encoding="utf-8"),
             resume=is_resumed,
-            on_progress=lambda p: report(p.done, p.total, _progress(p)),
+            on_progress=lambda p: report(p.done, p.total, _doing(p, loaded)),
         )
     if not is_main:
         return
@@ -107,9 +120,10 @@ def adopt(
     ] = None,
     *,
     is_json: JsonOption = False,
+    is_quiet: QuietOption = False,
 ) -> None:
     """Take over a run that others wrote: by reference, copying nothing."""
-    run = adopt_folder(source, base, name, recipe, initial)
+    run = adopt_folder(source, base, name, recipe, initial, is_quiet=is_quiet or is_json)
     if is_json:
         print_json({"run": str(run.path), "steps": list(run.steps), "base": run.base.model})
         return
@@ -140,8 +154,8 @@ def _plan(path: Path, overrides: Sequence[str], *, is_json: bool) -> None:
         terminal.out.print(sentence, markup=False, soft_wrap=True)
 
 
-def _progress(progress: TrainingProgress) -> str:
-    """The figures of a training under way, the most telling first."""
+def _doing(progress: TrainingProgress, recipe: Recipe) -> str:
+    """The figures of a training under way, the most telling first, and what is on disk."""
     parts = []
     if progress.look is not None:
         look = progress.look
@@ -150,4 +164,6 @@ def _progress(progress: TrainingProgress) -> str:
         parts.append(f"reward {progress.reward:.3g}")
     elif progress.loss is not None:
         parts.append(f"loss {progress.loss:.4g}")
-    return ", ".join(parts)
+    index = Path(recipe.output) / recipe.name / "trajectory" / "index.jsonl"
+    num_saved = index.read_bytes().count(b"\n") if index.exists() else 0
+    return ", ".join([*parts, f"{num_saved} saved"])

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from backtrack.run.directory import Run
 
 
+_EXPORT_STAGES = 5
+"""Loading, placing, writing and loading back; and measuring, where the form is another."""
+
+
 def open_run(name: str | None, base: str | None, recipe: Path | None) -> Run:
     """The run of that name, folder or age; a folder that is not ours is adopted."""
     from backtrack.run.adopt import is_run
@@ -40,6 +44,8 @@ def adopt_folder(
     name: str | None,
     recipe: Path | None,
     initial: Path | None = None,
+    *,
+    is_quiet: bool = False,
 ) -> Run:
     """Take over a folder; what is left out is said."""
     from backtrack.run.adopt import adopt as adopt_folder
@@ -51,7 +57,7 @@ def adopt_folder(
         name=name,
         recipe=loaded,
         initial=initial,
-        on_skip=lambda sentence: terminal.print_note(f"left out: {sentence}"),
+        on_skip=lambda text: None if is_quiet else terminal.print_note(f"left out: {text}"),
     )
 
 
@@ -71,18 +77,35 @@ def recipe_path(name: Path) -> Path:
 
 def draw_report(run: Run, selection: Selection) -> Path:
     """Write the page from records."""
+    from backtrack.report.diagnosed import read_geometry
     from backtrack.report.page import write_report
 
-    return write_report(run.path, selection, run.measurements(), run.entries())
-
-
-def write_export(run: Run, point: Point, folder: Path, form: ExportForm | None) -> Any:
-    """Write a point to a folder."""
-    from backtrack.exporter import export as export_point
-
-    return export_point(
-        run, point, folder, form=form.value if form else None, command=command_line()
+    return write_report(
+        run.path,
+        selection,
+        run.measurements(),
+        run.entries(),
+        run.sweep(),
+        read_geometry(run.path),
     )
+
+
+def write_export(
+    run: Run, point: Point, folder: Path, form: ExportForm | None, *, is_quiet: bool
+) -> Any:
+    """Write a point to a folder, saying what is being done."""
+    with terminal.progress("exporting", is_quiet=is_quiet) as report:
+        from backtrack.exporter import export as export_point
+
+        stages = iter(range(_EXPORT_STAGES))
+        return export_point(
+            run,
+            point,
+            folder,
+            form=form.value if form else None,
+            command=command_line(),
+            on_stage=lambda what: report(next(stages), _EXPORT_STAGES, what),
+        )
 
 
 def measuring(report: terminal.Report) -> Any:

@@ -9,6 +9,22 @@ from typing import Annotated
 import typer
 
 
+def run_names(incomplete: str) -> list[str]:
+    """Runs in `runs/`, for the shell's completion."""
+    from backtrack.run.directory import find_runs
+
+    return [path.name for path in find_runs(Path("runs")) if path.name.startswith(incomplete)]
+
+
+def recipe_names(incomplete: str) -> list[str]:
+    """Recipes of the package, and YAML files here, for the shell's completion."""
+    from backtrack.recipe import packaged_recipes
+
+    names = [path.stem for path in packaged_recipes()]
+    names += [str(path) for path in sorted(Path().glob("*.y*ml"))]
+    return [name for name in names if name.startswith(incomplete)]
+
+
 class ExportForm(StrEnum):
     """What an export is."""
 
@@ -22,6 +38,7 @@ RunArgument = Annotated[
         metavar="[RUN]",
         help="A run, or a folder of checkpoints to adopt; the newest run by default.",
         show_default=False,
+        autocompletion=run_names,
     ),
 ]
 BaseOption = Annotated[
@@ -29,10 +46,16 @@ BaseOption = Annotated[
 ]
 RecipeOption = Annotated[
     Path | None,
-    typer.Option("--recipe", help="Objectives and settings for a run that has none, or others."),
+    typer.Option(
+        "--recipe",
+        help="Objectives and settings for a run that has none, or others.",
+        autocompletion=recipe_names,
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress and no remarks; lists are names alone.")
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe; repeatable."),

@@ -11,12 +11,12 @@ import typer
 from backtrack import terminal
 from backtrack.cli.app import recipes_app
 from backtrack.cli.opening import print_json, recipe_path
-from backtrack.cli.options import JsonOption, SetOption
+from backtrack.cli.options import JsonOption, QuietOption, SetOption, recipe_names
 from backtrack.cli.planning import print_plan
 
 
 @recipes_app.command("list")
-def list_recipes(*, is_json: JsonOption = False) -> None:
+def list_recipes(*, is_json: JsonOption = False, is_quiet: QuietOption = False) -> None:
     """Name the recipes that come with the package."""
     from backtrack.recipe import packaged_arenas, packaged_recipes
 
@@ -25,14 +25,21 @@ def list_recipes(*, is_json: JsonOption = False) -> None:
     if is_json:
         print_json([{"name": name, "purpose": purpose} for name, purpose in rows])
         return
+    if is_quiet:
+        for name, _ in rows:
+            terminal.print_line(name)
+        return
     terminal.print_rows(["recipe", "purpose"], rows)
 
 
 @recipes_app.command("show")
 def show_recipe(
-    name: Annotated[str, typer.Argument(help="A recipe's name or file.")],
+    name: Annotated[
+        str, typer.Argument(help="A recipe's name or file.", autocompletion=recipe_names)
+    ],
     *,
     is_json: JsonOption = False,
+    is_quiet: QuietOption = False,  # noqa: ARG001  # there is nothing to leave out
 ) -> None:
     """Print a recipe."""
     text = recipe_path(Path(name)).read_text(encoding="utf-8")
@@ -44,10 +51,13 @@ def show_recipe(
 
 @recipes_app.command("check")
 def check_recipe(
-    recipe: Annotated[Path, typer.Argument(help="A recipe's name or file.")],
+    recipe: Annotated[
+        Path, typer.Argument(help="A recipe's name or file.", autocompletion=recipe_names)
+    ],
     overrides: SetOption = None,
     *,
     is_json: JsonOption = False,
+    is_quiet: QuietOption = False,
 ) -> None:
     """List every mistake of a recipe at once, and say what it takes."""
     from backtrack.recipe import load_recipe
@@ -68,8 +78,9 @@ def check_recipe(
             for name, loaded in recipes.items()
         ]
         print_json(found[0] if "" in recipes else dict(zip(recipes, found, strict=True)))
+    if is_json or is_quiet:
         return
-    terminal.out.print(f"{path}: no mistakes.", markup=False, soft_wrap=True)
+    terminal.print_line(f"{path}: no mistakes.")
     for name, plan in plans.items():
         if name:
             terminal.out.print(f"\n{name}", markup=False)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import os
 import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,9 +17,11 @@ from backtrack.cli.options import BaseOption, JsonOption, QuietOption, RecipeOpt
 from backtrack.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from backtrack.run.directory import Run
+    from backtrack.selection.budget import Plan
+    from backtrack.selection.progress import Progress
 
 
 @app.command()
@@ -55,7 +60,8 @@ def search(
     count = workers or (opened.recipe.search.workers if opened.recipe else 1)
     with terminal.progress("measuring", is_quiet=is_quiet or is_json) as report:
         if count > 1 and not is_worker:
-            found = _search_together(opened, count, (trials, budget, storage), report)
+            on_plan = None if is_quiet or is_json else _show_plan
+            found = _search_together(opened, count, (trials, budget, storage), report, on_plan)
         else:
             from backtrack.selection.searching import search as search_run
 
@@ -65,11 +71,13 @@ def search(
                 budget=limits,
                 storage=storage,
                 is_shared=is_worker,
-                on_plan=None if is_quiet or is_json else _show_plan,
-                on_progress=measuring(report),
+                on_plan=_plan_shown(is_quiet=is_quiet or is_json, is_worker=is_worker),
+                on_progress=_tell if is_worker else measuring(report),
             )
     points = list(dict.fromkeys(str(measurement.point) for measurement in found))
     num_items = sum(len(measurement.item_ids) for measurement in found)
+    if is_worker:
+        return
     if is_json:
         print_json({"run": str(opened.path), "points": points, "items": num_items})
         return
@@ -86,6 +94,7 @@ def _search_together(
     count: int,
     options: tuple[int | None, list[str] | None, str | None],
     report: terminal.Report,
+    on_plan: Callable[[Plan], None] | None,
 ) -> list[Any]:
     """Search by several processes, each with the same options."""
     from backtrack.selection.workers import search_together
@@ -94,17 +103,34 @@ def _search_together(
     arguments = ["--trials", str(trials)] if trials is not None else []
     arguments += [part for text in budget or [] for part in ("--budget", text)]
 
-    def show(scored: int, running: int) -> None:
-        report(scored, scored, f"items scored, {running} workers")
+    def show(scored: int, total: int, running: int) -> None:
+        report(scored, total, f"items, by {running} workers")
 
     return search_together(
         run,
         count,
         arguments,
         storage=storage,
+        on_plan=on_plan,
         on_progress=show,
         on_note=terminal.print_note,
     )
+
+
+def _plan_shown(*, is_quiet: bool, is_worker: bool) -> Callable[[Plan], None] | None:
+    if is_worker:
+        return lambda plan: _say({"plan": dataclasses.asdict(plan)})
+    return None if is_quiet else _show_plan
+
+
+def _tell(progress: Progress) -> None:
+    """A worker's step, for the process that started it."""
+    _say({"done": progress.done, "total": progress.total})
+
+
+def _say(values: dict[str, Any]) -> None:
+    """A line on the real standard output: while a bar is shown, `print` goes elsewhere."""
+    os.write(1, (json.dumps(values) + "\n").encode())
 
 
 def parse_budget(texts: Sequence[str] | None) -> Any:
@@ -124,7 +150,7 @@ def parse_budget(texts: Sequence[str] | None) -> Any:
         ) from error
 
 
-def _show_plan(plan: Any) -> None:
+def _show_plan(plan: Plan) -> None:
     terminal.print_plan(
         plan.num_points, plan.least_items, plan.most_items, plan.done_items, plan.seconds
     )

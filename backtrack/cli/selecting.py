@@ -86,7 +86,7 @@ def select(
     choice = choices[0]
     page = draw_report(opened, choice.selection)
     if export is not None:
-        write_export(opened, choice.point, export, form)
+        write_export(opened, choice.point, export, form, is_quiet=is_quiet or is_json)
     if is_json:
         dumped = [each.selection.model_dump(mode="json") for each in choices]
         print_json(dumped[0] if len(dumped) == 1 else dumped)

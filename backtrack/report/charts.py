@@ -17,19 +17,20 @@ import vl_convert
 from backtrack.records import ROLES
 from backtrack.report import labels
 from backtrack.report.rows import (
+    CHOSEN,
     CHOSEN_COLOUR,
     FRONT,
     FRONT_COLOUR,
-    TRAINING_COLOUR,
-    Drawing,
+    TIED,
+    Path,
     padded,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from backtrack.records import Candidate, Role, Selection
-    from backtrack.report.rows import Kind, Name, Row
+    from backtrack.records import Role
+    from backtrack.report.rows import Drawing, Kind, Name
 
 Spec = dict[str, Any]
 
@@ -61,37 +62,84 @@ class Layout:
 WIDE = Layout((720.0, 440.0), (720.0, 190.0), columns=4, has_waymarks=True)
 NARROW = Layout((270.0, 320.0), (270.0, 160.0), columns=2, has_waymarks=False)
 LAYOUTS = (WIDE, NARROW)
+SMALL = (200.0, 120.0)
+"""Width and height of an objective's panel, in pixels."""
+_POINTS = ("marks", "overlay")
 
 
-def plane_spec(selection: Selection, layout: Layout = WIDE) -> Spec:
-    """Target against general: paths, front, tied points and the choice. Better is right and up."""
-    drawing = Drawing(selection)
-    return _spec(
-        alt.LayerChart(
-            layer=[
-                *_paths(drawing),
-                *_cross(drawing),
-                _marks(drawing, drawing.marks(), _plane_encoding(drawing), [FRONT]),
-                *_plane_labels(drawing, layout),
-            ]
-        ).properties(width=layout.plane[0], height=layout.plane[1]),
-        "Every measured point, target score against general score, on the selection items.",
-        layout,
-    )
+def plane_spec(drawing: Drawing, layout: Layout = WIDE, *, is_live: bool = False) -> Spec:
+    """Target against general: paths, front, tied points and the choice. Better is right and up.
+
+    Args:
+        drawing: What is drawn.
+        layout: How much room there is.
+        is_live: The page moves the choice: what is drawn of it may come to be.
+    """
+    names = _plane_names(drawing, layout, has_choice=not is_live)
+    datasets = {
+        "front": drawing.lines([Path(FRONT, drawing.front)]),
+        "lines": drawing.lines(plane_paths(drawing)),
+        "cross": drawing.cross(),
+        "marks": drawing.marks(),
+        "overlay": drawing.overlay(),
+        **_split(names),
+    }
+    encoding = _plane_encoding(drawing)
+    kinds = _kinds(drawing, datasets, is_live=is_live)
+    chart = alt.LayerChart(
+        layer=[
+            _named("front")
+            .mark_line(
+                interpolate="step-before", color=FRONT_COLOUR, strokeDash=[5, 3], strokeWidth=1.5
+            )
+            .encode(order=alt.Order("place:Q"), **encoding),
+            _lines(kinds, encoding),
+            _named("cross")
+            .mark_rule(color=CHOSEN_COLOUR, strokeWidth=1.5, opacity=0.8)
+            .encode(x2=alt.X2("target_end:Q"), y2=alt.Y2("general_end:Q"), **encoding),
+            _marks("marks", kinds, encoding),
+            _marks("overlay", kinds, encoding),
+            *_texts(encoding),
+        ]
+    ).properties(width=layout.plane[0], height=layout.plane[1])
+    said = "Every measured point, target score against general score, on the selection items."
+    return _spec(chart, said, layout, datasets)
 
 
-def alpha_spec(selection: Selection, layout: Layout = WIDE) -> Spec:
+def plane_paths(drawing: Drawing) -> list[Path]:
+    """The training path, and the paths along alpha that have more than their two ends."""
+    return [drawing.training, *(c for c in drawing.curves if _has_strengths(drawing, c))]
+
+
+def alpha_spec(drawing: Drawing, layout: Layout = WIDE, *, is_live: bool = False) -> Spec:
     """Each role's score along alpha, one panel a role."""
-    drawing = Drawing(selection)
-    panels = [
-        _panel(drawing, role, layout).properties(width=layout.panel[0], height=layout.panel[1])
-        for role in ROLES
-    ]
-    return _spec(
-        alt.vconcat(*panels, spacing=14).resolve_scale(x="shared"),
-        "Target and general score along the strength alpha, on the selection items.",
-        layout,
-    )
+    datasets = _alpha_datasets(drawing)
+    kinds = _kinds(drawing, {**datasets, "front": []}, is_live=is_live)
+    panels = []
+    for role in ROLES:
+        names = _panel_names(drawing, role, layout, has_choice=not is_live)
+        datasets |= {f"{name}_{role}": rows for name, rows in _split(names).items()}
+        panel = _panel(drawing, role, kinds, is_last=role == ROLES[-1])
+        panels.append(panel.properties(width=layout.panel[0], height=layout.panel[1]))
+    chart = alt.vconcat(*panels, spacing=14).resolve_scale(x="shared")
+    said = "Target and general score along the strength alpha, on the selection items."
+    return _spec(chart, said, layout, datasets)
+
+
+def objective_spec(drawing: Drawing, objective: int, *, is_live: bool = False) -> Spec:
+    """One objective along alpha, in a small panel without a legend.
+
+    Args:
+        drawing: What is drawn.
+        objective: Place among the selection's.
+        is_live: See `plane_spec`.
+    """
+    datasets = _alpha_datasets(drawing)
+    kinds = _kinds(drawing, datasets, is_live=is_live)
+    panel = _panel(drawing, f"score_{objective}", kinds, is_last=True, has_legend=False)
+    name = drawing.axis(f"score_{objective}")[0]
+    chart = panel.properties(width=SMALL[0], height=SMALL[1])
+    return _spec(chart, f"{name} along the strength alpha.", NARROW, datasets)
 
 
 def picture(spec: Spec) -> bytes:
@@ -129,24 +177,40 @@ def config(ink: str, background: str, columns: int = WIDE.columns) -> Spec:
         | {"orient": "top", "columns": columns, "columnPadding": 12}
         | {"layout": {"top": {"anchor": "start", "bounds": "full"}}},
         "text": {"fill": ink, "fontSize": 12},
+        "title": {"color": ink},
+        "header": {"labelColor": ink, "labelFontSize": 12, "labelFontWeight": 500, "title": None},
     }
 
 
-def _spec(chart: alt.LayerChart | alt.VConcatChart, description: str, layout: Layout) -> Spec:
-    found: Spec = chart.properties(description=description).to_dict()
+def _spec(
+    chart: alt.LayerChart | alt.VConcatChart, description: str, layout: Layout, datasets: Spec
+) -> Spec:
+    # Not validated once more: checking the whole costs seconds where there are many layers.
+    found: Spec = chart.properties(description=description).to_dict(validate=False)
     found["config"] = config("currentColor", "transparent", layout.columns)
-    return found
+    return found | {"datasets": datasets}
 
 
-def _axis(drawing: Drawing, role: Role, domain: list[float]) -> Spec:
-    """Arguments of a role's channel: better is right or up, and the title says how."""
-    axis = drawing.selection.axes[role]
-    way = "less is better, scale reversed" if drawing.is_reversed(role) else "more is better"
+def _named(name: str) -> alt.Chart:
+    """A chart of a dataset that the specification holds, or the page fills in."""
+    return alt.Chart(alt.NamedData(name=name))
+
+
+def _kinds(drawing: Drawing, datasets: Spec, *, is_live: bool) -> list[Kind]:
+    """Kinds with a mark in the datasets, and those the page may come to show."""
+    names = {row["kind"] for name in ("marks", "overlay") for row in datasets[name]}
+    names |= {FRONT} if datasets.get("front") else set()
+    names |= {TIED, CHOSEN, drawing.reading_name} if is_live else set()
+    return list(drawing.kinds(names))
+
+
+def _axis(drawing: Drawing, field: str, domain: list[float]) -> Spec:
+    """Arguments of a channel: better is right or up, and the title says how."""
+    name, unit, is_reversed = drawing.axis(field)
+    way = "less is better, scale reversed" if is_reversed else "more is better"
     return {
-        "title": [f"{role.capitalize()} ({axis.unit})", f"{way} \N{RIGHTWARDS ARROW}"],
-        "scale": alt.Scale(
-            domain=domain, nice=False, zero=False, reverse=drawing.is_reversed(role)
-        ),
+        "title": [f"{name} ({unit})", f"{way} \N{RIGHTWARDS ARROW}"],
+        "scale": alt.Scale(domain=domain, nice=False, zero=False, reverse=is_reversed),
     }
 
 
@@ -164,51 +228,48 @@ def _fixed_axis() -> alt.Axis:
     return alt.Axis(minExtent=44, maxExtent=44, tickCount=6)
 
 
-def _chart(rows: Sequence[Row]) -> alt.Chart:
-    return alt.Chart(alt.InlineData(values=list(rows)))
+def _has_strengths(drawing: Drawing, path: Path) -> bool:
+    """Whether there is more to it than the way from the base to the checkpoint."""
+    return any(drawing.candidate(i).point.alpha not in (0.0, 1.0) for i in path.ids)
 
 
-def _paths(drawing: Drawing) -> list[alt.Chart]:
-    """Front, training path and curves along alpha, as lines."""
-    encoding = _plane_encoding(drawing)
-    front = _line(drawing, drawing.front, encoding)
-    return [
-        front.mark_line(
-            interpolate="step-before", color=FRONT_COLOUR, strokeDash=[5, 3], strokeWidth=1.5
-        ),
-        _line(drawing, drawing.training, encoding, TRAINING_COLOUR),
-        *(
-            _line(drawing, curve.candidates, encoding, curve.kind.colour)
-            for curve in drawing.curves
-            if curve.has_strengths
-        ),
-    ]
+def _legend(*, has_legend: bool) -> alt.Legend | None:
+    """One legend for a drawing: layers that disagree about it would be warned of."""
+    return alt.Legend(title=None, labelLimit=0) if has_legend else None
 
 
-def _line(
-    drawing: Drawing, candidates: Sequence[Candidate], encoding: Spec, colour: str = FRONT_COLOUR
-) -> alt.Chart:
-    rows = [drawing.row(c, "") | {"place": i} for i, c in enumerate(candidates)]
-    chart = _chart(rows).mark_line(strokeWidth=2, opacity=0.75, color=colour)
-    drawn: alt.Chart = chart.encode(order=alt.Order("place:Q"), **encoding)
+def _lines(kinds: Sequence[Kind], encoding: Spec, *, has_legend: bool = True) -> alt.Chart:
+    drawn: alt.Chart = (
+        _named("lines")
+        .mark_line(strokeWidth=2, opacity=0.75)
+        .encode(
+            color=alt.Color(
+                "kind:N",
+                scale=_scale(kinds, "colour"),
+                legend=_legend(has_legend=has_legend),
+            ),
+            detail="path:N",
+            order=alt.Order("place:Q"),
+            **encoding,
+        )
+    )
     return drawn
 
 
 def _marks(
-    drawing: Drawing, rows: Sequence[Row], encoding: Spec, also: Sequence[str] = ()
+    name: str, kinds: Sequence[Kind], encoding: Spec, *, has_legend: bool = True
 ) -> alt.Chart:
-    """Points, with the legend of their kinds and of those that are `also` drawn, as lines."""
-    kinds = drawing.kinds({row["kind"] for row in rows}.union(also))
-    legend = alt.Legend(title=None, labelLimit=0)
+    """Points, with the legend of their kinds."""
+    legend = _legend(has_legend=has_legend)
     drawn: alt.Chart = (
-        _chart(rows)
+        _named(name)
         .mark_point(filled=True, opacity=1)
         .encode(
             color=alt.Color("kind:N", scale=_scale(kinds, "colour"), legend=legend),
             shape=alt.Shape("kind:N", scale=_scale(kinds, "shape"), legend=legend),
-            size=alt.Size("kind:N", scale=_scale(kinds, "size"), legend=None),
+            size=alt.Size("kind:O", scale=_scale(kinds, "size"), legend=legend),
             opacity=alt.condition("datum.is_feasible", alt.value(1.0), alt.value(0.35)),
-            tooltip=[alt.Tooltip(f"{field}:N", title=title) for field, title in drawing.tooltip()],
+            tooltip=alt.Tooltip("id:Q"),
             **encoding,
         )
     )
@@ -224,100 +285,100 @@ def _scale(kinds: Sequence[Kind], look: str) -> alt.Scale:
     )
 
 
-def _cross(drawing: Drawing) -> list[alt.Chart]:
-    """The chosen point's intervals on the report items, around their estimates."""
-    if drawing.reading is None:
-        return []
-    target, general = drawing.reading.target, drawing.reading.general
-    encoding = _plane_encoding(drawing)
-    across = {"target": target.low, "end": target.high, "general": general.estimate}
-    down = {"target": target.estimate, "general": general.low, "end": general.high}
-    return [
-        _rule([across]).encode(x2=alt.X2("end:Q"), **encoding),
-        _rule([down]).encode(y2=alt.Y2("end:Q"), **encoding),
-    ]
+def _alpha_datasets(drawing: Drawing) -> Spec:
+    shown = set(drawing.along_alpha())
+    return {
+        "choice": [{"alpha": drawing.selection.chosen.canonical.alpha}],
+        "lines": drawing.lines(drawing.curves),
+        "marks": drawing.curve_marks(),
+        "overlay": [
+            row
+            for row in drawing.overlay()
+            if row["id"] in shown and row["kind"] != drawing.reading_name
+        ],
+    }
 
 
-def _rule(rows: Sequence[Row]) -> alt.Chart:
-    drawn: alt.Chart = _chart(rows).mark_rule(color=CHOSEN_COLOUR, strokeWidth=1.5, opacity=0.8)
-    return drawn
-
-
-def _panel(drawing: Drawing, role: Role, layout: Layout) -> alt.LayerChart:
-    """One role along alpha: the drawing's curves, the choice, and the two ends by name."""
-    shown = drawing.along_alpha()
-    encoding = _panel_encoding(drawing, role, shown)
+def _panel(
+    drawing: Drawing,
+    field: str,
+    kinds: Sequence[Kind],
+    *,
+    is_last: bool,
+    has_legend: bool = True,
+) -> alt.LayerChart:
+    """One score along alpha: the curves, the choice and, where it is a role's, its ends."""
+    encoding = _panel_encoding(drawing, field, is_last=is_last)
+    rule = _named("choice").mark_rule(color=CHOSEN_COLOUR, strokeDash=[3, 3], opacity=0.8)
     return alt.LayerChart(
         layer=[
-            *_choice(drawing, encoding),
-            *(_line(drawing, c.candidates, encoding, c.kind.colour) for c in drawing.curves),
-            _marks(drawing, drawing.curve_marks(), encoding),
-            *_panel_labels(drawing, role, layout, encoding),
+            rule.encode(x=encoding["x"]),
+            _lines(kinds, encoding, has_legend=has_legend),
+            *(_marks(name, kinds, encoding, has_legend=has_legend) for name in _POINTS),
+            *(_texts(encoding, f"_{field}") if field in ROLES else []),
         ]
     )
 
 
-def _panel_encoding(drawing: Drawing, role: Role, shown: Sequence[Candidate]) -> Spec:
-    is_last = role == ROLES[-1]
-    axis = alt.Axis(tickCount=8, labels=is_last, ticks=is_last)
-    title = "Strength alpha: 0 is the base, 1 the checkpoint" if is_last else None
-    scale = alt.Scale(domain=_alphas(shown), nice=False, zero=False)
-    y = _axis(drawing, role, drawing.domain(role, shown))
+def _panel_encoding(drawing: Drawing, field: str, *, is_last: bool) -> Spec:
+    shown = drawing.along_alpha()
+    axis = alt.Axis(tickCount=8 if field in ROLES else 4, labels=is_last, ticks=is_last)
+    title = None
+    if is_last:
+        is_wide = field in ROLES
+        title = "Strength alpha: 0 is the base, 1 the checkpoint" if is_wide else "alpha"
+    scale = alt.Scale(domain=_alphas(drawing), nice=False, zero=False)
+    y = _axis(drawing, field, drawing.domain(field, shown))
     return {
         "x": alt.X("alpha:Q", title=title, axis=axis, scale=scale),
-        "y": alt.Y(f"{role}:Q", axis=_fixed_axis(), **y),
+        "y": alt.Y(f"{field}:Q", axis=_fixed_axis(), **y),
     }
 
 
-def _alphas(shown: Sequence[Candidate]) -> list[float]:
-    return padded([0.0, 1.0, *(c.point.alpha for c in shown)])
+def _alphas(drawing: Drawing) -> list[float]:
+    shown = (drawing.candidate(i).point.alpha for i in drawing.along_alpha())
+    return padded([0.0, 1.0, *shown])
 
 
-def _choice(drawing: Drawing, encoding: Spec) -> list[alt.Chart]:
-    """A line through the panel at the chosen alpha."""
-    if drawing.chosen is None:
-        return []
-    rule = _rule([{"alpha": drawing.selection.chosen.canonical.alpha}])
-    return [rule.mark_rule(color=CHOSEN_COLOUR, strokeDash=[3, 3]).encode(x=encoding["x"])]
-
-
-def _plane_labels(drawing: Drawing, layout: Layout) -> list[alt.Chart]:
+def _plane_names(drawing: Drawing, layout: Layout, *, has_choice: bool) -> list[Spec]:
     """Names of base, final and choice; some steps and alphas, where there is room for them."""
     frame = labels.Frame(drawing.ends("target"), drawing.ends("general"), layout.plane)
 
-    def spot(candidate: Candidate) -> labels.Spot:
+    def spot(place: int) -> labels.Spot:
+        candidate = drawing.candidate(place)
         return frame.spot(candidate.target, candidate.general)
 
-    paths = [drawing.training, *(curve.candidates for curve in drawing.curves)]
-    lines = [[spot(c) for c in path] for path in paths]
-    if drawing.reading is not None:
-        target, general = drawing.reading.target, drawing.reading.general
-        lines.append([frame.spot(x, general.estimate) for x in (target.low, target.high)])
-        lines.append([frame.spot(target.estimate, y) for y in (general.low, general.high)])
-    names = drawing.names(drawing.candidates, is_short=not layout.has_waymarks)
+    paths = [drawing.training, *drawing.curves]
+    lines = [[spot(i) for i in path.ids] for path in paths]
+    for row in drawing.cross():
+        ends = (("target", "general"), ("target_end", "general_end"))
+        lines.append([frame.spot(row[x], row[y]) for x, y in ends])
+    is_short = not layout.has_waymarks
+    names = drawing.names(drawing.ids, is_short=is_short, has_choice=has_choice)
     names += drawing.waymarks() if layout.has_waymarks else []
-    wanted = [_label(name, spot(name.candidate)) for name in names]
-    marks = [spot(c) for c in drawing.candidates]
-    places = labels.place(wanted, marks, lines, layout.plane)
-    return _texts(names, places, _plane_encoding(drawing))
+    marks = [spot(i) for i in drawing.ids]
+    places = labels.place([_label(n, spot(n.place)) for n in names], marks, lines, layout.plane)
+    return _placed(drawing, names, places)
 
 
-def _panel_labels(drawing: Drawing, role: Role, layout: Layout, encoding: Spec) -> list[alt.Chart]:
+def _panel_names(drawing: Drawing, role: Role, layout: Layout, *, has_choice: bool) -> list[Spec]:
     shown = drawing.along_alpha()
-    low, high = _alphas(shown)
+    low, high = _alphas(drawing)
     frame = labels.Frame((low, high), drawing.ends(role, shown), layout.panel)
 
-    def spot(candidate: Candidate) -> labels.Spot:
+    def spot(place: int) -> labels.Spot:
+        candidate = drawing.candidate(place)
         return frame.spot(candidate.point.alpha, getattr(candidate, role))
 
-    lines = [[spot(c) for c in curve.candidates] for curve in drawing.curves]
+    lines = [[spot(i) for i in curve.ids] for curve in drawing.curves]
     if drawing.chosen is not None:
         x, _ = spot(drawing.chosen)
         lines.append([(x, 0.0), (x, layout.panel[1])])
-    names = drawing.names(shown, is_short=not layout.has_waymarks)
-    wanted = [_label(name, spot(name.candidate)) for name in names]
-    places = labels.place(wanted, [spot(c) for c in shown], lines, layout.panel)
-    return _texts(names, places, encoding)
+    is_short = not layout.has_waymarks
+    names = drawing.names(shown, is_short=is_short, has_choice=has_choice)
+    wanted = [_label(name, spot(name.place)) for name in names]
+    places = labels.place(wanted, [spot(i) for i in shown], lines, layout.panel)
+    return _placed(drawing, names, places)
 
 
 def _label(name: Name, anchor: labels.Spot) -> labels.Label:
@@ -325,26 +386,29 @@ def _label(name: Name, anchor: labels.Spot) -> labels.Label:
     return labels.Label(name.text, anchor, is_needed=name.is_needed, gap=gap)
 
 
-def _texts(
-    names: Sequence[Name], places: Sequence[labels.Placed | None], encoding: Spec
-) -> list[alt.Chart]:
-    """The names that found a place, in two layers: the needed ones are bold."""
-    rows = [
-        {
-            "target": name.candidate.target,
-            "general": name.candidate.general,
-            "alpha": name.candidate.point.alpha,
-            "text": name.text,
-            "is_needed": name.is_needed,
-            **dataclasses.asdict(place),
-        }
+def _placed(
+    drawing: Drawing, names: Sequence[Name], places: Sequence[labels.Placed | None]
+) -> list[Spec]:
+    """The names that found a place."""
+    return [
+        drawing.row(name.place, "")
+        | {"text": name.text, "is_needed": name.is_needed, **dataclasses.asdict(place)}
         for name, place in zip(names, places, strict=True)
         if place is not None
     ]
-    needed = _chart([row for row in rows if row["is_needed"]])
-    minor = _chart([row for row in rows if not row["is_needed"]])
+
+
+def _split(names: Sequence[Spec]) -> dict[str, list[Spec]]:
+    """The needed names, in bold, and the others."""
+    return {
+        "names": [row for row in names if row["is_needed"]],
+        "waymarks": [row for row in names if not row["is_needed"]],
+    }
+
+
+def _texts(encoding: Spec, end: str = "") -> list[alt.Chart]:
     drawn = [
-        needed.mark_text(fontWeight=600, **PLACEMENT),
-        minor.mark_text(fontSize=10, opacity=0.7, **PLACEMENT),
+        _named(f"names{end}").mark_text(fontWeight=600, **PLACEMENT),
+        _named(f"waymarks{end}").mark_text(fontSize=10, opacity=0.7, **PLACEMENT),
     ]
     return [text.encode(text=alt.Text("text:N"), **encoding) for text in drawn]

@@ -80,8 +80,8 @@ def captions(selection: Selection) -> dict[str, tuple[str, str]]:
         faded = " Faded points miss a constraint."
     plane = (
         "Each mark is a measured point, on the selection items; right and up is better. The cross "
-        f"is the chosen point's {selection.level:.0%} interval on the report items, around its "
-        f"reading there.{faded}"
+        f"is the chosen point's {selection.level:.0%} interval, on the report items where it was "
+        f"measured there.{faded}"
     )
     alpha = (
         "How far along the path to stand: the same scores by strength, on the selection items. "

@@ -76,7 +76,6 @@ def finished(chart: Any) -> Spec:
     """A chart with the look of all drawings."""
     spec: Spec = chart.to_dict()
     spec["config"] = charts.config("currentColor", "transparent")
-    spec["config"]["header"] = {"labelFontSize": 12, "labelFontWeight": 500, "title": None}
     return spec
 
 

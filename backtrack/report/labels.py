@@ -10,8 +10,14 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
 
 Spot = tuple[float, float]
 
@@ -63,8 +69,11 @@ class Box:
     right: float
     bottom: float
 
-    def covers(self, spot: Spot) -> bool:
-        return self.left <= spot[0] <= self.right and self.top <= spot[1] <= self.bottom
+    def count(self, spots: Floats) -> int:
+        """How many of the spots, [spots, 2], it covers."""
+        x, y = spots.T
+        across = (self.left <= x) & (x <= self.right)
+        return int((across & (self.top <= y) & (y <= self.bottom)).sum())
 
     def grown(self, by: float) -> Box:
         return Box(self.left - by, self.top - by, self.right + by, self.bottom + by)
@@ -110,11 +119,12 @@ def place(
         lines: Corners of each line, in pixels.
         size: Width and height of the drawing, in pixels.
     """
-    obstacles = [spot for line in lines for spot in along(line)]
+    obstacles = np.array([spot for line in lines for spot in along(line)]).reshape(-1, 2)
+    spots = np.array(marks).reshape(-1, 2)
     taken: list[Box] = []
     places: list[Placed | None] = []
     for label in labels:
-        others = [mark for mark in marks if mark != label.anchor]
+        others = spots[(spots != label.anchor).any(axis=1)]
         tries = _tries(label, taken, size)
         cost, box, placed = min(
             ((cost + _covered(box, others, obstacles), box, at) for cost, box, at in tries),
@@ -150,10 +160,9 @@ def _tries(label: Label, taken: Sequence[Box], size: Spot) -> Iterator[tuple[flo
         yield OUTSIDE_COST * clashes + 0.1 * preference, box, placed
 
 
-def _covered(box: Box, others: Sequence[Spot], obstacles: Sequence[Spot]) -> float:
+def _covered(box: Box, others: Floats, obstacles: Floats) -> float:
     near = box.grown(NEARNESS)
-    marks = sum(near.covers(mark) + box.covers(mark) for mark in others)
-    return float(marks + sum(box.covers(spot) for spot in obstacles))
+    return float(near.count(others) + box.count(others) + box.count(obstacles))
 
 
 def _box(label: Label, dx: float, dy: float, direction: tuple[int, int]) -> Box:

@@ -8,20 +8,21 @@ Not promised: that page and pictures show one selection when the machine dies in
 from __future__ import annotations
 
 import shlex
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from backtrack.errors import RunError
 from backtrack.report import facts, tables
+from backtrack.report.rendering import render
 from backtrack.run.directory import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from markupsafe import Markup
+    from backtrack.records import CheckpointEntry, Measurement, Selection, Sweep
+    from backtrack.report.diagnosed import Geometry
 
-    from backtrack.records import CheckpointEntry, Measurement, Selection
+SCRIPTS = ("rule.js", "page.js")
 
 
 def write_report(
@@ -29,26 +30,42 @@ def write_report(
     selection: Selection,
     measurements: Sequence[Measurement],
     entries: Sequence[CheckpointEntry],
+    sweep: Sweep | None = None,
+    geometry: Geometry | None = None,
 ) -> Path:
     """Draw a selection into its run's directory; gives the page's path.
+
+    Args:
+        run_path: The run's directory, which the page's commands name.
+        selection: What was chosen, and among what.
+        measurements: What was measured, for the account of it.
+        entries: The trajectory's checkpoints, likewise.
+        sweep: The rule's answers at other weights and bounds; without them the page shows the one
+            selection and has no slider.
+        geometry: What a diagnosis found, if there was one.
 
     Raises:
         RunError: The directory cannot be written to.
     """
     from backtrack.report import charts
+    from backtrack.report.payload import payload
+    from backtrack.report.rows import Drawing
 
-    specs = {
-        "plane": [charts.plane_spec(selection, layout) for layout in charts.LAYOUTS],
-        "alpha": [charts.alpha_spec(selection, layout) for layout in charts.LAYOUTS],
-    }
+    drawing = Drawing(selection)
     context = _context(selection) | {
         "facts": facts.facts(selection, measurements, entries),
-        "charts": [_chart(selection, name, found) for name, found in specs.items()],
+        "figures": facts.figures(selection),
+        "charts": facts.captions(selection),
+        "small": [(f"score_{i}", drawing.axis(f"score_{i}")[0]) for i in drawing.several],
+        "is_live": sweep is not None,
+        "bounds": tables.bounds(selection),
+        "geometry": geometry,
+        "payload": payload(drawing, sweep, run_path, geometry.specs if geometry else {}),
         "export": f"backtrack export {shlex.quote(str(run_path))} DIR",
-        "vega": charts.javascript(),
     }
-    files = {f"figures/{name}.png": charts.picture(found[0]) for name, found in specs.items()}
-    files["report.html"] = _render(context).encode()
+    pictures = {"plane": charts.plane_spec(drawing), "alpha": charts.alpha_spec(drawing)}
+    files = {f"figures/{name}.png": charts.picture(spec) for name, spec in pictures.items()}
+    files["report.html"] = render("page.html", context, SCRIPTS, charts.javascript())
     try:
         for name, content in files.items():
             (run_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +86,6 @@ def _context(selection: Selection) -> dict[str, Any]:
         "command": selection.command,
         "created": selection.created,
         "level": f"{selection.level:.0%}",
-        "figures": facts.figures(selection),
         "optimism": facts.optimism(selection),
         "report": tables.report(selection),
         "differences": tables.differences(selection),
@@ -79,35 +95,3 @@ def _context(selection: Selection) -> dict[str, Any]:
         "objectives": tables.objectives(selection),
         "yardstick": facts.YARDSTICK,
     }
-
-
-def _chart(selection: Selection, name: str, specs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    title, caption = facts.captions(selection)[name]
-    return {"id": name, "title": title, "caption": caption, "specs": specs}
-
-
-def _render(context: dict[str, Any]) -> str:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(_asset("page.html")).render(
-        context
-        | {
-            "style": _trusted(_asset("page.css")),
-            "script": _trusted(_asset("page.js")),
-            "vega": _trusted(context["vega"]),
-        }
-    )
-
-
-def _trusted(code: str) -> Markup:
-    """Code of the package's own or of Vega, to stand unescaped in its element."""
-    from markupsafe import Markup
-
-    return Markup(code.replace("</script", "<\\/script").replace("<!--", "<\\!--"))
-
-
-def _asset(name: str) -> str:
-    return (resources.files("backtrack") / "assets" / "report" / name).read_text("utf-8")

@@ -1,4 +1,8 @@
-"""What the drawings show, as plain rows: kinds of marks, curves along alpha, domains, tooltips."""
+"""What the drawings show, as plain rows: kinds of marks, paths, domains, names.
+
+Candidates are told by their place in the selection, `id` in a row: what else there is to say about
+one stands once in the page, not in every drawing.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from backtrack.point import Point
 from backtrack.records import ROLES
-from backtrack.report import wording
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Sequence
 
-    from backtrack.records import Candidate, Interval, ReportRow, Role, Selection
+    from backtrack.records import Candidate, Interval, ReportRow, Selection
 
 Row = dict[str, Any]
 
@@ -24,7 +28,10 @@ CHOSEN = "chosen"
 BASE = "base"
 FINAL = "final"
 TRAINING = "training path, alpha 1"
+OTHER_CURVES = "other alpha paths"
 OTHER = "other points"
+MAX_WAYMARKS = 24
+"""Texts along the paths; beyond, every second one is left out, and so on."""
 TRAINING_COLOUR = "#2b83c6"
 FINAL_COLOUR = "#c98a00"
 OTHER_CURVE_COLOUR = "#009e73"
@@ -60,24 +67,19 @@ class Kind:
 
 @dataclass(frozen=True)
 class Name:
-    """A text that belongs next to a point; one that is not needed gives way to anything."""
+    """A text that belongs next to a candidate; one that is not needed gives way to anything."""
 
-    candidate: Candidate
+    place: int
     text: str
     is_needed: bool
 
 
 @dataclass(frozen=True)
-class Curve:
-    """Candidates of one step and profile in the order of alpha, the base first."""
+class Path:
+    """Candidates in the order a line goes through them, the base first."""
 
-    kind: Kind
-    candidates: tuple[Candidate, ...]
-
-    @property
-    def has_strengths(self) -> bool:
-        """Whether there is more to it than the way from the base to the checkpoint."""
-        return any(c.point.alpha not in (0.0, 1.0) for c in self.candidates)
+    kind: str
+    ids: tuple[int, ...]
 
 
 class Drawing:
@@ -85,38 +87,39 @@ class Drawing:
 
     Attributes:
         selection: What is drawn.
-        candidates: Its drawable points, in the order of measuring.
-        curves: The last step's curve, and the chosen step's where that is another one.
+        ids: Its drawable candidates, in the order of measuring.
+        training: The training path: the base, then each checkpoint at full strength.
+        curves: Paths along alpha with enough strengths, the last step's first.
+        front: The front, from its poorest to its best target.
     """
 
     def __init__(self, selection: Selection) -> None:
         self.selection = selection
-        self.candidates = tuple(
-            c for c in selection.candidates if math.isfinite(c.target) and math.isfinite(c.general)
-        )
+        self.ids = tuple(i for i, c in enumerate(selection.candidates) if _is_drawable(c))
+        self._places = {selection.candidates[i].point: i for i in self.ids}
+        self.training = Path(TRAINING, self._training())
         self.curves = self._curves()
+        self.front = self._front()
+        self._kinds = self._kinds_of_own()
+
+    def candidate(self, place: int) -> Candidate:
+        return self.selection.candidates[place]
+
+    def place(self, point: Point) -> int | None:
+        """Where a drawable candidate stands."""
+        return self._places.get(point)
 
     @property
-    def base(self) -> tuple[Candidate, ...]:
-        return tuple(c for c in self.candidates if c.point.is_base)
+    def base(self) -> int | None:
+        return self.place(Point.base())
 
     @property
-    def chosen(self) -> Candidate | None:
-        point = self.selection.chosen.canonical
-        return next((c for c in self.candidates if c.point == point), None)
+    def chosen(self) -> int | None:
+        return self.place(self.selection.chosen.canonical)
 
     @property
-    def training(self) -> tuple[Candidate, ...]:
-        """The training path: the base, then each checkpoint at full strength."""
-        whole = [c for c in self.candidates if c.point.alpha == 1 and c.point.profile == "uniform"]
-        return (*self.base, *sorted(whole, key=lambda c: c.point.step))
-
-    @property
-    def front(self) -> tuple[Candidate, ...]:
-        """The front, from its poorest to its best target."""
-        sign = 1 if self.selection.axes["target"].direction == "maximize" else -1
-        found = (c for c in self.candidates if c.is_on_front)
-        return tuple(sorted(found, key=lambda c: sign * c.target))
+    def final(self) -> int | None:
+        return self.place(self.selection.final.canonical)
 
     @property
     def reading(self) -> ReportRow | None:
@@ -125,6 +128,10 @@ class Drawing:
         is_drawable = row is not None and _is_finite(row.target) and _is_finite(row.general)
         return row if is_drawable and self.chosen is not None else None
 
+    @property
+    def reading_name(self) -> str:
+        return f"chosen, {self.selection.level:.0%} intervals"
+
     def kinds(self, names: Container[str]) -> tuple[Kind, ...]:
         """Kinds of these names, in the legend's order: the choice comes first."""
         found = (kind for kind in self._all_kinds() if kind.name in names)
@@ -132,135 +139,136 @@ class Drawing:
 
     def marks(self) -> list[Row]:
         """One row a mark of the plane, those to be drawn last at the end."""
-        rows = [self.row(c, self._kind_of(c)) for c in self.candidates]
-        rows += self.overlays(self.candidates)
-        if self.reading is not None and self.chosen is not None:
-            rows.append(self._reading_row(self.chosen, self.reading))
         order = {kind.name: i for i, kind in enumerate(self._all_kinds())}
+        rows = [self.row(i, self._kinds[i]) for i in self.ids]
         return sorted(rows, key=lambda row: (row["kind"] != OTHER, order[row["kind"]]))
 
     def curve_marks(self) -> list[Row]:
         """One row a mark of the panels along alpha; a curve's end is of its own kind there."""
-        rows = [self.row(c, BASE) for c in self.base]
-        on_curves = [(c, curve.kind.name) for curve in self.curves for c in curve.candidates]
-        rows += [self.row(c, kind) for c, kind in on_curves if not c.point.is_base]
-        return rows + self.overlays(self.along_alpha())
+        rows = [] if self.base is None else [self.row(self.base, BASE)]
+        return rows + [self.row(i, curve.kind) for curve in self.curves for i in curve.ids[1:]]
 
-    def overlays(self, candidates: Iterable[Candidate]) -> list[Row]:
-        """Rings around tied points, then the mark of the chosen one."""
-        found = tuple(candidates)
-        rows = [self.row(c, TIED) for c in found if c.is_tied]
-        return rows + [self.row(c, CHOSEN) for c in found if c is self.chosen]
+    def overlay(self) -> list[Row]:
+        """Rings around tied points, the reading's cross, then the mark of the chosen one."""
+        rows = [self.row(i, TIED) for i in self.ids if self.candidate(i).is_tied]
+        if self.chosen is None:
+            return rows
+        if self.reading is not None:
+            at = {role: getattr(self.reading, role).estimate for role in ROLES}
+            rows.append(self.row(self.chosen, self.reading_name) | at)
+        return [*rows, self.row(self.chosen, CHOSEN)]
 
-    def row(self, candidate: Candidate, kind: str) -> Row:
-        """A mark with all that its tooltip says."""
-        point, axes = candidate.point, self.selection.axes
-        scores = {
-            f"score_{i}": wording.score(candidate.scores[objective.name], objective)
-            for i, objective in enumerate(self.selection.objectives)
-            if objective.name in candidate.scores
-        }
+    def cross(self) -> list[Row]:
+        """The chosen point's intervals on the report items, around their estimates."""
+        if self.reading is None:
+            return []
+        target, general = self.reading.target, self.reading.general
+        return [
+            {"target": target.low, "target_end": target.high}
+            | {"general": general.estimate, "general_end": general.estimate},
+            {"target": target.estimate, "target_end": target.estimate}
+            | {"general": general.low, "general_end": general.high},
+        ]
+
+    def lines(self, paths: Sequence[Path]) -> list[Row]:
+        """The corners of each path, in order."""
+        return [
+            self.row(i, path.kind) | {"path": number, "place": place}
+            for number, path in enumerate(paths)
+            for place, i in enumerate(path.ids)
+        ]
+
+    def row(self, place: int, kind: str) -> Row:
+        """A mark."""
+        candidate = self.candidate(place)
+        fields = ("target", "general", *(f"score_{i}" for i in self.several))
         return {
+            "id": place,
             "kind": kind,
-            "target": candidate.target,
-            "general": candidate.general,
-            "alpha": point.alpha,
+            "alpha": candidate.point.alpha,
             "is_feasible": candidate.is_feasible,
-            "step": "base" if point.is_base else str(point.step),
-            "alpha_text": f"{point.alpha:g}",
-            "profile": point.profile,
-            "origin": candidate.origin,
-            "target_text": wording.with_unit(candidate.target, axes["target"].unit),
-            "general_text": wording.with_unit(candidate.general, axes["general"].unit),
-            "utility_text": wording.with_unit(candidate.utility, "points"),
-            "marks": ", ".join(wording.marks(self.selection, candidate)) or wording.NO_NUMBER,
-            **scores,
+            **{field: self.value(place, field) for field in fields},
         }
 
-    def tooltip(self) -> list[tuple[str, str]]:
-        """Field and title of each line of a tooltip."""
-        names = {r: [o.name for o in self.selection.objectives if o.role == r] for r in ROLES}
-        fields = [("step", "step"), ("alpha_text", "alpha"), ("profile", "profile")]
-        fields += [
-            (f"{role}_text", f"{role} ({', '.join(found) if len(found) == 1 else 'mean'})")
-            for role, found in names.items()
-        ]
-        fields += [
-            (f"score_{i}", objective.name)
-            for i, objective in enumerate(self.selection.objectives)
-            if len(names[objective.role]) > 1
-        ]
-        return [*fields, ("utility_text", "utility"), ("origin", "origin"), ("marks", "marks")]
+    def value(self, place: int, field: str) -> float | None:
+        """What a mark shows on an axis: `target`, `general` or `score_N`."""
+        candidate = self.candidate(place)
+        if field in ROLES:
+            return candidate.target if field == "target" else candidate.general
+        info = self.selection.objectives[int(field.removeprefix("score_"))]
+        score = candidate.scores.get(info.name, math.nan)
+        shown = 100 * score if info.unit == "fraction" else score
+        return shown if math.isfinite(shown) else None
 
-    def domain(self, role: Role, candidates: Sequence[Candidate] | None = None) -> list[float]:
+    @property
+    def several(self) -> tuple[int, ...]:
+        """Objectives that share their role with others, so that the role's score is not theirs."""
+        roles = [objective.role for objective in self.selection.objectives]
+        return tuple(i for i, role in enumerate(roles) if roles.count(role) > 1)
+
+    def domain(self, field: str, ids: Iterable[int] | None = None) -> list[float]:
         """Lowest and highest value an axis shows: all points, or those given, with some room."""
-        values = [_value(c, role) for c in (self.candidates if candidates is None else candidates)]
-        if candidates is None and self.reading is not None:
-            reading: Interval = getattr(self.reading, role)
+        found = (self.value(i, field) for i in (self.ids if ids is None else ids))
+        values = [value for value in found if value is not None]
+        if ids is None and self.reading is not None:
+            reading: Interval = getattr(self.reading, field)
             values += [reading.low, reading.high]
         return padded(values)
 
-    def is_reversed(self, role: Role) -> bool:
-        """Whether the scale runs backwards so that better is right, or up."""
-        return self.selection.axes[role].direction == "minimize"
+    def axis(self, field: str) -> tuple[str, str, bool]:
+        """Name and unit of an axis, and whether less is better: its scale runs backwards then."""
+        if field in ROLES:
+            axis = self.selection.axes[field]
+            return field.capitalize(), axis.unit, axis.direction == "minimize"
+        info = self.selection.objectives[int(field.removeprefix("score_"))]
+        unit = "%" if info.unit == "fraction" else info.unit
+        return info.name, unit, info.direction == "minimize"
 
-    def ends(
-        self, role: Role, candidates: Sequence[Candidate] | None = None
-    ) -> tuple[float, float]:
+    def ends(self, field: str, ids: Iterable[int] | None = None) -> tuple[float, float]:
         """Value at an axis's worse end (left, bottom) and at its better one."""
-        low, high = self.domain(role, candidates)
-        return (high, low) if self.is_reversed(role) else (low, high)
+        low, high = self.domain(field, ids)
+        return (high, low) if self.axis(field)[2] else (low, high)
 
-    def along_alpha(self) -> tuple[Candidate, ...]:
+    def along_alpha(self) -> tuple[int, ...]:
         """Points the panels along alpha show: each curve's, and the choice, each once."""
-        found = [c for curve in self.curves for c in curve.candidates]
-        if self.chosen is not None:
-            found.append(self.chosen)
-        return tuple(c for i, c in enumerate(found) if c not in found[:i])
+        found = [i for curve in self.curves for i in curve.ids]
+        return tuple(dict.fromkeys([*found, *([] if self.chosen is None else [self.chosen])]))
 
-    def names(self, candidates: Iterable[Candidate], *, is_short: bool = False) -> list[Name]:
+    def names(
+        self, ids: Iterable[int], *, is_short: bool = False, has_choice: bool = True
+    ) -> list[Name]:
         """Names of the choice, the base and the final; one text where two are one point."""
-        said = [(c, wording.marks(self.selection, c)) for c in candidates]
-        words = [(c, [m for m in marks if m in (CHOSEN, BASE, FINAL)]) for c, marks in said]
-        found = [
-            Name(c, self._name_text(c, w, is_short=is_short), is_needed=True)
-            for c, w in words
-            if w
-        ]
-        return sorted(found, key=lambda name: name.candidate is not self.chosen)
+        ends = {BASE: Point.base(), FINAL: self.selection.final}
+        ends = {CHOSEN: self.selection.chosen, **ends} if has_choice else ends
+        words: dict[int, list[str]] = {}
+        for word, point in ends.items():
+            place = self.place(point.canonical)
+            if place is not None and place in ids:
+                words.setdefault(place, []).append(word)
+        found = []
+        for place, said in words.items():
+            is_plain = is_short or said != [CHOSEN]
+            text = " = ".join(said) if is_plain else f"chosen: {self.candidate(place).point}"
+            found.append(Name(place, text, is_needed=True))
+        return found
 
     def waymarks(self) -> list[Name]:
         """Steps along the training path and alphas along the last step's curve."""
-        on_curve = [c for c in self.curves[0].candidates if 0 < c.point.alpha != 1]
-        texts = [(c, f"step {c.point.step}") for c in self.training]
-        texts += [(c, f"alpha {c.point.alpha:g}") for c in on_curve]
-        named = [name.candidate for name in self.names(self.candidates)]
-        return [Name(c, text, is_needed=False) for c, text in texts if c not in named]
-
-    def _name_text(self, candidate: Candidate, words: Sequence[str], *, is_short: bool) -> str:
-        is_plain = is_short or candidate is not self.chosen or len(words) > 1
-        return " = ".join(words) if is_plain else f"chosen: {candidate.point}"
-
-    @property
-    def reading_name(self) -> str:
-        return f"chosen on report items, {self.selection.level:.0%}"
-
-    def _reading_row(self, chosen: Candidate, reading: ReportRow) -> Row:
-        axes = self.selection.axes
-        on_report = chosen.model_copy(update={"scores": reading.scores, "origin": "report"})
-        return self.row(on_report, self.reading_name) | {
-            "target": reading.target.estimate,
-            "general": reading.general.estimate,
-            "target_text": wording.interval(reading.target, axes["target"].unit),
-            "general_text": wording.interval(reading.general, axes["general"].unit),
-            "utility_text": wording.interval(reading.utility, "points"),
-        }
+        named = {name.place for name in self.names(self.ids)}
+        steps = [(i, f"step {self.candidate(i).point.step}") for i in self.training.ids]
+        main = self.curves[0].ids if self.curves else ()
+        alphas = [(i, f"alpha {self.candidate(i).point.alpha:g}") for i in main]
+        alphas = [(i, text) for i, text in alphas if 0 < self.candidate(i).point.alpha != 1]
+        found = [(i, text) for i, text in (*steps, *alphas) if i not in named]
+        every = math.ceil(len(found) / MAX_WAYMARKS) or 1
+        return [Name(i, text, is_needed=False) for i, text in found[::every]]
 
     def _all_kinds(self) -> tuple[Kind, ...]:
         return (
             Kind(BASE, "#6f7782", "square", 130),
             Kind(TRAINING, TRAINING_COLOUR, DISC, 78),
-            *(curve.kind for curve in self.curves),
+            Kind(self._main_name, FINAL_COLOUR, "triangle-up", 78),
+            Kind(OTHER_CURVES, OTHER_CURVE_COLOUR, "diamond", 78),
             Kind(OTHER, FRONT_COLOUR, "cross", 48),
             Kind(FRONT, FRONT_COLOUR, DASHES, 60),
             Kind(TIED, TIED_COLOUR, RING, 210),
@@ -268,28 +276,47 @@ class Drawing:
             Kind(CHOSEN, CHOSEN_COLOUR, STAR, 460),
         )
 
-    def _kind_of(self, candidate: Candidate) -> str:
-        if candidate.point.is_base:
-            return BASE
-        if candidate in self.training:
-            return TRAINING
-        found = (curve.kind.name for curve in self.curves if candidate in curve.candidates)
-        return next(found, OTHER)
+    def _kinds_of_own(self) -> dict[int, str]:
+        """The kind of each candidate's own mark."""
+        found = dict.fromkeys(self.ids, OTHER)
+        for path in (*reversed(self.curves), self.training):
+            found |= dict.fromkeys(path.ids[1:], path.kind)
+        return found | ({} if self.base is None else {self.base: BASE})
 
-    def _curves(self) -> tuple[Curve, ...]:
-        final, chosen = self.selection.final, self.selection.chosen
-        curves = [self._curve(final.step, final.profile, FINAL_COLOUR, "triangle-up")]
-        if not chosen.is_base and (chosen.step, chosen.profile) != (final.step, final.profile):
-            other = self._curve(chosen.step, chosen.profile, OTHER_CURVE_COLOUR, "diamond")
-            num_alphas = sum(not c.point.is_base for c in other.candidates)
-            curves += [other] if num_alphas >= MIN_ALPHAS else []
+    @property
+    def _main_name(self) -> str:
+        final = self.selection.final
+        end = "" if final.profile == "uniform" else f", {final.profile}"
+        return f"alpha path to step {final.step}{end}"
+
+    def _training(self) -> tuple[int, ...]:
+        points = {i: self.candidate(i).point for i in self.ids}
+        whole = [i for i, p in points.items() if p.alpha == 1 and p.profile == "uniform"]
+        return (*self._start(), *sorted(whole, key=lambda i: points[i].step))
+
+    def _front(self) -> tuple[int, ...]:
+        sign = 1 if self.selection.axes["target"].direction == "maximize" else -1
+        found = (i for i in self.ids if self.candidate(i).is_on_front)
+        return tuple(sorted(found, key=lambda i: sign * self.candidate(i).target))
+
+    def _curves(self) -> tuple[Path, ...]:
+        final = self.selection.final
+        groups: dict[tuple[int, str], list[int]] = {(final.step, final.profile): []}
+        for i in self.ids:
+            point = self.candidate(i).point
+            if not point.is_base:
+                groups.setdefault((point.step, point.profile), []).append(i)
+        curves = []
+        for key, members in groups.items():
+            is_main = key == (final.step, final.profile)
+            if is_main or len(members) >= MIN_ALPHAS:
+                ordered = sorted(members, key=lambda i: self.candidate(i).point.alpha)
+                kind = self._main_name if is_main else OTHER_CURVES
+                curves.append(Path(kind, (*self._start(), *ordered)))
         return tuple(curves)
 
-    def _curve(self, step: int, profile: str, colour: str, shape: str) -> Curve:
-        found = [c for c in self.candidates if c.point.step == step and c.point.profile == profile]
-        name = f"alpha path to step {step}" + ("" if profile == "uniform" else f", {profile}")
-        path = (*self.base, *sorted(found, key=lambda c: c.point.alpha))
-        return Curve(Kind(name, colour, shape, 78), path)
+    def _start(self) -> tuple[int, ...]:
+        return () if self.base is None else (self.base,)
 
 
 def padded(values: Sequence[float]) -> list[float]:
@@ -299,8 +326,8 @@ def padded(values: Sequence[float]) -> list[float]:
     return [low - room, high + room]
 
 
-def _value(candidate: Candidate, role: Role) -> float:
-    return candidate.target if role == "target" else candidate.general
+def _is_drawable(candidate: Candidate) -> bool:
+    return math.isfinite(candidate.target) and math.isfinite(candidate.general)
 
 
 def _is_finite(interval: Interval) -> bool:

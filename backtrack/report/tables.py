@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 Table = dict[str, Any]
 
 UTILITY_UNIT = "points"
+MAX_ROWS = 400
+"""Candidates in the page's table; of more nobody reads all."""
 
 
 def report(selection: Selection) -> Table:
@@ -92,18 +94,28 @@ def ranges(selection: Selection) -> Table:
 def candidates(selection: Selection) -> Table:
     """Every measured point, the highest utility first; those without a number last."""
     has_fit = any(c.smoothed != c.utility for c in selection.candidates)
-    heads = [*_role_heads(selection)[:-1], "Utility", *(["Smoothed"] if has_fit else [])]
-    heads.append("Chance best")
-    heads += ["Distance", *(_objective_head(o) for o in _several(selection))]
-    ordered = sorted(selection.candidates, key=_by_utility)
+    heads = [(head, "") for head in _role_heads(selection)[:-1]]
+    heads += [("Utility", "utility"), *([("Smoothed", "smoothed")] if has_fit else [])]
+    heads += [("Chance best", "chance"), ("Distance", "")]
+    heads += [(_objective_head(o), "") for o in _several(selection)]
+    ordered = sorted(enumerate(selection.candidates), key=lambda each: _by_utility(each[1]))
     caption = (
         "Utility in points. Chance best: share of bootstrap samples in which the point has the "
         "highest utility."
     )
     if has_fit:
         caption += " Smoothed: utility on the curve fitted along alpha, which the choice goes by."
-    rows = [_candidate_row(selection, c, has_fit=has_fit) for c in ordered]
-    return {"heads": heads, "rows": rows, "caption": caption}
+    kept = [
+        (place, c) for i, (place, c) in enumerate(ordered) if i < MAX_ROWS or _is_end(selection, c)
+    ]
+    if len(kept) < len(ordered):
+        caption += f" The other {len(ordered) - len(kept):,} are in selection.json."
+    rows = [_candidate_row(selection, c, has_fit=has_fit) | {"id": place} for place, c in kept]
+    return {"heads": heads, "rows": rows, "caption": caption, "num_points": len(ordered)}
+
+
+def _is_end(selection: Selection, candidate: Candidate) -> bool:
+    return candidate.point in (selection.base, selection.chosen, selection.final)
 
 
 def objectives(selection: Selection) -> list[Table]:
@@ -119,6 +131,18 @@ def objectives(selection: Selection) -> list[Table]:
                 *_item_counts(selection, objective),
                 *_yardstick_ends(selection, objective),
             ],
+        }
+        for objective in selection.objectives
+    ]
+
+
+def bounds(selection: Selection) -> list[Table]:
+    """The objectives a bound can be set on, with the unit it reads in and which way is worse."""
+    return [
+        {
+            "name": objective.name,
+            "unit": "%" if objective.unit == "fraction" else objective.unit,
+            "worst": "at least" if objective.direction == "maximize" else "at most",
         }
         for objective in selection.objectives
     ]
@@ -181,6 +205,7 @@ def _candidate_row(selection: Selection, candidate: Candidate, *, has_fit: bool)
     smoothed = [wording.number(candidate.smoothed, UTILITY_UNIT)] if has_fit else []
     return {
         "point": str(candidate.point),
+        "order": candidate.point.step + candidate.point.alpha / 10,
         "is_chosen": candidate.point == selection.chosen.canonical,
         "is_feasible": candidate.is_feasible,
         "marks": wording.marks(selection, candidate),

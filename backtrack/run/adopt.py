@@ -56,6 +56,9 @@ def adopt(  # noqa: PLR0913  # the front door: every argument but the source is 
             base and loading cannot find its factors again (PiSSA by iterations, CorDA, LoRA-GA).
         on_skip: Called with a sentence for each checkpoint that cannot be read and is left out.
 
+    Returns:
+        The run, opened; one that was adopted from the same folder before is brought up to date.
+
     Raises:
         UsageError: The base is not known.
         RunError: No checkpoints, another base, or a run of that name from elsewhere.

@@ -3,7 +3,7 @@
     runs/NAME/
       manifest.json  recipe.yaml  recipe.resolved.json
       trajectory/step-00000050/  trajectory/index.jsonl
-      study.db  measurements.jsonl  selection.json  report.html  figures/  export/
+      study.db  measurements.jsonl  selection.json  sweep.json  report.html  figures/  export/
 
 Promised: what was whole at a kill is read back whole. A last line cut short is passed over, and
 the next one begins on a line of its own. A step whose folder is gone is named, not skipped.
@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from backtrack.errors import PointError, RunError
 from backtrack.point import Point
 from backtrack.recipe import Recipe
-from backtrack.records import CheckpointEntry, Manifest, Measurement, Record, Selection
+from backtrack.records import CheckpointEntry, Manifest, Measurement, Record, Selection, Sweep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 INDEX = "index.jsonl"
+SEARCH_LOCK = ".search.lock"
+"""Held by the searches that go on."""
 INITIAL = "initial"
 """The adapter as it started, where its initialization rewrote the base."""
 MEASURED = "recipe.measured.json"
@@ -67,6 +69,12 @@ class Run:
         recipe_text: str | None = None,
     ) -> Self:
         """Make a new directory with its manifest and, if given, its recipe.
+
+        Args:
+            path: The directory; it must not exist, or be empty.
+            manifest: What the run is.
+            recipe: What made it and what to measure.
+            recipe_text: The recipe in the user's own words.
 
         Raises:
             RunError: The directory holds a run already, or other people's files.
@@ -102,7 +110,12 @@ class Run:
         return cls(path, manifest, _read_recipe(path / "recipe.resolved.json"))
 
     def write_recipe(self, recipe: Recipe, text: str | None = None) -> None:
-        """Keep a recipe: as resolved, and in the user's own words if given."""
+        """Keep a recipe: as resolved, and in the user's own words if given.
+
+        Args:
+            recipe: As resolved.
+            text: As it was written.
+        """
         if text is not None:
             write_atomically(self.path / "recipe.yaml", text)
         write_atomically(
@@ -209,6 +222,19 @@ class Run:
         path = self.path / "selection.json"
         return read_record(path, Selection) if path.exists() else None
 
+    @property
+    def is_searched(self) -> bool:
+        """Whether a search of it is going on, on this machine, at this moment."""
+        lock = self.path / SEARCH_LOCK
+        if not lock.exists():
+            return False
+        with lock.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
     def measured_recipe(self) -> Recipe | None:
         """The recipe the measurements were last made by; the run's own where none is on record.
 
@@ -222,6 +248,23 @@ class Run:
         path = self.path / "selection.json"
         write_atomically(path, selection.model_dump_json(indent=2) + "\n")
         return path
+
+    def sweep(self) -> Sweep | None:
+        """The answers to other weights and bounds; none where the selection on record has none."""
+        path = self.path / "sweep.json"
+        selection = self.selection()
+        if selection is None or not path.exists():
+            return None
+        found = read_record(path, Sweep)
+        return found if found.created == selection.created else None
+
+    def write_sweep(self, sweep: Sweep | None) -> None:
+        """Keep the answers that belong to the selection, or keep none."""
+        path = self.path / "sweep.json"
+        if sweep is None:
+            path.unlink(missing_ok=True)
+        else:
+            write_atomically(path, sweep.model_dump_json() + "\n")
 
     def _read_index(self) -> dict[int, CheckpointEntry]:
         """The last line of each step. A damaged line hides its own step and no other."""

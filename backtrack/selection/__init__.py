@@ -12,6 +12,7 @@ statistics  items split, resampled, read (pure)
 front       role scores, points, utility, constraints, front (pure)
 choosing    the rule that picks a point (pure)
 judging     tables to candidates, report rows and differences (pure)
+sweeping    the rule's answers at every weight, for the page (pure)
 baselines   what users take without a search, measured beside the choice
 guard       items that were trained on, benchmarks one chose by
 wording     verdict and cautions (pure)

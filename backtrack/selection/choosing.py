@@ -22,6 +22,7 @@ pays, the shorter one is taken, and the selection says how many items would sett
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 _POINTS = Axis(unit=POINTS, direction="maximize")
 INDIFFERENCE = 0.25
 """Points of utility that standing nearer to the base may cost."""
+_NO_GAP = 1e-9
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ class Measured:
     def at(self, weight: float) -> Measured:
         """The same under another weight; what was fitted is kept."""
         other = replace(self, weight=weight)
-        other.__dict__["smoothings"] = self.smoothings
+        for name in ("smoothings", "smoothed_role_samples", "is_on_front"):
+            other.__dict__[name] = getattr(self, name)
         return other
 
     @property
@@ -117,12 +120,17 @@ class Measured:
         pairs = zip(self.smoothings, self.roles, strict=True)
         return np.stack([smoothing.matrix @ role for smoothing, role in pairs])
 
-    @property
+    @cached_property
     def smoothed(self) -> Floats:
         """Utility on the fitted curves, [points]."""
         return self.weigh(self.smoothed_roles)
 
-    @property
+    @cached_property
+    def fitted(self) -> Floats:
+        """Bootstrap samples of it, [resamples, points], a point's own next to one another."""
+        return np.asfortranarray(self.weigh(self.smoothed_role_samples))
+
+    @cached_property
     def smoothed_role_samples(self) -> Floats:
         """Bootstrap samples of target and general there, [roles, resamples, points]."""
         pairs = zip(self.smoothings, self.role_samples, strict=True)
@@ -147,6 +155,20 @@ class Measured:
         flags[held] = pareto_front(target, general, dict.fromkeys(ROLES, _POINTS))
         return flags
 
+    def ranked(self) -> list[int]:
+        """Columns that may be the top, the highest smoothed utility first, then the nearer."""
+        found = np.flatnonzero(self.is_held)
+        return sorted(map(int, found), key=lambda i: (-self.smoothed[i], self.distances[i]))
+
+    def preferred(self) -> list[int]:
+        """All columns, the base first, then the nearest: by distance, then alpha, then step."""
+
+        def way(i: int) -> tuple[bool, float, float, int]:
+            point = self.points[i]
+            return not point.is_base, float(self.distances[i]), point.alpha, point.step
+
+        return sorted(range(len(self.points)), key=way)
+
     def weigh(self, roles: Floats) -> Floats:
         """Utility of target and general: the weight's mean over the first axis."""
         utilities: Floats = self.weight * roles[0] + (1 - self.weight) * roles[1]
@@ -160,33 +182,46 @@ def choose(measured: Measured, is_feasible: Flags) -> Decision:
         measured: The points.
         is_feasible: Which meet every constraint, [points]; at least one of them eligible.
     """
-    points, distances = measured.points, measured.distances
-    smoothed, utilities = measured.smoothed, measured.utilities
     is_eligible = is_feasible & measured.is_held
-    top = int(max(np.flatnonzero(is_eligible), key=lambda i: (smoothed[i], -distances[i])))
-    fitted = measured.weigh(measured.smoothed_role_samples)
+    top = next(i for i in measured.ranked() if is_feasible[i])
+    is_tied = is_eligible & tied_with(measured, top)
+    chances = np.zeros(len(measured.points))
+    chances[is_eligible] = chances_best(measured.fitted[:, is_eligible])
+    is_open = is_tied & worth_choosing(measured, top)
+    chosen = next(i for i in measured.preferred() if is_open[i])
+    return Decision(chosen, top, measured.smoothed, is_tied, chances)
+
+
+def tied_with(measured: Measured, top: int) -> Flags:
+    """Points that the items cannot tell from the top (rule 4), eligible or not."""
+    utilities = measured.utilities
     is_as_high = (utilities >= utilities[top]) & measured.is_deepest
-    is_tied = is_eligible & (_not_worse(top, fitted) | is_as_high)
+    is_tied = is_as_high | _not_worse(top, measured.fitted)
     is_tied[top] = True
-    chances = np.zeros(len(points))
-    chances[is_eligible] = chances_best(fitted[:, is_eligible])
-    chosen = min(
-        np.flatnonzero(is_tied & _is_worth_it(points, smoothed, top, is_tied)),
-        key=lambda i: (float(distances[i]), points[i].alpha, points[i].step),
-    )
-    return Decision(int(chosen), top, smoothed, is_tied, chances)
+    return np.asarray(is_tied)
 
 
-def _is_worth_it(points: Sequence[Point], smoothed: Floats, top: int, is_tied: Flags) -> Flags:
-    """Points that give up little of the top's utility; the base alone where it is tied."""
-    is_base = np.array([point.is_base for point in points])
-    if (is_base & is_tied).any():
-        return is_base
-    return np.asarray(smoothed >= smoothed[top] - INDIFFERENCE)
+def worth_choosing(measured: Measured, top: int) -> Flags:
+    """Points that give up little of the top's utility, and the base (rule 5).
+
+    The base comes first in `preferred`, so that it is taken wherever it is tied.
+    """
+    is_base = np.array([point.is_base for point in measured.points])
+    is_near = measured.smoothed >= measured.smoothed[top] - INDIFFERENCE
+    return np.asarray(is_base | is_near)
 
 
 def _not_worse(top: int, samples: Floats) -> Flags:
-    """Points whose interval of top minus point does not lie above zero; it never lies below."""
-    low = np.quantile(samples[:, [top]] - samples, (1 - LEVEL) / 2, axis=0)
-    flags: Flags = low <= 1e-9
+    """Points whose interval of top minus point does not lie above zero; it never lies below.
+
+    Sorting is left out where counting says as much: the quantile lies between two neighbours in
+    order, `below` of them under the lower one.
+    """
+    below = math.floor((1 - LEVEL) / 2 * (len(samples) - 1))
+    counts = np.count_nonzero(samples[:, top] - _NO_GAP <= samples.T, axis=1)
+    flags: Flags = counts > below + 1
+    close = np.flatnonzero(counts == below + 1)
+    if len(close):
+        gaps = samples[:, [top]] - samples[:, close]
+        flags[close] = np.quantile(gaps, (1 - LEVEL) / 2, axis=0) <= _NO_GAP
     return flags

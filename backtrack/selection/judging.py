@@ -348,6 +348,10 @@ def report_rows(reading: Reading, points: Mapping[Compared, Point]) -> dict[Comp
             target=interval(reading.role("target")[i], reading.role_samples("target")[:, i]),
             general=interval(reading.role("general")[i], reading.role_samples("general")[:, i]),
             utility=interval(reading.utilities[i], reading.utility_samples[:, i]),
+            intervals={
+                name: interval(float(reading.table.means[name][i]), samples[:, i])
+                for name, samples in reading.samples.items()
+            },
         )
         for key, i in columns.items()
     }

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from backtrack.errors import RunError, UsageError
 from backtrack.records import ROLES, Constraints
+from backtrack.run.directory import SEARCH_LOCK
 from backtrack.selection import front
 from backtrack.selection.bench import Bench
 from backtrack.selection.budget import Budget, Plan, Spent
@@ -354,7 +355,7 @@ def holding(run: Run, *, is_shared: bool) -> Iterator[None]:
     Raises:
         RunError: One is going on.
     """
-    with (run.path / ".search.lock").open("w") as file:
+    with (run.path / SEARCH_LOCK).open("w") as file:
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:

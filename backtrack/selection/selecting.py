@@ -40,6 +40,7 @@ from backtrack.selection.measured import strangers
 from backtrack.selection.progress import Meter, Progress
 from backtrack.selection.space import anchors
 from backtrack.selection.statistics import LEVEL, NUM_RESAMPLES
+from backtrack.selection.sweeping import sweep
 from backtrack.selection.wording import broken_on_report, cautions, few_items, verdict
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from backtrack.path.placement import Placement
     from backtrack.point import Point
     from backtrack.recipe import Recipe
-    from backtrack.records import Baseline, BaselineRow, Split
+    from backtrack.records import Baseline, BaselineRow, Split, Sweep
     from backtrack.run.directory import Run
     from backtrack.selection.measured import Setting, Table
 
@@ -106,6 +107,9 @@ def select(  # noqa: PLR0913  # the front door: every argument but the run is op
         on_progress: Called before each objective and after each point.
         command: What the user typed, for the record.
 
+    Returns:
+        The point, what is tied with the best, and all that speaks for and against it.
+
     Raises:
         UsageError: The weight is out of range, or nothing says what to measure.
         SelectionError: No point meets the constraints.
@@ -157,6 +161,7 @@ class _Selector:
         self._constraints = Constraints(**asked) if constraints is None else constraints
         self._on_progress = on_progress
         self._command = command
+        self._sweep: Sweep | None = None
 
     def choose(self, weight: float | None, *, is_knee: bool = False) -> Choice:
         """Choose, measure the report items, and write the selection."""
@@ -187,6 +192,9 @@ class _Selector:
             }
         )
         bench.run.write_selection(selection)
+        # The answers to all weights are the same whichever of them comes first.
+        self._sweep = self._sweep or sweep(judgement, selection.created)
+        bench.run.write_sweep(self._sweep)
         page = bench.run.path / "report.html"
         return Choice(selection.chosen, selection.tied, selection, page)
 

@@ -7,15 +7,17 @@ its unit of work is taken up by another once it has given no sign of life for a 
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backtrack.errors import RunError, UsageError
+from backtrack.selection.budget import Plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -28,13 +30,14 @@ STORAGE = "BACKTRACK_STORAGE"
 """Stands in for `--storage` where that is not given."""
 
 
-def search_together(
+def search_together(  # noqa: PLR0913  # all but the first two are optional
     run: Run,
     num_workers: int,
     arguments: Sequence[str] = (),
     *,
     storage: str | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_plan: Callable[[Plan], None] | None = None,
+    on_progress: Callable[[int, int, int], None] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> list[Measurement]:
     """Search a run by several processes, and wait for them.
@@ -45,7 +48,9 @@ def search_together(
         arguments: Further ones of `backtrack search`, the same for each.
         storage: URL of the database they share. They get it by their environment, since it may
             hold a password and every user of a machine sees its processes' arguments.
-        on_progress: Called with the items scored so far, and the workers still at it.
+        on_plan: Called once, with what the first worker to say so makes of it all.
+        on_progress: Called with the items scored so far, those in all as far as is known, and the
+            workers still at it.
         on_note: Told of a worker that ended before its time.
 
     Returns:
@@ -61,8 +66,9 @@ def search_together(
         logs = [Path(folder) / f"worker-{i}.txt" for i in range(num_workers)]
         shared = {STORAGE: storage} if storage else {}
         processes = [_start(run, i, arguments, shared, log) for i, log in enumerate(logs)]
+        told = _Told([_said(log) for log in logs], on_plan)
         try:
-            _wait(run, processes, on_progress)
+            _wait(run, processes, told, on_progress)
         except BaseException:
             _stop(processes)
             raise
@@ -74,10 +80,10 @@ def _start(
     run: Run, index: int, arguments: Sequence[str], environment: Mapping[str, str], log: Path
 ) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "backtrack", "search", str(run.path), "--worker", "--quiet"]
-    with log.open("wb") as file:
+    with log.open("wb") as file, _said(log).open("wb") as said:
         return subprocess.Popen(  # the arguments are our own
             [*command, *arguments],
-            stdout=subprocess.DEVNULL,
+            stdout=said,
             stderr=file,
             env={**os.environ, **environment, **_device(index)},
         )
@@ -96,10 +102,39 @@ def _num_gpus() -> int:
     return torch.cuda.device_count()
 
 
+def _said(log: Path) -> Path:
+    """Where a worker's standard output goes: a line of JSON for its plan and each of its steps."""
+    return log.with_suffix(".jsonl")
+
+
+class _Told:
+    """What workers say of the whole search while it goes on."""
+
+    def __init__(self, files: Sequence[Path], on_plan: Callable[[Plan], None] | None) -> None:
+        self._files = files
+        self._on_plan = on_plan
+
+    def total(self) -> int:
+        """Items in all, as the furthest worker sees it; 0 before one has said."""
+        lines = [line for file in self._files for line in _whole_lines(file)]
+        plans = [line["plan"] for line in lines if "plan" in line]
+        if plans and self._on_plan is not None:
+            self._on_plan(Plan(**plans[0]))
+            self._on_plan = None
+        steps = [(line["done"], line["total"]) for line in lines if "done" in line]
+        return max(steps)[1] if steps else 0
+
+
+def _whole_lines(file: Path) -> list[dict[str, Any]]:
+    text = file.read_text(encoding="utf-8", errors="replace")
+    return [json.loads(line) for line in text.split("\n")[:-1] if line.startswith("{")]
+
+
 def _wait(
     run: Run,
     processes: Sequence[subprocess.Popen[bytes]],
-    on_progress: Callable[[int, int], None] | None,
+    told: _Told,
+    on_progress: Callable[[int, int, int], None] | None,
 ) -> None:
     record = run.path / "measurements.jsonl"
     size = -1
@@ -109,7 +144,8 @@ def _wait(
         if on_progress is not None and now != size:
             size = now
             scored = sum(len(m.item_ids) for m in run.measurements() if m.split == "selection")
-            on_progress(scored, sum(process.poll() is None for process in processes))
+            running = sum(process.poll() is None for process in processes)
+            on_progress(scored, max(told.total(), scored), running)
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:

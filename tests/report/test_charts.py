@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from backtrack.point import Point
 from backtrack.report import charts, labels
-from backtrack.report.rows import BASE, CHOSEN, OTHER, TIED, TRAINING, Drawing
+from backtrack.report.rows import BASE, CHOSEN, OTHER, OTHER_CURVES, TIED, TRAINING, Drawing
 
 
 def channels(spec, name) -> list[dict[str, Any]]:
@@ -26,90 +25,102 @@ def drawing(percents) -> Drawing:
 
 
 def test_a_scale_is_reversed_exactly_where_less_is_better(nats):
-    spec = charts.plane_spec(nats)
+    spec = charts.plane_spec(Drawing(nats))
     assert all(y["scale"]["reverse"] is True for y in channels(spec, "y"))
     assert all(x["scale"]["reverse"] is False for x in channels(spec, "x"))
 
 
 def test_a_reversed_axis_says_so_in_its_title(nats):
-    titles = [" ".join(y["title"]) for y in channels(charts.plane_spec(nats), "y")]
+    titles = [" ".join(y["title"]) for y in channels(charts.plane_spec(Drawing(nats)), "y")]
     assert all("less is better, scale reversed" in title for title in titles)
-    titles = [" ".join(x["title"]) for x in channels(charts.plane_spec(nats), "x")]
+    titles = [" ".join(x["title"]) for x in channels(charts.plane_spec(Drawing(nats)), "x")]
     assert all("more is better" in title for title in titles)
 
 
 def test_panels_along_alpha_are_oriented_like_the_plane(nats):
-    reverses = {y["field"]: y["scale"]["reverse"] for y in channels(charts.alpha_spec(nats), "y")}
+    reverses = {
+        y["field"]: y["scale"]["reverse"] for y in channels(charts.alpha_spec(Drawing(nats)), "y")
+    }
     assert reverses == {"target": False, "general": True}
 
 
 def test_the_better_point_is_drawn_higher_where_less_is_better(nats):
     found = Drawing(nats)
     frame = labels.Frame(found.ends("target"), found.ends("general"), (100, 100))
-    low, high = (pick(c.general for c in found.candidates) for pick in (min, max))
+    generals = [c.general for c in nats.candidates]
+    low, high = min(generals), max(generals)
     assert frame.spot(50, low)[1] < frame.spot(50, high)[1]
 
 
 def test_the_training_path_goes_by_step_from_base_to_final(drawing, percents):
-    steps = [c.point.step for c in drawing.training]
+    points = [percents.candidates[i].point for i in drawing.training.ids]
+    steps = [point.step for point in points]
     assert steps == sorted(steps)
-    assert drawing.training[0].point.is_base
-    assert drawing.training[-1].point == percents.final
+    assert points[0].is_base
+    assert points[-1] == percents.final
 
 
 def test_the_alpha_path_goes_by_alpha_through_the_final_point(drawing, percents):
-    (curve,) = drawing.curves
-    alphas = [c.point.alpha for c in curve.candidates]
+    points = [percents.candidates[i].point for i in drawing.curves[0].ids]
+    alphas = [point.alpha for point in points]
     assert alphas == sorted(alphas)
     assert alphas[0] == 0
-    assert percents.final in [c.point for c in curve.candidates]
+    assert percents.final in points
 
 
-def test_the_chosen_steps_curve_is_drawn_where_it_has_enough_alphas(made):
-    enough = Drawing(made.percents(chosen=Point(step=250, alpha=0.5)))
-    assert [c.kind.name for c in enough.curves] == [
-        "alpha path to step 400",
-        "alpha path to step 250",
-    ]
-    assert len(Drawing(made.percents(chosen=Point(step=100))).curves) == 1
+def test_other_paths_are_drawn_where_they_have_enough_alphas(drawing, percents, made):
+    others = drawing.curves[1:]
+    assert {curve.kind for curve in others} == {OTHER_CURVES}
+    assert [percents.candidates[curve.ids[-1]].point.step for curve in others] == [250]
+    few = [p for p in (c.point for c in percents.candidates) if (p.step, p.alpha) != (250, 0.5)]
+    assert len(Drawing(made.percents(measured=few)).curves) == 2
+    fewer = [p for p in few if (p.step, p.alpha) != (250, 0.3)]
+    assert len(Drawing(made.percents(measured=fewer)).curves) == 1
 
 
-def test_the_front_goes_from_its_poorest_to_its_best_target(drawing):
-    targets = [c.target for c in drawing.front]
-    generals = [c.general for c in drawing.front]
+def test_the_front_goes_from_its_poorest_to_its_best_target(drawing, percents):
+    found = [percents.candidates[i] for i in drawing.front]
+    targets = [c.target for c in found]
+    generals = [c.general for c in found]
     assert targets == sorted(targets)
     assert generals == sorted(generals, reverse=True)
 
 
 def test_every_point_has_one_mark_of_its_own_and_tied_ones_a_ring(drawing, percents):
-    kinds = [row["kind"] for row in drawing.marks()]
-    assert kinds.count(TIED) == len(percents.tied)
-    assert kinds.count(CHOSEN) == kinds.count(BASE) == 1
-    own = [k for k in kinds if k in (BASE, TRAINING, OTHER) or k.startswith("alpha path")]
+    own = [row["kind"] for row in drawing.marks()]
+    over = [row["kind"] for row in drawing.overlay()]
+    assert over.count(TIED) == len(percents.tied)
+    assert over.count(CHOSEN) == own.count(BASE) == 1
+    known = (BASE, TRAINING, OTHER, OTHER_CURVES)
+    assert len([k for k in own if k in known or k.startswith("alpha path")]) == len(own)
     assert len(own) == len(percents.candidates)
 
 
 def test_kinds_differ_by_shape_as_well_as_by_colour(drawing):
-    kinds = drawing.kinds({row["kind"] for row in drawing.marks()})
+    rows = (*drawing.marks(), *drawing.overlay())
+    kinds = drawing.kinds({row["kind"] for row in rows})
     assert len({kind.shape for kind in kinds}) == len(kinds)
 
 
 def test_the_cross_is_the_report_items_interval_around_its_reading(percents):
-    text = json.dumps(charts.plane_spec(percents))
+    text = json.dumps(charts.plane_spec(Drawing(percents)))
     reading = percents.report["chosen"]
     for value in (reading.target.low, reading.target.high, reading.general.estimate):
         assert re.search(rf"{re.escape(repr(value))}\b", text)
 
 
-def test_a_tooltip_gives_every_objective(nats, percents):
-    several = dict(Drawing(nats).tooltip())
-    assert {"wikitext", "pile of laws", "target (gsm8k)"} <= set(several.values())
-    assert "general (mmlu)" in dict(Drawing(percents).tooltip()).values()
+def test_an_objective_that_shares_its_role_has_a_panel_of_its_own(nats, percents):
+    found = Drawing(nats)
+    assert [found.axis(f"score_{i}")[0] for i in found.several] == ["wikitext", "pile of laws"]
+    spec = charts.objective_spec(found, found.several[0])
+    (title,) = {" ".join(layer["encoding"]["y"]["title"]) for layer in spec["layer"][1:]}
+    assert title.startswith("wikitext (nats a token) less is better")
+    assert Drawing(percents).several == ()
 
 
 def test_one_tied_with_nobody_has_no_ring_in_the_legend(made):
     selection = made.percents(num_tied=0)
-    assert TIED not in json.dumps(charts.plane_spec(selection))
+    assert TIED not in json.dumps(charts.plane_spec(Drawing(selection)))
 
 
 def test_names_of_points_cover_neither_each_other_nor_the_frame():

@@ -11,9 +11,10 @@ import shutil
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from backtrack.errors import ExportError, UsageError
+from backtrack.exporter.card import Card, served_by
 from backtrack.path.curves import rounding
 from backtrack.path.loading import (
     load_adapter,
@@ -23,19 +24,18 @@ from backtrack.path.loading import (
     read_adapter_config,
 )
 from backtrack.path.placement import Placement, settle
-from backtrack.path.saving import why_not_in_vllm
 from backtrack.path.tuners import tuner_of, why_dense
 from backtrack.recipe import VllmEngine
 from backtrack.run.directory import sync_folder
 from backtrack.run.writer import is_adapter
 
 if TYPE_CHECKING:
-    from backtrack.point import Point
-    from backtrack.records import Form, Measurement, Selection
-    from backtrack.run.directory import Run
+    from collections.abc import Callable
 
-AsForm = Literal["adapter", "merged"]
-_STANDING: dict[AsForm, Form] = {"adapter": "attached", "merged": "merged"}
+    from backtrack.exporter.card import AsForm
+    from backtrack.point import Point
+    from backtrack.records import Measurement, Selection
+    from backtrack.run.directory import Run
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Export:
     measured: tuple[Measurement, ...] = ()
 
 
-def export(
+def export(  # noqa: PLR0913  # the front door: every argument but the first three is optional
     run: Run,
     point: Point,
     folder: str | Path,
@@ -63,6 +63,7 @@ def export(
     form: AsForm | None = None,
     device: str = "auto",
     command: str = "",
+    on_stage: Callable[[str], None] = lambda _what: None,
 ) -> Export:
     """Write a point as an ordinary adapter or model.
 
@@ -73,6 +74,10 @@ def export(
         form: `adapter` where the points were measured attached, else `merged`, unless said.
         device: A torch device; `auto` is the first GPU, else the CPU.
         command: What the card gives as the way to make this again.
+        on_stage: Called as each stage begins, with what is being done.
+
+    Returns:
+        What was written.
 
     Raises:
         UsageError: The folder is not empty, or the run has no adapter to hand back.
@@ -83,16 +88,20 @@ def export(
         raise UsageError(f"{folder} is there already and not empty. Name a new folder.")
     selection = run.selection()
     form = form or _natural_form(run, selection)
+    on_stage("loading the model")
     placement = _placement(run, form, selection, device)
+    on_stage(f"going to {point}")
     placement.place(point)
     measured = _measure_again(run, placement, selection)
     partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
     partial.mkdir(parents=True)
+    on_stage("writing")
     try:
         placement.save(partial)
         placement.tokenizer.save_pretrained(str(partial))
-        card = model_card(run, point, form, selection, measured, command)
-        (partial / "README.md").write_text(card + _served_by(partial), encoding="utf-8")
+        card = Card(run, point, form, selection, measured, command)
+        (partial / "README.md").write_text(card.text() + served_by(partial), encoding="utf-8")
+        on_stage("loading it back")
         _verify(run, partial, form, placement)
         if folder.exists():
             folder.rmdir()
@@ -191,99 +200,3 @@ def _allowance(placement: Placement, form: AsForm) -> float:
     has_patterns = getattr(config, "rank_pattern", None) or getattr(config, "alpha_pattern", None)
     is_turned = "turn" in tuner_of(config).rules.values()
     return rounding(placement.model.dtype) if has_patterns or is_turned else 0.0
-
-
-def model_card(
-    run: Run,
-    point: Point,
-    form: AsForm,
-    selection: Selection | None,
-    measured: tuple[Measurement, ...],
-    command: str,
-) -> str:
-    """The README of an export: base, point, what was measured, and how to make it again."""
-    base = run.base.model
-    lines = [
-        "---",
-        f"base_model: {_yaml_text(base)}",
-        f"library_name: {'peft' if form == 'adapter' else 'transformers'}",
-        "pipeline_tag: text-generation",
-        f"tags: [backtrack, {'lora' if run.manifest.method.kind == 'lora' else 'fine-tuned'}]",
-        "---",
-        "",
-        f"# {run.manifest.name}, {point}",
-        "",
-        f"The point at {point.alpha:g} of the way from `{base}` to the checkpoint of step "
-        f"{point.step} of the run `{run.manifest.name}` ({run.manifest.method.kind}), profile "
-        f"{point.profile}, found by backtrack.",
-        "",
-    ]
-    if selection is not None:
-        lines += _measured_table(selection)
-        if point.canonical != selection.chosen:
-            lines += [f"This is not the chosen point of that selection ({selection.chosen}).", ""]
-    if selection is not None and not measured and _STANDING[form] != selection.form:
-        lines += [f"Measured {selection.form} only: in the form of this export it was not.", ""]
-    if measured and selection is not None:
-        lines += [
-            "Measured again in the form of this export, since the selection was measured "
-            f"{selection.form}:",
-            "",
-            *(f"- {m.objective.name}: {sum(m.scores) / len(m.scores):.4g}" for m in measured),
-            "",
-        ]
-    lines += ["## Loading", "", "```python", *_loading(base, form), "```", ""]
-    if command:
-        lines += ["## Made by", "", "```", command, "```", ""]
-    return "\n".join(lines)
-
-
-def _measured_table(selection: Selection) -> list[str]:
-    """Base, chosen point and final on the items kept for the report."""
-    target, general = (selection.axes[role] for role in ("target", "general"))
-    rows = [
-        f"| {name} | {row.point} | {_shown(row.target)} | {_shown(row.general)} |"
-        for name, row in selection.report.items()
-    ]
-    return [
-        f"Measured on items the search never saw (weight {selection.weight:g} on the target):",
-        "",
-        f"| | point | target ({target.unit}) | general ({general.unit}) |",
-        "|---|---|---|---|",
-        *rows,
-        "",
-        selection.verdict,
-        "",
-    ]
-
-
-def _shown(interval: Any) -> str:
-    return f"{interval.estimate:.4g} [{interval.low:.4g}, {interval.high:.4g}]"
-
-
-def _yaml_text(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def _served_by(folder: Path) -> str:
-    """What vLLM makes of an adapter: a line for the card, where there is something to say."""
-    if not is_adapter(folder):
-        return ""
-    unread = why_not_in_vllm(folder)
-    if not unread:
-        return "\nOne rank and scaling everywhere, so vLLM reads it too (`LoRARequest`).\n"
-    return f"\nvLLM does not read {unread}: to serve this point there, export it merged.\n"
-
-
-def _loading(base: str, form: AsForm) -> list[str]:
-    if form == "merged":
-        return [
-            "from transformers import AutoModelForCausalLM",
-            'model = AutoModelForCausalLM.from_pretrained("THIS FOLDER")',
-        ]
-    return [
-        "from peft import PeftModel",
-        "from transformers import AutoModelForCausalLM",
-        f"base = AutoModelForCausalLM.from_pretrained({base!r})",
-        'model = PeftModel.from_pretrained(base, "THIS FOLDER")',
-    ]

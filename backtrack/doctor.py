@@ -1,0 +1,159 @@
+"""What this machine can do, and what to install for the rest.
+
+Nothing is changed and nothing is asked of the network.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+Sign = Literal["ok", "missing", "note"]
+
+LIBRARIES = ("torch", "transformers", "peft", "trl", "lm_eval", "optuna")
+EXTRAS = {
+    "quantized": ("bitsandbytes", "bases in 4 or 8 bits"),
+    "postgresql": ("psycopg", "a search shared by several machines"),
+    "ifeval": ("langdetect", "the lm-eval task ifeval"),
+}
+LEAST_FREE_BYTES = 20_000_000_000
+"""On disk: a dense trajectory of a few whole models, or of very many adapters."""
+SHARE_FOR_WEIGHTS = 0.8
+"""Of a device's memory; the rest is for activations and the cache of generation."""
+BYTES_A_PARAMETER = 2.0
+"""In bfloat16."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of what was found.
+
+    Attributes:
+        topic: What was looked at.
+        sign: `ok`, `missing` where something can be installed or mended, else `note`.
+        text: What there is.
+        advice: What to do about it; empty where there is nothing to do.
+    """
+
+    topic: str
+    sign: Sign
+    text: str
+    advice: str = ""
+
+
+def examine(folder: Path) -> Iterator[Finding]:
+    """Look at the machine, one finding after the other.
+
+    Args:
+        folder: Where runs are kept, or will be.
+    """
+    yield _python()
+    yield _memory()
+    yield _disk(folder)
+    yield from _gpus()
+    for name in LIBRARIES:
+        yield _library(name)
+    for extra, (module, purpose) in EXTRAS.items():
+        yield _extra(extra, module, purpose)
+    yield _engine()
+    yield _hub()
+
+
+def _python() -> Finding:
+    return Finding(
+        "python", "ok", f"{platform.python_version()} on {platform.platform(terse=True)}"
+    )
+
+
+def _memory() -> Finding:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    text = f"{cores} cores, {_size(memory.total)} of memory, {_size(memory.available)} free"
+    return Finding("machine", "ok", text)
+
+
+def _disk(folder: Path) -> Finding:
+    there = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    text = f"{_size(free)} free in {there}"
+    if free >= LEAST_FREE_BYTES:
+        return Finding("disk", "ok", text)
+    advice = "Bound a trajectory with `trajectory: {max_bytes: ...}`, or keep runs elsewhere."
+    return Finding("disk", "note", text, advice)
+
+
+def _gpus() -> Iterator[Finding]:
+    import torch
+
+    if not torch.cuda.is_available():
+        yield _no_gpu()
+        return
+    for i in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(i)
+        largest = SHARE_FOR_WEIGHTS * found.total_memory / BYTES_A_PARAMETER
+        has_bf16 = found.major >= 8
+        text = (
+            f"{found.name}, {_size(found.total_memory)}: points of adapters on bases up to about "
+            f"{largest / 1e9:.0f}B parameters"
+        )
+        advice = "" if has_bf16 else "No bfloat16: write `bf16: false` under `sft`."
+        yield Finding(f"gpu {i}", "ok" if has_bf16 else "note", text, advice)
+
+
+def _no_gpu() -> Finding:
+    import torch
+
+    if torch.backends.mps.is_available():
+        return Finding("gpu", "note", "Apple's, which is untried", "")
+    if shutil.which("nvidia-smi") and torch.version.cuda is None:
+        advice = "Install torch with CUDA: https://pytorch.org/get-started/locally/"
+        return Finding(
+            "gpu", "missing", f"there is one, but torch {torch.__version__} is for CPUs", advice
+        )
+    advice = "Small models and the demo run on the CPU; 7B wants a GPU."
+    return Finding("gpu", "note", "none", advice)
+
+
+def _library(name: str) -> Finding:
+    try:
+        return Finding(name, "ok", version(name))
+    except PackageNotFoundError:
+        return Finding(name, "missing", "not installed", "pip install backtrack")
+
+
+def _extra(extra: str, module: str, purpose: str) -> Finding:
+    if importlib.util.find_spec(module) is not None:
+        return Finding(f"[{extra}]", "ok", purpose)
+    return Finding(f"[{extra}]", "missing", purpose, f"pip install 'backtrack[{extra}]'")
+
+
+def _engine() -> Finding:
+    purpose = "generation by vLLM, many points in one engine"
+    if importlib.util.find_spec("vllm") is not None:
+        return Finding("vllm", "ok", f"{version('vllm')}: {purpose}")
+    return Finding("vllm", "missing", purpose, "pip install vllm")
+
+
+def _hub() -> Finding:
+    from huggingface_hub import constants, get_token
+
+    if constants.HF_HUB_OFFLINE:
+        return Finding("hub", "note", "offline: HF_HUB_OFFLINE is set", "")
+    if get_token() is None:
+        return Finding("hub", "note", "nobody is logged in", "For --push: `hf auth login`.")
+    return Finding("hub", "ok", "logged in")
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.1f} GB"

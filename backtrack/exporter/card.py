@@ -1,0 +1,216 @@
+"""The README of an export, with the metadata that the Hub reads.
+
+The head names the base, the library and the tags, and lists the results on report items, each with
+its interval, as `model-index`. A base that lies in a folder is named in the text alone: the head
+takes names on the Hub only.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from backtrack.path.saving import why_not_in_vllm
+from backtrack.records import ROLES
+from backtrack.run.writer import is_adapter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from backtrack.point import Point
+    from backtrack.records import Form, Interval, Measurement, Selection
+    from backtrack.run.directory import Run
+
+AsForm = Literal["adapter", "merged"]
+STANDING: dict[AsForm, Form] = {"adapter": "attached", "merged": "merged"}
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card tells.
+
+    Attributes:
+        run: The run.
+        point: Which point was written.
+        form: As what.
+        selection: The selection on record, if there is one.
+        measured: Scores measured again in the form of this export.
+        command: The way to make this again.
+    """
+
+    run: Run
+    point: Point
+    form: AsForm
+    selection: Selection | None = None
+    measured: tuple[Measurement, ...] = ()
+    command: str = ""
+
+    def text(self) -> str:
+        """The whole card, in Markdown."""
+        return "\n".join(["---", self._head(), "---", "", *self._body()])
+
+    @property
+    def _is_chosen(self) -> bool:
+        return self.selection is not None and self.selection.chosen == self.point.canonical
+
+    @property
+    def _kind(self) -> str:
+        return self.run.manifest.method.kind
+
+    def _head(self) -> str:
+        """The metadata, as YAML."""
+        from huggingface_hub import ModelCardData
+
+        base = self.run.base.model
+        is_on_hub = _HUB_NAME.fullmatch(base) is not None and not Path(base).exists()
+        results = list(self._results())
+        data = ModelCardData(
+            base_model=base if is_on_hub else None,
+            base_model_relation=("adapter" if self.form == "adapter" else "finetune")
+            if is_on_hub
+            else None,
+            library_name="peft" if self.form == "adapter" else "transformers",
+            pipeline_tag="text-generation",
+            tags=["backtrack", "fine-tuned" if self._kind == "full" else self._kind],
+            model_name=f"{self.run.manifest.name}, {self.point}" if results else None,
+            eval_results=results or None,
+        )
+        return str(data.to_yaml()).strip()
+
+    def _results(self) -> Iterator[Any]:
+        """Each objective on the report items, and each role's mean where it is of several."""
+        selection = self.selection
+        if selection is None or not self._is_chosen or "chosen" not in selection.report:
+            return
+        row, base = selection.report["chosen"], selection.report["base"]
+        for o in selection.objectives:
+            num_items = selection.num_items.get(o.name, {}).get("report", 0)
+            unit, factor = ("%", 100.0) if o.unit == "fraction" else (o.unit, 1.0)
+            numbers = _numbers(factor * row.scores[o.name], factor * base.scores[o.name])
+            if o.name in row.intervals:
+                numbers |= _ends(row.intervals[o.name], factor)
+            name = f"{o.name} ({unit})"
+            numbers |= {"role": o.role, "kind": o.kind, "items": num_items}
+            yield _result(o.name, name, numbers)
+        for role in ROLES:
+            if sum(o.role == role for o in selection.objectives) > 1:
+                value, before = getattr(row, role), getattr(base, role)
+                numbers = _numbers(value.estimate, before.estimate) | _ends(value)
+                name = f"{role} mean ({selection.axes[role].unit})"
+                yield _result(f"{role} objectives", name, numbers | {"role": role})
+
+    def _body(self) -> list[str]:
+        base, point, selection = self.run.base.model, self.point, self.selection
+        name = self.run.manifest.name
+        lines = [
+            f"# {name}, {point}",
+            "",
+            f"The point at {point.alpha:g} of the way from `{base}` to the checkpoint of step "
+            f"{point.step} of the run `{name}` ({self._kind}), profile {point.profile}, found by "
+            "backtrack.",
+            "",
+        ]
+        if selection is not None:
+            lines += _measured_table(selection)
+            if not self._is_chosen:
+                lines += [
+                    f"This is not the chosen point of that selection ({selection.chosen}).",
+                    "",
+                ]
+        if selection is not None and not self.measured and STANDING[self.form] != selection.form:
+            lines += [
+                f"Measured {selection.form} only: in the form of this export it was not.",
+                "",
+            ]
+        if self.measured and selection is not None:
+            lines += [
+                "Measured again in the form of this export, since the selection was measured "
+                f"{selection.form}:",
+                "",
+                *(
+                    f"- {m.objective.name}: {sum(m.scores) / len(m.scores):.4g}"
+                    for m in self.measured
+                ),
+                "",
+            ]
+        lines += ["## Loading", "", "```python", *_loading(base, self.form), "```", ""]
+        if self.command:
+            lines += ["## Made by", "", "```", self.command, "```", ""]
+        return lines
+
+
+def _numbers(value: float, base: float) -> dict[str, Any]:
+    return {"value": round(value, 4), "base": round(base, 4)}
+
+
+def _ends(interval: Interval, factor: float = 1.0) -> dict[str, float]:
+    ends = {"low": interval.low, "high": interval.high}
+    return {name: round(factor * end, 4) for name, end in ends.items()}
+
+
+def _result(dataset: str, metric: str, numbers: dict[str, Any]) -> Any:
+    """One result; the interval and the base's value are the metric's arguments."""
+    from huggingface_hub import EvalResult
+
+    value = numbers.pop("value")
+    low, high = numbers.pop("low", None), numbers.pop("high", None)
+    has_interval = low is not None and high is not None
+    return EvalResult(
+        task_type="text-generation",
+        dataset_type=dataset,  # the Hub tells results apart by it, not by the name
+        dataset_name=dataset,
+        metric_type="score",
+        metric_name=metric,
+        metric_value=value,
+        metric_args=numbers | ({"interval_95": [low, high]} if has_interval else {}),
+    )
+
+
+def _measured_table(selection: Selection) -> list[str]:
+    """Base, chosen point and final on the items kept for the report."""
+    target, general = (selection.axes[role] for role in ("target", "general"))
+    rows = [
+        f"| {name} | {row.point} | {_shown(row.target)} | {_shown(row.general)} |"
+        for name, row in selection.report.items()
+    ]
+    return [
+        f"Measured on items the search never saw (weight {selection.weight:g} on the target):",
+        "",
+        f"| | point | target ({target.unit}) | general ({general.unit}) |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+        selection.verdict,
+        "",
+    ]
+
+
+def _shown(interval: Any) -> str:
+    return f"{interval.estimate:.4g} [{interval.low:.4g}, {interval.high:.4g}]"
+
+
+def served_by(folder: Path) -> str:
+    """What vLLM makes of an adapter: a line for the card, where there is something to say."""
+    if not is_adapter(folder):
+        return ""
+    unread = why_not_in_vllm(folder)
+    if not unread:
+        return "\nOne rank and scaling everywhere, so vLLM reads it too (`LoRARequest`).\n"
+    return f"\nvLLM does not read {unread}: to serve this point there, export it merged.\n"
+
+
+def _loading(base: str, form: AsForm) -> list[str]:
+    if form == "merged":
+        return [
+            "from transformers import AutoModelForCausalLM",
+            'model = AutoModelForCausalLM.from_pretrained("THIS FOLDER")',
+        ]
+    return [
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM",
+        f"base = AutoModelForCausalLM.from_pretrained({base!r})",
+        'model = PeftModel.from_pretrained(base, "THIS FOLDER")',
+    ]

@@ -1,0 +1,182 @@
+"""What the report costs: its size and the time to draw 10,000 points, and the slider at 1,000.
+
+python tests/bench/page.py [POINTS OF THE PAGE] [POINTS OF THE SLIDER]
+
+The page of so many points has no slider: the table of answers grows with their square and ends at
+1,000 (`sweeping.MAX_POINTS`). The slider is timed from the event to the frame after it, over every
+second weight, in headless Chromium; a frame is 16.7 ms.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backtrack.point import Point
+from backtrack.records import Axis, Candidate, Constraints, Selection, Sweep
+from backtrack.report.page import write_report
+from backtrack.selection.front import pareto_front
+from backtrack.selection.judging import judge
+from backtrack.selection.measured import Setting, Table
+from backtrack.selection.sweeping import sweep
+from tests.report.browser import Browser
+from tests.selection.fakes import make_info
+
+NUM_ITEMS = 200
+INFOS = (make_info("math", "target"), make_info("law", "general"), make_info("prose", "general"))
+AXIS = Axis(unit="%", direction="maximize")
+LATENCY = """
+const done = arguments[arguments.length - 1];
+const slider = document.querySelector("#weight");
+const found = [];
+(async () => {
+  for (let value = 0; value <= 100; value += 2) {
+    const begin = performance.now();
+    slider.value = value;
+    slider.dispatchEvent(new Event("input", { bubbles: true }));
+    const worked = performance.now() - begin;
+    await new Promise(requestAnimationFrame);
+    await new Promise((next) => setTimeout(next));
+    found.push([worked, performance.now() - begin]);
+  }
+  done(found);
+})();
+"""
+
+
+def make_points(count: int) -> list[Point]:
+    """The base, and as many strengths of as many steps."""
+    side = int(np.ceil(np.sqrt(count - 1)))
+    pairs = [(step, alpha) for step in range(1, side + 1) for alpha in range(1, side + 1)]
+    return [Point.base(), *(Point(step=10 * s, alpha=a / side) for s, a in pairs[-(count - 1) :])]
+
+
+def truth(points: list[Point]) -> np.ndarray[Any, Any]:
+    """Shares of right answers by objective, [objectives, points]."""
+    last = max(point.step for point in points)
+    far = np.array([point.alpha * point.step / last for point in points])
+    return np.stack([0.2 + 0.5 * (1 - np.exp(-4 * far)), 0.7 - 0.3 * far**2, 0.8 - 0.2 * far**3])
+
+
+def make_selection(points: list[Point], seed: int = 0) -> Selection:
+    """A selection of any number of points, by their noisy scores alone."""
+    noisy = truth(points) + np.random.default_rng(seed).normal(0, 0.01, (3, len(points)))
+    target, general = 100 * noisy[0], 50 * (noisy[1] + noisy[2])
+    utility = (target + general) / 2
+    on_front = pareto_front(target, general, {"target": AXIS, "general": AXIS})
+    candidates = tuple(
+        Candidate(
+            point=point,
+            scores={info.name: float(noisy[k, i]) for k, info in enumerate(INFOS)},
+            target=float(target[i]),
+            general=float(general[i]),
+            utility=float(utility[i]),
+            smoothed=float(utility[i]),
+            smoothed_target=float(target[i]),
+            smoothed_general=float(general[i]),
+            distance=point.alpha * point.step,
+            origin="sampler",
+            is_on_front=bool(on_front[i]),
+            is_feasible=True,
+            is_tied=bool(utility[i] > utility.max() - 0.5),
+            chance_best=0.0,
+        )
+        for i, point in enumerate(points)
+    )
+    return Selection(
+        run="many",
+        weight=0.5,
+        constraints=Constraints(),
+        chosen=points[int(utility.argmax())],
+        base=Point.base(),
+        final=points[-1],
+        form="attached",
+        curve="native",
+        objectives=INFOS,
+        axes={"target": AXIS, "general": AXIS},
+        yardsticks={},
+        candidates=candidates,
+        report={},
+        differences=(),
+        optimism=0.0,
+        num_items={},
+        level=0.95,
+        num_resamples=2000,
+        seed=seed,
+        verdict="Made up.",
+        command="",
+        created="2000-01-01T00:00:00+00:00",
+    )
+
+
+def make_swept(points: list[Point], seed: int = 0) -> tuple[Selection, Sweep]:
+    """The same by the rule itself, on made-up answers."""
+    rng = np.random.default_rng(seed)
+    names = [info.name for info in INFOS]
+    ids = {name: tuple(f"{name}/{i:04d}" for i in range(NUM_ITEMS)) for name in names}
+    scores = {
+        name: (rng.random(NUM_ITEMS) < share[:, None]).astype(float)
+        for name, share in zip(names, truth(points), strict=True)
+    }
+    distances = np.array([point.alpha * point.step for point in points])
+    setting = Setting("selection", "attached", "native", INFOS, ids)
+    table = Table(setting, tuple(points), ("sampler",) * len(points), distances, scores)
+    begin = time.perf_counter()
+    judgement = judge(table, points[-1], 0.5, Constraints(), seed)
+    judged = time.perf_counter()
+    selection = make_selection(points).model_copy(
+        update={"candidates": judgement.candidates, "chosen": judgement.chosen}
+    )
+    found = sweep(judgement, selection.created)
+    assert found is not None
+    took = time.perf_counter() - judged
+    print(
+        f"rule {judged - begin:.1f} s, answers at every weight {took:.1f} s, "
+        f"{len(found.model_dump_json()) / 1e6:.2f} MB"
+    )
+    return selection, found
+
+
+def draw(folder: Path, selection: Selection, found: Sweep | None, browser: Browser) -> Path:
+    """Write a page, show it, and say what both cost."""
+    begin = time.perf_counter()
+    page = write_report(folder, selection, (), (), found)
+    written = time.perf_counter() - begin
+    begin = time.perf_counter()
+    browser.open(page)
+    shown = time.perf_counter() - begin
+    print(
+        f"{len(selection.candidates):,} points: page {page.stat().st_size / 1e6:.2f} MB, "
+        f"written in {written:.1f} s, drawn in {shown:.2f} s"
+    )
+    return page
+
+
+def main(num_drawn: int = 10_000, num_swept: int = 1_000) -> None:
+    browser = Browser()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            draw(Path(folder), make_selection(make_points(num_drawn)), None, browser)
+            selection, found = make_swept(make_points(num_swept))
+            draw(Path(folder), selection, found, browser)
+            browser.driver.set_script_timeout(120)
+            times = browser.driver.execute_async_script(LATENCY)
+            worked, framed = zip(*times, strict=True)
+            print(
+                f"slider at {num_swept:,} points: {statistics.median(worked):.0f} ms of work, "
+                f"{statistics.median(framed):.0f} ms to the next frame (medians); "
+                f"slowest {max(framed):.0f} ms"
+            )
+            assert browser.messages() == []
+    finally:
+        browser.close()
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
