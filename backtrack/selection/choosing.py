@@ -1,26 +1,20 @@
 """The rule that picks a point. Pure numpy.
 
 1. Only points that meet every constraint can be chosen.
-2. Target and general are smoothed along alpha (see `smoothing`): for each step and profile with
-   at least five strengths (the base is strength 0 of every one) a Gaussian process gives fitted
-   values. Elsewhere scores stand as measured. The base, which lies on several curves, takes the
-   mean of its fitted values. Utility is that of the smoothed scores.
+2. Target and general are smoothed over the points (see `smoothing`), which gives fitted values.
+   Utility is that of the fitted scores.
 3. ELIGIBLE are the feasible points measured on as many items as any, and those of fewer items
-   that lie on a curve. The TOP is the eligible point of highest smoothed utility.
+   that lie on a curve: at least five strengths of one step and profile, the base being one of
+   each. The TOP is the eligible point of highest smoothed utility.
 4. TIED are the eligible points that the items cannot tell from the top: the paired bootstrap
    interval of top minus point, at 95%, covers zero, both taken on the fitted curves; and those
    measured, on all items, no lower than the top, whatever the curve says.
 5. The base is the choice where it is tied. Else the choice is the tied point nearest the base, by
    distance, then alpha, then step, of those at most `INDIFFERENCE` points below the top.
 
-NOTE: the tie is judged on fitted values since measured ones cost power. Replayed on recorded runs
-(tests/bench/replay.py, 100 seeds, at 40% of an 11-point grid's items) the choice lay 1.35, 0.39
-and 0.98 points below the best of a whole table of steps and strengths; the grid's, of the highest
-measured utility on all its items, 1.37, 0.49 and 1.03.
-
-NOTE: rule 5 gives up little, since what the items do not tell apart may still differ: with an
-indifference of 0.5 these are 1.38, 0.42 and 1.00; without any bound, on 8 seeds and an earlier
-fit, 1.5 to 5.4 points were lost.
+NOTE: the tie is judged on fitted values since measured ones cost power. What the rule costs and
+gains on recorded runs is measured by tests/bench/replay.py; an `INDIFFERENCE` of 0.5 in place of
+0.25 lost 0.02 to 0.03 points there, one without any bound 1.5 to 5.4.
 
 Low power therefore leads towards the base, never away from it: without evidence that a longer way
 pays, the shorter one is taken, and the selection says how many items would settle it.
@@ -36,7 +30,7 @@ import numpy as np
 
 from backtrack.records import ROLES, Axis
 from backtrack.selection.front import POINTS, pareto_front
-from backtrack.selection.smoothing import smooth
+from backtrack.selection.smoothing import is_on_curve, smooth
 from backtrack.selection.statistics import LEVEL, chances_best
 
 if TYPE_CHECKING:
@@ -142,10 +136,7 @@ class Measured:
     @property
     def is_held(self) -> Flags:
         """Measured on as many items as any, or on a curve, [points]."""
-        held = self.is_deepest
-        for curve in self.smoothings[0].curves:
-            held[list(curve.columns)] = True
-        return held
+        return self.is_deepest | is_on_curve(self.points)
 
     @cached_property
     def is_on_front(self) -> Flags:

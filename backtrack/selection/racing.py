@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Flags = NDArray[np.bool_]
 
-EXPLORED = 0.35
+EXPLORED = 0.4
 """Share of a budget that goes to first looks at new points."""
 NUM_RESAMPLES = 500
 WEIGHTS = (0.2, 0.35, 0.5, 0.65, 0.8)
@@ -91,17 +91,13 @@ def promise(reading: Reading, weights: Sequence[float] = WEIGHTS) -> Floats:
 
 
 def _draws(measured: Measured, seed: int) -> Floats:
-    """Utilities as they may be, [draws, points]: by the fit on curves, the bootstrap elsewhere."""
+    """Utilities as they may be by what is fitted, [draws, points]."""
     rng = np.random.default_rng([seed, len(measured.points)])
-    roles = measured.role_samples.copy()
+    roles = np.empty_like(measured.role_samples)
     means = measured.smoothed_roles
     for drawn, mean, smoothing in zip(roles, means, measured.smoothings, strict=True):
-        for curve in smoothing.curves:
-            columns = list(curve.columns)
-            root = np.linalg.cholesky(curve.covariance + 1e-6 * np.eye(len(columns)))
-            drawn[:, columns] = (
-                mean[columns] + rng.standard_normal((len(drawn), len(root))) @ root.T
-            )
+        root = np.linalg.cholesky(smoothing.covariance + 1e-6 * np.eye(len(mean)))
+        drawn[:] = mean + rng.standard_normal(drawn.shape) @ root.T
     return measured.weigh(roles)
 
 

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from backtrack.point import Point
-from backtrack.selection.smoothing import AMPLITUDES, LEAST_VARIANCE, LENGTHS, smooth
+from backtrack.selection.smoothing import (
+    AMPLITUDES,
+    LEAST_VARIANCE,
+    LENGTHS,
+    is_on_curve,
+    smooth,
+)
 
 ALPHAS = (0.2, 0.4, 0.6, 0.8, 1.0)
 GRID = (Point.base(), *(Point(step=10, alpha=alpha) for alpha in ALPHAS))
@@ -38,7 +44,7 @@ def test_the_fit_is_the_most_likely_posterior_of_those_offered():
     fitted, covariance, _ = max(offered, key=lambda found: found[2])
     found = fit(GRID, scores, variance=4.0)
     assert found.matrix @ scores == pytest.approx(fitted)
-    assert found.curves[0].covariance == pytest.approx(covariance, abs=1e-9)
+    assert found.covariance == pytest.approx(covariance, abs=1e-9)
 
 
 def test_smoothing_moves_with_the_scores():
@@ -48,12 +54,26 @@ def test_smoothing_moves_with_the_scores():
     assert matrix @ (scores + 50) == pytest.approx(matrix @ scores + 50)
 
 
-def test_it_needs_five_strengths_of_one_step_and_profile():
-    assert len(fit(GRID[:5], range(5)).curves) == 1
-    assert not fit(GRID[:4], range(4)).curves
-    assert not fit(SCATTERED, range(6)).curves
+def test_a_curve_is_five_strengths_of_one_step_and_profile():
+    assert is_on_curve(GRID[:5]).all()
+    assert not is_on_curve(GRID[:4]).any()
+    assert not is_on_curve(SCATTERED).any()
+    assert is_on_curve((*GRID, Point(step=20))).tolist() == [True] * 6 + [False]
     other = tuple(point.model_copy(update={"profile": "safe"}) for point in GRID[3:])
-    assert not fit((*GRID[:3], *other), range(6)).curves
+    assert not is_on_curve((*GRID[:3], *other)).any()
+
+
+def test_fewer_than_five_points_stay_as_measured():
+    scores = np.array([0.0, 9, 3, 8])
+    assert fit(GRID[:4], scores, variance=25.0).matrix @ scores == pytest.approx(scores)
+
+
+@pytest.mark.parametrize("other", [{"step": 9}, {"profile": "safe"}])
+def test_a_lucky_point_off_the_curve_is_drawn_to_it(other):
+    scores = np.array([50.0, 58, 64, 66, 63, 57, 75])
+    points = (*GRID, Point(step=10, alpha=0.6).model_copy(update=other))
+    lucky = (fit(points, scores, variance=16.0).matrix @ scores)[-1]
+    assert 64 < lucky < 73
 
 
 def test_noise_is_smoothed_and_what_the_items_are_sure_of_is_not():
