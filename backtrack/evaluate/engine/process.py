@@ -30,7 +30,7 @@ ENVIRONMENT = {
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork of a process that ran torch may hang
 }
 """Set where the user has not set it."""
-_LONG_ENOUGH_SECONDS = 10.0
+_LONG_ENOUGH_SECONDS = 2.0
 """Given to a process to end by itself."""
 _MEMORY = re.compile(
     r"out of memory|OutOfMemory|No available memory|less than desired|less than requested memory|"
