@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Read once, when trackio is first imported; its default lies in the user's own cache.
+_trackio = tempfile.TemporaryDirectory(prefix="trackio-")
+os.environ["TRACKIO_DIR"] = _trackio.name
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers that each compute on every core wait for one another: ten times slower.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
