@@ -111,8 +111,10 @@ class Measured:
     @cached_property
     def smoothings(self) -> tuple[Smoothing, ...]:
         """How each role's scores are smoothed along alpha."""
-        pairs = zip(self.roles, self.role_samples, strict=True)
-        return tuple(smooth(self.points, r, s.var(axis=0), self.shares) for r, s in pairs)
+        # What all points share, easy items or hard ones, says nothing of their differences.
+        own = self.role_samples - self.role_samples.mean(axis=2, keepdims=True)
+        pairs = zip(self.roles, own.var(axis=1), strict=True)
+        return tuple(smooth(self.points, r, variances, self.shares) for r, variances in pairs)
 
     @property
     def smoothed_roles(self) -> Floats:

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Means = Mapping[str, Floats]
 
+_NO_BOX = 1e-6
+"""Square points: less is rounding."""
 Compared = Literal["base", "chosen", "final"]
 
 
@@ -276,7 +278,7 @@ def front_hypervolume(judgement: Judgement) -> Interval | None:
     corner = values[:, [judgement.base, judgement.final]].min(axis=1)
     on_front = np.flatnonzero(measured.is_on_front)
     box = float(np.prod(values[:, on_front].max(axis=1) - corner))
-    if box <= 0:
+    if box <= _NO_BOX:
         return None
 
     def share(roles: Floats) -> float:

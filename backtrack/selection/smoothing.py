@@ -12,9 +12,10 @@ ones wins by luck: with a fit a curve the choice lay 0.7 points below the best o
 at the cost of a whole grid (tests/bench/replay.py, table miss), most of it from lucky points of
 other steps.
 
-NOTE: noise is taken as independent though points share items. What all points share moves every
-fitted value alike and leaves differences as they are; and in replays of recorded runs the full
-covariance of the noise chose worse points than its diagonal.
+NOTE: points share items, so callers give the variance of what is left once the mean over points
+is taken off each sample: with losses the items' own difficulty is most of the noise, and would flatten
+every curve. What is left is taken as independent; in replays of recorded runs the full covariance
+of the noise chose worse points than its diagonal.
 
 Source: Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), chapters 2, 4, 5.
 """
@@ -73,7 +74,7 @@ def smooth(
     Args:
         points: The points.
         scores: As measured, in points, [points].
-        variances: Of their noise, in squared points, [points].
+        variances: Of their noise but what all points share, in squared points, [points].
         shares: Of the items each was measured on, [points].
     """
     noise = np.diag(_noise(variances, shares))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -70,6 +72,17 @@ def test_the_base_is_chosen_where_nothing_can_be_told_from_it():
 def test_a_smooth_curve_the_items_are_sure_of_stands():
     curve = [40 * alpha - 30 * alpha**2 for alpha in (0, *ALPHAS)]
     assert decide(GRID, curve, noise=0.1).smoothed == pytest.approx(curve, abs=0.3)
+
+
+def test_items_hard_at_every_point_do_not_flatten_the_curve():
+    rng = np.random.default_rng(0)
+    utilities = np.array([0.0, 40, 70, 60, 45, 20])
+    samples = utilities + 90 * rng.normal(size=(2000, 1)) + rng.normal(size=(2000, 6))
+    roles, drawn = np.stack([utilities] * 2), np.stack([samples] * 2)
+    ways: Any = np.arange(6.0)
+    measured = Measured(GRID, ways, np.ones(6), 0.5, roles, drawn)
+    assert measured.smoothed == pytest.approx(utilities, abs=2)
+    assert choose(measured, np.ones(6, dtype=bool)).chosen == 2
 
 
 def test_one_lucky_point_does_not_win_against_its_neighbours():
