@@ -13,9 +13,9 @@ at the cost of a whole grid (tests/bench/replay.py, table miss), most of it from
 other steps.
 
 NOTE: points share items, so callers give the variance of what is left once the mean over points
-is taken off each sample: with losses the items' own difficulty is most of the noise, and would flatten
-every curve. What is left is taken as independent; in replays of recorded runs the full covariance
-of the noise chose worse points than its diagonal.
+is taken off each sample: with losses the items' own difficulty is most of the noise, and would
+flatten every curve. What is left is taken as independent; in replays of recorded runs the full
+covariance of the noise chose worse points than its diagonal.
 
 Source: Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), chapters 2, 4, 5.
 """
