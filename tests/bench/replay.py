@@ -31,7 +31,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import optuna
@@ -157,10 +157,17 @@ class Replayed:
         return np.array(found)
 
 
-def judge_by(
-    replayed: Replayed, named: Sequence[Point], held: Sequence[Point]
-) -> tuple[float, float]:
-    """Mean regret of the points named for each weight, and share of the hypervolume held."""
+class Judged(NamedTuple):
+    """Mean regret of the points named for each weight, share of the hypervolume held, and how
+    often the base was named."""
+
+    regret: float
+    share: float
+    is_base: float
+
+
+def judge_by(replayed: Replayed, named: Sequence[Point], held: Sequence[Point]) -> Judged:
+    """What the named and held points are truly worth."""
     table, truth = replayed.table, replayed.table.truth
     regrets = []
     for weight, point in zip(WEIGHTS, named, strict=True):
@@ -172,10 +179,10 @@ def judge_by(
     held_truth = truth[:, columns]
     share = front.hypervolume(held_truth[0], held_truth[1], corner)
     share /= front.hypervolume(truth[0], truth[1], corner)
-    return statistics.mean(regrets), share
+    return Judged(statistics.mean(regrets), share, statistics.mean(p.is_base for p in named))
 
 
-def by_measured(replayed: Replayed, points: Sequence[Point]) -> tuple[float, float]:
+def by_measured(replayed: Replayed, points: Sequence[Point]) -> Judged:
     """What people do: the highest measured utility, and the measured front."""
     roles = replayed.roles(points)
     named = []
@@ -186,14 +193,14 @@ def by_measured(replayed: Replayed, points: Sequence[Point]) -> tuple[float, flo
     return judge_by(replayed, named, [p for p, f in zip(points, on_front, strict=True) if f])
 
 
-def grid(replayed: Replayed) -> dict[float, tuple[float, float]]:
+def grid(replayed: Replayed) -> dict[float, Judged]:
     """The plain grid of 11 strengths: cost, then regret and hypervolume."""
     last = replayed.table.steps[-1]
     points = [Point(step=last, alpha=round(0.1 * i, 1)).canonical for i in range(11)]
     return {11.0: by_measured(replayed, points)}
 
 
-def sampled(name: str, replayed: Replayed) -> dict[float, tuple[float, float]]:
+def sampled(name: str, replayed: Replayed) -> dict[float, Judged]:
     """A sampler of Optuna on all items, base and final checkpoint first."""
     samplers: dict[str, Callable[[], Any]] = {
         "random": lambda: optuna.samplers.RandomSampler(seed=replayed.seed),
@@ -216,7 +223,7 @@ def sampled(name: str, replayed: Replayed) -> dict[float, tuple[float, float]]:
         place = {"step": len(table.steps) - 1, "alpha": alpha}
         values = replayed.roles([point])[0].tolist()
         study.add_trial(create_trial(params=place, distributions=space, values=values))
-    found: dict[float, tuple[float, float]] = {}
+    found: dict[float, Judged] = {}
     for cost in range(3, 12):
         trial = study.ask(space)
         asked = Point(step=table.steps[trial.params["step"]], alpha=trial.params["alpha"])
@@ -298,7 +305,7 @@ class InMemory:
     def add(self, point: Point, origin: str, past: Any, attributes: Any) -> None: ...
 
 
-def ours(replayed: Replayed, cost: float, **section: Any) -> dict[float, tuple[float, float]]:
+def ours(replayed: Replayed, cost: float, **section: Any) -> dict[float, Judged]:
     """The search as it is, its study and records kept in memory; then the rule of choosing."""
     table = replayed.table
     search = SearchSection.model_validate(
@@ -329,7 +336,7 @@ def ours(replayed: Replayed, cost: float, **section: Any) -> dict[float, tuple[f
     return {cost: by_rule(replayed, bench)}
 
 
-def by_rule(replayed: Replayed, bench: Bench) -> tuple[float, float]:
+def by_rule(replayed: Replayed, bench: Bench) -> Judged:
     """The points `select` names for each weight, and all it names or shows on the front."""
     table = bench.table(bench.setting("selection"))
     reading = read(table, bench.run.final, 0.5, replayed.seed, 1000)
@@ -344,7 +351,7 @@ def by_rule(replayed: Replayed, bench: Bench) -> tuple[float, float]:
     return judge_by(replayed, named, [near(replayed.table, p) for p in held])
 
 
-def one(job: tuple[str, str, int, float]) -> tuple[str, str, dict[float, tuple[float, float]]]:
+def one(job: tuple[str, str, int, float]) -> tuple[str, str, dict[float, Judged]]:
     """One method on one table under one seed."""
     method, name, seed, cost = job
     warnings.simplefilter("ignore")
@@ -359,15 +366,16 @@ def one(job: tuple[str, str, int, float]) -> tuple[str, str, dict[float, tuple[f
     return method, name, found
 
 
-def show(results: dict[tuple[str, str, float], list[tuple[float, float]]]) -> None:
+def show(results: dict[tuple[str, str, float], list[Judged]]) -> None:
     """Mean regret and hypervolume by table, method and cost, with standard errors."""
-    print("table  method  cost   n   regret (points)   hypervolume share")
+    print("table  method  cost   n   regret (points)   hypervolume share   base named")
     for (table, method, cost), values in sorted(results.items()):
-        regret, share = np.array(values).T
+        regret, share, is_base = np.array(values).T
         errors = [v.std(ddof=1) / math.sqrt(len(v)) if len(v) > 1 else 0 for v in (regret, share)]
         print(
             f"{table:<6} {method:<7} {cost:4.1f} {len(values):4d}   "
-            f"{regret.mean():5.2f} +- {errors[0]:.2f}     {share.mean():.4f} +- {errors[1]:.4f}"
+            f"{regret.mean():5.2f} +- {errors[0]:.2f}     {share.mean():.4f} +- {errors[1]:.4f}   "
+            f"{100 * is_base.mean():8.1f}%"
         )
 
 
@@ -389,7 +397,7 @@ def main() -> None:
         for seed in range(asked.seeds)
         for cost in (costs if method == "ours" else [0.0])
     ]
-    results: dict[tuple[str, str, float], list[tuple[float, float]]] = defaultdict(list)
+    results: dict[tuple[str, str, float], list[Judged]] = defaultdict(list)
     with ProcessPoolExecutor(asked.workers) as pool:
         for method, table, found in pool.map(one, jobs, chunksize=4):
             for cost, values in found.items():
