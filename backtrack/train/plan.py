@@ -107,7 +107,7 @@ def _count_weights(plan: Plan, recipe: Recipe) -> None:
                 model = get_peft_model(model, _adapter(recipe.method), low_cpu_mem_usage=True)
             if recipe.method is not None:
                 plan.num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+    except (RuntimeError, ValueError, TypeError) as error:
         plan.notes.append(
             f"{plan.trainer} cannot be counted without the base's weights "
             f"({' '.join(str(error).split())})"
