@@ -82,6 +82,7 @@ class Measured:
         weight: Of the target.
         roles: Target and general as measured, in points, [roles, points].
         role_samples: Paired bootstrap samples of them, [roles, resamples, points].
+        role_errors: Covariance of their errors, in squared points, [roles, points, points].
     """
 
     points: Sequence[Point]
@@ -90,6 +91,7 @@ class Measured:
     weight: float
     roles: Floats
     role_samples: Floats
+    role_errors: Floats
 
     def at(self, weight: float) -> Measured:
         """The same under another weight; what was fitted is kept."""
@@ -110,11 +112,9 @@ class Measured:
 
     @cached_property
     def smoothings(self) -> tuple[Smoothing, ...]:
-        """How each role's scores are smoothed along alpha."""
-        # What all points share, easy items or hard ones, says nothing of their differences.
-        own = self.role_samples - self.role_samples.mean(axis=2, keepdims=True)
-        pairs = zip(self.roles, own.var(axis=1), strict=True)
-        return tuple(smooth(self.points, r, variances, self.shares) for r, variances in pairs)
+        """How each role's scores are smoothed."""
+        pairs = zip(self.roles, self.role_errors, strict=True)
+        return tuple(smooth(self.points, scores, errors) for scores, errors in pairs)
 
     @property
     def smoothed_roles(self) -> Floats:

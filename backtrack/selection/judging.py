@@ -31,9 +31,9 @@ from backtrack.selection.statistics import (
     NUM_RESAMPLES,
     deviation,
     interval,
+    item_weights,
     items_to_settle,
     pooled_deviation,
-    resample_means,
 )
 
 if TYPE_CHECKING:
@@ -76,12 +76,13 @@ class Reading:
         """Resampled means by objective, [resamples, points]."""
         setting = self.table.setting
         return {
-            name: resample_means(
-                completed,
-                setting.item_ids[name],
-                seed=self.seed,
-                name=f"{setting.split}/{name}",
-                num_resamples=self.num_resamples,
+            name: completed.sampled(
+                item_weights(
+                    tuple(setting.item_ids[name]),
+                    self.seed,
+                    f"{setting.split}/{name}",
+                    self.num_resamples,
+                )
             )
             for name, completed in self.table.completed.items()
         }
@@ -99,7 +100,10 @@ class Reading:
         table = self.table
         roles = np.stack([self.role_points(role) for role in ROLES])
         samples = np.stack([self.role_point_samples(role) for role in ROLES])
-        return Measured(table.points, table.distances, table.shares, self.weight, roles, samples)
+        errors = np.stack([self._role_errors(role) for role in ROLES])
+        return Measured(
+            table.points, table.distances, table.shares, self.weight, roles, samples, errors
+        )
 
     @cached_property
     def utilities(self) -> Floats:
@@ -156,6 +160,14 @@ class Reading:
 
     def _role(self, means: Means, role: Role) -> Floats:
         return front.role_scores(means, self._objectives, self.yardsticks, role)
+
+    def _role_errors(self, role: Role) -> Floats:
+        """Covariance of the errors of role scores in points, [points, points]."""
+        weight = float(role == "target")
+        slopes = front.utility_slopes(self._objectives, self.yardsticks, weight)
+        completed = self.table.completed
+        parts = [slope**2 * completed[name].covariance for name, slope in slopes.items() if slope]
+        return sum(parts, start=np.zeros((len(self.table.points),) * 2))
 
     def _utility(self, means: Means) -> Floats:
         return front.utility(means, self._objectives, self.yardsticks, self.weight)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from backtrack.selection.statistics import MIN_ITEMS, complete
+from backtrack.selection.completing import complete, likeness_of
+from backtrack.selection.statistics import MIN_ITEMS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from backtrack.point import Point
     from backtrack.records import CurveName, Form, Measurement, ObjectiveInfo, Role, Split
-    from backtrack.selection.statistics import Completed
+    from backtrack.selection.completing import Completed
 
     Floats = NDArray[np.float64]
 
@@ -102,7 +103,8 @@ class Table:
     @cached_property
     def completed(self) -> dict[str, Completed]:
         """The scores with what is missing predicted, by objective's name."""
-        return {name: complete(scores) for name, scores in self.scores.items()}
+        likeness = likeness_of(self.points, list(self.scores.values()))
+        return {name: complete(scores, likeness) for name, scores in self.scores.items()}
 
     @cached_property
     def means(self) -> dict[str, Floats]:

@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from backtrack.selection.completing import spacing
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -66,18 +68,15 @@ class Smoothing:
     covariance: Floats
 
 
-def smooth(
-    points: Sequence[Point], scores: Floats, variances: Floats, shares: Floats
-) -> Smoothing:
+def smooth(points: Sequence[Point], scores: Floats, errors: Floats) -> Smoothing:
     """Fit the points.
 
     Args:
         points: The points.
         scores: As measured, in points, [points].
-        variances: Of their noise but what all points share, in squared points, [points].
-        shares: Of the items each was measured on, [points].
+        errors: Covariance of their errors, in squared points, [points, points].
     """
-    noise = np.diag(_noise(variances, shares))
+    noise = errors + LEAST_VARIANCE * np.eye(len(points))
     if len(points) < MIN_POINTS:
         return Smoothing(np.eye(len(points)), noise)
     kernels = _kernels(points)
@@ -99,24 +98,9 @@ def is_on_curve(points: Sequence[Point]) -> Flags:
     return np.array(flags) & bool(curves)
 
 
-def _noise(variances: Floats, shares: Floats) -> Floats:
-    """Variances drawn half way to their mean for the same items: few items all right show none."""
-    whole = variances * shares
-    noise: Floats = (whole + whole.mean()) / 2 / shares + LEAST_VARIANCE
-    return noise
-
-
 def _kernels(points: Sequence[Point]) -> Floats:
-    """Covariances of the function at the points, one a setting, [settings, points, points].
-
-    The base stands at the last step.
-    """
-    alphas = np.array([point.alpha for point in points])
-    last = max(point.step for point in points)
-    doublings = np.log2([last if point.is_base else point.step for point in points])
-    profiles = np.array([point.profile for point in points])
-    is_unlike = profiles[:, None] != profiles[None, :]
-    far, later = (np.abs(x[:, None] - x[None, :]) for x in (alphas, doublings))
+    """Covariances of the function at the points, one a setting, [settings, points, points]."""
+    far, later, _, is_unlike = spacing(points)
     by_alpha = [_matern(far / length) for length in LENGTHS]
     by_step = [np.exp(-0.5 * (later / d) ** 2) for d in (DOUBLINGS if later.any() else (1.0,))]
     likenesses = LIKENESSES if is_unlike.any() else (1.0,)

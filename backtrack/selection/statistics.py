@@ -2,11 +2,7 @@
 
 Words: an ITEM is one scored question or window; its STRATUM is its id's part before the last
 slash, usually a task. A SCORES matrix has one row a point and one column an item, the same items
-at every point; what a point was not measured on is NaN.
-
-A point measured on part of the items is read by the regression estimator of survey sampling: its
-mean on them is set right by what points measured on more items gained or lost beyond them, each to
-the extent that it predicts the point's scores. Its samples spread as its few items make them.
+at every point.
 
 Promised: every function gives the same result for the same items and seed, in whatever order the
 items come. One draw of items is used at every point, so differences between points are paired.
@@ -41,9 +37,6 @@ LEVEL = 0.95
 NUM_RESAMPLES = 2000
 MIN_ITEMS = 2
 """Items each split must have: a deviation needs two."""
-
-RIDGE_ITEMS = 4.0
-"""Shrinkage of the regression that predicts missing scores, in items."""
 
 _SIZE_AND_POWER = (1.96 + 0.84) ** 2
 """Of a two-sided test at 95% with 80% power, in squared deviations."""
@@ -150,99 +143,18 @@ def chunks(
     return [tuple(sorted(order[begin:end])) for begin, end in parts]
 
 
-@dataclass(frozen=True)
-class Completed:
-    """Scores, some of them missing, as estimates of means over all items.
-
-    A point's mean is that of its residuals on its items, plus the means of points with more items
-    times its slopes on them.
-
-    Attributes:
-        residuals: Scores less what other points predict; 0 where not measured, [points, items].
-        is_measured: 1 where measured, [points, items].
-        slopes: Of each row's point on those with more items, [points, points].
-        inflation: What makes up for the slopes that were fitted, [points].
-        order: Points from most items to fewest.
-    """
-
-    residuals: Floats
-    is_measured: Floats
-    slopes: Floats
-    inflation: Floats
-    order: tuple[int, ...]
-
-    @property
-    def means(self) -> Floats:
-        """Estimates of the mean over all items, [points]."""
-        found: Floats = self.sampled(np.ones((1, self.residuals.shape[1])))[0]
-        return found
-
-    def sampled(self, weights: Floats) -> Floats:
-        """Estimates where items count so much each, [samples, points].
-
-        Args:
-            weights: [samples, items]
-        """
-        centre = self.residuals.sum(axis=1) / self.is_measured.sum(axis=1)
-        totals = weights @ self.is_measured.T
-        drawn = weights @ self.residuals.T / np.where(totals > 0, totals, 1.0)
-        means: Floats = centre + self.inflation * (drawn - centre)
-        for row in self.order:
-            if self.slopes[row].any():
-                means[:, row] += means @ self.slopes[row]
-        return means
-
-
-def complete(scores: Floats) -> Completed:
-    """Relate points measured on part of the items to those measured on more, by ridge regression.
-
-    Args:
-        scores: [points, items], NaN where not measured; a row has at least two scores.
-    """
-    there = np.isfinite(scores)
-    counts = there.sum(axis=1)
-    known = np.where(there, scores, 0.0)
-    residuals = known.copy()
-    slopes = np.zeros((len(scores), len(scores)))
-    inflation = np.ones(len(scores))
-    for row in range(len(scores)):
-        columns = there[row]
-        others = np.flatnonzero(there[:, columns].all(axis=1) & (counts > counts[row]))
-        if len(others):
-            slopes[row, others], num_used = _slopes(known[others][:, columns], known[row, columns])
-            residuals[row, columns] -= slopes[row, others] @ known[others][:, columns]
-            inflation[row] = math.sqrt(counts[row] / max(counts[row] - 1.0 - num_used, 1.0))
-    order = tuple(int(row) for row in np.argsort(-counts, kind="stable"))
-    return Completed(residuals, there.astype(float), slopes, inflation, order)
-
-
-def _slopes(known: Floats, scores: Floats) -> tuple[Floats, float]:
-    """Slopes of some scores on those of other points, and how many coefficients they amount to."""
-    centred = known - known.mean(axis=1, keepdims=True)
-    gram = centred @ centred.T
-    # As much shrinkage as so many more items without any relation would give.
-    ridge = RIDGE_ITEMS * max(float(np.trace(gram)) / centred.size, 1e-12)
-    inner = np.linalg.inv(gram + ridge * np.eye(len(known)))
-    found: Floats = inner @ (centred @ (scores - scores.mean()))
-    return found, float(np.trace(inner @ gram))
-
-
 def resample_means(
-    scores: Floats | Completed,
+    scores: Floats,
     item_ids: Sequence[str],
     *,
     seed: int,
     name: str,
     num_resamples: int = NUM_RESAMPLES,
 ) -> Floats:
-    """Mean scores of bootstrap samples of the items, drawn within strata.
-
-    A stratum of n items gives n - 1 draws (Rao and Wu 1988), which makes the variance of the mean
-    unbiased; n draws would make it too small by (n - 1) / n. Strata of one item are drawn from
-    together, since alone they would seem to have no spread.
+    """Mean scores of bootstrap samples of the items; see `item_weights`.
 
     Args:
-        scores: [points, items]; NaN where not measured.
+        scores: [points, items], none missing.
         item_ids: Ids of the columns.
         seed: Of the draws.
         name: The objective's; each is drawn independently.
@@ -251,13 +163,25 @@ def resample_means(
     Returns:
         [resamples, points]
     """
-    found = scores if isinstance(scores, Completed) else complete(scores)
-    return found.sampled(_item_weights(tuple(item_ids), seed, name, num_resamples))
+    weights = item_weights(tuple(item_ids), seed, name, num_resamples)
+    means: Floats = weights @ scores.T / weights.sum(axis=1, keepdims=True)
+    return means
 
 
 @lru_cache(maxsize=64)
-def _item_weights(item_ids: tuple[str, ...], seed: int, name: str, num_resamples: int) -> Floats:
-    """How much each item counts in each sample, [resamples, items]; a mean weight of 1."""
+def item_weights(item_ids: tuple[str, ...], seed: int, name: str, num_resamples: int) -> Floats:
+    """How much each item counts in each bootstrap sample, [resamples, items]; 1 in the mean.
+
+    Items are drawn within strata. A stratum of n items gives n - 1 draws (Rao and Wu 1988), which
+    makes the variance of the mean unbiased; n draws would make it too small by (n - 1) / n. Strata
+    of one item are drawn from together, since alone they would seem to have no spread.
+
+    Args:
+        item_ids: Ids of the columns.
+        seed: Of the draws.
+        name: The objective's; each is drawn independently.
+        num_resamples: How many samples.
+    """
     order = np.argsort(np.array(item_ids))
     generator = _generator(seed, "bootstrap", name)
     weights = np.zeros((num_resamples, len(item_ids)))

@@ -1,0 +1,212 @@
+"""Means over all items, of points measured on part of them. Pure numpy.
+
+Points near one another get the same items right. That is modelled by a LIKENESS, the correlation
+of two points' scores over items: it falls off exponentially with the distance in alpha and in log
+steps, lower by a factor between unlike steps or profiles, towards what all points share. Its
+scales are those offered below that come nearest to the correlations seen, over all objectives.
+
+Given the likeness and each point's deviation, the means are those of generalized least squares
+(Aitken 1935): groups of items measured at the same points are observations of these points' means
+with correlated errors. With nested parts this is the regression estimator for monotone missing
+data (Anderson 1957), its slopes taken from the likeness rather than fitted to a few items: a point
+of few items is set right by what points of more items, the nearest above all, gained or lost
+beyond them. A point measured on all items keeps its plain mean.
+
+Source: T. W. Anderson, Maximum likelihood estimates for a multivariate normal distribution when
+some observations are missing, JASA 52 (1957).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from backtrack.point import Point
+
+    Floats = NDArray[np.float64]
+    Flags = NDArray[np.bool_]
+
+LENGTHS = (0.35, 0.2, 0.6, 1.0)
+"""In alpha."""
+DOUBLINGS = (2.0, 1.0, 4.0)
+"""Lengths in steps, as powers of two."""
+LIKENESSES = (0.7, 0.9, 0.5)
+"""Between unlike steps or profiles at no distance."""
+MOST_SHARED = 0.99
+PRIOR_ITEMS = 8.0
+"""A point's variance is drawn to the objective's mean variance by so many items."""
+_JITTER = 1e-6
+
+
+@dataclass(frozen=True)
+class Group:
+    """Items measured at the same points.
+
+    Attributes:
+        items: Their columns.
+        points: The points' rows.
+        scores: [points, items] of these.
+        gain: Of all points' estimates on these means, [all points, points].
+    """
+
+    items: NDArray[np.intp]
+    points: NDArray[np.intp]
+    scores: Floats
+    gain: Floats
+
+
+@dataclass(frozen=True)
+class Completed:
+    """Scores, some of them missing, as estimates of means over all items.
+
+    Attributes:
+        groups: The items.
+        covariance: Of the estimates' errors, [points, points].
+    """
+
+    groups: tuple[Group, ...]
+    covariance: Floats
+
+    @property
+    def means(self) -> Floats:
+        """Estimates of the mean over all items, [points]."""
+        found: Floats = sum(
+            (group.gain @ group.scores.mean(axis=1) for group in self.groups),
+            start=np.zeros(len(self.covariance)),
+        )
+        return found
+
+    def sampled(self, weights: Floats) -> Floats:
+        """Estimates where items count so much each, [samples, points].
+
+        Args:
+            weights: [samples, items]
+        """
+        found = np.zeros((len(weights), len(self.covariance)))
+        for group in self.groups:
+            counts = weights[:, group.items]
+            totals = counts.sum(axis=1, keepdims=True)
+            # A group of which a sample has no item stays at its own mean.
+            counts = np.where(totals > 0, counts, 1.0)
+            drawn = counts @ group.scores.T / counts.sum(axis=1, keepdims=True)
+            found += drawn @ group.gain.T
+        return found
+
+
+def complete(scores: Floats, likeness: Floats) -> Completed:
+    """Estimate means over all items.
+
+    Args:
+        scores: [points, items], NaN where not measured; a row has at least two scores.
+        likeness: Correlation of two points' scores, [points, points]; see `likeness_of`.
+    """
+    there = np.isfinite(scores)
+    deviations = _deviations(scores, there)
+    errors = deviations[:, None] * likeness * deviations + np.diag(_JITTER * deviations**2)
+    found = [(items, points) for items, points in _groups(there) if len(points)]
+    if there.all():
+        items, points = found[0]
+        return Completed((Group(items, points, scores, np.eye(len(scores))),), errors / len(items))
+    precision = np.zeros_like(errors)
+    inverses = []
+    for items, points in found:
+        inverses.append(len(items) * np.linalg.inv(errors[np.ix_(points, points)]))
+        precision[np.ix_(points, points)] += inverses[-1]
+    covariance = np.linalg.inv(precision)
+    groups = tuple(
+        Group(items, points, scores[np.ix_(points, items)], covariance[:, points] @ inverse)
+        for (items, points), inverse in zip(found, inverses, strict=True)
+    )
+    return Completed(groups, covariance)
+
+
+def likeness_of(points: Sequence[Point], scores: Sequence[Floats]) -> Floats:
+    """The likeness that comes nearest to the correlations seen, [points, points].
+
+    Args:
+        points: The points.
+        scores: Of each objective, [points, items], NaN where not measured.
+    """
+    seen, counts = np.zeros((2, len(points), len(points)))
+    for each in scores:
+        correlation, count = _correlations(each)
+        seen += count * correlation
+        counts += count
+    np.fill_diagonal(counts, 0.0)
+    seen /= np.maximum(counts, 1.0)
+    best, least = np.eye(len(points)), np.inf
+    for offered in _falls(points):
+        apart = 1 - offered
+        norm = float((counts * apart**2).sum())
+        shared = float((counts * (seen - offered) * apart).sum()) / norm if norm else 0.0
+        likeness = offered + min(max(shared, 0.0), MOST_SHARED) * apart
+        misfit = float((counts * (seen - likeness) ** 2).sum())
+        if misfit < least - 1e-12:
+            best, least = likeness, misfit
+    return best
+
+
+def spacing(points: Sequence[Point]) -> tuple[Floats, Floats, Flags, Flags]:
+    """Distances in alpha and in doublings of steps, unlike steps, unlike profiles; all pairs.
+
+    The base stands at the last step, under the first point's profile or its own.
+    """
+    alphas = np.array([point.alpha for point in points])
+    last = max(point.step for point in points)
+    steps = np.array([last if point.is_base else point.step for point in points])
+    profiles = np.array([point.profile for point in points])
+    far, later = (np.abs(x[:, None] - x[None, :]) for x in (alphas, np.log2(steps)))
+    unlike_steps, unlike = (x[:, None] != x[None, :] for x in (steps, profiles))
+    return far, later, unlike_steps, unlike
+
+
+def _falls(points: Sequence[Point]) -> Iterator[Floats]:
+    """What is offered: likenesses before what all share, [points, points] each."""
+    far, later, unlike_steps, unlike = spacing(points)
+    is_unlike = unlike_steps | unlike
+    doublings = DOUBLINGS if later.any() else DOUBLINGS[:1]
+    likenesses = LIKENESSES if is_unlike.any() else LIKENESSES[:1]
+    for length, doubling, likeness in product(LENGTHS, doublings, likenesses):
+        yield np.exp(-far / length - later / doubling) * np.where(is_unlike, likeness, 1.0)
+
+
+def _groups(there: Flags) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Items and points of each pattern of measured points."""
+    patterns, of_item = np.unique(there, axis=1, return_inverse=True)
+    return [
+        (np.flatnonzero(of_item.ravel() == i), np.flatnonzero(pattern))
+        for i, pattern in enumerate(patterns.T)
+    ]
+
+
+def _deviations(scores: Floats, there: Flags) -> Floats:
+    """Of a point's scores, [points]; few items all right do not count as certain."""
+    counts = there.sum(axis=1)
+    means = np.where(there, scores, 0.0).sum(axis=1) / counts
+    squares = (np.where(there, scores - means[:, None], 0.0) ** 2).sum(axis=1)
+    mean_variance = squares.sum() / max((counts - 1).sum(), 1)
+    variances = (squares + PRIOR_ITEMS * mean_variance) / (counts - 1 + PRIOR_ITEMS)
+    found: Floats = np.sqrt(variances) + _JITTER
+    return found
+
+
+def _correlations(scores: Floats) -> tuple[Floats, Floats]:
+    """Of points over the items they share, and how many items these count for; all pairs."""
+    there = np.isfinite(scores)
+    ones = there.astype(float)
+    known = np.where(there, scores - np.nanmean(scores), 0.0)
+    shared = np.maximum(ones @ ones.T, 1.0)
+    sums = known @ ones.T
+    moments = known @ known.T - sums * sums.T / shared
+    deviations = _deviations(scores, there)
+    freedom = np.maximum(shared - 1, 0.0)
+    correlations = moments / np.maximum(freedom, 1.0) / np.outer(deviations, deviations)
+    return correlations, freedom
