@@ -109,6 +109,14 @@ def require_known(profile: str) -> None:
     parse(profile)
 
 
+def parse_known(profile: str) -> Profile | None:
+    """A profile from its spelling; none where nothing here can follow it."""
+    try:
+        return parse(profile)
+    except PointError:
+        return None
+
+
 def block_of(module: str) -> int | None:
     """Index of the block that a module lies in; none for one outside the blocks."""
     match = _BLOCK.search(module)

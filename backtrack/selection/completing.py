@@ -1,9 +1,9 @@
 """Means over all items, of points measured on part of them. Pure numpy.
 
 Points near one another get the same items right. That is modelled by a LIKENESS, the correlation
-of two points' scores over items: it falls off exponentially with the distance in alpha and in log
-steps, lower by a factor between unlike steps or profiles, towards what all points share. Its
-scales are those offered below that come nearest to the correlations seen, over all objectives.
+of two points' scores over items: it falls off exponentially with the distance in strength and in
+log steps, lower by a factor between unlike steps, towards what all points share. Its scales are
+those offered below that come nearest to the correlations seen, over all objectives.
 
 Given the likeness and each point's deviation, the means are those of generalized least squares
 (Aitken 1935): groups of items measured at the same points are observations of these points' means
@@ -20,9 +20,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from backtrack.selection.spacing import spacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     Flags = NDArray[np.bool_]
 
 LENGTHS = (0.35, 0.2, 0.6, 1.0)
-"""In alpha."""
+"""In strength."""
 DOUBLINGS = (2.0, 1.0, 4.0)
 """Lengths in steps, as powers of two."""
 LIKENESSES = (0.7, 0.9, 0.5)
@@ -109,12 +111,12 @@ def complete(scores: Floats, likeness: Floats) -> Completed:
         likeness: Correlation of two points' scores, [points, points]; see `likeness_of`.
     """
     there = np.isfinite(scores)
-    deviations = _deviations(scores, there)
-    errors = deviations[:, None] * likeness * deviations + np.diag(_JITTER * deviations**2)
+    errors = _errors(scores, there, likeness)
     found = [(items, points) for items, points in _groups(there) if len(points)]
     if there.all():
         items, points = found[0]
-        return Completed((Group(items, points, scores, np.eye(len(scores))),), errors / len(items))
+        whole = Group(items, points, scores, np.eye(len(scores)))
+        return Completed((whole,), errors / len(items))
     precision = np.zeros_like(errors)
     inverses = []
     for items, points in found:
@@ -154,28 +156,15 @@ def likeness_of(points: Sequence[Point], scores: Sequence[Floats]) -> Floats:
     return best
 
 
-def spacing(points: Sequence[Point]) -> tuple[Floats, Floats, Flags, Flags]:
-    """Distances in alpha and in doublings of steps, unlike steps, unlike profiles; all pairs.
-
-    The base stands at the last step, under the first point's profile or its own.
-    """
-    alphas = np.array([point.alpha for point in points])
-    last = max(point.step for point in points)
-    steps = np.array([last if point.is_base else point.step for point in points])
-    profiles = np.array([point.profile for point in points])
-    far, later = (np.abs(x[:, None] - x[None, :]) for x in (alphas, np.log2(steps)))
-    unlike_steps, unlike = (x[:, None] != x[None, :] for x in (steps, profiles))
-    return far, later, unlike_steps, unlike
-
-
 def _falls(points: Sequence[Point]) -> Iterator[Floats]:
     """What is offered: likenesses before what all share, [points, points] each."""
-    far, later, unlike_steps, unlike = spacing(points)
-    is_unlike = unlike_steps | unlike
-    doublings = DOUBLINGS if later.any() else DOUBLINGS[:1]
+    apart = spacing(points)
+    is_unlike = apart.is_other_step | apart.is_other_profile
+    doublings = DOUBLINGS if apart.later.any() else DOUBLINGS[:1]
     likenesses = LIKENESSES if is_unlike.any() else LIKENESSES[:1]
     for length, doubling, likeness in product(LENGTHS, doublings, likenesses):
-        yield np.exp(-far / length - later / doubling) * np.where(is_unlike, likeness, 1.0)
+        fall = np.exp(-apart.far / length - apart.later / doubling)
+        yield fall * np.where(is_unlike, likeness, 1.0)
 
 
 def _groups(there: Flags) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
@@ -185,6 +174,13 @@ def _groups(there: Flags) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
         (np.flatnonzero(of_item.ravel() == i), np.flatnonzero(pattern))
         for i, pattern in enumerate(patterns.T)
     ]
+
+
+def _errors(scores: Floats, there: Flags, likeness: Floats) -> NDArray[Any]:
+    """Covariance of points' scores over items, [points, points]."""
+    deviations = _deviations(scores, there)
+    errors = deviations[:, None] * likeness * deviations
+    return errors + np.diag(_JITTER * deviations**2)
 
 
 def _deviations(scores: Floats, there: Flags) -> Floats:

@@ -103,7 +103,12 @@ class Table:
     @cached_property
     def completed(self) -> dict[str, Completed]:
         """The scores with what is missing predicted, by objective's name."""
-        likeness = likeness_of(self.points, list(self.scores.values()))
+        # Rows after those of the points are baselines off the path, which nothing is known to be
+        # like.
+        num_points, num_rows = len(self.points), len(next(iter(self.scores.values())))
+        likeness = np.eye(num_rows)
+        on_path = [scores[:num_points] for scores in self.scores.values()]
+        likeness[:num_points, :num_points] = likeness_of(self.points, on_path)
         return {name: complete(scores, likeness) for name, scores in self.scores.items()}
 
     @cached_property

@@ -1,21 +1,19 @@
-"""Smoothing over the points: one Gaussian process a role, along alpha, steps and profiles. Numpy.
+"""Smoothing over the points: one Gaussian process a role, in strengths and steps. Numpy.
 
-Scores of a role are taken as a constant plus a smooth function of the point plus noise of known
-variance at each point, the bootstrap's. The function's covariance is the product of a Matern 5/2
-in alpha, a squared exponential in log steps, and a constant between points of unlike profiles. Its
-amplitude and lengths are those offered below under which the measured scores are most likely.
-Given these the fitted values are linear in the measured ones, so that one matrix serves the
-bootstrap samples as well.
+Scores of a role are taken as a constant plus a smooth function of the point plus errors of known
+covariance, those of means over a sample of items (see `completing`). The function's covariance is
+the product of a Matern 5/2 in strength (see `spacing`), a squared exponential in log steps, and a
+constant between profiles of which the strengths cannot be compared. Its amplitude and lengths are
+those offered below under which the measured scores are most likely. Given these the fitted values
+are linear in the measured ones, so that one matrix serves the bootstrap samples as well.
 
 NOTE: all points are in one fit, those off the curves too. A point kept as measured beside fitted
 ones wins by luck: with a fit a curve the choice lay 0.7 points below the best of a recorded run
 at the cost of a whole grid (tests/bench/replay.py, table miss), most of it from lucky points of
 other steps.
 
-NOTE: points share items, so callers give the variance of what is left once the mean over points
-is taken off each sample: with losses the items' own difficulty is most of the noise, and would
-flatten every curve. What is left is taken as independent; in replays of recorded runs the full
-covariance of the noise chose worse points than its diagonal.
+NOTE: points share items, so errors go together: with losses the items' own difficulty is most of
+them, and taken as independent it would flatten every curve.
 
 Source: Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), chapters 2, 4, 5.
 """
@@ -29,7 +27,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from backtrack.selection.completing import spacing
+from backtrack.selection.spacing import spacing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,11 +44,13 @@ MIN_POINTS = 5
 AMPLITUDES = (2.5, 5.0, 10.0, 20.0, 40.0)
 """In points."""
 LENGTHS = (0.9, 0.6, 0.4, 0.25)
-"""In alpha."""
+"""In strength."""
 DOUBLINGS = (4.0, 2.0, 1.0, 0.5)
 """Lengths in steps, as powers of two."""
 LIKENESSES = (0.9, 0.5)
-"""Correlation between unlike profiles."""
+"""Correlation between profiles whose strengths cannot be compared."""
+MOST_FITTED = 150
+"""Points that amplitude and lengths are fitted to, evenly among all in the order of measuring."""
 LEAST_VARIANCE = 0.05
 """Of a point's noise, in squared points: measured values never count as exact."""
 
@@ -79,8 +79,7 @@ def smooth(points: Sequence[Point], scores: Floats, errors: Floats) -> Smoothing
     noise = errors + LEAST_VARIANCE * np.eye(len(points))
     if len(points) < MIN_POINTS:
         return Smoothing(np.eye(len(points)), noise)
-    kernels = _kernels(points)
-    kernel = kernels[_log_likelihoods(kernels + noise, scores).argmax()]
+    kernel = _kernels(points, [(each,) for each in _likeliest(points, scores, noise)])[0]
     ones = np.ones(len(points))
     weights = np.linalg.solve(kernel + noise, ones)
     constant = np.outer(ones, weights / weights.sum())
@@ -98,17 +97,36 @@ def is_on_curve(points: Sequence[Point]) -> Flags:
     return np.array(flags) & bool(curves)
 
 
-def _kernels(points: Sequence[Point]) -> Floats:
-    """Covariances of the function at the points, one a setting, [settings, points, points]."""
-    far, later, _, is_unlike = spacing(points)
-    by_alpha = [_matern(far / length) for length in LENGTHS]
-    by_step = [np.exp(-0.5 * (later / d) ** 2) for d in (DOUBLINGS if later.any() else (1.0,))]
-    likenesses = LIKENESSES if is_unlike.any() else (1.0,)
-    by_profile = [np.where(is_unlike, likeness, 1.0) for likeness in likenesses]
-    kernels: Floats = np.array(
-        [a**2 * x * y * z for a, x, y, z in product(AMPLITUDES, by_alpha, by_step, by_profile)]
+def _likeliest(points: Sequence[Point], scores: Floats, noise: Floats) -> tuple[float, ...]:
+    """Amplitude, length, doublings and likeness under which the scores are most likely."""
+    some = np.unique(np.linspace(0, len(points) - 1, MOST_FITTED).round().astype(int))
+    seen = [points[i] for i in some]
+    offered = (
+        AMPLITUDES,
+        LENGTHS,
+        DOUBLINGS if len({point.step for point in seen}) > 1 else (1.0,),
+        LIKENESSES if spacing(seen).is_other_profile.any() else (1.0,),
     )
-    return kernels
+    covariances = _kernels(seen, offered) + noise[np.ix_(some, some)]
+    best = int(_log_likelihoods(covariances, scores[some]).argmax())
+    return list(product(*offered))[best]
+
+
+def _kernels(points: Sequence[Point], offered: Sequence[Sequence[float]]) -> Floats:
+    """Covariances of the function at the points, one a setting, [settings, points, points].
+
+    Args:
+        points: The points.
+        offered: Amplitudes, lengths, doublings and likenesses.
+    """
+    apart = spacing(points)
+    amplitudes, lengths, doublings, likenesses = offered
+    by_alpha = [_matern(apart.far / length) for length in lengths]
+    by_step = [np.exp(-0.5 * (apart.later / doubling) ** 2) for doubling in doublings]
+    by_profile = [np.where(apart.is_other_profile, likeness, 1.0) for likeness in likenesses]
+    return np.array(
+        [a**2 * x * y * z for a, x, y, z in product(amplitudes, by_alpha, by_step, by_profile)]
+    )
 
 
 def _matern(distances: Floats) -> Floats:

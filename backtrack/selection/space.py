@@ -8,10 +8,10 @@ which count only where the profile is proposed.
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from backtrack.path.profiles import parse_known
 from backtrack.point import Point
 
 if TYPE_CHECKING:
@@ -114,13 +114,15 @@ class Space:
         if point.is_base:
             return self._place(len(self.steps) - 1, 0.0, self.profiles[0], {})
         alpha = _on_grid(point.alpha)
-        kind, values = _parse(point.profile)
+        profile = parse_known(point.profile)
+        if profile is None:
+            return None
+        kind, values = profile.kind, profile.values
         names = MULTIPLIERS.get(kind, ())
         is_inside = (
             point.step in self.steps
             and kind in self.profiles
             and alpha <= self.highest
-            and len(values) == len(names)
             and all(self.lowest_multiplier <= v <= self.highest_multiplier for v in values)
         )
         if not is_inside:
@@ -151,15 +153,6 @@ class Space:
         num_steps = math.floor((self.highest_multiplier - low) / MULTIPLIER_STEP + 1e-9)
         index = min(round((value - low) / MULTIPLIER_STEP), num_steps)
         return round(low + index * MULTIPLIER_STEP, 6)
-
-
-def _parse(profile: str) -> tuple[str, tuple[float, ...]]:
-    """Kind and multipliers of a profile as spelled, such as `depth(0.5,1)`."""
-    found = re.fullmatch(r"(\w+)(?:\(([^()]*)\))?", profile)
-    if found is None:
-        return profile, ()
-    kind, inner = found.groups()
-    return kind, tuple(float(part) for part in inner.split(",")) if inner else ()
 
 
 def _on_grid(alpha: float) -> float:

@@ -1,12 +1,14 @@
 """Train small real runs and record per-item results on a dense grid of step and alpha.
 
-    python tests/bench/record_tables.py [full] [lora] [oft] [miss] [dora]
+    python tests/bench/record_tables.py [full] [lora] [oft] [miss] [dora] [lora-profiles] ...
 
 Settings of the search were tried out on full, lora and oft; miss and dora are held out.
 
 Each method teaches the demo's model the demo's target and is measured on every item there is, at
-each checkpoint and 22 strengths. `tables/METHOD.npz` holds what came out, a bit an item.
-`replay.py` draws items from it, so the truth at every point is known: the mean of all.
+each checkpoint and 22 strengths. Tables of profiles hold the last checkpoint only: the strengths,
+and a grid of `depth` and `modules` where each end goes from 0 to 1.2. `tables/NAME.npz` holds what
+came out, a bit an item. `replay.py` draws items from it, so the truth at every point is known: the
+mean of all.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,15 +46,40 @@ METHODS: dict[str, tuple[str, ...]] = {
 }
 
 
+PROFILED = {f"{name}-profiles": METHODS[name] for name in ("full", "lora")}
+ENDS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
+"""Strengths of the first and the last block, of attention and MLP."""
+
+
+def every_point(steps: Sequence[int], *, is_profiled: bool) -> list[Point]:
+    """The grid to measure, the base first."""
+    if not is_profiled:
+        return [Point.base(), *(Point(step=step, alpha=a) for step in steps for a in ALPHAS)]
+    last = steps[-1]
+    uniform = [Point(step=last, alpha=alpha) for alpha in ALPHAS]
+    profiled = [
+        Point(
+            step=last,
+            alpha=max(ends),
+            profile=f"{kind}({ends[0] / max(ends):g},{ends[1] / max(ends):g})",
+        )
+        for kind in ("depth", "modules")
+        for ends in product(ENDS, ENDS)
+        if ends[0] != ends[1]
+    ]
+    return [Point.base(), *uniform, *profiled]
+
+
 def record(method: str) -> None:
     """Train a method, measure its grid and write its table."""
     with tempfile.TemporaryDirectory() as folder:
-        overrides = [f"output={folder}", "trajectory.every_steps=30", *METHODS[method]]
+        overrides = [f"output={folder}", "trajectory.every_steps=30"]
+        overrides += (METHODS | PROFILED)[method]
         recipe = load_recipe(ASSETS / "recipe.yaml", overrides)
         run = train(recipe)
         placement = Placement(run)
         objectives = build_objectives(recipe, placement.tokenizer)
-        points = [Point.base(), *(Point(step=s, alpha=a) for s in run.steps for a in ALPHAS)]
+        points = every_point(run.steps, is_profiled=method in PROFILED)
         scores: dict[str, list[Any]] = {o.info.name: [] for o in objectives}
         distances = []
         for point in points:
@@ -79,6 +107,7 @@ def write(
         TABLES / f"{method}.npz",
         steps=np.array([p.step for p in points]),
         alphas=np.array([p.alpha for p in points]),
+        profiles=np.array([p.profile for p in points]),
         distances=np.array(distances),
         num_items=np.array([len(s[0]) for s in scores.values()]),
         **bits,
@@ -86,5 +115,5 @@ def write(
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or METHODS:
+    for name in sys.argv[1:] or [*METHODS, *PROFILED]:
         record(name)

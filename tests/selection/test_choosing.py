@@ -25,7 +25,9 @@ def decide(points, utilities, noise=1.0, feasible=None, distances=None, seed=0):
     shares = np.ones(len(points))
     # Both roles alike, so that utility is either.
     roles, role_samples = np.stack([utilities, utilities]), np.stack([samples, samples])
-    measured = Measured(points, np.array(distances, dtype=float), shares, 0.5, roles, role_samples)
+    errors = np.stack([noise**2 * np.eye(len(points))] * 2)
+    ways = np.array(distances, dtype=float)
+    measured = Measured(points, ways, shares, 0.5, roles, role_samples, errors)
     return choose(measured, flags)
 
 
@@ -80,7 +82,8 @@ def test_items_hard_at_every_point_do_not_flatten_the_curve():
     samples = utilities + 90 * rng.normal(size=(2000, 1)) + rng.normal(size=(2000, 6))
     roles, drawn = np.stack([utilities] * 2), np.stack([samples] * 2)
     ways: Any = np.arange(6.0)
-    measured = Measured(GRID, ways, np.ones(6), 0.5, roles, drawn)
+    errors = np.stack([90**2 * np.ones((6, 6)) + np.eye(6)] * 2)
+    measured = Measured(GRID, ways, np.ones(6), 0.5, roles, drawn, errors)
     assert measured.smoothed == pytest.approx(utilities, abs=2)
     assert choose(measured, np.ones(6, dtype=bool)).chosen == 2
 

@@ -1,4 +1,4 @@
-"""Smoothing along alpha, against the formulas and against what it is for."""
+"""Smoothing over points, against the formulas and against what it is for."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCATTERED = (Point.base(), *(Point(step=10 * i) for i in range(1, 6)))
 def fit(points, scores, variance=1.0, shares=None):
     scores = np.array(scores, dtype=float)
     shares = np.ones(len(points)) if shares is None else np.array(shares)
-    return smooth(points, scores, np.full(len(points), variance) / shares, shares)
+    return smooth(points, scores, np.diag(variance / shares))
 
 
 def by_the_book(scores, variance, length, amplitude):
@@ -100,8 +100,30 @@ def test_a_point_of_few_items_leans_on_its_neighbours():
     assert leaning[3] < standing[3] - 5
 
 
-def test_few_items_all_right_do_not_count_as_certain():
-    scores = np.array([0.0, 10, 20, 30, 10, 0])
-    variances = np.array([9.0, 9, 9, 0, 9, 9])
-    found = smooth(GRID, scores, variances, np.ones(6))
-    assert (found.matrix @ scores)[3] < 29
+def test_errors_that_all_points_share_do_not_flatten_the_curve():
+    truth = np.array([0.0, 10, 20, 30, 10, 0])
+    errors = 90.0**2 * np.ones((6, 6)) + 0.1 * np.eye(6)
+    fitted = smooth(GRID, truth + 70, errors).matrix @ (truth + 70)
+    assert fitted - fitted[0] == pytest.approx(truth, abs=0.5)
+
+
+def test_a_profile_leans_on_one_that_does_nearly_the_same():
+    near = Point(step=10, alpha=0.8, profile="depth(0.95,1)")
+    unlike = near.model_copy(update={"profile": "depth(0,1)"})
+    scores = np.array([0.0, 10, 20, 30, 40, 30, 60])
+    fitted = {
+        p: (fit((*GRID, p), scores, variance=25.0).matrix @ scores)[-1] for p in (near, unlike)
+    }
+    assert fitted[near] < 50 < 54 < fitted[unlike]
+
+
+def test_the_settings_of_many_points_are_fitted_to_some():
+    points = (
+        Point.base(),
+        *(Point(step=s, alpha=a / 20) for s in range(1, 21) for a in range(1, 21)),
+    )
+    truth = np.array([40 * np.sin(2 * p.alpha) * np.log(1 + p.step) for p in points])
+    rng = np.random.default_rng(0)
+    scores = truth + 4 * rng.standard_normal(len(points))
+    fitted = fit(points, scores, variance=16.0).matrix @ scores
+    assert np.std(fitted - truth) < 0.4 * 4

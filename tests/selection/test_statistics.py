@@ -8,7 +8,6 @@ from backtrack.records import Interval
 from backtrack.selection.statistics import (
     chances_best,
     chunks,
-    complete,
     deviation,
     interval,
     items_to_settle,
@@ -210,30 +209,3 @@ def test_parts_are_nested_shares_of_every_stratum_and_make_up_all_items():
         assert sum(stratum(i) == "a" for i in part) == len(part) / 4
     assert chunks(list(reversed(items)), (0.25, 0.5), seed=3) == parts
     assert [len(part) for part in chunks(items, (0.25, 0.5), 3, batch_size=16)] == [48, 32, 80]
-
-
-def test_a_mean_on_part_of_the_items_is_set_right_by_points_with_more():
-    """Half the items are hard; a point measured on a part with too few of them seems too good."""
-    hard = np.arange(400) % 2 == 0
-    rng = np.random.default_rng(0)
-    rows = np.array([(rng.random(400) < np.where(hard, 0.1, 0.9)) for _ in range(3)]).astype(float)
-    scores = rows.copy()
-    measured = np.r_[np.flatnonzero(~hard)[:40], np.flatnonzero(hard)[:20]]
-    scores[2, np.setdiff1d(np.arange(400), measured)] = np.nan
-    naive, truth = np.nanmean(scores[2]), rows[2].mean()
-    assert abs(complete(scores).means[2] - truth) < 0.5 * abs(naive - truth)
-    assert complete(scores).means[:2] == pytest.approx(rows[:2].mean(axis=1))
-
-
-def test_few_items_are_known_less_well_and_intervals_hold():
-    """Two hundred draws: a quarter of the items, two whole points to lean on."""
-    covered, names = [], ids(a=200)
-    for seed in range(200):
-        rng = np.random.default_rng(seed)
-        rates = rng.random(200)
-        scores = (rng.random((3, 200)) < rates).astype(float)
-        scores[2, rng.permutation(200)[:150]] = np.nan
-        samples = resample_means(scores, names, seed=seed, name="x", num_resamples=400)
-        low, high = np.quantile(samples[:, 2], (0.025, 0.975))
-        covered.append(low <= 0.5 <= high)
-    assert 0.90 <= np.mean(covered) <= 0.99

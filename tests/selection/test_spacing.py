@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from backtrack.point import Point
+from backtrack.selection.spacing import spacing
+
+
+def at(alpha, profile="uniform", step=8):
+    return Point(step=step, alpha=alpha, profile=profile)
+
+
+def test_along_a_uniform_path_distance_is_in_alpha():
+    found = spacing((Point.base(), at(0.25), at(1.0)))
+    assert found.far == pytest.approx(np.array([[0, 0.25, 1], [0.25, 0, 0.75], [1, 0.75, 0]]))
+    assert not found.is_other_step.any()
+    assert not found.is_other_profile.any()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (at(0.5, "depth(1,1)"), at(0.5)),
+        (at(0.8, "depth(0.5,1)"), at(0.4, "depth(1,2)")),
+        (at(0.6, "blocks(1,1,1)"), at(0.6, "modules(1,1)")),
+        (at(0.0, "safe"), Point.base()),
+    ],
+)
+def test_what_does_the_same_lies_at_one_place(one, other):
+    found = spacing((one, other))
+    assert found.far[0, 1] == pytest.approx(0)
+
+
+def test_opposite_profiles_lie_apart():
+    attention, mlp = at(1.0, "modules(1,0)"), at(1.0, "modules(0,1)")
+    found = spacing((attention, mlp, at(1.0)))
+    assert found.far[0, 1] == pytest.approx(1.0)
+    assert found.far[0, 2] == pytest.approx(np.sqrt(0.5))
+    assert spacing((at(1, "depth(0,1)"), at(1, "depth(1,0)"))).far[0, 1] > 0.5
+
+
+def test_safe_and_min_and_what_nobody_knows_cannot_be_compared():
+    found = spacing([at(1.0, p) for p in ("uniform", "safe", "min", "depth(0,1)", "cubic(2)")])
+    assert found.is_other_profile[0].tolist() == [False, True, True, False, True]
+    assert found.is_other_profile[1, 2]
+
+
+def test_steps_lie_apart_by_doublings_and_the_base_at_the_last():
+    found = spacing((Point.base(), at(1.0, step=2), at(1.0, step=8)))
+    assert found.later[1].tolist() == [2, 0, 2]
+    assert found.is_other_step[0].tolist() == [False, True, False]
