@@ -61,7 +61,7 @@ class Drawn:
         numbers = [int(item_id.rpartition("/")[2]) for item_id in item_ids]
         rows = self._rows[numbers]
         if not self._is_equal:
-            return tuple(table.scores[name][table.points.index(near(table, model.point)), rows])
+            return tuple(table.scores[name][table.points.index(near(table.name, model.point)), rows])
         point = model.point
         own = [self._seed, point.step, round(100 * point.alpha), sum(map(ord, name))]
         uniform = np.random.default_rng(own).random(self._num)[numbers]
@@ -71,7 +71,7 @@ class Drawn:
 def truth_of(table: Recorded, point: Point, *, is_equal: bool) -> dict[str, float]:
     """True target, general and utility at weight one half, in points."""
     values = table.truth
-    column = table.points.index(near(table, point))
+    column = table.points.index(near(table.name, point))
     target, general = values.mean(axis=1) if is_equal else values[:, column]
     return {"target": target, "general": general, "utility": (target + general) / 2}
 

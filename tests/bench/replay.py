@@ -10,6 +10,7 @@ them; a method then spends item evaluations and names a point for each weight.
     random, tpe, nsga2, gp
              Optuna's samplers over step and strength, all items a point, likewise
     ours     racing: parts of the items, predicted scores, fitted curves, the rule of choosing
+    profiles ours, over `depth` and `modules` too; for the tables `lora-profiles`, `full-profiles`
 
 REGRET is the true utility of the best point of the table less that of the named point, in percent
 points, a mean over weights 0.3, 0.5 and 0.7. HYPERVOLUME is that of the points the method
@@ -46,6 +47,7 @@ from backtrack.selection.budget import Budget
 from backtrack.selection.choosing import choose
 from backtrack.selection.judging import read
 from backtrack.selection.searching import Worker
+from backtrack.selection.spacing import spacing
 from backtrack.selection.study import Claim
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ COSTS = (2.5, 3.3, 4.4, 6.6, 8.8, 11.0)
 SELECTION_ITEMS = 200
 AXES = {role: Axis(unit="points", direction="maximize") for role in ROLES}
 METHODS = ("grid", "random", "tpe", "nsga2", "gp", "ours")
+PROFILES = ("uniform", "depth", "modules")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +71,13 @@ class Recorded:
     """A recorded table.
 
     Attributes:
+        name: Its file's.
         points: Its points, the base first.
         distances: From the base, [points].
         scores: By objective's name, [points, items].
     """
 
+    name: str
     points: tuple[Point, ...]
     distances: NDArray[np.float64]
     scores: dict[str, NDArray[np.float64]]
@@ -114,18 +119,32 @@ def load(name: str) -> Recorded:
             for key, num in zip(names, file["num_items"].tolist(), strict=True)
         }
         points = tuple(
-            Point(step=int(step), alpha=float(alpha)).canonical
-            for step, alpha in zip(file["steps"], file["alphas"], strict=True)
+            Point(step=int(step), alpha=float(alpha), profile=str(profile)).canonical
+            for step, alpha, profile in zip(
+                file["steps"], file["alphas"], _profiles(file), strict=True
+            )
         )
-        return Recorded(points, file["distances"], scores)
+        return Recorded(name, points, file["distances"], scores)
 
 
-def near(table: Recorded, point: Point) -> Point:
-    """The recorded point nearest in strength."""
+def _profiles(file: Any) -> Sequence[str]:
+    """Of the points; older tables hold the uniform one only."""
+    return file["profiles"].tolist() if "profiles" in file else ["uniform"] * len(file["steps"])
+
+
+@lru_cache(maxsize=100_000)
+def near(name: str, point: Point) -> Point:
+    """The recorded point of a table nearest in strength, of the same step and kind of profile."""
     if point.is_base:
         return Point.base()
-    same = [p for p in table.points if p.step == point.step]
-    return min([*same, Point.base()], key=lambda p: abs(p.alpha - point.alpha))
+    kind = point.profile.partition("(")[0]
+    same = [
+        p
+        for p in load(name).points
+        if p.step == point.step and p.profile.partition("(")[0] == kind
+    ]
+    candidates = [Point.base(), *same]
+    return candidates[int(spacing([point, *candidates]).far[0, 1:].argmin())]
 
 
 @dataclasses.dataclass
@@ -227,7 +246,7 @@ def sampled(name: str, replayed: Replayed) -> dict[float, Judged]:
     for cost in range(3, 12):
         trial = study.ask(space)
         asked = Point(step=table.steps[trial.params["step"]], alpha=trial.params["alpha"])
-        points.append(near(table, asked.canonical))
+        points.append(near(table.name, asked.canonical))
         study.tell(trial, replayed.roles(points[-1:])[0].tolist())
         found[float(cost)] = by_measured(replayed, list(dict.fromkeys(points)))
     return found
@@ -251,7 +270,7 @@ class Stand:
     def expect(self, points: Sequence[Point]) -> None: ...
 
     def distance(self, point: Point) -> float:
-        row = self.table.points.index(near(self.table, point))
+        row = self.table.points.index(near(self.table.name, point))
         return float(self.table.distances[row])
 
 
@@ -266,7 +285,7 @@ class Rows:
 
     def measure(self, model: Stand, tokenizer: None, item_ids: Sequence[str]) -> tuple[float, ...]:
         table = self._replayed.table
-        row = table.points.index(near(table, model.point))
+        row = table.points.index(near(table.name, model.point))
         numbers = [int(item_id.rpartition("/")[2]) for item_id in item_ids]
         return tuple(table.scores[self.info.name][row, numbers].tolist())
 
@@ -347,8 +366,12 @@ def by_rule(replayed: Replayed, bench: Bench) -> Judged:
     }
     on_front = np.flatnonzero(reading.measured.is_on_front)
     held = dict.fromkeys([*chosen.values(), *(table.points[i] for i in on_front)])
-    named = [near(replayed.table, chosen[w]) for w in WEIGHTS]
-    return judge_by(replayed, named, [near(replayed.table, p) for p in held])
+    named = [near(replayed.table.name, chosen[w]) for w in WEIGHTS]
+    return judge_by(replayed, named, [near(replayed.table.name, p) for p in held])
+
+
+OF_OURS: dict[str, dict[str, Any]] = {"ours": {}, "profiles": {"profiles": PROFILES}}
+"""Changes to the search's section."""
 
 
 def one(job: tuple[str, str, int, float]) -> tuple[str, str, dict[float, Judged]]:
@@ -359,8 +382,8 @@ def one(job: tuple[str, str, int, float]) -> tuple[str, str, dict[float, Judged]
     replayed = Replayed(load(name), seed)
     if method == "grid":
         found = grid(replayed)
-    elif method == "ours":
-        found = ours(replayed, cost)
+    elif method in OF_OURS:
+        found = ours(replayed, cost, **OF_OURS[method])
     else:
         found = sampled(method, replayed)
     return method, name, found
@@ -368,12 +391,12 @@ def one(job: tuple[str, str, int, float]) -> tuple[str, str, dict[float, Judged]
 
 def show(results: dict[tuple[str, str, float], list[Judged]]) -> None:
     """Mean regret and hypervolume by table, method and cost, with standard errors."""
-    print("table  method  cost   n   regret (points)   hypervolume share   base named")
+    print("table         method   cost   n   regret (points)   hypervolume share   base named")
     for (table, method, cost), values in sorted(results.items()):
         regret, share, is_base = np.array(values).T
         errors = [v.std(ddof=1) / math.sqrt(len(v)) if len(v) > 1 else 0 for v in (regret, share)]
         print(
-            f"{table:<6} {method:<7} {cost:4.1f} {len(values):4d}   "
+            f"{table:<13} {method:<8} {cost:4.1f} {len(values):4d}   "
             f"{regret.mean():5.2f} +- {errors[0]:.2f}     {share.mean():.4f} +- {errors[1]:.4f}   "
             f"{100 * is_base.mean():8.1f}%"
         )
@@ -395,7 +418,7 @@ def main() -> None:
         for method in asked.methods.split(",")
         for table in asked.tables.split(",")
         for seed in range(asked.seeds)
-        for cost in (costs if method == "ours" else [0.0])
+        for cost in (costs if method in OF_OURS else [0.0])
     ]
     results: dict[tuple[str, str, float], list[Judged]] = defaultdict(list)
     with ProcessPoolExecutor(asked.workers) as pool:
