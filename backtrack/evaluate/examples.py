@@ -28,7 +28,7 @@ from backtrack.evaluate.items import digest, finite, in_order, positions
 from backtrack.records import ObjectiveInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from backtrack.recipe import ExamplesObjective
 
@@ -61,6 +61,7 @@ class ExampleScores:
     def __init__(self, settings: ExamplesObjective, tokenizer: Any, batch_size: int) -> None:
         self._settings = settings
         self._batch_size = batch_size
+        self._encoded = _Encoded()
         records = load_records(settings.path, settings.subset, settings.split)
         name = settings.name or Path(settings.path).stem
         self.item_ids = tuple(f"{name}/{key}" for key in _keys(records))
@@ -106,9 +107,8 @@ class ExampleScores:
         return tuple(render(settings.prompt, record, item_id) for record, item_id in pairs)
 
     def _exact(self, model: Any, tokenizer: Any, places: Sequence[int]) -> list[float]:
-        is_templated = self._settings.apply_chat_template
         examples = [self._examples[place] for place in places]
-        prompts = [encode(tokenizer, e.prompt, is_templated=is_templated) for e in examples]
+        prompts = [self._encoded.of(tokenizer, place, self._prompt) for place in places]
         empty = next((p for p, ids in zip(places, prompts, strict=True) if not ids), None)
         if empty is not None:
             raise ObjectiveError(
@@ -128,7 +128,7 @@ class ExampleScores:
         ]
 
     def _choice(self, model: Any, tokenizer: Any, places: Sequence[int]) -> list[float]:
-        rivals = [self._scored(tokenizer, place) for place in places]
+        rivals = [self._encoded.of(tokenizer, place, self._scored) for place in places]
         found = iter(losses(model, [s for group in rivals for s in group], self._batch_size))
         scores = []
         for place, group in zip(places, rivals, strict=True):
@@ -138,11 +138,16 @@ class ExampleScores:
         return scores
 
     def _nll(self, model: Any, tokenizer: Any, places: Sequence[int]) -> list[float]:
-        sequences = [fitting(self._scored(tokenizer, place)[0], model) for place in places]
+        scored = [self._encoded.of(tokenizer, place, self._scored)[0] for place in places]
+        sequences = [fitting(sequence, model) for sequence in scored]
         found = losses(model, sequences, self._batch_size)
         return [
             loss / sequence.num_tokens for loss, sequence in zip(found, sequences, strict=True)
         ]
+
+    def _prompt(self, tokenizer: Any, place: int) -> list[int]:
+        is_templated = self._settings.apply_chat_template
+        return encode(tokenizer, self._examples[place].prompt, is_templated=is_templated)
 
     def _scored(self, tokenizer: Any, place: int) -> Any:
         example = self._examples[place]
@@ -167,6 +172,22 @@ class ExampleScores:
             decides["sampling"] = self._settings.sampling.model_dump()
         documents = [[e.prompt, e.completion, e.choices] for e in self._examples]
         return digest("examples", decides, self._batch_size, self.item_ids, documents)
+
+
+class _Encoded:
+    """What was encoded of each item, kept from point to point while the tokenizer is the same."""
+
+    def __init__(self) -> None:
+        self._tokenizer: Any = None
+        self._found: dict[int, Any] = {}
+
+    def of(self, tokenizer: Any, place: int, make: Callable[[Any, int], Any]) -> Any:
+        """Of one item; `make` takes the tokenizer and the item's place."""
+        if tokenizer is not self._tokenizer:
+            self._tokenizer, self._found = tokenizer, {}
+        if place not in self._found:
+            self._found[place] = make(tokenizer, place)
+        return self._found[place]
 
 
 def _keys(records: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -50,7 +50,8 @@ def evaluating(model: Any, name: str) -> Iterator[None]:
     import torch
 
     training = [module for module in model.modules() if module.training]
-    model.eval()
+    if training:
+        model.eval()
     try:
         with torch.inference_mode():
             yield

@@ -105,6 +105,7 @@ class Placement:
         self._steps = frozenset(run.steps)
         self._sharing: SharedDecoding | None = None
         self._multipliers: dict[tuple[int, str], Mapping[str, float]] = {}
+        self._distances: dict[Point, float] = {}
         self.model: Any = self._stand.model
         self.keep = self._stand.keep
         if self.keep in {"pinned", "mapped"}:
@@ -157,8 +158,10 @@ class Placement:
         Raises:
             PointError: The run has no such step, or no such profile is known.
         """
-        shares = self._shares(point)
-        return 0.0 if point.is_base else self._stand.distance(point, shares)
+        if point not in self._distances:
+            shares = self._shares(point)
+            self._distances[point] = 0.0 if point.is_base else self._stand.distance(point, shares)
+        return self._distances[point]
 
     @torch.no_grad()
     def strengths(self, step: int) -> dict[int, float]:

@@ -61,7 +61,9 @@ class Drawn:
         numbers = [int(item_id.rpartition("/")[2]) for item_id in item_ids]
         rows = self._rows[numbers]
         if not self._is_equal:
-            return tuple(table.scores[name][table.points.index(near(table.name, model.point)), rows])
+            return tuple(
+                table.scores[name][table.points.index(near(table.name, model.point)), rows]
+            )
         point = model.point
         own = [self._seed, point.step, round(100 * point.alpha), sum(map(ord, name))]
         uniform = np.random.default_rng(own).random(self._num)[numbers]
