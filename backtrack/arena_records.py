@@ -16,17 +16,15 @@ from backtrack.records import (
     Axis,
     BaseModelReference,
     CurveName,
-    Difference,
     Form,
     Interval,
     Method,
     ObjectiveInfo,
     Record,
-    ReportRow,
     Role,
     Split,
-    Yardstick,
 )
+from backtrack.selection_records import Difference, ReportRow, Yardstick
 
 Paradigm = Literal["sft", "grpo", "adopted"]
 State = Literal["waiting", "trained", "measured", "failed"]

@@ -16,8 +16,8 @@ from backtrack.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
     from backtrack.exporter import Export
-    from backtrack.records import Selection
     from backtrack.run.directory import Run
+    from backtrack.selection_records import Selection
 
 ASSETS = Path(__file__).resolve().parent / "assets" / "demo"
 

@@ -26,7 +26,8 @@ from backtrack.records import ROLES
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from backtrack.records import Axis, Candidate, Difference, Interval, ReportRow, Selection
+    from backtrack.records import Axis, Interval
+    from backtrack.selection_records import Candidate, Difference, ReportRow, Selection
 
 SECONDS_BETWEEN_LINES = 10.0
 

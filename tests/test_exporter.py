@@ -25,7 +25,7 @@ from backtrack.selection.selecting import select
 from tests.models import make_base, make_full_run, make_peft_run
 
 if TYPE_CHECKING:
-    from backtrack.records import Selection
+    from backtrack.selection_records import Selection
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -22,9 +22,10 @@ from backtrack.exporter import export
 from backtrack.path.loading import probe
 from backtrack.path.placement import Placement
 from backtrack.recipe import load_recipe
-from backtrack.records import Constraints, Interval, Role, Selection
+from backtrack.records import Interval, Role
 from backtrack.run.adopt import adopt
 from backtrack.selection.selecting import select
+from backtrack.selection_records import Constraints, Selection
 from backtrack.train.check import library_faults
 from backtrack.train.trainer import train
 

@@ -17,23 +17,26 @@ import numpy as np
 from backtrack.arena_records import ArenaPoint
 from backtrack.errors import FailureError, SelectionError
 from backtrack.point import Point
-from backtrack.records import ROLES, Axis, Yardstick
+from backtrack.records import ROLES, Axis
 from backtrack.selection import front
 from backtrack.selection.bench import Bench
 from backtrack.selection.choosing import choose
-from backtrack.selection.judging import Reading, axes_of, difference, report_rows
 from backtrack.selection.progress import Meter
+from backtrack.selection.reading import Reading, axes_of
+from backtrack.selection.reporting import difference, report_rows
 from backtrack.selection.statistics import interval
 from backtrack.selection.wording import verdict
+from backtrack.selection_records import Yardstick
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from backtrack.recipe.arena import ArenaEntrant
-    from backtrack.records import Constraints, Difference, Interval, ReportRow
+    from backtrack.records import Interval
     from backtrack.run.directory import Run
-    from backtrack.selection.judging import Compared
     from backtrack.selection.measured import Table
+    from backtrack.selection.reporting import Compared
+    from backtrack.selection_records import Constraints, Difference, ReportRow
 
     Corner = tuple[float, float]
 

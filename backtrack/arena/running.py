@@ -30,7 +30,7 @@ from backtrack.diagnose.correlation import correlations
 from backtrack.errors import BacktrackError, FailureError
 from backtrack.records import BaseModelReference, Method, Record
 from backtrack.run.directory import Run, now, read_record, write_atomically
-from backtrack.selection.judging import axes_of
+from backtrack.selection.reading import axes_of
 from backtrack.selection.statistics import LEVEL
 
 if TYPE_CHECKING:

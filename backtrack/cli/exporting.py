@@ -21,8 +21,8 @@ from backtrack.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from backtrack.point import Point
-    from backtrack.records import Selection
     from backtrack.run.directory import Run
+    from backtrack.selection_records import Selection
 
 
 @app.command()

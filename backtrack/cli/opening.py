@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from backtrack.cli.options import ExportForm
     from backtrack.point import Point
     from backtrack.recipe import Recipe
-    from backtrack.records import Selection
     from backtrack.run.directory import Run
+    from backtrack.selection_records import Selection
 
 
 _EXPORT_STAGES = 5

@@ -31,8 +31,8 @@ from backtrack.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from backtrack.records import Constraints
     from backtrack.run.directory import Run
+    from backtrack.selection_records import Constraints
 
 
 @app.command()
@@ -162,7 +162,7 @@ def parse_constraints(
         return None
     from pydantic import ValidationError
 
-    from backtrack.records import Constraints
+    from backtrack.selection_records import Constraints
 
     try:
         return Constraints.model_validate({**given, "objectives": objectives})

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from backtrack.diagnosis_records import ModuleGeometry
-    from backtrack.records import Candidate, Selection
     from backtrack.run.directory import Run
+    from backtrack.selection_records import Candidate, Selection
 
 PATH_ALPHAS = (0.2, 0.4, 0.6, 0.8, 1.0)
 """Strengths looked at along the path where nothing was measured."""

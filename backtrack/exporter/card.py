@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from backtrack.point import Point
-    from backtrack.records import Form, Interval, Measurement, Selection
+    from backtrack.records import Form, Interval, Measurement
     from backtrack.run.directory import Run
+    from backtrack.selection_records import Selection
 
 AsForm = Literal["adapter", "merged"]
 STANDING: dict[AsForm, Form] = {"adapter": "attached", "merged": "merged"}

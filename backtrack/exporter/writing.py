@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 
     from backtrack.exporter.card import AsForm
     from backtrack.point import Point
-    from backtrack.records import Measurement, Selection
+    from backtrack.records import Measurement
     from backtrack.run.directory import Run
+    from backtrack.selection_records import Selection
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from backtrack.point import MAX_ALPHA
 from backtrack.recipe.sections import Section
-from backtrack.records import Constraints
+from backtrack.selection_records import Constraints
 
 
 class ItemsSection(Section):

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backtrack.arena_records import Arena, Entrant
-    from backtrack.records import Interval, ReportRow
+    from backtrack.records import Interval
+    from backtrack.selection_records import ReportRow
 
 CAPTIONS = {
     "frontiers": "Each entrant's path from the base to its final checkpoint (square), on the "

@@ -9,7 +9,8 @@ from backtrack.report import wording
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from backtrack.records import CheckpointEntry, Measurement, Selection
+    from backtrack.records import CheckpointEntry, Measurement
+    from backtrack.selection_records import Selection
 
 YARDSTICK = (
     "A score becomes points as 100 \N{MULTIPLICATION SIGN} (score \N{MINUS SIGN} zero) / "

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from backtrack.records import CheckpointEntry, Measurement, Selection, Sweep
+    from backtrack.records import CheckpointEntry, Measurement
     from backtrack.report.diagnosed import Geometry
+    from backtrack.selection_records import Selection, Sweep
 
 SCRIPTS = ("rule.js", "page.js")
 

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backtrack.point import Point
-    from backtrack.records import BaselineRow, Interval, ReportRow, Selection, Sweep
+    from backtrack.records import Interval
     from backtrack.report.rows import Drawing
+    from backtrack.selection_records import BaselineRow, ReportRow, Selection, Sweep
 
 Values = dict[str, Any]
 

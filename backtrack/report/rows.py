@@ -16,7 +16,8 @@ from backtrack.records import ROLES
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Sequence
 
-    from backtrack.records import Candidate, Interval, ReportRow, Selection
+    from backtrack.records import Interval
+    from backtrack.selection_records import Candidate, ReportRow, Selection
 
 Row = dict[str, Any]
 

@@ -9,7 +9,8 @@ from backtrack.records import ROLES
 from backtrack.report import wording
 
 if TYPE_CHECKING:
-    from backtrack.records import Candidate, Difference, ObjectiveInfo, ReportRow, Selection
+    from backtrack.records import ObjectiveInfo
+    from backtrack.selection_records import Candidate, Difference, ReportRow, Selection
 
 Table = dict[str, Any]
 

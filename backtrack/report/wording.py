@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from backtrack.records import Axis, Candidate, Difference, Interval, ObjectiveInfo, Selection
+    from backtrack.records import Axis, Interval, ObjectiveInfo
+    from backtrack.selection_records import Candidate, Difference, Selection
 
 ONE_DECIMAL = frozenset({"%", "points"})
 NO_NUMBER = "\N{EN DASH}"

@@ -25,7 +25,8 @@ from pydantic import ValidationError
 from backtrack.errors import PointError, RunError
 from backtrack.point import Point
 from backtrack.recipe import Recipe
-from backtrack.records import CheckpointEntry, Manifest, Measurement, Record, Selection, Sweep
+from backtrack.records import CheckpointEntry, Manifest, Measurement, Record
+from backtrack.selection_records import Selection, Sweep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -4,14 +4,20 @@ space       which points: anchors, and what a sampler may propose
 bench       measures a point's objectives on fixed items, part by part, each at most once
 racing      which point is measured next, and which is dropped (pure)
 budget      what a search costs and may cost (pure)
-study       the study that workers share, and Optuna's samplers; the only module that imports it
+sampling    what Optuna's samplers propose
+study       the study that workers share
 searching   all of it: `search`
 workers     several processes of one search
 measured    measurements to tables of scores that may be compared
 statistics  items split, resampled, read (pure)
+spacing     how far points lie apart (pure)
+completing  means of points measured on part of the items (pure)
+smoothing   scores smoothed over the points (pure)
 front       role scores, points, utility, constraints, front (pure)
 choosing    the rule that picks a point (pure)
-judging     tables to candidates, report rows and differences (pure)
+reading     a table under a weight: scores in points and their samples (pure)
+judging     from there to the choice and its candidates (pure)
+reporting   and to report rows and differences (pure)
 sweeping    the rule's answers at every weight, for the page (pure)
 baselines   what users take without a search, measured beside the choice
 guard       items that were trained on, benchmarks one chose by

@@ -21,8 +21,8 @@ import numpy as np
 
 from backtrack.errors import ObjectiveError, UsageError
 from backtrack.point import Point
-from backtrack.records import Baseline, BaselineMeasurement
 from backtrack.run.directory import append_line, read_lines
+from backtrack.selection_records import Baseline, BaselineMeasurement
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from backtrack.path.placement import Placement
     from backtrack.recipe import SearchSection
     from backtrack.run.directory import Run
-    from backtrack.selection.judging import Reading
     from backtrack.selection.measured import Setting, Table
+    from backtrack.selection.reading import Reading
 
 BASELINES = "baselines.jsonl"
 ON_THE_PATH = frozenset({"checkpoint", "grid"})

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from backtrack.records import ROLES
 from backtrack.selection.baselines import measure_baseline, off_the_path, recorded, with_rows
-from backtrack.selection.judging import read
+from backtrack.selection.reading import read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

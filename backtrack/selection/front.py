@@ -20,14 +20,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from backtrack.errors import UsageError
-from backtrack.records import Axis, Yardstick
+from backtrack.records import Axis
+from backtrack.selection_records import Yardstick
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from backtrack.records import Constraints, Direction, ObjectiveInfo, Role
+    from backtrack.records import Direction, ObjectiveInfo, Role
+    from backtrack.selection_records import Constraints
 
     Floats = NDArray[np.float64]
     Flags = NDArray[np.bool_]

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from backtrack.point import Point
     from backtrack.selection.choosing import Measured
-    from backtrack.selection.judging import Reading
+    from backtrack.selection.reading import Reading
 
     Floats = NDArray[np.float64]
     Flags = NDArray[np.bool_]

@@ -18,17 +18,19 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from backtrack.errors import RunError, UsageError
-from backtrack.records import ROLES, Constraints
+from backtrack.records import ROLES
 from backtrack.run.directory import SEARCH_LOCK
 from backtrack.selection import front
 from backtrack.selection.bench import Bench
 from backtrack.selection.budget import Budget, Plan, Spent
 from backtrack.selection.comparing import compare
-from backtrack.selection.judging import axes_of, read
 from backtrack.selection.progress import Meter, Progress
 from backtrack.selection.racing import EXPLORED, NUM_RESAMPLES, Unit, next_deep, next_first
+from backtrack.selection.reading import axes_of, read
+from backtrack.selection.sampling import Past, propose
 from backtrack.selection.space import Space, anchors
-from backtrack.selection.study import STUDY, Past, open_ledger, propose, quiet, study_name
+from backtrack.selection.study import STUDY, open_ledger, quiet, study_name
+from backtrack.selection_records import Constraints
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,8 +43,8 @@ if TYPE_CHECKING:
     from backtrack.recipe import BudgetSection, Recipe
     from backtrack.records import Measurement
     from backtrack.run.directory import Run
-    from backtrack.selection.judging import Reading
     from backtrack.selection.measured import Table
+    from backtrack.selection.reading import Reading
     from backtrack.selection.study import Claim, Ledger
 
 __all__ = ["Progress", "search"]

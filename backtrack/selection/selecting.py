@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from backtrack.errors import UsageError
 from backtrack.recipe import SelectSection
-from backtrack.records import Constraints, Selection
 from backtrack.run.directory import now
 from backtrack.selection.baselines import (
     measure_baseline,
@@ -24,24 +23,16 @@ from backtrack.selection.baselines import (
 )
 from backtrack.selection.bench import Bench
 from backtrack.selection.guard import guard_notes
-from backtrack.selection.judging import (
-    Judgement,
-    Reading,
-    axes_of,
-    baseline_row,
-    difference,
-    front_hypervolume,
-    judge,
-    knee,
-    report_rows,
-    weight_ranges,
-)
+from backtrack.selection.judging import Judgement, front_hypervolume, judge, knee, weight_ranges
 from backtrack.selection.measured import strangers
 from backtrack.selection.progress import Meter, Progress
+from backtrack.selection.reading import Reading, axes_of
+from backtrack.selection.reporting import baseline_row, difference, report_rows
 from backtrack.selection.space import anchors
 from backtrack.selection.statistics import LEVEL, NUM_RESAMPLES
 from backtrack.selection.sweeping import sweep
 from backtrack.selection.wording import broken_on_report, cautions, few_items, verdict
+from backtrack.selection_records import Constraints, Selection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -51,9 +42,10 @@ if TYPE_CHECKING:
     from backtrack.path.placement import Placement
     from backtrack.point import Point
     from backtrack.recipe import Recipe
-    from backtrack.records import Baseline, BaselineRow, Split, Sweep
+    from backtrack.records import Split
     from backtrack.run.directory import Run
     from backtrack.selection.measured import Setting, Table
+    from backtrack.selection_records import Baseline, BaselineRow, Sweep
 
     OnProgress = Callable[[Progress], None]
 

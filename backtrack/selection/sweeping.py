@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from backtrack.records import ROLES, Sweep, SweptWeight
+from backtrack.records import ROLES
 from backtrack.selection.choosing import tied_with, worth_choosing
 from backtrack.selection.statistics import LEVEL
+from backtrack.selection_records import Sweep, SweptWeight
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
     from backtrack.records import ObjectiveInfo
     from backtrack.selection.choosing import Measured
-    from backtrack.selection.judging import Judgement, Reading
+    from backtrack.selection.judging import Judgement
+    from backtrack.selection.reading import Reading
 
     Floats = NDArray[np.float64]
     Flags = NDArray[np.bool_]

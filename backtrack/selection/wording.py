@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from backtrack.point import Point
-    from backtrack.records import Constraints, Difference, Interval, Split
-    from backtrack.selection.judging import Judgement, Reading
+    from backtrack.records import Interval, Split
+    from backtrack.selection.judging import Judgement
+    from backtrack.selection.reading import Reading
+    from backtrack.selection_records import Constraints, Difference
 
 FEW_ITEMS = 50
 """Below this the intervals cover less than they say; figures in `statistics`."""

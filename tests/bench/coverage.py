@@ -33,8 +33,10 @@ from backtrack.point import Point
 from backtrack.recipe import Recipe
 from backtrack.selection.bench import Bench
 from backtrack.selection.budget import Budget
-from backtrack.selection.judging import Reading, difference, judge
+from backtrack.selection.judging import judge
 from backtrack.selection.progress import Meter
+from backtrack.selection.reading import Reading
+from backtrack.selection.reporting import difference
 from backtrack.selection.searching import Worker
 from tests.bench.replay import InMemory, Recorded, Stand, load, near
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from backtrack.demo import run_demo
 
 if TYPE_CHECKING:
-    from backtrack.records import Interval, Selection
+    from backtrack.records import Interval
+    from backtrack.selection_records import Selection
 
 
 def row(seed: int, selection: Selection, seconds: float) -> str:

@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 
 from backtrack.point import Point
-from backtrack.records import Axis, Candidate, Constraints, Selection, Sweep
+from backtrack.records import Axis
 from backtrack.report.page import write_report
 from backtrack.selection.front import pareto_front
 from backtrack.selection.judging import judge
 from backtrack.selection.measured import Setting, Table
 from backtrack.selection.sweeping import sweep
+from backtrack.selection_records import Candidate, Constraints, Selection, Sweep
 from tests.report.browser import Browser
 from tests.selection.fakes import make_info
 

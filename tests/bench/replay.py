@@ -45,7 +45,7 @@ from backtrack.selection import front
 from backtrack.selection.bench import Bench
 from backtrack.selection.budget import Budget
 from backtrack.selection.choosing import choose
-from backtrack.selection.judging import read
+from backtrack.selection.reading import read
 from backtrack.selection.searching import Worker
 from backtrack.selection.spacing import spacing
 from backtrack.selection.study import Claim

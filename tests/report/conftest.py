@@ -10,15 +10,11 @@ import numpy as np
 import pytest
 
 from backtrack.point import Point
-from backtrack.records import (
-    Axis,
+from backtrack.records import Axis, CheckpointEntry, Interval, Measurement, ObjectiveInfo
+from backtrack.selection_records import (
     Candidate,
-    CheckpointEntry,
     Constraints,
     Difference,
-    Interval,
-    Measurement,
-    ObjectiveInfo,
     ReportRow,
     Selection,
     Yardstick,

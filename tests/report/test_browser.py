@@ -12,9 +12,10 @@ import pytest
 from backtrack.cli import main
 from backtrack.diagnosis_records import Diagnosis, Drift, ModuleGeometry
 from backtrack.point import Point
-from backtrack.records import ROLES, Constraints
+from backtrack.records import ROLES
 from backtrack.run.directory import Run
 from backtrack.selection.selecting import select
+from backtrack.selection_records import Constraints
 from tests.report.browser import Browser, needs_chromium
 from tests.selection.fakes import (
     Formula,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from backtrack.records import Selection
+    from backtrack.selection_records import Selection
 
 pytestmark = needs_chromium
 

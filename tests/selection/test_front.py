@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from backtrack.records import ROLES, Axis, Constraints, Role, Yardstick
+from backtrack.records import ROLES, Axis, Role
 from backtrack.selection import front
+from backtrack.selection_records import Constraints, Yardstick
 from tests.selection.fakes import make_info
 
 TARGET = make_info("sums", "target")

@@ -11,9 +11,9 @@ from backtrack.point import Point
 from backtrack.recipe import BudgetSection
 from backtrack.records import Measurement
 from backtrack.selection.budget import Budget, Plan, Spent
-from backtrack.selection.judging import read
 from backtrack.selection.measured import Setting, tabulate
 from backtrack.selection.racing import Unit, dropped, next_deep, next_first, promise
+from backtrack.selection.reading import read
 from backtrack.selection.searching import search
 from backtrack.selection.space import anchors
 from tests.selection.fakes import STEPS, Stand, make_recipe, make_run, measured, pair

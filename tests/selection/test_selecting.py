@@ -12,18 +12,18 @@ import pytest
 from backtrack.errors import SelectionError, UsageError
 from backtrack.point import Point
 from backtrack.recipe import Recipe
-from backtrack.records import Constraints
 from backtrack.run.directory import MEASURED, Run
 from backtrack.selection.bench import Bench
 from backtrack.selection.choosing import INDIFFERENCE
 from backtrack.selection.selecting import Choice, select
 from backtrack.selection.statistics import split_items
+from backtrack.selection_records import Constraints
 from tests.selection.fakes import Formula, Stand, make_info, make_recipe, make_run, measured, pair
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from backtrack.records import Difference, Selection
+    from backtrack.selection_records import Difference, Selection
 
 ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 

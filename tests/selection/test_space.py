@@ -6,8 +6,8 @@ import pytest
 
 from backtrack.point import Point
 from backtrack.recipe import SearchSection
+from backtrack.selection.sampling import distributions
 from backtrack.selection.space import Space, anchors, highest_alpha
-from backtrack.selection.study import distributions
 
 STEPS = tuple(range(10, 110, 10))
 SPACE = Space(STEPS, 1.2)

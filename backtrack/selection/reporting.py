@@ -1,0 +1,93 @@
+"""From report items to the records of a selection: rows, paired differences, baselines. Pure.
+
+The yardsticks are those of the selection items; the bootstrap holds them fixed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from backtrack.selection.statistics import (
+    interval,
+)
+from backtrack.selection_records import BaselineRow, Difference, ReportRow
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from backtrack.point import Point
+    from backtrack.records import Interval
+    from backtrack.selection.reading import Reading
+    from backtrack.selection_records import Baseline
+
+    Floats = NDArray[np.float64]
+    Means = Mapping[str, Floats]
+
+Compared = Literal["base", "chosen", "final"]
+
+
+def report_rows(reading: Reading, points: Mapping[Compared, Point]) -> dict[Compared, ReportRow]:
+    """Scores on the report items, with intervals."""
+    columns = {key: reading.table.column(point) for key, point in points.items()}
+    return {
+        key: ReportRow(
+            point=points[key],
+            scores={name: float(means[i]) for name, means in reading.table.means.items()},
+            target=interval(reading.role("target")[i], reading.role_samples("target")[:, i]),
+            general=interval(reading.role("general")[i], reading.role_samples("general")[:, i]),
+            utility=interval(reading.utilities[i], reading.utility_samples[:, i]),
+            intervals={
+                name: interval(float(reading.table.means[name][i]), samples[:, i])
+                for name, samples in reading.samples.items()
+            },
+        )
+        for key, i in columns.items()
+    }
+
+
+def difference(reading: Reading, chosen: Point, other: Point, to: Compared) -> Difference:
+    """Chosen minus other, item by item."""
+    i, j = reading.table.column(chosen), reading.table.column(other)
+    utility = paired(reading.utilities, reading.utility_samples, i, j)
+    means, samples = reading.table.means, reading.samples
+    return Difference.model_validate(
+        {
+            "to": to,
+            "target": paired(reading.role("target"), reading.role_samples("target"), i, j),
+            "general": paired(reading.role("general"), reading.role_samples("general"), i, j),
+            "utility": utility,
+            "scores": {name: paired(means[name], samples[name], i, j) for name in means},
+            "items_to_settle": reading.items_to_settle(i, j, utility.estimate),
+        }
+    )
+
+
+def paired(values: Floats, samples: Floats, column: int, other: int) -> Interval:
+    """The difference of two columns, drawn together."""
+    return interval(values[column] - values[other], samples[:, column] - samples[:, other])
+
+
+def baseline_row(reading: Reading, baseline: Baseline, column: int, chosen: int) -> BaselineRow:
+    """A baseline's scores, and the chosen point's utility less its own.
+
+    Args:
+        reading: Of the report items; its scores hold the baseline's.
+        baseline: Which.
+        column: Where its scores stand.
+        chosen: Where the chosen point's do.
+    """
+
+    def own(values: Floats, samples: Floats) -> Interval:
+        return interval(values[column], samples[:, column])
+
+    return BaselineRow(
+        baseline=baseline,
+        scores={name: float(means[column]) for name, means in reading.table.means.items()},
+        target=own(reading.role("target"), reading.role_samples("target")),
+        general=own(reading.role("general"), reading.role_samples("general")),
+        utility=own(reading.utilities, reading.utility_samples),
+        difference=paired(reading.utilities, reading.utility_samples, chosen, column),
+    )
