@@ -41,6 +41,9 @@ class Candidate(Record):
         smoothed: The utility of smoothed scores; equals `utility` where there are too few points.
         smoothed_target: The target, smoothed over the points.
         smoothed_general: Likewise.
+        target_band: Bootstrap interval of the smoothed target, low and high, in the unit of the
+            axis; none in selections of older commits.
+        general_band: Likewise.
         distance: From the base, see `Measurement`.
         origin: See `Measurement`.
         is_on_front: No point is better on both roles, by smoothed scores.
@@ -66,6 +69,8 @@ class Candidate(Record):
     is_tied: bool
     chance_best: float
     share: float = 1.0
+    target_band: tuple[float, float] | None = None
+    general_band: tuple[float, float] | None = None
 
 
 class ObjectiveBound(Record):

@@ -289,6 +289,7 @@ def _alpha_datasets(drawing: Drawing) -> Spec:
     shown = set(drawing.along_alpha())
     return {
         "choice": [{"alpha": drawing.selection.chosen.canonical.alpha}],
+        "bands": drawing.bands(),
         "lines": drawing.lines(drawing.curves),
         "marks": drawing.curve_marks(),
         "overlay": [
@@ -312,6 +313,7 @@ def _panel(
     rule = _named("choice").mark_rule(color=CHOSEN_COLOUR, strokeDash=[3, 3], opacity=0.8)
     return alt.LayerChart(
         layer=[
+            *([_bands(drawing, field, kinds, encoding)] if field in ROLES else []),
             rule.encode(x=encoding["x"]),
             _lines(kinds, encoding, has_legend=has_legend),
             *(_marks(name, kinds, encoding, has_legend=has_legend) for name in _POINTS),
@@ -320,19 +322,41 @@ def _panel(
     )
 
 
+def _bands(drawing: Drawing, role: str, kinds: Sequence[Kind], encoding: Spec) -> alt.Chart:
+    """How sure a role's smoothed scores are, along each curve."""
+    drawn: alt.Chart = (
+        _named("bands")
+        .mark_area(opacity=0.16)
+        .encode(
+            color=alt.Color(
+                "kind:N", scale=_scale(kinds, "colour"), legend=_legend(has_legend=True)
+            ),
+            detail="path:N",
+            x=encoding["x"],
+            y=_score_channel(drawing, role, f"{role}_low"),
+            y2=alt.Y2(f"{role}_high:Q"),
+        )
+    )
+    return drawn
+
+
 def _panel_encoding(drawing: Drawing, field: str, *, is_last: bool) -> Spec:
-    shown = drawing.along_alpha()
     axis = alt.Axis(tickCount=8 if field in ROLES else 4, labels=is_last, ticks=is_last)
     title = None
     if is_last:
         is_wide = field in ROLES
         title = "Strength alpha: 0 is the base, 1 the checkpoint" if is_wide else "alpha"
     scale = alt.Scale(domain=_alphas(drawing), nice=False, zero=False)
-    y = _axis(drawing, field, drawing.domain(field, shown))
     return {
         "x": alt.X("alpha:Q", title=title, axis=axis, scale=scale),
-        "y": alt.Y(f"{field}:Q", axis=_fixed_axis(), **y),
+        "y": _score_channel(drawing, field, field),
     }
+
+
+def _score_channel(drawing: Drawing, field: str, shown: str) -> alt.Y:
+    """The vertical axis of a panel along alpha, for whatever is shown of its score."""
+    domain = drawing.domain(field, drawing.along_alpha())
+    return alt.Y(f"{shown}:Q", axis=_fixed_axis(), **_axis(drawing, field, domain))
 
 
 def _alphas(drawing: Drawing) -> list[float]:

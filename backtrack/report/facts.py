@@ -84,9 +84,15 @@ def captions(selection: Selection) -> dict[str, tuple[str, str]]:
         f"is the chosen point's {selection.level:.0%} interval, on the report items where it was "
         f"measured there.{faded}"
     )
+    bands = ""
+    if any(c.target_band for c in selection.candidates):
+        bands = (
+            f" Bands: the {selection.level:.0%} intervals of the scores smoothed over the points, "
+            "which the choice goes by; marks are as measured."
+        )
     alpha = (
         "How far along the path to stand: the same scores by strength, on the selection items. "
-        f"Up is better.{faded}"
+        f"Up is better.{bands}{faded}"
     )
     return {"plane": ("Target against general", plane), "alpha": ("Along alpha", alpha)}
 

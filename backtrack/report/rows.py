@@ -179,6 +179,15 @@ class Drawing:
             for place, i in enumerate(path.ids)
         ]
 
+    def bands(self) -> list[Row]:
+        """Intervals of smoothed scores along each curve, in order; none of older selections."""
+        return [
+            {"kind": curve.kind, "path": number, "alpha": self.candidate(i).point.alpha, **ends}
+            for number, curve in enumerate(self.curves)
+            for i in curve.ids
+            if (ends := _band(self.candidate(i)))
+        ]
+
     def row(self, place: int, kind: str) -> Row:
         """A mark."""
         candidate = self.candidate(place)
@@ -208,9 +217,16 @@ class Drawing:
         return tuple(i for i, role in enumerate(roles) if roles.count(role) > 1)
 
     def domain(self, field: str, ids: Iterable[int] | None = None) -> list[float]:
-        """Lowest and highest value an axis shows: all points, or those given, with some room."""
+        """Lowest and highest value an axis shows, with some room.
+
+        Args:
+            field: What it shows.
+            ids: Points along alpha, whose bands are shown too; all points if not given.
+        """
         found = (self.value(i, field) for i in (self.ids if ids is None else ids))
         values = [value for value in found if value is not None]
+        if ids is not None and field in ROLES:
+            values += [row[f"{field}_{end}"] for row in self.bands() for end in ("low", "high")]
         if ids is None and self.reading is not None:
             reading: Interval = getattr(self.reading, field)
             values += [reading.low, reading.high]
@@ -333,3 +349,15 @@ def _is_drawable(candidate: Candidate) -> bool:
 
 def _is_finite(interval: Interval) -> bool:
     return all(map(math.isfinite, (interval.estimate, interval.low, interval.high)))
+
+
+def _band(candidate: Candidate) -> Row:
+    """Ends of both roles' bands; empty where one is missing."""
+    pairs = {"target": candidate.target_band, "general": candidate.general_band}
+    if any(pair is None or not all(map(math.isfinite, pair)) for pair in pairs.values()):
+        return {}
+    return {
+        f"{role}_{end}": value
+        for role, pair in pairs.items()
+        for end, value in zip(("low", "high"), pair or (), strict=True)
+    }

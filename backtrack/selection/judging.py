@@ -10,12 +10,11 @@ import numpy as np
 
 from backtrack.errors import SelectionError
 from backtrack.point import Point
+from backtrack.records import ROLES
 from backtrack.selection import front
 from backtrack.selection.choosing import choose
 from backtrack.selection.reading import read
-from backtrack.selection.statistics import (
-    interval,
-)
+from backtrack.selection.statistics import LEVEL, interval
 from backtrack.selection_records import Candidate, WeightRange
 
 if TYPE_CHECKING:
@@ -175,9 +174,14 @@ def _candidates(
     table = reading.table
     target, general = reading.role("target"), reading.role("general")
     on_front = reading.measured.is_on_front
+    smoothings = reading.measured.smoothings
     fitted = [
         smoothing.matrix @ scores
-        for smoothing, scores in zip(reading.measured.smoothings, (target, general), strict=True)
+        for smoothing, scores in zip(smoothings, (target, general), strict=True)
+    ]
+    bands = [
+        _band(reading.role_samples(role) @ smoothing.matrix.T)
+        for smoothing, role in zip(smoothings, ROLES, strict=True)
     ]
     return tuple(
         Candidate(
@@ -196,6 +200,15 @@ def _candidates(
             is_tied=bool(decision.is_tied[i]),
             chance_best=float(decision.chances[i]),
             share=float(table.shares[i]),
+            target_band=bands[0][i],
+            general_band=bands[1][i],
         )
         for i, point in enumerate(table.points)
     )
+
+
+def _band(samples: Floats) -> list[tuple[float, float]]:
+    """Interval of each column, low and high; samples are [resamples, points]."""
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(samples, (tail, 1 - tail), axis=0)
+    return list(zip(low.tolist(), high.tolist(), strict=True))

@@ -41,7 +41,9 @@ def test_panels_along_alpha_are_oriented_like_the_plane(nats):
     reverses = {
         y["field"]: y["scale"]["reverse"] for y in channels(charts.alpha_spec(Drawing(nats)), "y")
     }
-    assert reverses == {"target": False, "general": True}
+    assert reverses == {
+        "target": False, "target_low": False, "general": True, "general_low": True
+    }  # fmt: skip
 
 
 def test_the_better_point_is_drawn_higher_where_less_is_better(nats):
@@ -116,6 +118,32 @@ def test_an_objective_that_shares_its_role_has_a_panel_of_its_own(nats, percents
     (title,) = {" ".join(layer["encoding"]["y"]["title"]) for layer in spec["layer"][1:]}
     assert title.startswith("wikitext (nats a token) less is better")
     assert Drawing(percents).several == ()
+
+
+def test_bands_along_alpha_are_the_candidates_intervals_and_lie_inside_the_axis(percents):
+    banded = tuple(
+        c.model_copy(
+            update={
+                "target_band": (c.target - 9, c.target + 9),
+                "general_band": (c.general - 9, c.general + 9),
+            }
+        )
+        for c in percents.candidates
+    )
+    drawing = Drawing(percents.model_copy(update={"candidates": banded}))
+    spec = charts.alpha_spec(drawing)
+    rows = spec["datasets"]["bands"]
+    assert len(rows) == sum(len(curve.ids) for curve in drawing.curves)
+    last = drawing.candidate(drawing.curves[-1].ids[-1])
+    assert (rows[-1]["target_low"], rows[-1]["target_high"]) == last.target_band
+    for role, panel in zip(("target", "general"), spec["vconcat"], strict=True):
+        low, high = channels(panel, "y")[0]["scale"]["domain"]
+        assert low < min(row[f"{role}_low"] for row in rows)
+        assert high > max(row[f"{role}_high"] for row in rows)
+
+
+def test_a_selection_of_an_older_commit_is_drawn_without_bands(percents):
+    assert charts.alpha_spec(Drawing(percents))["datasets"]["bands"] == []
 
 
 def test_one_tied_with_nobody_has_no_ring_in_the_legend(made):
