@@ -2,8 +2,9 @@
 
 Points near one another get the same items right. That is modelled by a LIKENESS, the correlation
 of two points' scores over items: it falls off exponentially with the distance in strength and in
-log steps, lower by a factor between unlike steps, towards what all points share. Its scales are
-those offered below that come nearest to the correlations seen, over all objectives.
+log steps, lower by a factor between unlike steps, from a height that sampled answers lower, to a
+floor that all points share. The scales are those offered below that come nearest, with the best
+height and floor, to the correlations seen over all objectives.
 
 Given the likeness and each point's deviation, the means are those of generalized least squares
 (Aitken 1935): groups of items measured at the same points are observations of these points' means
@@ -42,7 +43,8 @@ DOUBLINGS = (2.0, 1.0, 4.0)
 """Lengths in steps, as powers of two."""
 LIKENESSES = (0.7, 0.9, 0.5)
 """Between unlike steps or profiles at no distance."""
-MOST_SHARED = 0.99
+MOST_ALIKE = 0.995
+"""Likeness of two points at no distance, at most; what answers are sampled anew leave less."""
 PRIOR_ITEMS = 8.0
 """A point's variance is drawn to the objective's mean variance by so many items."""
 _JITTER = 1e-6
@@ -145,15 +147,38 @@ def likeness_of(points: Sequence[Point], scores: Sequence[Floats]) -> Floats:
     np.fill_diagonal(counts, 0.0)
     seen /= np.maximum(counts, 1.0)
     best, least = np.eye(len(points)), np.inf
-    for offered in _falls(points):
-        apart = 1 - offered
-        norm = float((counts * apart**2).sum())
-        shared = float((counts * (seen - offered) * apart).sum()) / norm if norm else 0.0
-        likeness = offered + min(max(shared, 0.0), MOST_SHARED) * apart
+    for fall in _falls(points):
+        height, floor = _level(fall, seen, counts)
+        likeness = floor + height * fall
         misfit = float((counts * (seen - likeness) ** 2).sum())
         if misfit < least - 1e-12:
             best, least = likeness, misfit
+    np.fill_diagonal(best, 1.0)
     return best
+
+
+def _level(fall: Floats, seen: Floats, counts: Floats) -> tuple[float, float]:
+    """Height and floor, neither below 0, at which `floor + height * fall` comes nearest.
+
+    Together they are at most `MOST_ALIKE`, what two points at one place have in common.
+    """
+    total = max(float(counts.sum()), 1e-12)
+    means = [float((counts * each).sum()) / total for each in (fall, seen)]
+    apart, rest = fall - means[0], seen - means[1]
+    spread = float((counts * apart**2).sum())
+    height = float((counts * apart * rest).sum()) / spread if spread > 0 else 1.0
+    height = min(max(height, 0.0), MOST_ALIKE)
+    floor = means[1] - height * means[0]
+    if floor < 0:
+        squares = float((counts * fall**2).sum())
+        floor, height = 0.0, float((counts * fall * seen).sum()) / squares if squares else height
+    height, floor = max(height, 0.0), min(floor, MOST_ALIKE)
+    if height + floor > MOST_ALIKE:
+        gone = float((counts * (1 - fall) ** 2).sum())
+        best = float((counts * (1 - fall) * (seen - MOST_ALIKE * fall)).sum())
+        floor = min(max(best / gone, 0.0), MOST_ALIKE) if gone else 0.0
+        height = MOST_ALIKE - floor
+    return height, floor
 
 
 def _falls(points: Sequence[Point]) -> Iterator[Floats]:

@@ -93,18 +93,22 @@ class Space:
         return tuple(name for kind in self.profiles for name in MULTIPLIERS.get(kind, ()))
 
     def point_at(self, place: Mapping[str, Value]) -> Point:
-        """The point a sampler proposes; strength 0 of any step is the base.
+        """The point a sampler proposes.
+
+        Strength 0 of any step is the base, and a profile of equal multipliers is uniform.
 
         Args:
             place: Values by parameter: index of the step, alpha, kind of profile, multipliers.
         """
-        kind = str(place.get(PROFILE, self.profiles[0]))
-        profile = kind
+        profile = kind = str(place.get(PROFILE, self.profiles[0]))
+        alpha = float(place[ALPHA])
         if kind in MULTIPLIERS:
             values = [round(float(place[name]), 2) for name in MULTIPLIERS[kind]]
             profile = f"{kind}({','.join(f'{value:g}' for value in values)})"
+            if len(set(values)) == 1 and alpha * values[0] <= self.highest:
+                profile, alpha = "uniform", alpha * values[0]
         step = self.steps[int(place[STEP])]
-        return Point(step=step, alpha=_on_grid(float(place[ALPHA])), profile=profile).canonical
+        return Point(step=step, alpha=_on_grid(alpha), profile=profile).canonical
 
     def place_of(self, point: Point) -> dict[str, Value] | None:
         """The place nearest a point; none if it lies outside the space.

@@ -7,6 +7,7 @@ import pytest
 
 from backtrack.point import Point
 from backtrack.selection.completing import complete, likeness_of
+from backtrack.selection.smoothing import smooth
 from backtrack.selection.statistics import item_weights
 
 POINTS = (Point.base(), *(Point(step=10, alpha=i / 5) for i in range(1, 6)))
@@ -119,6 +120,24 @@ def test_likeness_is_found(length):
     rng = np.random.default_rng(0)
     scores = [hide(draw(rng, 200, length=length), [200, 50, 100, 200, 100, 200]) for _ in range(3)]
     assert likeness_of(POINTS, scores) == pytest.approx(alike(length=length), abs=0.15)
+
+
+def test_points_at_one_place_that_were_measured_apart_do_no_harm():
+    twins = (*POINTS, POINTS[3].model_copy(update={"profile": "depth(1,1)"}))
+    rng = np.random.default_rng(0)
+    rates = np.array([0.1, 0.4, 0.7, 0.8, 0.7, 0.6, 0.3])[:, None]
+    scores = (rng.random((7, 200)) < rates).astype(float)
+    scores[1, 50:] = np.nan
+    found = complete(scores, likeness_of(twins, [scores]))
+    fitted = smooth(twins, 100 * found.means, 1e4 * found.covariance).matrix @ (100 * found.means)
+    assert 0 < fitted.min() < fitted.max() < 90
+
+
+def test_answers_drawn_anew_at_each_point_make_points_less_alike():
+    rng = np.random.default_rng(0)
+    scores = [draw(rng, 400) + 1.5 * rng.standard_normal((6, 400)) for _ in range(3)]
+    found = likeness_of(POINTS, scores)
+    assert found[0] == pytest.approx([1, *(alike()[0, 1:] / (1 + 1.5**2))], abs=0.06)
 
 
 def test_what_all_points_share_is_found():

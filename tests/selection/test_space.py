@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -81,6 +82,17 @@ def test_a_profile_finds_its_place_again_spelled_as_it_was(profile: str):
     assert place is not None
     assert set(place) == set(distributions(WIDE))
     assert WIDE.point_at(place) == point
+
+
+@pytest.mark.parametrize("kind", ["depth", "blocks", "modules"])
+def test_a_profile_of_equal_multipliers_is_uniform(kind: str):
+    def proposed(multiplier: float) -> Point:
+        place: dict[str, Any] = {"step": 3, "alpha": 0.8, "profile": kind}
+        return WIDE.point_at(place | dict.fromkeys(WIDE.multipliers, multiplier))
+
+    assert proposed(1.0) == Point(step=40, alpha=0.8)
+    assert proposed(0.5) == Point(step=40, alpha=0.4)
+    assert proposed(0.0) == Point.base()
 
 
 def test_only_profiles_that_may_be_proposed_add_parameters():
