@@ -17,6 +17,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers that each compute on every core wait for one another: ten times slower.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+LONGEST = ("test_real_input.py", "test_examples.py", "test_cli.py")
+"""Files that take minutes each: begun first, so that no worker is alone with one at the end."""
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -26,3 +28,9 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs the benchmark documents of ../shared, which are not here")
     return SHARED
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the longest files first; all else stays in order."""
+    longest = [config.rootpath / "tests" / name for name in LONGEST]
+    items.sort(key=lambda item: item.path not in longest)

@@ -271,7 +271,7 @@ def test_ctrl_c_during_training_leaves_a_run_that_resumes(place: Path) -> None:
     (place / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (place / "long.yaml").write_text(
         "name: long\nbase: base\nmethod: {kind: lora, r: 2}\ndata: {train: train.jsonl}\n"
-        "sft: {max_steps: 400, per_device_train_batch_size: 4}\ntrajectory: {every_steps: 20}\n"
+        "sft: {max_steps: 400, per_device_train_batch_size: 32}\ntrajectory: {every_steps: 20}\n"
     )
     index = place / "runs" / "long" / "trajectory" / "index.jsonl"
     with started("train", "long.yaml", cwd=place) as training:
