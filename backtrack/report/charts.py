@@ -134,7 +134,7 @@ def objective_spec(drawing: Drawing, objective: int, *, is_live: bool = False) -
         objective: Place among the selection's.
         is_live: See `plane_spec`.
     """
-    datasets = _alpha_datasets(drawing)
+    datasets = {n: rows for n, rows in _alpha_datasets(drawing).items() if n != "bands"}
     kinds = _kinds(drawing, datasets, is_live=is_live)
     panel = _panel(drawing, f"score_{objective}", kinds, is_last=True, has_legend=False)
     name = drawing.axis(f"score_{objective}")[0]
@@ -235,7 +235,7 @@ def _has_strengths(drawing: Drawing, path: Path) -> bool:
 
 def _legend(*, has_legend: bool) -> alt.Legend | None:
     """One legend for a drawing: layers that disagree about it would be warned of."""
-    return alt.Legend(title=None, labelLimit=0) if has_legend else None
+    return alt.Legend(title=None, labelLimit=0, symbolOpacity=1) if has_legend else None
 
 
 def _lines(kinds: Sequence[Kind], encoding: Spec, *, has_legend: bool = True) -> alt.Chart:

@@ -107,6 +107,12 @@ def _drawn(drawing: Drawing) -> Values:
         "front": [[rows.FRONT, drawing.front]],
         "paths": [[path.kind, path.ids] for path in charts.plane_paths(drawing)],
         "curves": [[path.kind, path.ids] for path in drawing.curves],
+        "bands": {
+            i: [round(end, 4) for end in ends.values()]
+            for curve in drawing.curves
+            for i in curve.ids
+            if (ends := rows.band(drawing.candidate(i)))
+        },
         "along_alpha": drawing.along_alpha(),
         "several": drawing.several,
         "kinds": {

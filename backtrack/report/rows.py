@@ -185,7 +185,7 @@ class Drawing:
             {"kind": curve.kind, "path": number, "alpha": self.candidate(i).point.alpha, **ends}
             for number, curve in enumerate(self.curves)
             for i in curve.ids
-            if (ends := _band(self.candidate(i)))
+            if (ends := band(self.candidate(i)))
         ]
 
     def row(self, place: int, kind: str) -> Row:
@@ -339,7 +339,8 @@ class Drawing:
 def padded(values: Sequence[float]) -> list[float]:
     """Lowest and highest value with some room beyond, never of no width."""
     low, high = min(values, default=0.0), max(values, default=1.0)
-    room = PADDING * (high - low) or max(0.01 * abs(high), 1e-6)
+    is_flat = high - low <= 1e-9 * abs(high)
+    room = max(0.01 * abs(high), 1e-6) if is_flat else PADDING * (high - low)
     return [low - room, high + room]
 
 
@@ -351,8 +352,8 @@ def _is_finite(interval: Interval) -> bool:
     return all(map(math.isfinite, (interval.estimate, interval.low, interval.high)))
 
 
-def _band(candidate: Candidate) -> Row:
-    """Ends of both roles' bands; empty where one is missing."""
+def band(candidate: Candidate) -> dict[str, float]:
+    """Low and high of the smoothed target, then of general; empty where one is missing."""
     pairs = {"target": candidate.target_band, "general": candidate.general_band}
     if any(pair is None or not all(map(math.isfinite, pair)) for pair in pairs.values()):
         return {}

@@ -82,11 +82,12 @@ class Completed:
     @property
     def means(self) -> Floats:
         """Estimates of the mean over all items, [points]."""
-        found: Floats = sum(
-            (group.gain @ group.scores.mean(axis=1) for group in self.groups),
-            start=np.zeros(len(self.covariance)),
-        )
-        return found
+        found = np.zeros(len(self.covariance))
+        for group in self.groups:
+            found += group.gain @ group.scores.mean(axis=1)
+        # Without the last bits, which would set apart points whose answers are all right.
+        means: Floats = np.round(found, 12)
+        return means
 
     def sampled(self, weights: Floats) -> Floats:
         """Estimates where items count so much each, [samples, points].

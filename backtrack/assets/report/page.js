@@ -45,6 +45,16 @@
       members.map((i, place) => row(i, kind, { path, place })),
     );
 
+  const bands = drawn.curves.flatMap(([kind, members], path) =>
+    members
+      .filter((i) => drawn.bands[i])
+      .map((i) => {
+        const [target_low, target_high, general_low, general_high] = drawn.bands[i];
+        const ends = { target_low, target_high, general_low, general_high };
+        return { kind, path, alpha: candidates.alpha[i], ...ends };
+      }),
+  );
+
   // Estimate and interval of a role at a candidate: on the report items where it was measured
   // there, else on the items the choice was made on.
   function reading(id, role) {
@@ -106,6 +116,7 @@
     if (chart.startsWith("geometry")) return {};
     const named = Object.entries(own).filter(([name]) => name.startsWith("names"));
     return {
+      ...(chart === "alpha" ? { bands } : {}),
       lines: lines(drawn.curves),
       marks: rows(drawn.curve_marks),
       choice: state.chosen == null ? [] : [{ alpha: candidates.alpha[state.chosen] }],
