@@ -127,6 +127,9 @@ class Difference(Record):
         scores: Likewise for each objective, in its unit.
         items_to_settle: How many items a role would be needed for 80% power to see a utility
             difference of this size at 95%; none where the difference is zero.
+        is_clear: Whether the utility's interval leaves zero out at the level that the selection's
+            comparisons share, so that all of them together claim a difference where there is none
+            in at most 5 of 100 selections; none in selections of older commits.
     """
 
     to: Literal["base", "final"]
@@ -135,6 +138,7 @@ class Difference(Record):
     utility: Interval
     items_to_settle: int | None
     scores: dict[str, Interval] = Field(default_factory=dict)
+    is_clear: bool | None = None
 
 
 class WeightRange(Record):

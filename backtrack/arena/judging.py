@@ -23,7 +23,7 @@ from backtrack.selection.bench import Bench
 from backtrack.selection.choosing import choose
 from backtrack.selection.progress import Meter
 from backtrack.selection.reading import Reading, axes_of
-from backtrack.selection.reporting import difference, report_rows
+from backtrack.selection.reporting import differences, report_rows
 from backtrack.selection.statistics import interval
 from backtrack.selection.wording import verdict
 from backtrack.selection_records import Yardstick
@@ -178,17 +178,14 @@ def judge(one: Contender, rule: Rule) -> Verdict:
     chosen = one.table.points[choose(reading.measured, is_feasible).chosen]
     report = Reading(_report_table(one, chosen), rule.yardsticks, rule.weight, reading.seed)
     base, final = Point.base(), one.run.final
-    differences = (
-        difference(report, chosen, base, "base"),
-        difference(report, chosen, final, "final"),
-    )
+    found = differences(report, chosen, final)
     return Verdict(
         points=_points(one, reading),
         chosen=chosen,
         report=report_rows(report, {"base": base, "chosen": chosen, "final": final}),
-        differences=differences,
+        differences=found,
         hypervolume=_hypervolume(one, reading, rule),
-        sentence=verdict(chosen, final, differences),
+        sentence=verdict(chosen, final, found),
     )
 
 

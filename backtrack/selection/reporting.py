@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from backtrack.selection.statistics import (
-    interval,
-)
+from backtrack.point import Point
+from backtrack.selection.statistics import LEVEL, interval
 from backtrack.selection_records import BaselineRow, Difference, ReportRow
 
 if TYPE_CHECKING:
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from backtrack.point import Point
     from backtrack.records import Interval
     from backtrack.selection.reading import Reading
     from backtrack.selection_records import Baseline
@@ -48,20 +46,45 @@ def report_rows(reading: Reading, points: Mapping[Compared, Point]) -> dict[Comp
     }
 
 
-def difference(reading: Reading, chosen: Point, other: Point, to: Compared) -> Difference:
-    """Chosen minus other, item by item."""
+def differences(reading: Reading, chosen: Point, final: Point) -> tuple[Difference, Difference]:
+    """Chosen minus base and chosen minus final, the level of what is clear shared by both."""
+    ends: dict[Literal["base", "final"], Point] = {"base": Point.base(), "final": final}
+    num_compared = sum(chosen != end.canonical for end in ends.values())
+    to_base, to_final = (
+        difference(reading, chosen, end, to, num_compared) for to, end in ends.items()
+    )
+    return to_base, to_final
+
+
+def difference(
+    reading: Reading,
+    chosen: Point,
+    other: Point,
+    to: Literal["base", "final"],
+    num_compared: int = 1,
+) -> Difference:
+    """Chosen minus other, item by item.
+
+    Args:
+        reading: Of the report items.
+        chosen: The chosen point.
+        other: The other one.
+        to: What that is.
+        num_compared: Comparisons that share the level (Bonferroni).
+    """
     i, j = reading.table.column(chosen), reading.table.column(other)
     utility = paired(reading.utilities, reading.utility_samples, i, j)
     means, samples = reading.table.means, reading.samples
-    return Difference.model_validate(
-        {
-            "to": to,
-            "target": paired(reading.role("target"), reading.role_samples("target"), i, j),
-            "general": paired(reading.role("general"), reading.role_samples("general"), i, j),
-            "utility": utility,
-            "scores": {name: paired(means[name], samples[name], i, j) for name in means},
-            "items_to_settle": reading.items_to_settle(i, j, utility.estimate),
-        }
+    gaps = reading.utility_samples[:, i] - reading.utility_samples[:, j]
+    strict = interval(utility.estimate, gaps, 1 - (1 - LEVEL) / max(num_compared, 1))
+    return Difference(
+        to=to,
+        target=paired(reading.role("target"), reading.role_samples("target"), i, j),
+        general=paired(reading.role("general"), reading.role_samples("general"), i, j),
+        utility=utility,
+        scores={name: paired(means[name], samples[name], i, j) for name in means},
+        items_to_settle=reading.items_to_settle(i, j, utility.estimate),
+        is_clear=strict.low > 0 or strict.high < 0,
     )
 
 

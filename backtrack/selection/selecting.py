@@ -27,7 +27,7 @@ from backtrack.selection.judging import Judgement, front_hypervolume, judge, kne
 from backtrack.selection.measured import strangers
 from backtrack.selection.progress import Meter, Progress
 from backtrack.selection.reading import Reading, axes_of
-from backtrack.selection.reporting import baseline_row, difference, report_rows
+from backtrack.selection.reporting import baseline_row, differences, report_rows
 from backtrack.selection.space import anchors
 from backtrack.selection.statistics import LEVEL, NUM_RESAMPLES
 from backtrack.selection.sweeping import sweep
@@ -285,10 +285,7 @@ def _record(
     table, chosen = judgement.reading.table, judgement.chosen
     base, final = bench.ends
     rows = report_rows(reading, {"base": base, "chosen": chosen, "final": final})
-    differences = (
-        difference(reading, chosen, base, "base"),
-        difference(reading, chosen, final, "final"),
-    )
+    found = differences(reading, chosen, final)
     axes = axes_of(table)
     num_items = _num_items(table, reading.table)
     return Selection(
@@ -305,13 +302,13 @@ def _record(
         yardsticks=dict(reading.yardsticks),
         candidates=judgement.candidates,
         report=rows,
-        differences=differences,
+        differences=found,
         optimism=_optimism(judgement, rows["chosen"].utility.estimate),
         num_items=num_items,
         level=LEVEL,
         num_resamples=NUM_RESAMPLES,
         seed=reading.seed,
-        verdict=verdict(chosen, final, differences),
+        verdict=verdict(chosen, final, found),
         notes=(
             *cautions(judgement, constraints),
             *broken_on_report(reading, chosen, base, final, constraints),

@@ -29,8 +29,8 @@ def verdict(chosen: Point, final: Point, differences: Sequence[Difference]) -> s
     ]
     said: dict[str, list[str]] = {}
     for each in others:
-        name = f"{_name(each)} (utility {signed(each.utility, front.POINTS)})"
-        said.setdefault(_claim(each.utility), []).append(name)
+        name = f"{_name(each)} (utility {signed(each.utility, front.POINTS)}{_shared(each)})"
+        said.setdefault(_claim(each), []).append(name)
     subject = str(chosen)
     if chosen.is_base:
         subject = "the base is the choice: it"
@@ -41,12 +41,20 @@ def verdict(chosen: Point, final: Point, differences: Sequence[Difference]) -> s
     return sentence[0].upper() + sentence[1:]
 
 
-def _claim(utility: Interval) -> str:
-    if utility.low > 0:
-        return "does better than"
-    if utility.high < 0:
-        return "does worse than"
-    return "cannot be told apart from"
+def _claim(each: Difference) -> str:
+    if not (_leaves_zero_out(each.utility) if each.is_clear is None else each.is_clear):
+        return "cannot be told apart from"
+    return "does better than" if each.utility.estimate > 0 else "does worse than"
+
+
+def _shared(each: Difference) -> str:
+    """Why an interval that leaves zero out is no claim: there are two comparisons."""
+    is_close = _leaves_zero_out(each.utility) and each.is_clear is False
+    return ", but of two comparisons" if is_close else ""
+
+
+def _leaves_zero_out(value: Interval) -> bool:
+    return value.low > 0 or value.high < 0
 
 
 def _name(each: Difference) -> str:

@@ -9,8 +9,8 @@ the table, so items are drawn with replacement from it: as from an endless set w
 coverage   share of 95% intervals of chosen minus base and chosen minus final (utility, target and
            general, on report items) that hold the true difference
 claims     with all points made equal (each item's score is drawn anew at every point from the
-           item's own rate, the same at all points): share of selections whose interval of chosen
-           minus base or minus final leaves zero out
+           item's own rate, the same at all points): share of selections whose verdict says that
+           the chosen point does better or worse than the base or the final checkpoint
 bias       mean of reported less true utility of the chosen point, on report items, in points;
            beside it the same on selection items, which is the optimism users are spared
 """
@@ -36,7 +36,7 @@ from backtrack.selection.budget import Budget
 from backtrack.selection.judging import judge
 from backtrack.selection.progress import Meter
 from backtrack.selection.reading import Reading
-from backtrack.selection.reporting import difference
+from backtrack.selection.reporting import differences
 from backtrack.selection.searching import Worker
 from tests.bench.replay import InMemory, Recorded, Stand, load, near
 
@@ -122,12 +122,12 @@ def one(job: tuple[str, int, bool]) -> dict[str, Any]:
     chosen = judgement.chosen
     own = truth_of(table, chosen, is_equal=is_equal)
     found: dict[str, Any] = {"covered": [], "claims": False}
-    for to, other in (("base", bench.ends[0]), ("final", bench.ends[1])):
+    gaps = differences(reading, chosen, run.final)
+    for gap, other in zip(gaps, bench.ends, strict=True):
         if chosen == other:
             continue
-        gap = difference(reading, chosen, other, to)  # type: ignore[arg-type]
         true = truth_of(table, other, is_equal=is_equal)
-        found["claims"] |= gap.utility.low > 0 or gap.utility.high < 0
+        found["claims"] |= bool(gap.is_clear)
         for key in ("target", "general", "utility"):
             interval = getattr(gap, key)
             found["covered"].append(interval.low <= own[key] - true[key] <= interval.high)

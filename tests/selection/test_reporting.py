@@ -1,0 +1,74 @@
+"""What a report claims of the chosen point against base and final checkpoint."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from backtrack.point import Point
+from backtrack.records import Interval
+from backtrack.selection.measured import Setting, Table
+from backtrack.selection.reading import Reading
+from backtrack.selection.reporting import differences
+from backtrack.selection.wording import verdict
+from backtrack.selection_records import Difference, Yardstick
+from tests.selection.fakes import make_info
+
+FINAL, CHOSEN = Point(step=40), Point(step=40, alpha=0.5)
+POINTS = (Point.base(), CHOSEN, FINAL)
+INFOS = (make_info("sums", "target"), make_info("law", "general"))
+YARDSTICKS = {info.name: Yardstick(zero=0, hundred=1) for info in INFOS}
+
+
+def reading_of(rates, seed: int, num_items: int = 100) -> Reading:
+    """Right and wrong answers at three points, drawn anew at each."""
+    rng = np.random.default_rng(seed)
+    shape = (len(POINTS), num_items)
+    scores = {o.name: (rng.random(shape) < np.array(rates)[:, None]).astype(float) for o in INFOS}
+    ids = {o.name: tuple(f"{o.name}/{i:04d}" for i in range(num_items)) for o in INFOS}
+    setting = Setting("report", "attached", "native", INFOS, ids)
+    table = Table(setting, POINTS, ("report",) * 3, np.array([0.0, 1.0, 2.0]), scores)
+    return Reading(table, YARDSTICKS, 0.5, seed, 1000)
+
+
+def test_two_comparisons_together_rarely_claim_a_difference_that_is_none():
+    found = [differences(reading_of([0.6] * 3, seed), CHOSEN, FINAL) for seed in range(400)]
+    by_interval = [any(d.utility.low > 0 or d.utility.high < 0 for d in pair) for pair in found]
+    clear = [any(d.is_clear for d in pair) for pair in found]
+    assert np.mean(clear) <= 0.06
+    assert np.mean(by_interval) > np.mean(clear)
+
+
+def test_a_single_comparison_goes_by_its_own_interval():
+    for seed in range(50):
+        to_base, to_final = differences(reading_of([0.5, 0.6, 0.6], seed), FINAL, FINAL)
+        assert to_base.is_clear == (to_base.utility.low > 0 or to_base.utility.high < 0)
+        assert to_final.is_clear is False
+
+
+def test_a_large_difference_is_clear_and_said():
+    found = differences(reading_of([0.2, 0.9, 0.5], 0), CHOSEN, FINAL)
+    assert [each.is_clear for each in found] == [True, True]
+    said = verdict(CHOSEN, FINAL, found)
+    assert said.startswith("Step 40 alpha 0.5 does better than the base (utility +")
+    assert " and the final checkpoint (utility +" in said
+
+
+def made(*, is_clear: bool | None) -> tuple[Difference, ...]:
+    none, close = (Interval(estimate=e, low=e - 1, high=e + 1) for e in (0.0, 1.1))
+    flat = {"target": none, "general": none, "items_to_settle": 9}
+    return (
+        Difference(to="base", utility=none, is_clear=False, **flat),
+        Difference(to="final", utility=close, is_clear=is_clear, **flat),
+    )
+
+
+def test_an_interval_that_leaves_zero_out_by_a_hair_is_no_claim_and_the_reason_is_said():
+    assert verdict(CHOSEN, FINAL, made(is_clear=False)) == (
+        "Step 40 alpha 0.5 cannot be told apart from the base (utility +0.0 points [-1.0, +1.0]) "
+        "and the final checkpoint (utility +1.1 points [+0.1, +2.1], but of two comparisons)."
+    )
+
+
+def test_selections_of_older_commits_are_read_by_their_intervals():
+    said = verdict(CHOSEN, FINAL, made(is_clear=None))
+    assert "does better than the final checkpoint (utility +1.1 points [+0.1, +2.1])." in said
