@@ -1,6 +1,7 @@
 """Choosing a point: measure along the path, weigh target against general, say how sure that is.
 
 space       which points: anchors, and what a sampler may propose
+items       which items choose and which report, and the parts a point earns
 bench       measures a point's objectives on fixed items, part by part, each at most once
 racing      which point is measured next, and which is dropped (pure)
 budget      what a search costs and may cost (pure)
@@ -22,5 +23,8 @@ sweeping    the rule's answers at every weight, for the page (pure)
 baselines   what users take without a search, measured beside the choice
 guard       items that were trained on, benchmarks one chose by
 wording     verdict and cautions (pure)
+comparing   baselines that are no points, beside the race
+progress    what is told while measuring
+serving     the engine in place of the live model
 selecting   all of it: `select`
 """

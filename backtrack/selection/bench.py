@@ -8,14 +8,13 @@ not before.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from backtrack.errors import ObjectiveError, UsageError
+from backtrack.errors import UsageError
 from backtrack.evaluate.measuring import measure
 from backtrack.evaluate.served import Served
 from backtrack.point import Point
@@ -23,6 +22,7 @@ from backtrack.recipe import Recipe, SearchSection, VllmEngine
 from backtrack.records import ROLES
 from backtrack.run.directory import MEASURED, write_atomically
 from backtrack.selection.guard import find_shared, write_shared
+from backtrack.selection.items import ITEMS, Items, keep_items, read_items
 from backtrack.selection.measured import (
     Setting,
     Wanted,
@@ -30,11 +30,9 @@ from backtrack.selection.measured import (
     recorded_setting,
     tabulate,
 )
-from backtrack.selection.statistics import chunks, split_items
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from backtrack.evaluate.engine.standing import EnginePlacement
     from backtrack.evaluate.objective import Objective
@@ -54,9 +52,6 @@ class _Index:
     items: dict[Point, dict[str, set[str]]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(set))
     )
-
-
-ITEMS = "items.json"
 
 
 class Bench:
@@ -85,9 +80,9 @@ class Bench:
         self.section = self.recipe.search if self.recipe else SearchSection()
         self._placement = placement
         self._objectives = None if objectives is None else tuple(objectives)
-        self._items: dict[Split, dict[str, tuple[str, ...]]] = {}
+        self._items: Items | None = None
+        self._kept: set[Split] = set()
         self._stands_at: Point | None = None
-        self._parts: dict[Split, list[dict[str, tuple[str, ...]]]] = {}
         self._settings: dict[Split, Setting] = {}
         self._recorded = run.measurements()
         self._indices: dict[Split, _Index] = {}
@@ -138,7 +133,7 @@ class Bench:
                 form=self.placement.form,
                 curve=self.placement.curve,
                 objectives=tuple(objective.info for objective in self.objectives),
-                item_ids=self._split(split),
+                item_ids=self._drawn.of(split),
             )
         return self._settings[split]
 
@@ -169,7 +164,7 @@ class Bench:
             wanted,
             ends=self.ends,
             forms=forms | self._asked_forms(),
-            items=_read_items(self.run.path / ITEMS),
+            items=read_items(self.run.path / ITEMS),
         )
 
     def table(self, setting: Setting) -> Table:
@@ -202,20 +197,11 @@ class Bench:
 
     def parts(self, split: Split) -> list[dict[str, tuple[str, ...]]]:
         """The items by objective's name, in the parts a point earns them in; builds."""
-        if split not in self._parts:
-            shares = self.section.racing.shares if split == "selection" else ()
-            by_name = {
-                name: chunks(ids, shares, self.section.seed, self.section.batch_size)
-                for name, ids in self._split(split).items()
-            }
-            count = max(len(found) for found in by_name.values())
-            self._parts[split] = [
-                {name: found[i] for name, found in by_name.items() if i < len(found)}
-                for i in range(count)
-            ]
-            if count > 1:
-                _keep_items(self.run.path / ITEMS, self._split(split))
-        return self._parts[split]
+        parts = self._drawn.parts(split)
+        if len(parts) > 1 and split not in self._kept:
+            keep_items(self.run.path / ITEMS, self._drawn.of(split))
+            self._kept.add(split)
+        return parts
 
     def measure(
         self, point: Point, split: Split, origin: str, meter: Meter, part: int | None = None
@@ -300,23 +286,11 @@ class Bench:
             and not there[objective.info.name].issuperset(part[objective.info.name])
         ]
 
-    def _split(self, split: Split) -> dict[str, tuple[str, ...]]:
-        if not self._items:
-            shares = {o.info.name: self._shares(o) for o in self.objectives}
-            self._items = {
-                "selection": {name: selection for name, (selection, _) in shares.items()},
-                "report": {name: report for name, (_, report) in shares.items()},
-            }
-        return self._items[split]
-
-    def _shares(self, objective: Objective) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        items = self.section.items
-        try:
-            return split_items(
-                objective.item_ids, items.selection, items.report, self.section.seed
-            )
-        except ObjectiveError as error:
-            raise ObjectiveError(f"objective {objective.info.name!r}: {error}") from error
+    @property
+    def _drawn(self) -> Items:
+        if self._items is None:
+            self._items = Items.drawn(self.section, self.objectives)
+        return self._items
 
     def _is_on_record(self) -> bool:
         """Whether the recipe asks for what the last one measured, as far as files can tell."""
@@ -389,21 +363,6 @@ def _what_is_measured(recipe: Recipe) -> object:
         recipe.search.seed,
         recipe.engine.decides if isinstance(recipe.engine, VllmEngine) else None,
     )
-
-
-def _read_items(path: Path) -> dict[str, tuple[str, ...]]:
-    """Sets of items by their names."""
-    if not path.exists():
-        return {}
-    return {name: tuple(ids) for name, ids in json.loads(path.read_text("utf-8")).items()}
-
-
-def _keep_items(path: Path, item_ids: Mapping[str, tuple[str, ...]]) -> None:
-    """Write down the sets that measurements name as the whole of theirs."""
-    known = _read_items(path)
-    more = {items_digest(ids): ids for ids in item_ids.values()}
-    if not more.keys() <= known.keys():
-        write_atomically(path, json.dumps(known | more) + "\n")
 
 
 def _key(m: Measurement) -> tuple[object, ...]:

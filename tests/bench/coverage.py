@@ -33,6 +33,7 @@ from backtrack.point import Point
 from backtrack.recipe import Recipe
 from backtrack.selection.bench import Bench
 from backtrack.selection.budget import Budget
+from backtrack.selection.items import Items
 from backtrack.selection.judging import judge
 from backtrack.selection.progress import Meter
 from backtrack.selection.reading import Reading
@@ -106,10 +107,11 @@ def one(job: tuple[str, int, bool]) -> dict[str, Any]:
     stand: Any = Stand(table)
     bench = Bench(run, recipe, stand, objectives)
     shares = {o.info.name: len(o.item_ids) // 2 for o in objectives}
-    bench._items = {
-        "selection": {o.info.name: o.item_ids[: shares[o.info.name]] for o in objectives},
-        "report": {o.info.name: o.item_ids[shares[o.info.name] :] for o in objectives},
-    }
+    bench._items = Items(
+        recipe.search,
+        {o.info.name: o.item_ids[: shares[o.info.name]] for o in objectives},
+        {o.info.name: o.item_ids[shares[o.info.name] :] for o in objectives},
+    )
     ledger: Any = InMemory()
     Worker(bench, ledger, Budget(recipe.search.budget), 4, None, is_alone=True).work()
     selection = bench.table(bench.setting("selection"))

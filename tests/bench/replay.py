@@ -45,6 +45,7 @@ from backtrack.selection import front
 from backtrack.selection.bench import Bench
 from backtrack.selection.budget import Budget
 from backtrack.selection.choosing import choose
+from backtrack.selection.items import Items
 from backtrack.selection.reading import read
 from backtrack.selection.searching import Worker
 from backtrack.selection.spacing import spacing
@@ -347,7 +348,8 @@ def ours(replayed: Replayed, cost: float, **section: Any) -> dict[float, Judged]
     objectives: Any = [Rows(info, replayed) for info in table.infos]
     bench = Bench(run, recipe, Stand(table), objectives)  # type: ignore[arg-type]
     # Every item drawn is for selection: the truth takes the place of the report.
-    bench._items = {"selection": {o.info.name: tuple(sorted(o.item_ids)) for o in objectives}}
+    drawn = {o.info.name: tuple(sorted(o.item_ids)) for o in objectives}
+    bench._items = Items(search, drawn, {})
     ledger: Any = InMemory()
     budget = Budget(search.budget)
     worker = Worker(bench, ledger, budget, search.trials, None, is_alone=True)
