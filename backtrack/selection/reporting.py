@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from backtrack.point import Point
-from backtrack.selection.statistics import LEVEL, interval
+from backtrack.records import ROLES
+from backtrack.selection.statistics import interval, shared_level
 from backtrack.selection_records import BaselineRow, Difference, ReportRow
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def difference(
     utility = paired(reading.utilities, reading.utility_samples, i, j)
     means, samples = reading.table.means, reading.samples
     gaps = reading.utility_samples[:, i] - reading.utility_samples[:, j]
-    strict = interval(utility.estimate, gaps, 1 - (1 - LEVEL) / max(num_compared, 1))
+    strict = interval(utility.estimate, gaps, shared_level(num_compared, _num_free(reading)))
     return Difference(
         to=to,
         target=paired(reading.role("target"), reading.role_samples("target"), i, j),
@@ -86,6 +87,15 @@ def difference(
         items_to_settle=reading.items_to_settle(i, j, utility.estimate),
         is_clear=strict.low > 0 or strict.high < 0,
     )
+
+
+def _num_free(reading: Reading) -> int:
+    """Items of the role that has fewer, less one for each of its objectives."""
+    setting = reading.table.setting
+    free = dict.fromkeys(ROLES, 0)
+    for objective in setting.objectives:
+        free[objective.role] += len(setting.item_ids[objective.name]) - 1
+    return min(free.values())
 
 
 def paired(values: Floats, samples: Floats, column: int, other: int) -> Interval:

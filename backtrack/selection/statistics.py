@@ -219,6 +219,22 @@ def interval(estimate: float, samples: Floats, level: float = LEVEL) -> Interval
     return Interval(estimate=float(estimate), low=float(low), high=float(high))
 
 
+def shared_level(num_compared: int, num_free: int) -> float:
+    """Level of a bootstrap interval at which several comparisons together keep `LEVEL`.
+
+    The error is shared equally (Bonferroni). A bootstrap takes its spread for the true one; what
+    that leaves out of few items is made up for by Student's quantile in place of the normal one.
+
+    Args:
+        num_compared: Comparisons.
+        num_free: Items less what was estimated from them.
+    """
+    from scipy.special import ndtr, stdtrit
+
+    tail = (1 - LEVEL) / 2 / max(num_compared, 1)
+    return float(2 * ndtr(stdtrit(max(num_free, 1), 1 - tail)) - 1)
+
+
 def chances_best(utilities: Floats) -> Floats:
     """Share of bootstrap samples in which each point is highest; a draw is shared.
 

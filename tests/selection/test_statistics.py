@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 
@@ -13,6 +15,7 @@ from backtrack.selection.statistics import (
     items_to_settle,
     pooled_deviation,
     resample_means,
+    shared_level,
     split_items,
     stratum,
 )
@@ -209,3 +212,12 @@ def test_parts_are_nested_shares_of_every_stratum_and_make_up_all_items():
         assert sum(stratum(i) == "a" for i in part) == len(part) / 4
     assert chunks(list(reversed(items)), (0.25, 0.5), seed=3) == parts
     assert [len(part) for part in chunks(items, (0.25, 0.5), 3, batch_size=16)] == [48, 32, 80]
+
+
+@pytest.mark.parametrize(
+    ("num_compared", "num_free", "quantile"),
+    [(1, 10**9, 1.9600), (2, 10**9, 2.2414), (1, 149, 1.9760), (2, 30, 2.3596), (1, 10, 2.2281)],
+)
+def test_a_shared_level_has_student_s_quantile(num_compared, num_free, quantile):
+    level = shared_level(num_compared, num_free)
+    assert NormalDist().inv_cdf((1 + level) / 2) == pytest.approx(quantile, abs=0.005)
