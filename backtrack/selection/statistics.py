@@ -1,4 +1,4 @@
-"""Paired statistics over items: how to split them, resample them and read the result. Pure numpy.
+"""Paired statistics over items: how to split them, resample them and read the result. Pure.
 
 Words: an ITEM is one scored question or window; its STRATUM is its id's part before the last
 slash, usually a task. A SCORES matrix has one row a point and one column an item, the same items
