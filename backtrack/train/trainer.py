@@ -185,6 +185,15 @@ def _take_steps(trainer: Any, folder: Path) -> None:
             "the GPU's memory is full. Lower `sft.per_device_train_batch_size` and raise "
             "`sft.gradient_accumulation_steps`, or lower `sft.max_length`."
         ) from error
+    except KeyError as error:
+        if "metric_for_best_model" not in str(error):
+            raise
+        logged = dict.fromkeys(name for entry in trainer.state.log_history for name in entry)
+        known = ", ".join(name for name in logged if name.startswith("eval_"))
+        raise RunError(
+            f"early_stop.metric: there is no {trainer.args.metric_for_best_model!r} among what is "
+            f"evaluated. There are: {known}. Name one of them and train under another name."
+        ) from error
     except (OSError, RuntimeError) as error:
         if not isinstance(error, OSError) and not any(
             s in str(error) for s in _SIGNS_OF_A_FULL_DISK

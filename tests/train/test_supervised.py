@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from backtrack.errors import UsageError
+from backtrack.errors import RunError, UsageError
 from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.run.reader import read_checkpoint
@@ -102,6 +102,21 @@ def test_evaluation_is_logged_and_stops_a_training_that_no_longer_gains(
     # A run that a rule has stopped is finished: resuming takes no step.
     again = make_recipe(method=LORA, data=data, sft=sft, early_stop={"patience": 2})
     assert train(again, resume=True).steps == run.steps
+
+
+def test_a_metric_that_nobody_logs_is_named_with_those_there_are(
+    make_recipe: MakeRecipe, sums: Path
+) -> None:
+    data = {"train": str(sums), "prompt": "{sum}", "completion": " {answer}"}
+    data |= {"split": "train[8:]", "eval_split": "train[:8]"}
+    recipe = make_recipe(
+        method=LORA,
+        data=data,
+        sft={"max_steps": 2, "eval_steps": 1},
+        early_stop={"metric": "eval_rouge"},
+    )
+    with pytest.raises(RunError, match=r"no 'eval_rouge' among .* There are: eval_loss, "):
+        train(recipe)
 
 
 def test_the_order_of_the_data_is_the_seeds(make_recipe: MakeRecipe, tmp_path: Path) -> None:
