@@ -80,7 +80,8 @@ def captions(selection: Selection) -> dict[str, tuple[str, str]]:
     if any(not c.is_feasible for c in selection.candidates):
         faded = " Faded points miss a constraint."
     plane = (
-        "Each mark is a measured point, on the selection items; right and up is better. The cross "
+        "Each mark is a measured point, on the selection items; right and up is better. The front "
+        "is that of scores smoothed over the points, drawn where these were measured. The cross "
         f"is the chosen point's {selection.level:.0%} interval, on the report items where it was "
         f"measured there.{faded}"
     )
