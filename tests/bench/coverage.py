@@ -10,7 +10,8 @@ coverage   share of 95% intervals of chosen minus base and chosen minus final (u
            general, on report items) that hold the true difference
 claims     with all points made equal (each item's score is drawn anew at every point from the
            item's own rate, the same at all points): share of selections whose verdict says that
-           the chosen point does better or worse than the base or the final checkpoint
+           the chosen point does better or worse than the base or the final checkpoint; and of
+           those that name it the winner, doing better than one of them
 bias       mean of reported less true utility of the chosen point, on report items, in points;
            beside it the same on selection items, which is the optimism users are spared
 """
@@ -123,13 +124,14 @@ def one(job: tuple[str, int, bool]) -> dict[str, Any]:
     reading = Reading(report, judgement.reading.yardsticks, 0.5, seed)
     chosen = judgement.chosen
     own = truth_of(table, chosen, is_equal=is_equal)
-    found: dict[str, Any] = {"covered": [], "claims": False}
+    found: dict[str, Any] = {"covered": [], "claims": False, "wins": False}
     gaps = differences(reading, chosen, run.final)
     for gap, other in zip(gaps, bench.ends, strict=True):
         if chosen == other:
             continue
         true = truth_of(table, other, is_equal=is_equal)
         found["claims"] |= bool(gap.is_clear)
+        found["wins"] |= bool(gap.is_clear) and gap.utility.estimate > 0
         for key in ("target", "general", "utility"):
             interval = getattr(gap, key)
             found["covered"].append(interval.low <= own[key] - true[key] <= interval.high)
@@ -160,7 +162,7 @@ def main() -> None:
 def show(results: list[dict[str, Any]], *, is_equal: bool) -> None:
     """Coverage, claims and bias with their standard errors."""
     covered = np.array([c for r in results for c in r["covered"]])
-    claims = np.array([r["claims"] for r in results])
+    claims, wins = (np.array([r[key] for r in results]) for key in ("claims", "wins"))
     bias, optimism = (np.array([r[key] for r in results]) for key in ("bias", "optimism"))
     count = len(results)
     print(
@@ -169,7 +171,9 @@ def show(results: list[dict[str, Any]], *, is_equal: bool) -> None:
     )
     if len(covered):
         print(f"  coverage {100 * covered.mean():.1f}% of {len(covered)} intervals")
-    print(f"  selections that claim a difference {100 * claims.mean():.1f}%")
+    for name, flags in (("claim a difference", claims), ("name a winner", wins)):
+        error = math.sqrt(flags.mean() * (1 - flags.mean()) / count)
+        print(f"  selections that {name} {100 * flags.mean():.1f} +- {100 * error:.1f}%")
     for name, values in (("bias on report items", bias), ("on selection items", optimism)):
         error = values.std(ddof=1) / math.sqrt(count)
         print(f"  {name} {values.mean():+.2f} +- {error:.2f} points")
