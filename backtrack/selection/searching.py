@@ -28,7 +28,7 @@ from backtrack.selection.progress import Meter, Progress
 from backtrack.selection.racing import EXPLORED, NUM_RESAMPLES, Unit, next_deep, next_first
 from backtrack.selection.reading import axes_of, read
 from backtrack.selection.sampling import Past, propose
-from backtrack.selection.space import Space, anchors
+from backtrack.selection.space import Space, anchors, spread
 from backtrack.selection.study import STUDY, open_ledger, quiet, study_name
 from backtrack.selection_records import Constraints
 
@@ -127,7 +127,8 @@ class Worker:
         self._num_trials = num_trials
         self._is_alone = is_alone
         self._space = Space.of(bench.run.steps, bench.section)
-        self._anchors = anchors(bench.run.steps, bench.section)
+        points = anchors(bench.run.steps, bench.section)
+        self._anchors = spread(points) if budget.is_bounded else points
         self._parts = bench.parts("selection")
         self._meter = Meter(0, on_progress)
         self._num_known_when_exhausted = -1

@@ -50,6 +50,29 @@ def anchors(steps: Sequence[int], section: SearchSection) -> tuple[Point, ...]:
     return tuple(dict.fromkeys(points))
 
 
+def spread(points: Sequence[Point]) -> tuple[Point, ...]:
+    """The anchors in an order of which any first few lie far apart, for a budget that may end.
+
+    After the ends comes, again and again, the strength of the final checkpoint farthest from those
+    before, the larger of equals; then all else as it was.
+
+    Args:
+        points: As `anchors` gives them.
+    """
+    ends, final = points[:2], points[1]
+    rest = [p for p in points[2:] if (p.step, p.profile) == (final.step, final.profile)]
+    others = [p for p in points[2:] if p not in rest]
+    found = list(ends)
+
+    def way(point: Point) -> tuple[float, float]:
+        return round(min(abs(point.alpha - p.alpha) for p in found), 9), point.alpha
+
+    while rest:
+        found.append(max(rest, key=way))
+        rest.remove(found[-1])
+    return (*found, *others)
+
+
 def _evenly(steps: Sequence[int], count: int) -> list[int]:
     """`count` of the steps before the last, with equal gaps between start, picks and last."""
     count = min(count, len(steps) - 1)

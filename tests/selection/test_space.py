@@ -8,7 +8,7 @@ import pytest
 from backtrack.point import Point
 from backtrack.recipe import SearchSection
 from backtrack.selection.sampling import distributions
-from backtrack.selection.space import Space, anchors, highest_alpha
+from backtrack.selection.space import Space, anchors, highest_alpha, spread
 
 STEPS = tuple(range(10, 110, 10))
 SPACE = Space(STEPS, 1.2)
@@ -106,6 +106,15 @@ def test_only_profiles_that_may_be_proposed_add_parameters():
 def test_profiles_without_a_strength_to_search_are_anchors_too():
     section = SearchSection(alphas=(), checkpoints=0, profiles=("uniform", "safe", "depth"))
     assert [str(point) for point in anchors(STEPS, section)][2:] == ["step 100 alpha 1 safe"]
+
+
+def test_under_a_budget_the_first_few_anchors_lie_far_apart():
+    found = anchors(STEPS, SearchSection(checkpoints=2))
+    ordered = spread(found)
+    assert sorted(map(str, ordered)) == sorted(map(str, found))
+    assert ordered[:2] == found[:2]
+    assert [point.alpha for point in ordered[2:5]] == [0.5, 0.8, 0.3]
+    assert [point.step for point in ordered[-2:]] == [point.step for point in found[-2:]]
 
 
 @pytest.mark.parametrize(
