@@ -306,7 +306,7 @@ class SweptWeight(Record):
             the first that meets the bounds at hand is the top.
         tied: For each top the candidates that cannot be told apart from it, as bits.
         open: Likewise those of them that the rule may choose.
-        smoothed: Utility on the curves fitted along alpha, in points, by candidate.
+        smoothed: Utility of smoothed scores, in points, by candidate.
         to_base: Interval of the utility of each candidate in `Sweep.choosable` less the base's,
             low and high, in points, on the selection items.
         to_final: Likewise to the final checkpoint.

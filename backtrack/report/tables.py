@@ -105,7 +105,9 @@ def candidates(selection: Selection) -> Table:
         "highest utility."
     )
     if has_fit:
-        caption += " Smoothed: utility on the curve fitted along alpha, which the choice goes by."
+        caption += (
+            " Smoothed: utility of scores smoothed over the points, which the choice goes by."
+        )
     kept = [
         (place, c) for i, (place, c) in enumerate(ordered) if i < MAX_ROWS or _is_end(selection, c)
     ]

@@ -7,7 +7,7 @@
    that lie on a curve: at least five strengths of one step and profile, the base being one of
    each. The TOP is the eligible point of highest smoothed utility.
 4. TIED are the eligible points that the items cannot tell from the top: the paired bootstrap
-   interval of top minus point, at 95%, covers zero, both taken on the fitted curves; and those
+   interval of top minus point, at 95%, covers zero, both by their smoothed scores; and those
    measured, on all items, no lower than the top, whatever the curve says.
 5. The base is the choice where it is tied. Else the choice is the tied point nearest the base, by
    distance, then alpha, then step, of those at most `INDIFFERENCE` points below the top.
@@ -58,9 +58,9 @@ class Decision:
     Attributes:
         chosen: Column of the choice.
         top: Column of the highest smoothed utility.
-        smoothed: Utility on the fitted curves.
+        smoothed: Utility of the smoothed scores.
         is_tied: Eligible and not told apart from the top.
-        chances: Share of bootstrap samples in which it is highest on the fitted curves, among the
+        chances: Share of bootstrap samples in which it is highest by smoothed scores, among the
             eligible.
     """
 
@@ -118,13 +118,13 @@ class Measured:
 
     @property
     def smoothed_roles(self) -> Floats:
-        """Target and general on the fitted curves, [roles, points]."""
+        """Target and general, smoothed, [roles, points]."""
         pairs = zip(self.smoothings, self.roles, strict=True)
         return np.stack([smoothing.matrix @ role for smoothing, role in pairs])
 
     @cached_property
     def smoothed(self) -> Floats:
-        """Utility on the fitted curves, [points]."""
+        """Utility of the smoothed scores, [points]."""
         return self.weigh(self.smoothed_roles)
 
     @cached_property
@@ -150,7 +150,7 @@ class Measured:
 
     @cached_property
     def is_on_front(self) -> Flags:
-        """Held, and no other held point is better on both roles on the fitted curves, [points]."""
+        """Held, and no other held point is better on both smoothed roles, [points]."""
         held = np.flatnonzero(self.is_held)
         target, general = self.smoothed_roles[:, held]
         flags = np.zeros(len(self.points), dtype=bool)

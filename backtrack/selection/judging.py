@@ -18,7 +18,7 @@ from backtrack.selection.statistics import LEVEL, interval
 from backtrack.selection_records import Candidate, WeightRange
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from backtrack.selection_records import Constraints
 
     Floats = NDArray[np.float64]
-    Means = Mapping[str, Floats]
 
 _NO_BOX = 1e-6
 """Square points: less is rounding."""
@@ -136,7 +135,7 @@ def _ranges(reading: Reading, columns: Sequence[int]) -> Iterator[WeightRange]:
 def front_hypervolume(judgement: Judgement) -> Interval | None:
     """Share of the box from the worse of base and final to the best seen that is dominated.
 
-    On the fitted curves; the points on the front stay the same in every sample.
+    By smoothed scores; the points on the front stay the same in every sample.
     """
     measured = judgement.reading.measured
     values, samples = measured.smoothed_roles, measured.smoothed_role_samples

@@ -10,9 +10,8 @@ UNIT of work is one point and the next part it lacks:
    the number of looks a point is given. What it was measured on still counts for its curve. Base
    and final checkpoint are never dropped.
 3. The others get part after part, in the order of their PROMISE: how often a point is the highest
-   when utilities are drawn as they may be, summed over weights from 0 to 1. On a curve they are
-   drawn from what is fitted there (Thompson 1933), so that few items at a point, or none near it,
-   count as not knowing; elsewhere from the bootstrap.
+   when utilities are drawn as they may be by the smoothing over all points (Thompson 1933), so
+   that few items at a point, or none near it, count as not knowing; summed over weights.
 
 With a budget, step 1 takes at most `EXPLORED` of it, and step 3 goes on until it is spent.
 Without one it ends when every point that stayed in the race has all items.
@@ -83,7 +82,7 @@ def dropped(reading: Reading, level: float) -> Flags:
 
 
 def promise(reading: Reading, weights: Sequence[float] = WEIGHTS) -> Floats:
-    """How often each point is the highest on the fitted curves, summed over weights, [points]."""
+    """How often each point is the highest of the drawn ones, summed over weights, [points]."""
     total = np.zeros(len(reading.table.points))
     for weight in weights:
         total += chances_best(_draws(reading.at(weight).measured, reading.seed))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from backtrack.point import Point
 from backtrack.records import ROLES
-from backtrack.selection.statistics import interval, shared_level
+from backtrack.selection.statistics import LEVEL, interval, shared_level
 from backtrack.selection_records import BaselineRow, Difference, ReportRow
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from backtrack.selection_records import Baseline
 
     Floats = NDArray[np.float64]
-    Means = Mapping[str, Floats]
 
 Compared = Literal["base", "chosen", "final"]
 
@@ -76,8 +75,8 @@ def difference(
     i, j = reading.table.column(chosen), reading.table.column(other)
     utility = paired(reading.utilities, reading.utility_samples, i, j)
     means, samples = reading.table.means, reading.samples
-    gaps = reading.utility_samples[:, i] - reading.utility_samples[:, j]
-    strict = interval(utility.estimate, gaps, shared_level(num_compared, _num_free(reading)))
+    level = shared_level(num_compared, _num_free(reading))
+    strict = paired(reading.utilities, reading.utility_samples, i, j, level)
     return Difference(
         to=to,
         target=paired(reading.role("target"), reading.role_samples("target"), i, j),
@@ -98,9 +97,12 @@ def _num_free(reading: Reading) -> int:
     return min(free.values())
 
 
-def paired(values: Floats, samples: Floats, column: int, other: int) -> Interval:
+def paired(
+    values: Floats, samples: Floats, column: int, other: int, level: float = LEVEL
+) -> Interval:
     """The difference of two columns, drawn together."""
-    return interval(values[column] - values[other], samples[:, column] - samples[:, other])
+    gaps = samples[:, column] - samples[:, other]
+    return interval(values[column] - values[other], gaps, level)
 
 
 def baseline_row(reading: Reading, baseline: Baseline, column: int, chosen: int) -> BaselineRow:

@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 from backtrack.errors import ObjectiveError
 from backtrack.evaluate.build import build_objectives
+from backtrack.evaluate.examples import _Encoded
 from backtrack.evaluate.forward import Greedy, complete, continuations, encode
 
 PAIRS = [
@@ -315,3 +316,16 @@ def test_unknown_and_repeated_items_are_refused(build, model, tokenizer):
     with pytest.raises(ObjectiveError, match="'items/1' is asked for twice"):
         objective.measure(model, tokenizer, ["items/1", "items/1"])
     assert objective.measure(model, tokenizer, []) == ()
+
+
+def test_items_are_encoded_once_for_a_tokenizer_and_anew_for_another():
+    calls: list[tuple[str, int]] = []
+
+    def make(tokenizer: str, place: int) -> str:
+        calls.append((tokenizer, place))
+        return f"{tokenizer}{place}"
+
+    encoded = _Encoded()
+    asked = [("a", 0), ("a", 1), ("a", 0), ("b", 0), ("a", 0)]
+    assert [encoded.of(*each, make) for each in asked] == ["a0", "a1", "a0", "b0", "a0"]
+    assert calls == [("a", 0), ("a", 1), ("b", 0), ("a", 0)]
