@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from backtrack.point import Point
     from backtrack.run.adopt import adopt
     from backtrack.run.directory import Run
-    from backtrack.selection.searching import search
-    from backtrack.selection.selecting import select
-    from backtrack.train.callback import TrajectoryCallback
+    from backtrack.selection.choice.select import select
+    from backtrack.selection.search.driver import search
+    from backtrack.train.trajectory.callback import TrajectoryCallback
 
 __version__ = "0.1.0"
 
@@ -38,11 +38,11 @@ _HOMES = {
     "Placement": "backtrack.path.placement",
     "Point": "backtrack.point",
     "Run": "backtrack.run.directory",
-    "TrajectoryCallback": "backtrack.train.callback",
+    "TrajectoryCallback": "backtrack.train.trajectory.callback",
     "adopt": "backtrack.run.adopt",
     "export": "backtrack.exporter",
-    "search": "backtrack.selection.searching",
-    "select": "backtrack.selection.selecting",
+    "search": "backtrack.selection.search.driver",
+    "select": "backtrack.selection.choice.select",
 }
 
 

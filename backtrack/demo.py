@@ -16,8 +16,8 @@ from backtrack.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
     from backtrack.exporter import Export
+    from backtrack.records.selection import Selection
     from backtrack.run.directory import Run
-    from backtrack.selection_records import Selection
 
 ASSETS = Path(__file__).resolve().parent / "assets" / "demo"
 
@@ -65,7 +65,7 @@ def run_demo(folder: Path, *, seed: int = 0, is_quiet: bool = False) -> Demo:
     # Imported here: they load torch, and the bar above says so.
     from backtrack.exporter import export
     from backtrack.report.page import write_report
-    from backtrack.selection.selecting import select
+    from backtrack.selection.choice.select import select
 
     with terminal.progress("measuring", is_quiet=is_quiet) as report:
         choice = select(
@@ -99,7 +99,7 @@ def _names() -> list[str]:
 
 def _train(recipe: Recipe, *, is_quiet: bool) -> Run:
     with terminal.progress("training", is_quiet=is_quiet) as report:
-        from backtrack.train.trainer import train
+        from backtrack.train.trainers.train import train
 
         return train(
             recipe,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from backtrack.records import Axis, Interval
-    from backtrack.selection_records import Candidate, Difference, ReportRow, Selection
+    from backtrack.records.selection import Candidate, Difference, ReportRow, Selection
 
 SECONDS_BETWEEN_LINES = 10.0
 

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from backtrack.arena.running import read_arena
+from backtrack.arena.driver import read_arena
 from backtrack.records import ROLES
-from backtrack.report.arena_rows import on_path, standings, trained
-from backtrack.report.geometry_rows import correlation_table
-from backtrack.selection.front import hypervolume
+from backtrack.report.arena.rows import on_path, standings, trained
+from backtrack.report.geometry.rows import correlation_table
+from backtrack.selection.stats.front import hypervolume
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from backtrack.arena_records import Arena, ArenaPoint, Entrant
+    from backtrack.records.arena import Arena, ArenaPoint, Entrant
 
 
 def main(folder: Path) -> None:

@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 import backtrack
-from backtrack.arena.running import run_arena
+from backtrack.arena.driver import run_arena
 from backtrack.recipe.arena import load_arena
-from backtrack.report.arena_page import write_arena_page
+from backtrack.report.arena.page import write_arena_page
 
 RECIPE = Path(backtrack.__file__).parent / "assets" / "demo" / "arena.yaml"
 ENTRANTS = (

@@ -17,12 +17,12 @@ import torch
 from peft import LoraConfig, PromptTuningConfig
 
 from backtrack import cli
-from backtrack.cli.searching import parse_budget
-from backtrack.cli.selecting import parse_bounds
+from backtrack.cli.search import parse_budget
+from backtrack.cli.select import parse_bounds
 from backtrack.errors import UsageError
 from backtrack.point import Point
 from backtrack.run.directory import Run
-from backtrack.selection import searching
+from backtrack.selection.search import driver as searching
 from tests.models import make_base, make_peft_run
 from tests.selection import fakes
 

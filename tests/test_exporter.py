@@ -16,16 +16,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from backtrack.errors import UsageError
 from backtrack.exporter import AsForm, export
 from backtrack.exporter.card import Card
-from backtrack.path.loading import probe
+from backtrack.path.models.loading import probe
 from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.recipe import load_recipe
 from backtrack.run.directory import Run
-from backtrack.selection.selecting import select
+from backtrack.selection.choice.select import select
 from tests.models import make_base, make_full_run, make_peft_run
 
 if TYPE_CHECKING:
-    from backtrack.selection_records import Selection
+    from backtrack.records.selection import Selection
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

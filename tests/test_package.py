@@ -16,7 +16,7 @@ import typer
 import backtrack
 from backtrack.cli import app
 from backtrack.recipe import load_recipe, packaged_recipes
-from backtrack.train.check import library_faults
+from backtrack.train.trainers.check import library_faults
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = (
@@ -47,7 +47,7 @@ def test_every_public_name_is_there_and_is_no_module() -> None:
 
 def test_search_and_export_are_functions_in_any_order_of_imports() -> None:
     code = """
-import backtrack.selection.study, backtrack.exporter, backtrack.run.adopt
+import backtrack.selection.search.study, backtrack.exporter, backtrack.run.adopt
 from backtrack import adopt, export, search, select
 print(all(type(x).__name__ == "function" for x in (adopt, export, search, select)))
 """

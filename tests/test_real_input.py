@@ -19,15 +19,15 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from backtrack.exporter import export
-from backtrack.path.loading import probe
+from backtrack.path.models.loading import probe
 from backtrack.path.placement import Placement
 from backtrack.recipe import load_recipe
 from backtrack.records import Interval, Role
+from backtrack.records.selection import Constraints, Selection
 from backtrack.run.adopt import adopt
-from backtrack.selection.selecting import select
-from backtrack.selection_records import Constraints, Selection
-from backtrack.train.check import library_faults
-from backtrack.train.trainer import train
+from backtrack.selection.choice.select import select
+from backtrack.train.trainers.check import library_faults
+from backtrack.train.trainers.train import train
 
 pytestmark = [pytest.mark.shared, pytest.mark.filterwarnings("ignore")]
 

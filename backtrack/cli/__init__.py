@@ -5,8 +5,8 @@ Heavy libraries are imported inside the commands, so `--help` answers at once. E
 order of the help.
 """
 
-from backtrack.cli import making, searching, selecting, exporting  # noqa: F401, I001
-from backtrack.cli import diagnosing, arena, examining, recipes  # noqa: F401
+from backtrack.cli import train, search, select, export  # noqa: F401, I001
+from backtrack.cli import diagnose, arena, doctor, recipes  # noqa: F401
 from backtrack.cli.app import app, main
 
 __all__ = ["app", "main"]

@@ -9,11 +9,11 @@ import typer
 
 from backtrack import terminal
 from backtrack.cli.app import app
-from backtrack.cli.opening import command_line, draw_report, print_json, recipe_path
 from backtrack.cli.options import JsonOption, QuietOption, SetOption
+from backtrack.cli.targets import command_line, draw_report, print_json, recipe_path
 
 if TYPE_CHECKING:
-    from backtrack.arena_records import Arena
+    from backtrack.records.arena import Arena
 
 
 @app.command()
@@ -32,15 +32,15 @@ def arena(
 ) -> None:
     """Train, measure and compare several methods under one rule; goes on where it stopped."""
     if recipe.is_dir():
-        from backtrack.arena.running import read_arena
+        from backtrack.arena.driver import read_arena
 
         folder, found = recipe, read_arena(recipe)
     else:
         folder, found = _run(
             recipe_path(recipe), overrides, is_retry=is_retry, is_quiet=is_quiet or is_json
         )
-    from backtrack.report.arena import write_arena_figures
-    from backtrack.report.arena_page import write_arena_page
+    from backtrack.report.arena.figures import write_arena_figures
+    from backtrack.report.arena.page import write_arena_page
 
     figures = write_arena_figures(folder, found)
     pages = _draw_entrants(folder, found)
@@ -80,8 +80,8 @@ def _run(
     from backtrack.recipe.arena import load_arena
 
     with terminal.progress("arena", is_quiet=is_quiet) as report:
-        from backtrack.arena.running import run_arena
-        from backtrack.train.check import library_faults
+        from backtrack.arena.driver import run_arena
+        from backtrack.train.trainers.check import library_faults
 
         loaded = load_arena(path, overrides or (), checks=[library_faults])
         found = run_arena(
@@ -95,7 +95,8 @@ def _run(
 
 
 def _print(found: Arena) -> None:
-    from backtrack.report import arena_rows, geometry_rows
+    from backtrack.report.arena import rows as arena_rows
+    from backtrack.report.geometry import rows as geometry_rows
 
     terminal.out.print(
         f"{found.name}: base {found.base.model}, weight {found.weight:g}; 95% intervals over "

@@ -10,9 +10,9 @@ import typer
 
 from backtrack import terminal
 from backtrack.cli.app import recipes_app
-from backtrack.cli.opening import print_json, recipe_path
 from backtrack.cli.options import JsonOption, QuietOption, SetOption, recipe_names
-from backtrack.cli.planning import print_plan
+from backtrack.cli.plan import print_plan
+from backtrack.cli.targets import print_json, recipe_path
 
 
 @recipes_app.command("list")
@@ -62,8 +62,8 @@ def check_recipe(
     """List every mistake of a recipe at once, and say what it takes."""
     from backtrack.recipe import load_recipe
     from backtrack.recipe.arena import is_arena, load_arena
-    from backtrack.train.check import library_faults
-    from backtrack.train.plan import make_plan
+    from backtrack.train.plan.plan import make_plan
+    from backtrack.train.trainers.check import library_faults
 
     path = recipe_path(recipe)
     if is_arena(path):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from backtrack.diagnosis_records import ActivationGeometry
+from backtrack.records.diagnosis import ActivationGeometry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

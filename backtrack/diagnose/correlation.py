@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, cast
 
-from backtrack.diagnosis_records import Correlation
 from backtrack.records import Interval
+from backtrack.records.diagnosis import Correlation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from backtrack.diagnosis_records import Forgetting, Over
     from backtrack.records import Role
+    from backtrack.records.diagnosis import Forgetting, Over
 
 QUANTILE = 1.959964
 """Of the normal distribution, for two-sided intervals at 95%."""

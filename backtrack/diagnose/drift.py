@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from backtrack.diagnosis_records import Drift
+from backtrack.records.diagnosis import Drift
 
 if TYPE_CHECKING:
     from torch import Tensor

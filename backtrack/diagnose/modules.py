@@ -20,8 +20,8 @@ from peft.utils.integrations import dequantize_module_weight
 from transformers.pytorch_utils import Conv1D
 
 from backtrack.errors import UsageError
-from backtrack.path.effective import module_parts
-from backtrack.path.handles import plain_name
+from backtrack.path.adapters.effective_weights import module_parts
+from backtrack.path.adapters.handles import plain_name
 from backtrack.path.profiles import block_of, part_of
 from backtrack.recipe import nearest
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from backtrack.diagnosis_records import Part
+    from backtrack.records.diagnosis import Part
 
 DEPTHS = {"first": 0.0, "early": 1 / 3, "late": 2 / 3, "last": 1.0}
 PARTS: tuple[Part, ...] = ("attention", "mlp")

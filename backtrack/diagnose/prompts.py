@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from backtrack.diagnosis_records import PromptSource
 from backtrack.errors import UsageError
-from backtrack.evaluate.documents import JSONL_SUFFIXES, load_records, render
 from backtrack.evaluate.forward import context_tokens, encode
-from backtrack.evaluate.items import digest
+from backtrack.evaluate.objectives.documents import JSONL_SUFFIXES, load_records, render
+from backtrack.evaluate.objectives.items import digest
 from backtrack.recipe import ExamplesObjective, LmEvalObjective, TextObjective
 from backtrack.records import ROLES
+from backtrack.records.diagnosis import PromptSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -148,7 +148,7 @@ def _of_objective(objective: Objective, tokenizer: Any) -> list[str]:
         case TextObjective():
             return _windows(objective, tokenizer)
         case LmEvalObjective():
-            from backtrack.evaluate.harness import Harness
+            from backtrack.evaluate.objectives.lm_eval_task import Harness
 
             paths = [objective.include_path] if objective.include_path else []
             tasks = Harness(tokenizer, 1, paths).tasks(objective)

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from backtrack.diagnosis_records import Spectrum
+from backtrack.records.diagnosis import Spectrum
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from backtrack.diagnosis_records import Mode
+    from backtrack.records.diagnosis import Mode
 
 NUM_DIRECTIONS = 128
 """Leading directions of the randomized mode."""

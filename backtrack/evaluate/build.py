@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from backtrack.evaluate.items import digest
+from backtrack.evaluate.objectives.items import digest
 from backtrack.recipe import (
     ExamplesObjective,
     LmEvalObjective,
@@ -14,8 +14,8 @@ from backtrack.recipe import (
 )
 
 if TYPE_CHECKING:
-    from backtrack.evaluate.harness import Harness
-    from backtrack.evaluate.objective import Objective
+    from backtrack.evaluate.objectives.lm_eval_task import Harness
+    from backtrack.evaluate.objectives.objective import Objective
     from backtrack.recipe import Recipe
 
 
@@ -50,7 +50,7 @@ def _harness(recipe: Recipe, tokenizer: Any) -> Harness | None:
     asked = [o for o in recipe.objectives if isinstance(o, LmEvalObjective)]
     if not asked:
         return None
-    from backtrack.evaluate.harness import Harness
+    from backtrack.evaluate.objectives.lm_eval_task import Harness
 
     paths = [o.include_path for o in asked if o.include_path is not None]
     return Harness(tokenizer, recipe.search.batch_size, paths)
@@ -64,19 +64,19 @@ def _build(
 ) -> Objective:
     match settings:
         case LmEvalObjective():
-            from backtrack.evaluate.harness import TaskScores
+            from backtrack.evaluate.objectives.lm_eval_task import TaskScores
 
             assert harness is not None
             return TaskScores(settings, harness)
         case ExamplesObjective():
-            from backtrack.evaluate.examples import ExampleScores
+            from backtrack.evaluate.objectives.examples import ExampleScores
 
             return ExampleScores(settings, tokenizer, batch_size)
         case TextObjective():
-            from backtrack.evaluate.text import BitsPerByte
+            from backtrack.evaluate.objectives.text import BitsPerByte
 
             return BitsPerByte(settings, tokenizer, batch_size)
         case PythonObjective():
-            from backtrack.evaluate.custom import FunctionScores
+            from backtrack.evaluate.objectives.function import FunctionScores
 
             return FunctionScores(settings)

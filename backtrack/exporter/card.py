@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from backtrack.path.saving import why_not_in_vllm
+from backtrack.path.models.saving import why_not_in_vllm
 from backtrack.records import ROLES
 from backtrack.run.writer import is_adapter
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from backtrack.point import Point
     from backtrack.records import Form, Interval, Measurement
+    from backtrack.records.selection import Selection
     from backtrack.run.directory import Run
-    from backtrack.selection_records import Selection
 
 AsForm = Literal["adapter", "merged"]
 STANDING: dict[AsForm, Form] = {"adapter": "attached", "merged": "merged"}

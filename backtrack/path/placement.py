@@ -20,21 +20,26 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 
 from backtrack.errors import PlacementError, PointError, UsageError
-from backtrack.path.attached import Attached
+from backtrack.path.adapters.tuners import (
+    MAX_ATTACHED_COST,
+    require_quantizable,
+    tuner_of,
+    why_dense,
+)
+from backtrack.path.backends.attached import Attached
+from backtrack.path.backends.merged import MergedLine, MergedModels, MergedNative
+from backtrack.path.backends.shared_decoding import SharedDecoding, can_share
 from backtrack.path.curves import rounding
-from backtrack.path.embeddings import num_tokens
-from backtrack.path.loading import (
+from backtrack.path.models.embeddings import num_tokens
+from backtrack.path.models.loading import (
     is_quantized,
     load_tokenizer,
     pick_device,
     probe,
     read_adapter_config,
 )
-from backtrack.path.merged import MergedLine, MergedModels, MergedNative
+from backtrack.path.models.saving import save_model
 from backtrack.path.profiles import block_strengths, multipliers, parse
-from backtrack.path.saving import save_model
-from backtrack.path.sharing import SharedDecoding, can_share
-from backtrack.path.tuners import MAX_ATTACHED_COST, require_quantizable, tuner_of, why_dense
 from backtrack.point import Point
 from backtrack.run.writer import is_adapter
 
@@ -44,8 +49,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from backtrack.path.backends.stored_ends import Keep
     from backtrack.path.curves import Law
-    from backtrack.path.ends import Keep
     from backtrack.path.profiles import Strength
     from backtrack.records import CurveName, Form
     from backtrack.run.directory import Run

@@ -2,7 +2,7 @@
 
 `load_recipe` lists every fault of a file at once, each with the nearest key where a name is
 unknown. Keys under `sft` and `method` belong to TRL and PEFT; they are checked where those
-libraries are at hand (`backtrack.train.check`), and passed in as `checks`.
+libraries are at hand (`backtrack.train.trainers.check`), and passed in as `checks`.
 """
 
 from backtrack.recipe.engine import (

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from backtrack.point import MAX_ALPHA
 from backtrack.recipe.sections import Section
-from backtrack.selection_records import Constraints
+from backtrack.records.selection import Constraints
 
 
 class ItemsSection(Section):

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from backtrack.records import CheckpointEntry, Measurement
-    from backtrack.selection_records import Selection
+    from backtrack.records.selection import Selection
 
 YARDSTICK = (
     "A score becomes points as 100 \N{MULTIPLICATION SIGN} (score \N{MINUS SIGN} zero) / "

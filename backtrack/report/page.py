@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backtrack.records import CheckpointEntry, Measurement
-    from backtrack.report.diagnosed import Geometry
-    from backtrack.selection_records import Selection, Sweep
+    from backtrack.records.selection import Selection
+    from backtrack.records.sweep import Sweep
+    from backtrack.report.geometry.section import Geometry
 
 SCRIPTS = ("rule.js", "page.js")
 

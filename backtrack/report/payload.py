@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     from backtrack.point import Point
     from backtrack.records import Interval
+    from backtrack.records.selection import BaselineRow, ReportRow, Selection
+    from backtrack.records.sweep import Sweep
     from backtrack.report.rows import Drawing
-    from backtrack.selection_records import BaselineRow, ReportRow, Selection, Sweep
 
 Values = dict[str, Any]
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Sequence
 
     from backtrack.records import Interval
-    from backtrack.selection_records import Candidate, ReportRow, Selection
+    from backtrack.records.selection import Candidate, ReportRow, Selection
 
 Row = dict[str, Any]
 

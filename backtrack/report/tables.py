@@ -10,7 +10,7 @@ from backtrack.report import wording
 
 if TYPE_CHECKING:
     from backtrack.records import ObjectiveInfo
-    from backtrack.selection_records import Candidate, Difference, ReportRow, Selection
+    from backtrack.records.selection import Candidate, Difference, ReportRow, Selection
 
 Table = dict[str, Any]
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from backtrack.records import Axis, Interval, ObjectiveInfo
-    from backtrack.selection_records import Candidate, Difference, Selection
+    from backtrack.records.selection import Candidate, Difference, Selection
 
 ONE_DECIMAL = frozenset({"%", "points"})
 NO_NUMBER = "\N{EN DASH}"

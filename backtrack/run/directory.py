@@ -26,7 +26,8 @@ from backtrack.errors import PointError, RunError
 from backtrack.point import Point
 from backtrack.recipe import Recipe
 from backtrack.records import CheckpointEntry, Manifest, Measurement, Record
-from backtrack.selection_records import Selection, Sweep
+from backtrack.records.selection import Selection
+from backtrack.records.sweep import Sweep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

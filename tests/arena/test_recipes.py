@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from backtrack.arena.entering import paradigm_of
+from backtrack.arena.entrants import paradigm_of
 from backtrack.recipe import find_recipe, packaged_arenas
 from backtrack.recipe.arena import is_arena, load_arena
-from backtrack.train.check import library_faults
+from backtrack.train.trainers.check import library_faults
 
 ARENAS = packaged_arenas()
 PAPER = {

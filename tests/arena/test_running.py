@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from backtrack.arena.running import read_arena, run_arena
-from backtrack.arena_records import Arena, Entrant
+from backtrack.arena.driver import read_arena, run_arena
 from backtrack.cli import app
 from backtrack.errors import RecipeError
 from backtrack.recipe.arena import load_arena
-from backtrack.report.arena import write_arena_figures
-from backtrack.report.arena_rows import standings
+from backtrack.records.arena import Arena, Entrant
+from backtrack.report.arena.figures import write_arena_figures
+from backtrack.report.arena.rows import standings
 from backtrack.run.directory import Run
 from tests.models import make_base
 
@@ -210,7 +210,7 @@ def test_a_killed_arena_goes_on_inside_the_entrant(place):
     longer = [f"output={place / 'runs'}", "sft.max_steps=24"]
     code = (
         "from pathlib import Path\n"
-        "from backtrack.arena.running import run_arena\n"
+        "from backtrack.arena.driver import run_arena\n"
         "from backtrack.recipe.arena import load_arena\n"
         f"run_arena(load_arena(Path({str(path)!r}), {longer!r}))"
     )

@@ -28,7 +28,7 @@ from backtrack.run.bits import Bits, bits_of
 from backtrack.run.chain import links
 from backtrack.run.directory import Run
 from backtrack.run.reader import read_checkpoint
-from backtrack.train.callback import TrajectoryCallback
+from backtrack.train.trajectory.callback import TrajectoryCallback
 from tests.bench.saving import BASE, ROOT
 
 TEXT = ROOT.parent / "shared" / "data" / "openai" / "gsm8k" / "main" / "train.jsonl"

@@ -32,14 +32,14 @@ import optuna
 
 from backtrack.point import Point
 from backtrack.recipe import Recipe
-from backtrack.selection.bench import Bench
-from backtrack.selection.budget import Budget
-from backtrack.selection.items import Items
-from backtrack.selection.judging import judge
-from backtrack.selection.progress import Meter
-from backtrack.selection.reading import Reading
-from backtrack.selection.reporting import differences
-from backtrack.selection.searching import Worker
+from backtrack.selection.choice.candidates import judge
+from backtrack.selection.measure.evaluator import Bench
+from backtrack.selection.measure.items import Items
+from backtrack.selection.measure.progress import Meter
+from backtrack.selection.search.budget import Budget
+from backtrack.selection.search.driver import Worker
+from backtrack.selection.stats.comparisons import differences
+from backtrack.selection.stats.scores import Reading
 from tests.bench.replay import InMemory, Recorded, Stand, load, near
 
 ITEMS = 150

@@ -16,7 +16,7 @@ from backtrack.demo import run_demo
 
 if TYPE_CHECKING:
     from backtrack.records import Interval
-    from backtrack.selection_records import Selection
+    from backtrack.records.selection import Selection
 
 
 def row(seed: int, selection: Selection, seconds: float) -> str:

@@ -225,7 +225,7 @@ def answered(placement: Any, points: list[Any], prompts: list[list[int]]) -> dic
 
 def started(run: Any) -> tuple[Any, Cost]:
     from backtrack.recipe import PlacementSection, VllmEngine
-    from backtrack.selection.serving import serve
+    from backtrack.selection.measure.serving import serve
 
     begin = Cost.now()
     llm = {"enforce_eager": True, "kv_cache_memory_bytes": 2**30}

@@ -22,9 +22,9 @@ from backtrack.demo import demo_recipe
 from backtrack.evaluate.forward import Greedy, complete, encode, evaluating
 from backtrack.path.placement import Placement
 from backtrack.point import Point
-from backtrack.selection.bench import Bench
-from backtrack.selection.progress import Meter
-from backtrack.train.trainer import train
+from backtrack.selection.measure.evaluator import Bench
+from backtrack.selection.measure.progress import Meter
+from backtrack.train.trainers.train import train
 
 ROUNDS = 7
 

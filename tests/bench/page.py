@@ -20,12 +20,13 @@ import numpy as np
 
 from backtrack.point import Point
 from backtrack.records import Axis
+from backtrack.records.selection import Candidate, Constraints, Selection
+from backtrack.records.sweep import Sweep
 from backtrack.report.page import write_report
-from backtrack.selection.front import pareto_front
-from backtrack.selection.judging import judge
-from backtrack.selection.measured import Setting, Table
-from backtrack.selection.sweeping import sweep
-from backtrack.selection_records import Candidate, Constraints, Selection, Sweep
+from backtrack.selection.choice.candidates import judge
+from backtrack.selection.choice.sweep import sweep
+from backtrack.selection.stats.front import pareto_front
+from backtrack.selection.stats.table import Setting, Table
 from tests.report.browser import Browser
 from tests.selection.fakes import make_info
 

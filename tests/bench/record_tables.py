@@ -27,7 +27,7 @@ from backtrack.evaluate.build import build_objectives
 from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.recipe import load_recipe
-from backtrack.train.trainer import train
+from backtrack.train.trainers.train import train
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -41,22 +41,22 @@ from optuna.trial import create_trial
 from backtrack.point import Point
 from backtrack.recipe import Recipe, SearchSection
 from backtrack.records import ROLES, Axis, Measurement, ObjectiveInfo
-from backtrack.selection import front
-from backtrack.selection.bench import Bench
-from backtrack.selection.budget import Budget
-from backtrack.selection.choosing import choose
-from backtrack.selection.items import Items
-from backtrack.selection.reading import read
-from backtrack.selection.searching import Worker
-from backtrack.selection.spacing import spacing
-from backtrack.selection.study import Claim
+from backtrack.selection.choice.rule import choose
+from backtrack.selection.measure.evaluator import Bench
+from backtrack.selection.measure.items import Items
+from backtrack.selection.search.budget import Budget
+from backtrack.selection.search.driver import Worker
+from backtrack.selection.search.study import Claim
+from backtrack.selection.stats import front
+from backtrack.selection.stats.distances import spacing
+from backtrack.selection.stats.scores import read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
-    from backtrack.selection.racing import Unit
+    from backtrack.selection.search.racing import Unit
 
 TABLES = Path(__file__).resolve().parent / "tables"
 WEIGHTS = (0.3, 0.5, 0.7)

@@ -27,8 +27,8 @@ from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.recipe import Recipe, load_recipe
 from backtrack.run.directory import Run
-from backtrack.selection.statistics import interval, resample_means
-from backtrack.train.trainer import TrainingProgress, train
+from backtrack.selection.stats.bootstrap import interval, resample_means
+from backtrack.train.trainers.train import TrainingProgress, train
 
 GRPO = {
     "per_device_train_batch_size": 128, "num_generations": 16, "max_completion_length": 6,

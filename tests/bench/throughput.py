@@ -20,8 +20,8 @@ import torch
 
 from backtrack.demo import ASSETS
 from backtrack.recipe import Recipe, load_recipe
-from backtrack.train.build import build_trainer
-from backtrack.train.callback import TrajectoryCallback
+from backtrack.train.trainers.build import build_trainer
+from backtrack.train.trajectory.callback import TrajectoryCallback
 from tests.bench.rewards import GRPO
 
 

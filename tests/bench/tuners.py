@@ -25,9 +25,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from backtrack.exporter import export
-from backtrack.path.loading import probe, read_adapter_config
+from backtrack.path.adapters.tuners import tuner_of
+from backtrack.path.models.loading import probe, read_adapter_config
 from backtrack.path.placement import Placement
-from backtrack.path.tuners import tuner_of
 from backtrack.point import Point
 from backtrack.run.directory import Run
 from tests.models import make_base, make_peft_run

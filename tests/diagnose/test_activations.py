@@ -7,7 +7,7 @@ import torch
 
 from backtrack.diagnose import activations as module
 from backtrack.diagnose.activations import Pairs
-from backtrack.diagnosis_records import ActivationGeometry
+from backtrack.records.diagnosis import ActivationGeometry
 from tests.diagnose import independent
 
 

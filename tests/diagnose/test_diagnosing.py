@@ -14,15 +14,15 @@ from peft import LoraConfig, OFTConfig, PeftModel
 from transformers import AutoModelForCausalLM
 
 from backtrack.cli import app
-from backtrack.diagnose import diagnosing
-from backtrack.diagnose.diagnosing import Options, diagnose
+from backtrack.diagnose import diagnose as diagnosing
+from backtrack.diagnose.diagnose import Options, diagnose
 from backtrack.diagnose.modules import choose, linear_modules, locations
-from backtrack.diagnosis_records import Diagnosis, ModuleGeometry
 from backtrack.errors import UsageError
 from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.records import Role
-from backtrack.report.geometry import write_figures
+from backtrack.records.diagnosis import Diagnosis, ModuleGeometry
+from backtrack.report.geometry.figures import write_figures
 from backtrack.run.directory import Run, read_lines, read_record
 from tests.diagnose import independent
 from tests.models import make_base, make_full_run, make_peft_run, make_tokenizer
@@ -167,7 +167,7 @@ def test_small_memory_gives_the_same_lines(base, options, tmp_path, monkeypatch)
 
 def test_prompts_come_from_the_objectives_and_forgetting_from_the_selection(base, tmp_path):
     from backtrack.recipe import load_recipe
-    from backtrack.selection.selecting import select
+    from backtrack.selection.choice.select import select
 
     for name, texts in TEXTS.items():
         rows = [{"prompt": text, "completion": f" {len(text)}"} for text in texts * 5]

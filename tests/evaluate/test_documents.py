@@ -8,7 +8,7 @@ import datasets
 import pytest
 
 from backtrack.errors import ObjectiveError
-from backtrack.evaluate.documents import load_records
+from backtrack.evaluate.objectives.documents import load_records
 
 RECORDS = [{"number": number} for number in range(17)]
 SLICES = ["test", "test[:5]", "test[-4:]", "test[3:9]", "test[10%:]", "test[25%:50%]", "test[:-2]"]

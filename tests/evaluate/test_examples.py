@@ -11,8 +11,8 @@ from peft import LoraConfig, get_peft_model
 
 from backtrack.errors import ObjectiveError
 from backtrack.evaluate.build import build_objectives
-from backtrack.evaluate.examples import _Encoded
 from backtrack.evaluate.forward import Greedy, complete, continuations, encode
+from backtrack.evaluate.objectives.examples import _Encoded
 
 PAIRS = [
     {"prompt": "the cat sat on", "completion": " the mat"},

@@ -14,8 +14,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from backtrack.errors import ObjectiveError
-from backtrack.evaluate import harness
 from backtrack.evaluate.build import build_objectives
+from backtrack.evaluate.objectives import lm_eval_task as harness
 
 NEXT = {"kind": "lm_eval", "task": "toy_next", "metric": "exact_match", "filter": "whole"}
 CHOICE = {"kind": "lm_eval", "task": "toy_choice", "metric": "acc"}

@@ -9,8 +9,8 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from backtrack.errors import ObjectiveError
-from backtrack.evaluate import harness
 from backtrack.evaluate.build import build_objectives
+from backtrack.evaluate.objectives import lm_eval_task as harness
 
 if TYPE_CHECKING:
     from collections.abc import Callable

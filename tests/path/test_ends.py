@@ -12,9 +12,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from backtrack.exporter import export
-from backtrack.path import ends
+from backtrack.path.backends import stored_ends as ends
 from backtrack.path.curves import line
-from backtrack.path.loading import probe
+from backtrack.path.models.loading import probe
 from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.run.directory import Run
@@ -154,7 +154,7 @@ def test_a_merged_export_of_a_tied_base_is_untied_where_it_must_be(
 def test_an_export_of_many_shards_is_read_by_transformers(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("backtrack.path.saving.MAX_SHARD", "40KB")
+    monkeypatch.setattr("backtrack.path.models.saving.MAX_SHARD", "40KB")
     run = make_full_run(tmp_path / "run", base)
     export(run, Point(step=20, alpha=0.6), tmp_path / "out")
     shards = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))

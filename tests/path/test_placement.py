@@ -20,7 +20,7 @@ from backtrack.errors import (
     UsageError,
 )
 from backtrack.path.curves import line
-from backtrack.path.loading import probe
+from backtrack.path.models.loading import probe
 from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.run.directory import Run

@@ -11,9 +11,9 @@ from peft import PeftModel, PeftType, get_peft_model
 
 from backtrack.errors import PlacementError, PointError
 from backtrack.exporter import export
-from backtrack.path.loading import load_model, probe
+from backtrack.path.adapters.tuners import QUANTIZED
+from backtrack.path.models.loading import load_model, probe
 from backtrack.path.placement import Placement
-from backtrack.path.tuners import QUANTIZED
 from backtrack.point import Point
 from backtrack.run.directory import Run
 from backtrack.run.writer import write_checkpoint

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from backtrack.errors import PlacementError, UsageError
 from backtrack.exporter import export
 from backtrack.path.curves import rounding
-from backtrack.path.loading import probe
+from backtrack.path.models.loading import probe
 from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.run.adopt import adopt

@@ -11,7 +11,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM
 
-from backtrack.path import sharing
+from backtrack.path.backends import shared_decoding as sharing
 from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.run.directory import Run

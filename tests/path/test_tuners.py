@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM
 
 from backtrack.errors import PlacementError, UsageError
 from backtrack.exporter import export
+from backtrack.path.adapters.tuners import MAX_ATTACHED_COST, NO_PATH, TUNERS, tuner_of
 from backtrack.path.curves import rounding
-from backtrack.path.loading import probe
+from backtrack.path.models.loading import probe
 from backtrack.path.placement import Placement
-from backtrack.path.tuners import MAX_ATTACHED_COST, NO_PATH, TUNERS, tuner_of
 from backtrack.point import Point
 from backtrack.run.directory import Run
 from tests.models import make_base, make_peft_run

@@ -11,7 +11,7 @@ import pytest
 
 from backtrack.point import Point
 from backtrack.records import Axis, CheckpointEntry, Interval, Measurement, ObjectiveInfo
-from backtrack.selection_records import (
+from backtrack.records.selection import (
     Candidate,
     Constraints,
     Difference,

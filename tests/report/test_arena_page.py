@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backtrack.arena_records import Arena, ArenaPoint, Entrant, Standing
 from backtrack.point import Point
 from backtrack.records import Axis, BaseModelReference, Interval, Method
-from backtrack.report.arena_page import write_arena_page
+from backtrack.records.arena import Arena, ArenaPoint, Entrant, Standing
+from backtrack.report.arena.page import write_arena_page
 from tests.report.browser import Browser, needs_chromium
 
 if TYPE_CHECKING:

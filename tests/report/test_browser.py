@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from backtrack.cli import main
-from backtrack.diagnosis_records import Diagnosis, Drift, ModuleGeometry
 from backtrack.point import Point
 from backtrack.records import ROLES
+from backtrack.records.diagnosis import Diagnosis, Drift, ModuleGeometry
+from backtrack.records.selection import Constraints
 from backtrack.run.directory import Run
-from backtrack.selection.selecting import select
-from backtrack.selection_records import Constraints
+from backtrack.selection.choice.select import select
 from tests.report.browser import Browser, needs_chromium
 from tests.selection.fakes import (
     Formula,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from backtrack.selection_records import Selection
+    from backtrack.records.selection import Selection
 
 pytestmark = needs_chromium
 

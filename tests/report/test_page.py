@@ -197,7 +197,7 @@ def test_a_report_is_drawn_from_files_without_torch_or_optuna(tmp_path, percents
     record = tmp_path / "selection.json"
     record.write_text(percents.model_dump_json())
     code = (
-        "import sys; from pathlib import Path; from backtrack.selection_records import Selection\n"
+        "import sys; from pathlib import Path; from backtrack.records.selection import Selection\n"
         "from backtrack.report.page import write_report\n"
         "folder = Path(sys.argv[1])\n"
         "selection = Selection.model_validate_json((folder / 'selection.json').read_text())\n"

@@ -8,7 +8,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from backtrack.run.directory import Run
-from backtrack.selection.searching import search
+from backtrack.selection.search.driver import search
 from tests.selection.fakes import Formula, Stand, pair
 
 if TYPE_CHECKING:

@@ -10,14 +10,14 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora.intruders import reduce_intruder_dimension
 from transformers import AutoModelForCausalLM
 
-from backtrack.path.loading import probe
+from backtrack.path.models.loading import probe
 from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.recipe import Recipe, SearchSection
+from backtrack.records.selection import Baseline
 from backtrack.run.directory import Run
-from backtrack.selection.baselines import make, off_the_path, truncate
-from backtrack.selection.selecting import select
-from backtrack.selection_records import Baseline
+from backtrack.selection.choice.select import select
+from backtrack.selection.measure.baselines import make, off_the_path, truncate
 from tests.models import make_base, make_full_run, make_peft_run
 from tests.selection.fakes import make_info
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from backtrack.point import Point
-from backtrack.selection.choosing import Measured, choose
+from backtrack.selection.choice.rule import Measured, choose
 
 ALPHAS = (0.2, 0.4, 0.6, 0.8, 1.0)
 GRID = (Point.base(), *(Point(step=10, alpha=alpha) for alpha in ALPHAS))

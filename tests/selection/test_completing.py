@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from backtrack.point import Point
-from backtrack.selection.completing import complete, likeness_of
-from backtrack.selection.smoothing import smooth
-from backtrack.selection.statistics import item_weights
+from backtrack.selection.stats.bootstrap import item_weights
+from backtrack.selection.stats.estimates import complete, likeness_of
+from backtrack.selection.stats.gaussian_process import smooth
 
 POINTS = (Point.base(), *(Point(step=10, alpha=i / 5) for i in range(1, 6)))
 

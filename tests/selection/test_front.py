@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from backtrack.records import ROLES, Axis, Role
-from backtrack.selection import front
-from backtrack.selection_records import Constraints, Yardstick
+from backtrack.records.selection import Constraints, Yardstick
+from backtrack.selection.stats import front
 from tests.selection.fakes import make_info
 
 TARGET = make_info("sums", "target")

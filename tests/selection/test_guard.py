@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from backtrack.demo import ASSETS
 from backtrack.evaluate.build import build_objectives
 from backtrack.recipe import Recipe
-from backtrack.selection.guard import find_shared, guard_notes, write_shared
+from backtrack.selection.measure.contamination import find_shared, guard_notes, write_shared
 
 LONG = (
     "A farmer has twelve cows and sells three of them to a neighbour who already owns seven cows "

@@ -10,12 +10,12 @@ from backtrack.errors import UsageError
 from backtrack.point import Point
 from backtrack.recipe import BudgetSection
 from backtrack.records import Measurement
-from backtrack.selection.budget import Budget, Plan, Spent
-from backtrack.selection.measured import Setting, tabulate
-from backtrack.selection.racing import Unit, dropped, next_deep, next_first, promise
-from backtrack.selection.reading import read
-from backtrack.selection.searching import search
-from backtrack.selection.space import anchors
+from backtrack.selection.search.budget import Budget, Plan, Spent
+from backtrack.selection.search.driver import search
+from backtrack.selection.search.racing import Unit, dropped, next_deep, next_first, promise
+from backtrack.selection.search.space import anchors
+from backtrack.selection.stats.scores import read
+from backtrack.selection.stats.table import Setting, tabulate
 from tests.selection.fakes import STEPS, Stand, make_recipe, make_run, measured, pair
 
 FINAL = Point(step=40)

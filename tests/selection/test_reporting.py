@@ -6,11 +6,11 @@ import numpy as np
 
 from backtrack.point import Point
 from backtrack.records import Interval
-from backtrack.selection.measured import Setting, Table
-from backtrack.selection.reading import Reading
-from backtrack.selection.reporting import differences
-from backtrack.selection.wording import verdict
-from backtrack.selection_records import Difference, Yardstick
+from backtrack.records.selection import Difference, Yardstick
+from backtrack.selection.choice.verdict import verdict
+from backtrack.selection.stats.comparisons import differences
+from backtrack.selection.stats.scores import Reading
+from backtrack.selection.stats.table import Setting, Table
 from tests.selection.fakes import make_info
 
 FINAL, CHOSEN = Point(step=40), Point(step=40, alpha=0.5)

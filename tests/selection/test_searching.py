@@ -11,9 +11,9 @@ from backtrack.errors import ObjectiveError, RunError, UsageError
 from backtrack.point import Point
 from backtrack.recipe import Recipe
 from backtrack.run.directory import Run
-from backtrack.selection.progress import Progress
-from backtrack.selection.searching import search
-from backtrack.selection.space import anchors
+from backtrack.selection.measure.progress import Progress
+from backtrack.selection.search.driver import search
+from backtrack.selection.search.space import anchors
 from tests.selection.fakes import STEPS, Formula, Stand, make_info, make_recipe, make_run, pair
 
 if TYPE_CHECKING:

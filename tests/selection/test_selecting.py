@@ -12,18 +12,18 @@ import pytest
 from backtrack.errors import SelectionError, UsageError
 from backtrack.point import Point
 from backtrack.recipe import Recipe
+from backtrack.records.selection import Constraints
 from backtrack.run.directory import MEASURED, Run
-from backtrack.selection.bench import Bench
-from backtrack.selection.choosing import INDIFFERENCE
-from backtrack.selection.selecting import Choice, select
-from backtrack.selection.statistics import split_items
-from backtrack.selection_records import Constraints
+from backtrack.selection.choice.rule import INDIFFERENCE
+from backtrack.selection.choice.select import Choice, select
+from backtrack.selection.measure.evaluator import Bench
+from backtrack.selection.stats.bootstrap import split_items
 from tests.selection.fakes import Formula, Stand, make_info, make_recipe, make_run, measured, pair
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from backtrack.selection_records import Difference, Selection
+    from backtrack.records.selection import Difference, Selection
 
 ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -207,7 +207,7 @@ def test_choosing_again_what_is_on_record_loads_no_model_and_no_optuna(tmp_path:
     (run.path / "recipe.resolved.json").write_text(json.dumps(recipe))
     script = (
         "import sys; from backtrack.run.directory import Run; "
-        "from backtrack.selection.selecting import select; "
+        "from backtrack.selection.choice.select import select; "
         f"print(select(Run.open({str(run.path)!r}), weight=0.5).point); "
         "assert not {'torch', 'optuna', 'transformers'} & set(sys.modules)"
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from backtrack.point import Point
-from backtrack.selection.smoothing import (
+from backtrack.selection.stats.gaussian_process import (
     AMPLITUDES,
     LEAST_VARIANCE,
     LENGTHS,

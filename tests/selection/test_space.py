@@ -7,8 +7,8 @@ import pytest
 
 from backtrack.point import Point
 from backtrack.recipe import SearchSection
-from backtrack.selection.sampling import distributions
-from backtrack.selection.space import Space, anchors, highest_alpha, spread
+from backtrack.selection.search.sampler import distributions
+from backtrack.selection.search.space import Space, anchors, highest_alpha, spread
 
 STEPS = tuple(range(10, 110, 10))
 SPACE = Space(STEPS, 1.2)

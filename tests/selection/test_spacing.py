@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from backtrack.point import Point
-from backtrack.selection.spacing import spacing
+from backtrack.selection.stats.distances import spacing
 
 
 def at(alpha, profile="uniform", step=8):

@@ -7,7 +7,7 @@ import pytest
 
 from backtrack.errors import ObjectiveError
 from backtrack.records import Interval
-from backtrack.selection.statistics import (
+from backtrack.selection.stats.bootstrap import (
     chances_best,
     chunks,
     deviation,

@@ -9,11 +9,11 @@ import pytest
 
 from backtrack.errors import SelectionError
 from backtrack.point import Point
-from backtrack.selection import sweeping
-from backtrack.selection.judging import judge
-from backtrack.selection.measured import Setting, Table
-from backtrack.selection.sweeping import sweep
-from backtrack.selection_records import Constraints, ObjectiveBound
+from backtrack.records.selection import Constraints, ObjectiveBound
+from backtrack.selection.choice import sweep as sweeping
+from backtrack.selection.choice.candidates import judge
+from backtrack.selection.choice.sweep import sweep
+from backtrack.selection.stats.table import Setting, Table
 from tests.selection.fakes import Formula, Stand, make_info, pair
 
 FINAL = Point(step=40)

@@ -16,9 +16,9 @@ import pytest
 from backtrack.errors import RunError, UsageError
 from backtrack.records import Measurement
 from backtrack.run.directory import Run
-from backtrack.selection.searching import search
-from backtrack.selection.selecting import select
-from backtrack.selection.workers import search_together
+from backtrack.selection.choice.select import select
+from backtrack.selection.search.driver import search
+from backtrack.selection.search.workers import search_together
 from tests.selection.fakes import Stand, make_recipe, make_run, pair
 from tests.selection.postgres import find_binaries, postgresql
 
@@ -143,7 +143,7 @@ def test_no_process_list_shows_the_storage(tmp_path: Path, monkeypatch: pytest.M
         started.append((command, given["env"]))
         return real(command, **given)
 
-    monkeypatch.setattr("backtrack.selection.workers.subprocess.Popen", recording)
+    monkeypatch.setattr("backtrack.selection.search.workers.subprocess.Popen", recording)
     url = "postgresql://user:secret@127.0.0.1:1/none"
     with pytest.raises(RunError):
         search_together(make_run(tmp_path / "run"), 1, storage=url)

@@ -15,8 +15,8 @@ from backtrack.errors import UsageError
 from backtrack.recipe import TrajectorySection
 from backtrack.run.directory import Run
 from backtrack.run.reader import read_checkpoint
-from backtrack.train.cadence import ByDistance, log_spaced
-from backtrack.train.callback import TrajectoryCallback
+from backtrack.train.trajectory.cadence import ByDistance, log_spaced
+from backtrack.train.trajectory.callback import TrajectoryCallback
 from tests.models import load_whole
 from tests.train.test_callback import LINEAR, Witness, assert_same, model_in_memory, trainer_for
 

@@ -9,9 +9,9 @@ import pytest
 
 from backtrack.errors import RecipeError
 from backtrack.recipe import load_recipe
-from backtrack.train.check import library_faults
-from backtrack.train.methods import peft_config
-from backtrack.train.settings import sft_config
+from backtrack.train.methods.configs import peft_config
+from backtrack.train.trainers.check import library_faults
+from backtrack.train.trainers.settings import sft_config
 
 RECIPE = """\
 name: faulty

@@ -10,7 +10,7 @@ import pytest
 
 from backtrack.errors import UsageError
 from backtrack.recipe import DataSection
-from backtrack.train.data import load_training_data
+from backtrack.train.trainers.data import load_training_data
 from tests.models import make_tokenizer
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]

@@ -15,7 +15,7 @@ import pytest
 from backtrack.recipe import Recipe
 from backtrack.run.directory import Run
 from backtrack.run.reader import read_checkpoint
-from backtrack.train.trainer import train
+from backtrack.train.trainers.train import train
 from tests.train.conftest import MakeRecipe
 from tests.train.train_sharded import EPSILON
 from tests.train.train_sharded import train as train_whole

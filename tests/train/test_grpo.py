@@ -16,9 +16,9 @@ from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.recipe import Recipe
 from backtrack.run.directory import Run
-from backtrack.selection.selecting import select
-from backtrack.train.resume import newest_checkpoint
-from backtrack.train.trainer import TrainingProgress, train
+from backtrack.selection.choice.select import select
+from backtrack.train.trainers.resume import newest_checkpoint
+from backtrack.train.trainers.train import TrainingProgress, train
 
 DIGITS = {"kind": "format", "name": "digits", "pattern": "[0-9]+"}
 

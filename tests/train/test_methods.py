@@ -11,15 +11,15 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from backtrack.errors import RecipeError, UsageError
+from backtrack.path.adapters.tuners import NO_PATH
 from backtrack.path.placement import Placement
-from backtrack.path.tuners import NO_PATH
 from backtrack.point import Point
 from backtrack.run.reader import read_checkpoint
-from backtrack.train.adalora import orthogonality
-from backtrack.train.build import build_trainer
-from backtrack.train.check import library_faults
-from backtrack.train.methods import KINDS
-from backtrack.train.trainer import train
+from backtrack.train.methods.adalora import orthogonality
+from backtrack.train.methods.configs import KINDS
+from backtrack.train.trainers.build import build_trainer
+from backtrack.train.trainers.check import library_faults
+from backtrack.train.trainers.train import train
 from tests.path.tuners import LINEAR
 from tests.train.conftest import MakeRecipe
 

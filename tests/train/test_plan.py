@@ -11,9 +11,9 @@ import pytest
 from backtrack.cli import app
 from backtrack.errors import RunError, UsageError
 from backtrack.recipe import find_recipe, load_recipe
-from backtrack.train.build import build_trainer, num_steps
-from backtrack.train.plan import lacking_room, make_plan, require_plannable
-from backtrack.train.trainer import train
+from backtrack.train.plan.plan import lacking_room, make_plan, require_plannable
+from backtrack.train.trainers.build import build_trainer, num_steps
+from backtrack.train.trainers.train import train
 from tests.train.conftest import MakeRecipe
 from tests.train.test_grpo import tiny
 

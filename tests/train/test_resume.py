@@ -16,8 +16,8 @@ import pytest
 from backtrack.errors import RunError, UsageError
 from backtrack.recipe import Recipe
 from backtrack.run.directory import Run
-from backtrack.train.resume import is_finished, newest_checkpoint
-from backtrack.train.trainer import TrainingProgress, train
+from backtrack.train.trainers.resume import is_finished, newest_checkpoint
+from backtrack.train.trainers.train import TrainingProgress, train
 from tests.models import make_base
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,8 +12,8 @@ from pydantic import TypeAdapter
 
 from backtrack.errors import UsageError
 from backtrack.recipe import DataSection, Reward
-from backtrack.train.data import load_prompts
-from backtrack.train.rewards import letter_in, number_in, reward_function
+from backtrack.train.trainers.data import load_prompts
+from backtrack.train.trainers.rewards import letter_in, number_in, reward_function
 from tests.models import make_tokenizer
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from backtrack.run.bits import tensor_of
-from backtrack.train.snapshot import Snapshot, Snapshots
+from backtrack.train.trajectory.snapshot import Snapshot, Snapshots
 
 
 def live(device: str) -> dict[str, torch.Tensor]:

@@ -17,9 +17,9 @@ from backtrack.errors import RunError, UsageError
 from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.run.reader import read_checkpoint
-from backtrack.train.build import build_trainer
-from backtrack.train.resume import newest_checkpoint, read_end
-from backtrack.train.trainer import TrainingProgress, train
+from backtrack.train.trainers.build import build_trainer
+from backtrack.train.trainers.resume import newest_checkpoint, read_end
+from backtrack.train.trainers.train import TrainingProgress, train
 from tests.models import make_base, make_tokenizer
 from tests.train.conftest import MakeRecipe
 

@@ -14,10 +14,10 @@ from transformers import TrainerControl, TrainerState
 from backtrack.errors import UsageError
 from backtrack.records import ObjectiveInfo
 from backtrack.run.directory import Run, read_lines
-from backtrack.selection.selecting import select
-from backtrack.train.resume import read_end
-from backtrack.train.trainer import TrainingProgress, train
-from backtrack.train.watch import WATCH, Look, Watch, require_one_unit
+from backtrack.selection.choice.select import select
+from backtrack.train.trainers.probes import WATCH, Look, Watch, require_one_unit
+from backtrack.train.trainers.resume import read_end
+from backtrack.train.trainers.train import TrainingProgress, train
 from tests.train.conftest import MakeRecipe
 
 
@@ -119,9 +119,9 @@ class _Coin:
 def _is_stopped(monkeypatch: pytest.MonkeyPatch, folder: Path, chances: Any, seed: int) -> bool:
     """Whether twenty looks at objectives that come out by chance stop a training."""
     coins = tuple(_Coin(role, chances, seed + i) for i, role in enumerate(("target", "general")))
-    monkeypatch.setattr("backtrack.train.watch.build_objectives", lambda *_: coins)
-    monkeypatch.setattr("backtrack.train.watch.log_beside", lambda *_: None)
-    monkeypatch.setattr("backtrack.train.watch.append_line", lambda *_: None)
+    monkeypatch.setattr("backtrack.train.trainers.probes.build_objectives", lambda *_: coins)
+    monkeypatch.setattr("backtrack.train.trainers.probes.log_beside", lambda *_: None)
+    monkeypatch.setattr("backtrack.train.trainers.probes.append_line", lambda *_: None)
     recipe: Any = SimpleNamespace(
         watch=SimpleNamespace(every_steps=1, items=50, max_general_drop=5.0, level=0.95),
         search=SimpleNamespace(seed=seed, items=SimpleNamespace(selection=100, report=100)),

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from backtrack.recipe import Recipe
-from backtrack.train.trainer import train
+from backtrack.train.trainers.train import train
 
 if __name__ == "__main__":
     train(

@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from backtrack.train.callback import TrajectoryCallback
+from backtrack.train.trajectory.callback import TrajectoryCallback
 from tests.train.test_callback import LINEAR, model_in_memory
 
 NUM_STEPS = 5

@@ -1,0 +1,129 @@
+"""Entrants over their seeds, and how geometry goes with forgetting over entrants. Pure.
+
+An interval over several seeds adds up, in quadrature, what items and what seeds leave open: the
+half-width over items, the same items for all seeds, and Student's over seeds. Two or three seeds
+say little of their own spread, so the deviation between seeds is POOLED over all entrants: taken
+to be the same for each, with as many degrees of freedom as there are seeds beyond the first.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from backtrack.records import Interval
+from backtrack.records.arena import Standing
+from backtrack.records.diagnosis import Forgetting
+
+COLUMNS = (
+    "final_target", "final_general", "chosen_target", "chosen_general", "gain", "hypervolume"
+)  # fmt: skip
+"""Of the table: the scores of a `Standing`."""
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from backtrack.records import Axis, Role
+    from backtrack.records.arena import Entrant
+
+
+def standings(entrants: Sequence[Entrant]) -> tuple[Standing, ...]:
+    """A row for each name, in the order of the recipe."""
+    names = dict.fromkeys(entrant.name for entrant in entrants)
+    groups = {name: [e for e in entrants if e.name == name] for name in names}
+    columns = {
+        column: {name: _values(group, column) for name, group in groups.items()}
+        for column in COLUMNS
+    }
+    spreads = {column: pooled(list(by_name.values())) for column, by_name in columns.items()}
+    return tuple(
+        _standing(
+            name,
+            group,
+            {c: over_seeds(columns[c][name], spreads[c]) for c in COLUMNS},
+        )
+        for name, group in groups.items()
+    )
+
+
+def _standing(
+    name: str, entrants: Sequence[Entrant], scores: Mapping[str, Interval | None]
+) -> Standing:
+    measured = [entrant for entrant in entrants if entrant.state == "measured"]
+    trainable = [e.num_trainable for e in measured if e.num_trainable is not None]
+    return Standing.model_validate(
+        {
+            "name": name,
+            "seeds": tuple(e.seed for e in measured if e.seed is not None),
+            "num_failed": sum(entrant.state == "failed" for entrant in entrants),
+            "num_trainable": trainable[0] if trainable else None,
+            **scores,
+        }
+    )
+
+
+def _values(entrants: Sequence[Entrant], column: str) -> list[Interval]:
+    """One column of the table, seed by seed."""
+    measured = [entrant for entrant in entrants if entrant.state == "measured"]
+    match column:
+        case "hypervolume":
+            return [e.hypervolume for e in measured if e.hypervolume is not None]
+        case "gain":
+            return [d.utility for e in measured for d in e.differences if d.to == "final"]
+        case _:
+            which, _, role = column.partition("_")
+            rows = [e.report["final" if which == "final" else "chosen"] for e in measured]
+            return [row.target if role == "target" else row.general for row in rows]
+
+
+class Spread(NamedTuple):
+    """Deviation between seeds, and the degrees of freedom it is known by."""
+
+    deviation: float
+    freedom: int
+
+
+def pooled(groups: Sequence[Sequence[Interval]]) -> Spread | None:
+    """Of all entrants together; none where no entrant has two seeds."""
+    squares, freedom = 0.0, 0
+    for values in groups:
+        if len(values) > 1:
+            estimates = np.array([value.estimate for value in values])
+            squares += float(((estimates - estimates.mean()) ** 2).sum())
+            freedom += len(values) - 1
+    return Spread(math.sqrt(squares / freedom), freedom) if freedom else None
+
+
+def over_seeds(values: Sequence[Interval], spread: Spread | None) -> Interval | None:
+    """The mean over seeds with its interval over items and seeds; a lone seed keeps its own."""
+    if len(values) < 2 or spread is None:
+        return values[0] if values else None
+    from scipy.stats import t as student
+
+    seeds = float(student.ppf(0.975, spread.freedom)) * spread.deviation / math.sqrt(len(values))
+    mean, low, high = (
+        math.fsum(getattr(value, end) for value in values) / len(values)
+        for end in ("estimate", "low", "high")
+    )
+    return Interval(
+        estimate=mean, low=mean - math.hypot(mean - low, seeds),
+        high=mean + math.hypot(high - mean, seeds),
+    )  # fmt: skip
+
+
+def lost_by(entrants: Sequence[Entrant], axes: Mapping[Role, Axis]) -> tuple[Forgetting, ...]:
+    """What the final checkpoint of each diagnosed run has forgotten, on the report items."""
+    sign = 1.0 if not axes or axes["general"].direction == "maximize" else -1.0
+    return tuple(
+        Forgetting(
+            name=e.label,
+            point=e.final,
+            forgetting=sign
+            * (e.report["base"].general.estimate - e.report["final"].general.estimate),
+            metrics=e.geometry,
+        )
+        for e in entrants
+        if e.state == "measured" and e.geometry and e.final is not None
+    )

@@ -1,0 +1,127 @@
+"""The command `diagnose`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from backtrack import terminal
+from backtrack.cli.app import app
+from backtrack.cli.export import parse_point
+from backtrack.cli.options import BaseOption, JsonOption, QuietOption, RecipeOption, RunArgument
+from backtrack.cli.targets import command_line, open_run, print_json
+from backtrack.errors import UsageError
+from backtrack.records import ROLES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from backtrack.records import Role
+    from backtrack.records.diagnosis import Diagnosis, ModuleGeometry
+
+
+class Mode(StrEnum):
+    """How spectra are computed."""
+
+    AUTO = "auto"
+    EXACT = "exact"
+    RANDOMIZED = "randomized"
+
+
+@app.command()
+def diagnose(
+    run: RunArgument = None,
+    base: BaseOption = None,
+    recipe: RecipeOption = None,
+    points: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--point",
+            metavar="STEP:ALPHA[:PROFILE]",
+            help="Where to look; the final checkpoint and the chosen point by default.",
+        ),
+    ] = None,
+    modules: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A path, a pattern such as '*.down_proj', or a location such as late.mlp; all "
+            "linear modules by default.",
+        ),
+    ] = None,
+    locations: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--location",
+            metavar="NAME",
+            help="Likewise: whose activations are compared; the paper's eight depths by default.",
+        ),
+    ] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ROLE=FILE",
+            help="Prompts to read in place of the objectives': target=FILE or general=FILE.",
+        ),
+    ] = None,
+    num_prompts: Annotated[int, typer.Option(min=1, help="Prompts a role, at most.")] = 64,
+    mode: Annotated[Mode, typer.Option(help="Of singular value problems.")] = Mode.AUTO,
+    seed: Annotated[int, typer.Option(help="Of the draw of prompts and projections.")] = 0,
+    *,
+    has_path: Annotated[
+        bool, typer.Option("--path/--no-path", help="Also look along the path.")
+    ] = True,
+    is_json: JsonOption = False,
+    is_quiet: QuietOption = False,
+) -> None:
+    """Show where an update acts, who feels it, and how much of the geometry survives."""
+    files = _files(prompts or ())
+    asked = [parse_point(text) for text in points or ()]
+    opened = open_run(run, base, recipe)
+    with terminal.progress("diagnosing", is_quiet=is_quiet or is_json) as report:
+        from backtrack.diagnose.diagnose import Options
+        from backtrack.diagnose.diagnose import diagnose as diagnose_run
+
+        options = Options(
+            modules or (), locations or (), files, num_prompts, mode.value, has_path, seed
+        )
+        found = diagnose_run(opened, asked, options, on_progress=report, command=command_line())
+    from backtrack.report.geometry.figures import write_figures
+
+    figures = write_figures(opened.path, found.diagnosis, found.lines)
+    if is_json:
+        lines = [line.model_dump(mode="json") for line in found.lines]
+        print_json({**found.diagnosis.model_dump(mode="json"), "lines": lines})
+        return
+    _print(found.diagnosis, found.lines)
+    for path in figures:
+        terminal.out.print(f"figure   {path}", markup=False, soft_wrap=True)
+
+
+def _files(texts: Sequence[str]) -> dict[Role, Path]:
+    found: dict[Role, Path] = {}
+    for text in texts:
+        role, _, name = text.partition("=")
+        if role not in ROLES or not Path(name).is_file():
+            raise UsageError(
+                f"--prompts {text!r}: write target=FILE or general=FILE, naming a file."
+            )
+        found[role] = Path(name)
+    return found
+
+
+def _print(diagnosis: Diagnosis, lines: Sequence[ModuleGeometry]) -> None:
+    from backtrack.report.geometry import rows as geometry_rows
+
+    shown = f"{len(diagnosis.modules)} linear modules of {diagnosis.run}"
+    read = ", ".join(f"{p.num_tokens:,} tokens of {p.role} prompts" for p in diagnosis.prompts)
+    terminal.out.print(f"{shown}; {read}", markup=False)
+    terminal.print_rows(*geometry_rows.summary(diagnosis, lines))
+    terminal.print_rows(*geometry_rows.by_block(diagnosis, lines))
+    if diagnosis.correlations:
+        terminal.print_rows(*geometry_rows.correlation_table(diagnosis.correlations))
+    for note in diagnosis.notes:
+        terminal.out.print(f"- {note}", markup=False, style="yellow")

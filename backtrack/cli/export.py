@@ -1,0 +1,195 @@
+"""Commands that hand out what was chosen: `export`, `report`, `runs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from backtrack import terminal
+from backtrack.cli.app import app
+from backtrack.cli.options import (
+    BaseOption,
+    ExportForm,
+    JsonOption,
+    QuietOption,
+    RunArgument,
+)
+from backtrack.cli.targets import draw_report, open_run, print_json, write_export
+from backtrack.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    from backtrack.point import Point
+    from backtrack.records.selection import Selection
+    from backtrack.run.directory import Run
+
+
+@app.command()
+def export(
+    arguments: Annotated[
+        list[str], typer.Argument(metavar="[RUN] DIR", help="The run, and a new folder.")
+    ],
+    point: Annotated[
+        str | None,
+        typer.Option(help="STEP:ALPHA[:PROFILE], such as 400:0.35; the chosen point by default."),
+    ] = None,
+    form: Annotated[ExportForm | None, typer.Option("--as", help="What to write.")] = None,
+    base: BaseOption = None,
+    push: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Also upload it to the Hub as NAME or OWNER/NAME."),
+    ] = None,
+    *,
+    is_private: Annotated[
+        bool | None,
+        typer.Option("--private/--public", help="Of a new repository; else the Hub's default."),
+    ] = None,
+    is_json: JsonOption = False,
+    is_quiet: QuietOption = False,
+) -> None:
+    """Write a point as an adapter or model that PEFT or transformers loads."""
+    if len(arguments) > 2:
+        raise UsageError(f"export takes a run and a folder, got {len(arguments)} arguments.")
+    name = arguments[0] if len(arguments) == 2 else None
+    opened = open_run(name, base, None)
+    where = parse_point(point) if point else _chosen(opened)
+    if push:
+        from backtrack.exporter.push import require_login
+
+        require_login()
+    is_silent = is_quiet or is_json
+    written = write_export(opened, where, Path(arguments[-1]), form, is_quiet=is_silent)
+    address = _push(written.folder, push, is_private=is_private) if push else None
+    if is_json:
+        found = {"folder": str(written.folder), "form": written.form, "point": str(where)}
+        print_json(found | ({"address": address} if address else {}))
+        return
+    text = f"{written.folder}: {where} as {written.form}"
+    if written.measured:
+        text += ", measured again in this form"
+    terminal.print_line(str(written.folder) if is_quiet else text + ".")
+    if address:
+        terminal.print_line(address if is_quiet else f"pushed to {address}")
+
+
+def _push(folder: Path, name: str, *, is_private: bool | None) -> str:
+    from backtrack.exporter import push as push_folder
+
+    return push_folder(folder, name, is_private=is_private)
+
+
+@app.command()
+def report(
+    run: RunArgument = None, *, is_json: JsonOption = False, is_quiet: QuietOption = False
+) -> None:
+    """Draw the page again from what was measured; needs no model."""
+    opened = open_run(run, None, None)
+    selection = opened.selection()
+    if selection is None:
+        raise UsageError(f"{opened.path} has no selection yet. Make one: `backtrack select`.")
+    page = draw_report(opened, selection)
+    if is_json:
+        print_json({"report": str(page)})
+        return
+    terminal.print_line(str(page))
+    if opened.sweep() is None and not is_quiet:
+        terminal.print_note("It has no slider: `backtrack select` writes what that needs.")
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(help="Where the runs are.")] = Path("runs"),
+    *,
+    is_json: JsonOption = False,
+    is_quiet: QuietOption = False,
+) -> None:
+    """List runs with their state, the newest first."""
+    from backtrack.run.directory import find_runs
+
+    paths = find_runs(folder)
+    if is_quiet:
+        for path in paths:
+            terminal.print_line(path.name)
+        return
+    rows = [_summary(path) for path in paths]
+    if is_json:
+        print_json(rows)
+        return
+    if not rows:
+        terminal.print_line(f"no runs in {folder.resolve()}; make one with `backtrack demo`")
+        return
+    headings = ("run", "state", "method", "base", "steps", "points", "chosen")
+    cells = [[str(row[name]) for name in headings] for row in rows]
+    for row in cells:
+        row[3] = Path(row[3]).name or row[3]
+    terminal.print_rows(headings, cells)
+
+
+def parse_point(text: str) -> Point:
+    """The point of `STEP:ALPHA` or `STEP:ALPHA:PROFILE`."""
+    from pydantic import ValidationError
+
+    from backtrack.point import Point
+
+    step, _, rest = text.partition(":")
+    alpha, _, profile = rest.partition(":")
+    try:
+        return Point(step=int(step), alpha=float(alpha or "1"), profile=profile or "uniform")
+    except (ValueError, ValidationError) as error:
+        raise UsageError(
+            f"--point {text!r} is no point. Write STEP:ALPHA, such as 400:0.35, or "
+            "STEP:ALPHA:PROFILE."
+        ) from error
+
+
+def _chosen(run: Run) -> Point:
+    selection = run.selection()
+    if selection is None:
+        raise UsageError(
+            f"{run.path} has no chosen point yet. Choose one with `backtrack select`, or give "
+            "--point."
+        )
+    return selection.chosen
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    """A run in a line. One that cannot be read has a state and the reason."""
+    from backtrack.run.directory import Run
+
+    try:
+        run = Run.open(path)
+        selection = _selection(run)
+        points = {m.point for m in run.measurements() if m.split == "selection"}
+        state = _state(run, has_points=bool(points), has_choice=selection is not None)
+    except RunError as error:
+        found = dict.fromkeys(("method", "base", "steps", "points", "chosen"), "")
+        return {"run": path.name, "state": "damaged", **found, "reason": str(error)}
+    return {
+        "run": path.name,
+        "state": state,
+        "method": run.manifest.method.kind,
+        "base": run.base.model,
+        "steps": len(run.steps),
+        "points": len(points),
+        "chosen": str(selection.chosen) if selection else "",
+    }
+
+
+def _selection(run: Run) -> Selection | None:
+    """The selection; one that an older version wrote is as good as none, and made anew at once."""
+    try:
+        return run.selection()
+    except RunError:
+        return None
+
+
+def _state(run: Run, *, has_points: bool, has_choice: bool) -> str:
+    """How far a run has come: what it waits for is the next command."""
+    if run.is_searched:
+        return "searching"
+    if not run.steps:
+        return "empty"
+    if has_choice:
+        return "selected"
+    return "measured" if has_points else "adopted" if run.manifest.source else "trained"

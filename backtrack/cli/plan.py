@@ -1,0 +1,49 @@
+"""What a recipe takes, in rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from backtrack import terminal
+
+if TYPE_CHECKING:
+    from backtrack.train.plan.plan import Plan
+
+
+def print_plan(plan: Plan) -> None:
+    """Print what is known of a plan, and the notes on what is not."""
+    rows = [
+        ["training", plan.trainer],
+        ["parameters of the base", _count(plan.num_parameters)],
+        ["trainable parameters", _trainable(plan)],
+        ["optimizer steps", _count(plan.num_steps)],
+        ["checkpoints kept", _count(plan.num_checkpoints)],
+        ["a checkpoint", _bytes(plan.checkpoint_bytes)],
+        ["the trajectory", _bytes(plan.trajectory_bytes)],
+        ["state for resuming", _bytes(plan.state_bytes)],
+        ["memory before activations", _bytes(plan.memory_bytes)],
+        ["evaluation a point, at most", _count(plan.evaluation_tokens, " tokens")],
+    ]
+    terminal.print_rows(["what", "how much"], rows)
+    for note in plan.notes:
+        terminal.out.print(f"- {note}", markup=False, soft_wrap=True)
+
+
+def _count(number: int | None, unit: str = "") -> str:
+    return "not known" if number is None else f"{number:,}{unit}"
+
+
+def _trainable(plan: Plan) -> str:
+    if plan.num_trainable is None or plan.num_parameters is None:
+        return "not known"
+    share = 100 * plan.num_trainable / plan.num_parameters
+    return f"{plan.num_trainable:,} ({share:.3g} %)"
+
+
+def _bytes(number: int | None) -> str:
+    if number is None:
+        return "not known"
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number / 1e3:.3g} kB"

@@ -1,0 +1,174 @@
+"""The command `select`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from backtrack import terminal
+from backtrack.cli.app import app
+from backtrack.cli.options import (
+    BaseOption,
+    ExportForm,
+    JsonOption,
+    QuietOption,
+    RecipeOption,
+    RunArgument,
+)
+from backtrack.cli.targets import (
+    command_line,
+    draw_report,
+    measuring,
+    open_run,
+    print_json,
+    write_export,
+)
+from backtrack.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from backtrack.records.selection import Constraints
+    from backtrack.run.directory import Run
+
+
+@app.command()
+def select(
+    run: RunArgument = None,
+    weights: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--weight", help="Of the target in the utility, from 0 to 1; repeat for a table."
+        ),
+    ] = None,
+    max_general_drop: Annotated[
+        float | None, typer.Option(help="Points the general score may fall below the base's.")
+    ] = None,
+    min_target: Annotated[
+        float | None, typer.Option(help="Lowest target score, in points.")
+    ] = None,
+    keep_gain: Annotated[
+        float | None, typer.Option(help="Share of the final checkpoint's gain to keep.")
+    ] = None,
+    max_drop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=NUMBER", help="How much an objective may lose; repeatable."),
+    ] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=NUMBER", help="Worst score of an objective; repeatable."),
+    ] = None,
+    export: Annotated[Path | None, typer.Option(help="Write the chosen point here.")] = None,
+    form: Annotated[ExportForm | None, typer.Option("--as", help="What to write.")] = None,
+    base: BaseOption = None,
+    recipe: RecipeOption = None,
+    *,
+    is_knee: Annotated[
+        bool, typer.Option("--knee", help="Choose the knee of the front, whatever its weight.")
+    ] = False,
+    is_swept: Annotated[
+        bool, typer.Option("--sweep", help="List the chosen points from weight 0 to 1.")
+    ] = False,
+    is_json: JsonOption = False,
+    is_quiet: QuietOption = False,
+) -> None:
+    """Choose the point that serves a weighting; searches first where nothing is measured."""
+    if is_knee and weights:
+        raise UsageError("--knee takes its weight from the front: give it or --weight, not both.")
+    by_name = parse_bounds(max_drop, limit)
+    bounds = parse_constraints(max_general_drop, min_target, keep_gain, by_name)
+    opened = open_run(run, base, recipe)
+    with terminal.progress("measuring", is_quiet=is_quiet or is_json) as report:
+        choices = _choose(opened, weights or [], bounds, report, is_knee=is_knee)
+    choice = choices[0]
+    page = draw_report(opened, choice.selection)
+    if export is not None:
+        write_export(opened, choice.point, export, form, is_quiet=is_quiet or is_json)
+    if is_json:
+        dumped = [each.selection.model_dump(mode="json") for each in choices]
+        print_json(dumped[0] if len(dumped) == 1 else dumped)
+        return
+    terminal.print_candidates(choice.selection)
+    terminal.print_selection(choice.selection)
+    if len(choices) > 1:
+        terminal.print_weights([each.selection for each in choices])
+    if is_swept:
+        terminal.print_ranges(choice.selection)
+    terminal.out.print()
+    terminal.out.print(f"report   {page}", markup=False, soft_wrap=True)
+    if export is not None:
+        terminal.out.print(f"export   {export}", markup=False, soft_wrap=True)
+    else:
+        where = shlex.quote(str(opened.path))
+        terminal.out.print(f"next     backtrack export {where} DIR", markup=False, soft_wrap=True)
+
+
+def _choose(
+    run: Run,
+    weights: Sequence[float],
+    bounds: Constraints | None,
+    report: terminal.Report,
+    *,
+    is_knee: bool,
+) -> list[Any]:
+    """The choice, or one for each weight where there are several."""
+    from backtrack.selection.choice.select import select as select_point
+    from backtrack.selection.choice.select import select_each
+
+    common: dict[str, Any] = {
+        "constraints": bounds,
+        "on_progress": measuring(report),
+        "command": command_line(),
+    }
+    if len(weights) > 1:
+        return select_each(run, weights, **common)
+    weight = weights[0] if weights else None
+    return [select_point(run, weight=weight, is_knee=is_knee, **common)]
+
+
+def parse_bounds(max_drop: Sequence[str] | None, limit: Sequence[str] | None) -> dict[str, Any]:
+    """Bounds on single objectives by name."""
+    found: dict[str, Any] = {}
+    for option, texts in (("max_drop", max_drop or ()), ("limit", limit or ())):
+        for text in texts:
+            name, equals, number = text.rpartition("=")
+            try:
+                found.setdefault(name, {})[option] = float(number)
+            except ValueError:
+                equals = ""
+            if not equals or not name:
+                raise UsageError(
+                    f"--{option.replace('_', '-')} {text!r}: write NAME=NUMBER, such as nq=2."
+                )
+    return found
+
+
+def parse_constraints(
+    max_general_drop: float | None,
+    min_target: float | None,
+    keep_gain: float | None,
+    objectives: dict[str, Any],
+) -> Constraints | None:
+    """The bounds given on the command line; none if there are none, so that the recipe's hold."""
+    given = {
+        "max_general_drop": max_general_drop,
+        "min_target": min_target,
+        "keep_gain": keep_gain,
+    }
+    if not objectives and all(value is None for value in given.values()):
+        return None
+    from pydantic import ValidationError
+
+    from backtrack.records.selection import Constraints
+
+    try:
+        return Constraints.model_validate({**given, "objectives": objectives})
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = str(first["loc"][0] if first["loc"][0] != "objectives" else first["loc"][-1])
+        raise UsageError(
+            f"--{option.replace('_', '-')}: {first['msg'].lower()}, got {first['input']}."
+        ) from error

@@ -1,0 +1,169 @@
+"""Commands that make a run: `demo`, `train`, `adopt`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from backtrack import terminal
+from backtrack.cli.app import app
+from backtrack.cli.options import (
+    BaseOption,
+    JsonOption,
+    QuietOption,
+    RecipeOption,
+    SetOption,
+    recipe_names,
+)
+from backtrack.cli.plan import print_plan
+from backtrack.cli.targets import adopt_folder, print_json, recipe_path
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from backtrack.recipe import Recipe
+    from backtrack.train.trainers.train import TrainingProgress
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Folder for the demo's run.")] = Path("runs"),
+    seed: Annotated[int, typer.Option(help="Of training, split and search.")] = 0,
+    *,
+    is_json: JsonOption = False,
+    is_quiet: QuietOption = False,
+) -> None:
+    """Run the whole job on an embedded tiny model: train, search, select, export, report."""
+    from backtrack.demo import run_demo
+
+    shown = run_demo(folder, seed=seed, is_quiet=is_quiet or is_json)
+    if is_json:
+        print_json(shown.selection.model_dump(mode="json"))
+        return
+    terminal.print_selection(shown.selection)
+    terminal.out.print()
+    for name, place in {"report": shown.report, "adapter": shown.export.folder}.items():
+        terminal.out.print(f"{name:<8} {place}", markup=False, soft_wrap=True)
+    terminal.out.print()
+    for line in shown.next_commands:
+        terminal.out.print(line, markup=False, soft_wrap=True)
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            help="A recipe; see `backtrack recipes list`.", autocompletion=recipe_names
+        ),
+    ],
+    overrides: SetOption = None,
+    *,
+    is_resumed: Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")] = False,
+    is_dry: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run and what it needs.")
+    ] = False,
+    is_json: JsonOption = False,
+    is_quiet: QuietOption = False,
+) -> None:
+    """Train a recipe, keeping a dense trajectory."""
+    from backtrack.recipe import load_recipe
+
+    path = recipe_path(recipe)
+    if is_dry:
+        _plan(path, overrides or (), is_json=is_json)
+        return
+    # `accelerate launch` and torchrun number the processes; one of them speaks.
+    is_main = os.environ.get("RANK", "0") == "0"
+    with terminal.progress("training", is_quiet=is_quiet or is_json or not is_main) as report:
+        from backtrack.train.trainers.check import library_faults
+        from backtrack.train.trainers.resume import read_end
+        from backtrack.train.trainers.train import train as train_recipe
+
+        loaded = load_recipe(path, overrides or (), checks=[library_faults])
+        run = train_recipe(
+            loaded,
+            recipe_text=path.read_text(encoding="utf-8"),
+            resume=is_resumed,
+            on_progress=lambda p: report(p.done, p.total, _doing(p, loaded)),
+        )
+    if not is_main:
+        return
+    end = read_end(run)
+    if is_json:
+        reason = None if end is None else end.reason
+        print_json({"run": str(run.path), "steps": list(run.steps), "stopped": reason})
+        return
+    if end is not None and end.reason is not None:
+        terminal.out.print(f"Stopped early: {end.reason}.", markup=False, soft_wrap=True)
+    terminal.out.print(
+        f"{run.path}: {len(run.steps)} checkpoints, last step {run.final.step}. "
+        f"Choose a point: backtrack select {shlex.quote(str(run.path))}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def adopt(
+    source: Annotated[Path, typer.Argument(help="Folder a Trainer wrote, an adapter or a model.")],
+    base: BaseOption = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
+    recipe: RecipeOption = None,
+    initial: Annotated[
+        Path | None,
+        typer.Option(help="Adapter saved before the first step, where PiSSA and its kin need it."),
+    ] = None,
+    *,
+    is_json: JsonOption = False,
+    is_quiet: QuietOption = False,
+) -> None:
+    """Take over a run that others wrote: by reference, copying nothing."""
+    run = adopt_folder(source, base, name, recipe, initial, is_quiet=is_quiet or is_json)
+    if is_json:
+        print_json({"run": str(run.path), "steps": list(run.steps), "base": run.base.model})
+        return
+    terminal.out.print(
+        f"{run.path}: {len(run.steps)} checkpoints from {source}, base {run.base.model}.",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _plan(path: Path, overrides: Sequence[str], *, is_json: bool) -> None:
+    """Say what training would take, after checking all that can be checked without it."""
+    from backtrack.recipe import load_recipe
+    from backtrack.train.plan.plan import lacking_room, make_plan, require_plannable
+    from backtrack.train.trainers.check import library_faults
+
+    loaded = load_recipe(path, overrides, checks=[library_faults])
+    require_plannable(loaded)
+    plan = make_plan(loaded)
+    lacking = lacking_room(plan, Path(loaded.output))
+    if is_json:
+        print_json({**plan.as_dict(), "lacking": lacking})
+        return
+    place = Path(loaded.output) / loaded.name
+    terminal.out.print(f"{place} would be trained.", markup=False, soft_wrap=True)
+    print_plan(plan)
+    for sentence in lacking or ["This machine has the disk and memory for it."]:
+        terminal.out.print(sentence, markup=False, soft_wrap=True)
+
+
+def _doing(progress: TrainingProgress, recipe: Recipe) -> str:
+    """The figures of a training under way, the most telling first, and what is on disk."""
+    parts = []
+    if progress.look is not None:
+        look = progress.look
+        parts.append(f"general {look.general:.3g}, target {look.target:.3g} at {look.step}")
+    if progress.reward is not None:
+        parts.append(f"reward {progress.reward:.3g}")
+    elif progress.loss is not None:
+        parts.append(f"loss {progress.loss:.4g}")
+    index = Path(recipe.output) / recipe.name / "trajectory" / "index.jsonl"
+    num_saved = index.read_bytes().count(b"\n") if index.exists() else 0
+    return ", ".join([*parts, f"{num_saved} saved"])

@@ -1,0 +1,1 @@
+"""Objectives: from documents to one score an item."""

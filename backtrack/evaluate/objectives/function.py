@@ -1,0 +1,143 @@
+"""A user's `function(model, tokenizer, item_ids)` as an objective, one score an item.
+
+The function sees its own item ids, in the order it lists them. Modules in the working directory
+can be imported while the function is looked up and while it runs; `sys.path` is as before after.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backtrack.errors import BacktrackError, ObjectiveError
+from backtrack.evaluate.forward import evaluating
+from backtrack.evaluate.objectives.items import digest, finite, in_order, positions
+from backtrack.recipe import nearest
+from backtrack.records import ObjectiveInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from backtrack.recipe import PythonObjective
+
+
+class FunctionScores:
+    """Scores of a user's function; its own source is in the fingerprint, what it calls is not."""
+
+    def __init__(self, settings: PythonObjective) -> None:
+        self._spec = settings.function
+        self._function = lookup(settings.function)
+        self._own_ids = _own_ids(self._function, settings)
+        name = settings.name or settings.function.rpartition(":")[2]
+        self.item_ids = tuple(key if "/" in key else f"{name}/{key}" for key in self._own_ids)
+        self.info = ObjectiveInfo(
+            name=name,
+            role=settings.role,
+            kind="python",
+            direction=settings.direction,
+            unit=settings.unit,
+            weight=settings.weight,
+            fingerprint=digest("python", self._spec, _source(self._function), self.item_ids),
+        )
+
+    def measure(self, model: Any, tokenizer: Any, item_ids: Sequence[str]) -> tuple[float, ...]:
+        """One score an item, in the order of `item_ids`, in the unit the recipe gives.
+
+        Raises:
+            ObjectiveError: The function fails, or does not return one finite number an item.
+        """
+        if not item_ids:
+            return ()
+        asked = positions(item_ids, self.item_ids, self.info.name)
+        own_ids = [self._own_ids[place] for place in sorted(asked)]
+        with importable(Path.cwd()), evaluating(model, self.info.name):
+            scores = self._call(model, tokenizer, own_ids)
+        return finite(in_order(asked, scores), item_ids, self.info.name)
+
+    def _call(self, model: Any, tokenizer: Any, own_ids: list[str]) -> list[float]:
+        import torch
+
+        try:
+            scores = [float(score) for score in self._function(model, tokenizer, own_ids)]
+        except (BacktrackError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise ObjectiveError(
+                f"{self._spec} failed: {type(error).__name__}: {error}. It is called as "
+                "function(model, tokenizer, item_ids) and returns one number an item."
+            ) from error
+        if len(scores) != len(own_ids):
+            raise ObjectiveError(
+                f"{self._spec} returned {len(scores)} scores for {len(own_ids)} items. "
+                "Return one an item, in the order of the ids."
+            )
+        return scores
+
+
+@contextmanager
+def importable(folder: Path) -> Iterator[None]:
+    before = list(sys.path)
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def lookup(spec: str) -> Callable[..., Any]:
+    module_name, colon, function_name = spec.partition(":")
+    if not (module_name and colon and function_name):
+        raise ObjectiveError(f"{spec!r} does not name a function. Write `module:function`.")
+    try:
+        with importable(Path.cwd()):
+            module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ObjectiveError(
+            f"{spec}: module {module_name!r} cannot be imported: {type(error).__name__}: {error}. "
+            f"Is it installed, or a file in {Path.cwd()}?"
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ObjectiveError(
+            f"{spec}: module {module_name!r} has no function {function_name!r}."
+            f"{nearest(function_name, vars(module))}"
+        )
+    found: Callable[..., Any] = function
+    return found
+
+
+def _own_ids(function: Callable[..., Any], settings: PythonObjective) -> tuple[str, ...]:
+    if settings.items is not None:
+        return tuple(str(index) for index in range(settings.items))
+    listing = getattr(function, "item_ids", None)
+    if not callable(listing):
+        raise ObjectiveError(
+            f"{settings.function} does not say which items it has. Set `items` to their number in "
+            "the recipe, or give the function an attribute `item_ids` that returns their names."
+        )
+    try:
+        with importable(Path.cwd()):
+            ids = tuple(str(item_id) for item_id in listing())
+    except Exception as error:
+        raise ObjectiveError(
+            f"{settings.function}.item_ids() failed: {type(error).__name__}: {error}."
+        ) from error
+    if not ids or len(set(ids)) != len(ids):
+        raise ObjectiveError(
+            f"{settings.function}.item_ids() must list distinct names, at least one; "
+            f"it lists {len(ids)}, of which {len(set(ids))} are distinct."
+        )
+    return ids
+
+
+def _source(function: Callable[..., Any]) -> str:
+    """The function's source; of what has none (a built-in), its name."""
+    try:
+        return inspect.getsource(inspect.unwrap(function))
+    except (OSError, TypeError):
+        return str(getattr(function, "__qualname__", type(function).__qualname__))

@@ -1,0 +1,156 @@
+"""Bits per byte of running text, window by window.
+
+The text is encoded once, without opening tokens, and cut into windows of consecutive tokens that
+do not overlap; a rest shorter than a window is left out. Each window is read on its own, after
+the BOS token where the tokenizer opens texts with one. A window's first token is read and not
+scored, so that no score hangs on a token without context. A window's score is the bits of its
+scored tokens over the UTF-8 bytes these tokens stand for; of a character that two windows share,
+the bytes count to the first.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backtrack.errors import ObjectiveError
+from backtrack.evaluate.forward import Scored, context_tokens, encode, evaluating, losses
+from backtrack.evaluate.objectives.documents import JSONL_SUFFIXES, load_records, render
+from backtrack.evaluate.objectives.items import digest, finite, in_order, positions
+from backtrack.records import ObjectiveInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from backtrack.recipe import TextObjective
+
+SEPARATOR = "\n\n"
+
+
+@dataclass(frozen=True)
+class Window:
+    """Consecutive tokens of the text.
+
+    Attributes:
+        number: Its place among all windows of the text.
+        ids: Its tokens; the first is not scored.
+        num_bytes: UTF-8 bytes of the text that the scored tokens stand for.
+        text: What all its tokens stand for.
+    """
+
+    number: int
+    ids: tuple[int, ...]
+    num_bytes: int
+    text: str
+
+
+class BitsPerByte:
+    """One score a window: bits a byte, lower is better."""
+
+    def __init__(self, settings: TextObjective, tokenizer: Any, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._windows = _windows(_running_text(settings), tokenizer, settings)
+        self._opening = _opening(tokenizer)
+        name = settings.name or Path(settings.path).stem
+        self.item_ids = tuple(f"{name}/{window.number}" for window in self._windows)
+        read = [[w.number, w.ids, w.num_bytes] for w in self._windows]
+        self.info = ObjectiveInfo(
+            name=name,
+            role=settings.role,
+            kind="text",
+            direction="minimize",
+            unit="bits a byte",
+            weight=settings.weight,
+            fingerprint=digest("text", batch_size, self._opening, self.item_ids, read),
+        )
+
+    def measure(
+        self,
+        model: Any,
+        tokenizer: Any,  # noqa: ARG002  the windows were encoded when the objective was made
+        item_ids: Sequence[str],
+    ) -> tuple[float, ...]:
+        """Bits a byte of each window, in the order of `item_ids`.
+
+        Raises:
+            ObjectiveError: An item is unknown, a window is longer than the model's context, or a
+                score is not finite.
+        """
+        asked = positions(item_ids, self.item_ids, self.info.name)
+        windows = [self._windows[place] for place in sorted(asked)]
+        first = len(self._opening) + 1
+        sequences = [Scored([*self._opening, *window.ids], first) for window in windows]
+        self._check_room(model, sequences)
+        with evaluating(model, self.info.name):
+            nats = losses(model, sequences, self._batch_size)
+        bits = [n / math.log(2) / w.num_bytes for n, w in zip(nats, windows, strict=True)]
+        return finite(in_order(asked, bits), item_ids, self.info.name)
+
+    def texts(self) -> tuple[str, ...]:
+        """Each window's text."""
+        return tuple(window.text for window in self._windows)
+
+    def _check_room(self, model: Any, sequences: Sequence[Scored]) -> None:
+        limit = context_tokens(model)
+        longest = max((len(sequence.ids) for sequence in sequences), default=0)
+        if limit is not None and longest > limit:
+            raise ObjectiveError(
+                f"{self.info.name}: a window has {longest} tokens, the model's context {limit}. "
+                "Lower `window_tokens`."
+            )
+
+
+def _running_text(settings: TextObjective) -> str:
+    """The text from `start` on; the texts of records are joined by an empty line."""
+    path = Path(settings.path)
+    if path.is_file() and path.suffix not in JSONL_SUFFIXES:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ObjectiveError(f"{path} cannot be read as UTF-8 text: {error}.") from error
+    else:
+        form = settings.field if "{" in settings.field else f"{{{settings.field}}}"
+        records = load_records(settings.path, settings.subset, settings.split)
+        text = SEPARATOR.join(
+            render(form, record, f"{settings.path} record {index}")
+            for index, record in enumerate(records)
+        )
+    return text[int(len(text) * settings.start) :]
+
+
+def _windows(text: str, tokenizer: Any, settings: TextObjective) -> tuple[Window, ...]:
+    """At most `max_items` windows, evenly spaced over the text."""
+    if not tokenizer.is_fast:
+        raise ObjectiveError(
+            f"{settings.path}: bits per byte needs a fast tokenizer, which says where each token "
+            f"ends in the text; {type(tokenizer).__name__} does not."
+        )
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    ends = [end for _, end in offsets]
+    size = settings.window_tokens
+    total = len(ids) // size
+    if total < 2:
+        raise ObjectiveError(
+            f"{settings.path}: the text has {len(ids)} tokens, fewer than two windows of {size}. "
+            "Give more text, or lower `window_tokens`."
+        )
+    count = min(total, settings.max_items)
+    starts = ((index * total // count) * size for index in range(count))
+    return tuple(
+        Window(
+            start // size,
+            tuple(ids[start : start + size]),
+            len(text[ends[start] : ends[start + size - 1]].encode()),
+            text[offsets[start][0] : ends[start + size - 1]],
+        )
+        for start in starts
+    )
+
+
+def _opening(tokenizer: Any) -> list[int]:
+    """The BOS token, where the tokenizer puts it before a text."""
+    bos = tokenizer.bos_token_id
+    return [bos] if bos is not None and bos in encode(tokenizer, "") else []

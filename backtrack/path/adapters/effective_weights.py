@@ -1,0 +1,151 @@
+"""Effective weights: what a plain model needs to compute what an adapted one does.
+
+Taken in fp32, layer by layer, and never by merging the live adapter in place (20 cycles of PEFT's
+merge and unmerge drift by 0.04 to 0.5 in bf16). Plain LoRA and OFT on linear layers are written
+straight into the target; every other layer is copied, widened and merged by PEFT itself.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.oft.layer import Linear as OftLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
+
+from backtrack.errors import PlacementError
+from backtrack.path.adapters.handles import plain_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from peft import PeftModel
+    from torch import Tensor
+
+    Part = tuple[str, Callable[[Tensor], None]]
+    """A name in the plain model, and what writes the weight into a tensor of its shape."""
+
+
+@torch.no_grad()
+def effective_parts(model: PeftModel) -> Iterator[Part]:
+    """The weights that an adapter's layers change, as it stands now.
+
+    A writer is good until the next part is asked for. What it writes into may be of any type and
+    on any device; the arithmetic is fp32 on that device.
+
+    Args:
+        model: The adapted model.
+
+    Raises:
+        PlacementError: PEFT cannot merge a layer.
+    """
+    for path, module in model.named_modules():
+        yield from module_parts(path, module, model.active_adapter)
+
+
+def overwritten_parts(model: PeftModel, names: Iterable[str]) -> Iterator[Part]:
+    """The base's own parameters of these names, which the adapter overwrote."""
+    wanted = set(names)
+    for name, parameter in model.named_parameters():
+        if plain_name(name) in wanted:
+            yield plain_name(name), _copier(parameter.detach())
+
+
+def module_parts(path: str, module: torch.nn.Module, adapter: str) -> Iterator[Part]:
+    """What one module changes, as `effective_parts` gives it for all."""
+    if isinstance(module, ModulesToSaveWrapper):
+        for name, parameter in module.modules_to_save[adapter].named_parameters():
+            yield plain_name(f"{path}.{name}"), _copier(parameter.detach())
+    elif isinstance(module, BaseTunerLayer):
+        yield from _layer_parts(path, module, adapter)
+
+
+def _copier(tensor: Tensor) -> Callable[[Tensor], None]:
+    def write(out: Tensor) -> None:
+        out.copy_(tensor)
+
+    return write
+
+
+def _layer_parts(path: str, module: BaseTunerLayer, adapter: str) -> Iterator[Part]:
+    name = plain_name(f"{path}.weight")
+    if isinstance(module, LoraLinear) and _is_plain_lora(module, adapter):
+        yield name, lambda out: _add_low_rank(module, adapter, out)
+    elif isinstance(module, OftLinear) and _is_plain_linear(module):
+        yield name, lambda out: _rotate_blocks(module, adapter, out)
+    else:
+        yield from _merged_by_peft(path, module)
+
+
+def _is_plain_linear(module: Any) -> bool:
+    base = module.get_base_layer()
+    return type(base) is torch.nn.Linear and not module.fan_in_fan_out and not module.merged
+
+
+def _is_plain_lora(module: Any, adapter: str) -> bool:
+    return (
+        _is_plain_linear(module)
+        and adapter in module.lora_A
+        and adapter not in module.lora_variant
+        and module.lora_B[adapter].bias is None
+    )
+
+
+def _add_low_rank(module: Any, adapter: str, out: Tensor) -> None:
+    """`W0 + scaling B A` into `out`, [out features, in features]."""
+    weight = module.get_base_layer().weight.detach()
+    down = module.lora_A[adapter].weight.detach().to(out.device, torch.float32)
+    up = module.lora_B[adapter].weight.detach().to(out.device, torch.float32)
+    scaling = module.scaling[adapter]
+    if (
+        out.dtype == torch.float32
+        and weight.dtype == torch.float32
+        and weight.device == out.device
+    ):
+        torch.addmm(weight, up, down, alpha=scaling, out=out)
+    else:
+        wide = weight.to(out.device, torch.float32, copy=True)
+        out.copy_(wide.addmm_(up, down, alpha=scaling))
+
+
+def _rotate_blocks(module: Any, adapter: str, out: Tensor) -> None:
+    """`W0 R^T` into `out`, [out features, in features], block by block.
+
+    PEFT's own merge multiplies by the whole block-diagonal matrix, in features squared; the blocks
+    are PEFT's (its two branches are transposes of each other, so R is never made here).
+    """
+    rotation = module.oft_R[adapter]
+    vectors = rotation.weight.detach().to(out.device, torch.float32)
+    blocks = _blocks(rotation, vectors)
+    count = rotation.in_features // rotation.block_size
+    weight = module.get_base_layer().weight.detach().to(out.device, torch.float32)
+    pieces = weight.view(weight.shape[0], count, rotation.block_size)
+    turned = torch.einsum("onk,njk->onj", pieces, blocks.expand(count, -1, -1))
+    out.copy_(turned.reshape(weight.shape))
+
+
+def _blocks(rotation: Any, vectors: Tensor) -> Tensor:
+    """The rotation's diagonal blocks, [blocks or 1, size, size], by PEFT's own Cayley branch."""
+    if rotation.coft:
+        vectors = rotation._project_batch(vectors, eps=rotation.eps)  # noqa: SLF001
+    blocks: Tensor = rotation._cayley_batch(  # noqa: SLF001
+        vectors, rotation.block_size, rotation.use_cayley_neumann,
+        rotation.num_cayley_neumann_terms,
+    )  # fmt: skip
+    return blocks
+
+
+def _merged_by_peft(path: str, module: BaseTunerLayer) -> Iterator[Part]:
+    layer: Any = copy.deepcopy(module)
+    layer.float()
+    try:
+        layer.merge()
+    except Exception as error:
+        raise PlacementError(
+            f"PEFT cannot merge {path}: {error}. Stand attached instead."
+        ) from error
+    for name, parameter in layer.get_base_layer().named_parameters():
+        yield plain_name(f"{path}.{name}"), _copier(parameter.detach())

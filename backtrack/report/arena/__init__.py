@@ -1,0 +1,1 @@
+"""An arena drawn: figures, rows and page."""

@@ -1,0 +1,118 @@
+"""An arena as plain rows: PEFT-Arena's table with the chosen points beside it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from backtrack.records import ROLES
+from backtrack.report import wording
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from backtrack.records import Interval
+    from backtrack.records.arena import Arena, ArenaPoint, Entrant, Standing
+
+TRAINING = "checkpoints met in training"
+PATH = "path back from the last one"
+Row = dict[str, Any]
+Table = tuple[list[str], list[list[str]]]
+
+
+def standings(arena: Arena) -> Table:
+    """Trainable parameters, target/general of final checkpoint and choice, gain, hypervolume."""
+    units = [arena.axes[role].unit for role in ROLES] if arena.axes else ["", ""]
+    heads = ["entrant", "trained", "final", "chosen", "gain", "hypervolume"]
+    pair = f"target / general ({' / '.join(dict.fromkeys(units))})"
+    heads[2:4] = [f"final: {pair}", f"chosen: {pair}"]
+    rows = [_base_row(arena, units)] if arena.base_report else []
+    for standing in arena.standings:
+        seeds = f" ({len(standing.seeds)} seeds)" if len(standing.seeds) > 1 else ""
+        rows.append(
+            [
+                standing.name + seeds,
+                _parameters(standing.num_trainable),
+                _pair(standing.final_target, standing.final_general, units),
+                _pair(standing.chosen_target, standing.chosen_general, units),
+                _signed(standing.gain),
+                _share(standing),
+            ]
+        )
+    return heads, rows
+
+
+def _base_row(arena: Arena, units: Sequence[str]) -> list[str]:
+    assert arena.base_report is not None
+    report = arena.base_report
+    return ["base", "", _pair(report.target, report.general, units), "", "", ""]
+
+
+def _pair(target: Interval | None, general: Interval | None, units: Sequence[str]) -> str:
+    if target is None or general is None:
+        return "failed"
+    return f"{wording.interval(target, units[0])} / {wording.interval(general, units[1])}"
+
+
+def _signed(value: Interval | None) -> str:
+    if value is None:
+        return wording.NO_NUMBER
+    return wording.interval(value, "points", is_signed=True)
+
+
+def _share(standing: Standing) -> str:
+    found = standing.hypervolume
+    if found is None:
+        return wording.NO_NUMBER
+    scaled = {name: 100 * number for name, number in found.model_dump().items()}
+    return wording.interval(found.model_copy(update=scaled), "%")
+
+
+def _parameters(count: int | None) -> str:
+    """A number of parameters in three digits: `1.2M`."""
+    if count is None:
+        return wording.NO_NUMBER
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return str(count)
+
+
+def ways(arena: Arena) -> list[Row]:
+    """Every measured entrant's two ways from the base: by training, and along alpha."""
+    measured = [entrant for entrant in arena.entrants if entrant.state == "measured"]
+    first = {e.name: e.label for e in reversed(measured)}
+    return [
+        {
+            "entrant": entrant.name,
+            "run": entrant.label,
+            "is_first": entrant.label == first[entrant.name],
+            "way": way,
+            "place": place,
+            "point": str(point.point),
+            "target": point.target,
+            "general": point.general,
+            "is_chosen": point.point == entrant.chosen,
+            "is_final": point.point == entrant.final,
+        }
+        for entrant in measured
+        for way, points in ((TRAINING, trained(entrant)), (PATH, on_path(entrant)))
+        for place, point in enumerate(points)
+    ]
+
+
+def trained(entrant: Entrant) -> list[ArenaPoint]:
+    """The base and the checkpoints at full strength, in the order of training."""
+    found = [p for p in entrant.points if p.point.is_base or p.is_checkpoint]
+    return sorted(found, key=lambda p: p.point.step)
+
+
+def on_path(entrant: Entrant) -> list[ArenaPoint]:
+    """Points on the path to the final checkpoint, the base first, in the order of alpha."""
+    final = entrant.final
+    found = [
+        p
+        for p in entrant.points
+        if p.point.is_base
+        or (final and p.point.step == final.step and p.point.profile == "uniform")
+    ]
+    return sorted(found, key=lambda p: 0.0 if p.point.is_base else p.point.alpha)

@@ -1,0 +1,1 @@
+"""A diagnosis drawn: figures, rows and its section of the page."""

@@ -1,0 +1,111 @@
+"""What a diagnosis says, as plain rows: for tables in a terminal and for drawings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from backtrack.records.diagnosis import mean_metrics
+from backtrack.report.wording import NO_NUMBER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from backtrack.point import Point
+    from backtrack.records import Interval, Role
+    from backtrack.records.diagnosis import Correlation, Diagnosis, ModuleGeometry
+
+READ: tuple[Role, ...] = ("general", "target")
+Row = dict[str, Any]
+Table = tuple[list[str], list[list[str]]]
+"""Headings and cells."""
+
+LABELS = {
+    "strength": "strength ||dW|| / ||W0||",
+    "spectrum.effective_rank": "effective rank of dW",
+    "spectrum.retention_fluctuation": "fluctuation of retention",
+    "spectrum.adaptation_fluctuation": "fluctuation of adaptation",
+    "drift.absolute": "drift E||dW h0||\N{SUPERSCRIPT TWO}",
+    "drift.relative": "drift, over the base's output",
+    "drift.update_normed": "drift, over the update's size",
+    "activations.procrustes": "Procrustes residual",
+    "activations.gram": "Gram distortion",
+    "activations.cka": "CKA",
+    "activations.cosine_drift": "cosine drift",
+    "activations.norm_drift": "norm drift",
+    "activations.subspace_distance": "principal subspace distance",
+}
+
+
+def label(name: str) -> str:
+    """A metric's name in words; `/role` becomes the prompts it is on."""
+    metric, _, role = name.partition("/")
+    return LABELS.get(metric, metric) + (f", {role} prompts" if role else "")
+
+
+def summary(diagnosis: Diagnosis, lines: Sequence[ModuleGeometry]) -> Table:
+    """Each metric's mean over modules: a column a point, or one a role of the prompts read."""
+    heads = ["mean over modules"]
+    columns: list[dict[str, str]] = []
+    for point in diagnosis.points:
+        found = mean_metrics(of_point(lines, point))
+        heads += [str(point), *(f"on {role} prompts" for role in READ)]
+        columns.append({n: _number(v) for n, v in found.items() if "/" not in n})
+        columns += [
+            {n.partition("/")[0]: _number(v) for n, v in found.items() if n.endswith(f"/{role}")}
+            for role in READ
+        ]
+    names = [m for m in LABELS if any(m in column for column in columns)]
+    return heads, [[label(n), *(column.get(n, "") for column in columns)] for n in names]
+
+
+BY_BLOCK = ("strength", "drift.relative/general", "drift.relative/target")
+
+
+def by_block(diagnosis: Diagnosis, lines: Sequence[ModuleGeometry]) -> Table:
+    """Strength and drift of each block of layers, point by point."""
+    blocks = sorted({line.block for line in lines if line.block is not None})
+    heads = ["block"]
+    columns: list[list[str]] = []
+    for point in diagnosis.points:
+        there = [
+            mean_metrics(ln for ln in of_point(lines, point) if ln.block == b) for b in blocks
+        ]
+        for name in BY_BLOCK:
+            heads.append(f"{_SHORT[name]}, {point}")
+            columns.append([_number(found.get(name)) for found in there])
+    return heads, [[str(b), *cells] for b, *cells in zip(blocks, *columns, strict=True)]
+
+
+_SHORT = {
+    "strength": "strength",
+    "drift.relative/general": "general drift",
+    "drift.relative/target": "target drift",
+}
+
+
+def correlation_table(found: Sequence[Correlation]) -> Table:
+    """How each metric goes with forgetting, with intervals; general prompts first."""
+    heads = ["goes with forgetting", "read", "Pearson", "Spearman", "n"]
+    order = list(LABELS)
+    ranked = sorted(found, key=lambda c: (order.index(c.metric), c.role != "general"))
+    rows = [
+        [label(c.metric), c.role or "", _interval(c.pearson), _interval(c.spearman), str(c.num)]
+        for c in ranked
+        if c.pearson is not None
+    ]
+    return heads, rows
+
+
+def of_point(lines: Iterable[ModuleGeometry], point: Point) -> list[ModuleGeometry]:
+    """The lines of one point."""
+    return [line for line in lines if line.point == point]
+
+
+def _number(value: float | None) -> str:
+    return NO_NUMBER if value is None else f"{value:.3g}"
+
+
+def _interval(value: Interval | None) -> str:
+    if value is None:
+        return NO_NUMBER
+    return f"{value.estimate:+.2f} [{value.low:+.2f}, {value.high:+.2f}]"

@@ -1,0 +1,1 @@
+"""The choice: rule, candidates, report items, verdict, sweep."""

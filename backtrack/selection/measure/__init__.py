@@ -1,0 +1,1 @@
+"""Measure points of a run on fixed items, each at most once."""

@@ -1,0 +1,374 @@
+"""Measure points on fixed items, each objective at most once.
+
+Promised: a measurement is on disk before the next begins, so an interruption loses at most the one
+under way. Selection items come in nested parts, the same at every point, one measurement a part;
+a point's parts add up. The model and the objectives are built when something must be measured,
+not before.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from backtrack.errors import UsageError
+from backtrack.evaluate.measure import measure
+from backtrack.evaluate.served import Served
+from backtrack.point import Point
+from backtrack.recipe import Recipe, SearchSection, VllmEngine
+from backtrack.records import ROLES
+from backtrack.run.directory import MEASURED, write_atomically
+from backtrack.selection.measure.contamination import find_shared, write_shared
+from backtrack.selection.measure.items import ITEMS, Items, keep_items, read_items
+from backtrack.selection.stats.table import (
+    Setting,
+    Wanted,
+    items_digest,
+    recorded_setting,
+    tabulate,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from backtrack.evaluate.objectives.objective import Objective
+    from backtrack.evaluate.vllm.placement import EnginePlacement
+    from backtrack.path.placement import Placement
+    from backtrack.records import Measurement, ObjectiveInfo, Split
+    from backtrack.run.directory import Run
+    from backtrack.selection.measure.progress import Meter
+    from backtrack.selection.stats.table import Table
+
+
+@dataclass
+class _Index:
+    """Measurements of one setting, and their items by point and objective's name."""
+
+    num_seen: int = 0
+    fitting: list[Measurement] = field(default_factory=list)
+    items: dict[Point, dict[str, set[str]]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(set))
+    )
+
+
+class Bench:
+    """A run, what is measured on it, and how.
+
+    Attributes:
+        run: The run.
+        recipe: What to measure; none where objectives were given ready-made.
+        section: How the path is searched.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        recipe: Recipe | None,
+        placement: Placement | EnginePlacement | None,
+        objectives: Sequence[Objective] | None,
+    ) -> None:
+        """Take what is ready; build nothing.
+
+        Raises:
+            UsageError: Nothing says what to measure, or a role has no objective.
+        """
+        self.run = run
+        self.recipe = recipe or run.recipe
+        self.section = self.recipe.search if self.recipe else SearchSection()
+        self._placement = placement
+        self._objectives = None if objectives is None else tuple(objectives)
+        self._items: Items | None = None
+        self._kept: set[Split] = set()
+        self._stands_at: Point | None = None
+        self._settings: dict[Split, Setting] = {}
+        self._recorded = run.measurements()
+        self._indices: dict[Split, _Index] = {}
+        self._require_roles()
+        self._require_engine()
+
+    @property
+    def is_built(self) -> bool:
+        return self._placement is not None and self._objectives is not None
+
+    @property
+    def is_served(self) -> bool:
+        """Whether an engine answers, rather than the placed model itself."""
+        return self.recipe is not None and isinstance(self.recipe.engine, VllmEngine)
+
+    @property
+    def placement(self) -> Placement | EnginePlacement:
+        """The live model, loaded at the first call, or the engine's, started then."""
+        if self._placement is None:
+            self._placement = _placed(self.run, self.recipe)
+        return self._placement
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """What is measured, built at the first call."""
+        if self._objectives is None:
+            from backtrack.evaluate.build import build_objectives
+
+            if self.recipe is None:
+                raise UsageError(_NO_OBJECTIVES.format(path=self.run.path))
+            self._objectives = tuple(build_objectives(self.recipe, self.placement.tokenizer))
+            write_atomically(
+                self.run.path / MEASURED, self.recipe.model_dump_json(indent=2) + "\n"
+            )
+            write_shared(self.run.path, find_shared(self.recipe.data, self._objectives))
+        return self._objectives
+
+    @property
+    def ends(self) -> tuple[Point, Point]:
+        """Base and final checkpoint."""
+        return Point.base(), self.run.final
+
+    def setting(self, split: Split) -> Setting:
+        """What measurements of now have in common; builds what is not built."""
+        if split not in self._settings:
+            self._settings[split] = Setting(
+                split=split,
+                form=self.placement.form,
+                curve=self.placement.curve,
+                objectives=tuple(objective.info for objective in self.objectives),
+                item_ids=self._drawn.of(split),
+            )
+        return self._settings[split]
+
+    def build(self) -> None:
+        """Load the model and build the objectives, if that was not done."""
+        self.setting("selection")
+
+    def standing(self, split: Split, like: Setting | None = None) -> Setting | None:
+        """The setting to read records under: that of now if built, else the latest on record.
+
+        Args:
+            split: Which items.
+            like: A setting whose objectives, form and curve must be met, on other items.
+        """
+        if self.is_built:
+            return self.setting(split)
+        if not self._is_on_record():
+            return None
+        forms: dict[str, str] = {}
+        if like is not None:
+            forms = {"form": like.form, "curve": like.curve}
+        elif self._placement is not None:
+            forms = {"form": self._placement.form, "curve": self._placement.curve}
+        wanted = self._wanted() if like is None else [_want(info) for info in like.objectives]
+        return recorded_setting(
+            self._recorded,
+            split,
+            wanted,
+            ends=self.ends,
+            forms=forms | self._asked_forms(),
+            items=read_items(self.run.path / ITEMS),
+        )
+
+    def table(self, setting: Setting) -> Table:
+        """What is measured under a setting."""
+        return tabulate(setting, self._recorded)
+
+    def reload(self) -> None:
+        """Read what others recorded in the meantime."""
+        self._recorded = self.run.measurements()
+        self._indices.clear()
+
+    def take_in(self, carried: Sequence[Measurement]) -> None:
+        """Read what other workers recorded, and record what came from other machines."""
+        self.reload()
+        known = {_key(m) for m in self._recorded}
+        for m in carried:
+            if _key(m) not in known:
+                self.run.record(m)
+                self._recorded.append(m)
+
+    @property
+    def recorded(self) -> Sequence[Measurement]:
+        return self._recorded
+
+    def num_items(self, split: Split = "selection", part: int | None = None) -> int:
+        """Items of a split, or of one part of it, over all objectives."""
+        parts = self.parts(split)
+        chosen = parts if part is None else parts[part : part + 1]
+        return sum(len(ids) for each in chosen for ids in each.values())
+
+    def parts(self, split: Split) -> list[dict[str, tuple[str, ...]]]:
+        """The items by objective's name, in the parts a point earns them in; builds."""
+        parts = self._drawn.parts(split)
+        if len(parts) > 1 and split not in self._kept:
+            keep_items(self.run.path / ITEMS, self._drawn.of(split))
+            self._kept.add(split)
+        return parts
+
+    def measure(
+        self, point: Point, split: Split, origin: str, meter: Meter, part: int | None = None
+    ) -> None:
+        """Measure what is not on record yet, each objective recorded as soon as it is measured.
+
+        Args:
+            point: Where.
+            split: Which items.
+            origin: Who asks.
+            meter: Told of it.
+            part: Which part of the items; all of them if not given.
+        """
+        point = point.canonical
+        parts = self.parts(split)
+        missing = [
+            (objective, item_ids)
+            for each in (parts if part is None else parts[part : part + 1])
+            for objective, item_ids in self._missing(point, split, each)
+        ]
+        if missing and self._stands_at != point:
+            self._stands_at = None
+            self.placement.place(point)
+            self._stands_at = point
+        for objective, item_ids in missing:
+            meter.begins(point, objective.info.name)
+            whole = self.setting(split).item_ids[objective.info.name]
+            measurement = measure(
+                objective,
+                self.placement,
+                item_ids,
+                split=split,
+                origin=origin,
+                whole="" if len(whole) == len(item_ids) else items_digest(whole),
+            )
+            self.run.record(measurement)
+            self._recorded.append(measurement)
+            meter.scored(len(item_ids), measurement.seconds)
+        meter.ends(point)
+
+    def expect(self, points: Sequence[Point]) -> None:
+        """Say which points are measured next, for a model that can decode several at once."""
+        self.placement.expect(points)
+
+    def parts_done(self, point: Point) -> int:
+        """How many of the parts, from the first, are on record for all objectives."""
+        there = self._there(point.canonical, "selection")
+        parts = self.parts("selection")
+        for done, part in enumerate(parts):
+            if any(not there[name].issuperset(ids) for name, ids in part.items()):
+                return done
+        return len(parts)
+
+    @property
+    def fitting(self) -> list[Measurement]:
+        """Measurements of the selection items under the setting of now, in order."""
+        return self._index("selection").fitting
+
+    def _there(self, point: Point, split: Split) -> dict[str, set[str]]:
+        """Items on record at a point, by objective's name."""
+        return self._index(split).items[point]
+
+    def _index(self, split: Split) -> _Index:
+        """What is on record under a setting; only what is new is looked at."""
+        index = self._indices.setdefault(split, _Index())
+        setting = self.setting(split)
+        for m in self._recorded[index.num_seen :]:
+            if setting.fits(m):
+                index.fitting.append(m)
+                index.items[m.point.canonical][m.objective.name].update(m.item_ids)
+        index.num_seen = len(self._recorded)
+        return index
+
+    def _missing(
+        self, point: Point, split: Split, part: dict[str, tuple[str, ...]]
+    ) -> list[tuple[Objective, tuple[str, ...]]]:
+        there = self._there(point, split)
+        return [
+            (objective, part[objective.info.name])
+            for objective in self.objectives
+            if objective.info.name in part
+            and not there[objective.info.name].issuperset(part[objective.info.name])
+        ]
+
+    @property
+    def _drawn(self) -> Items:
+        if self._items is None:
+            self._items = Items.drawn(self.section, self.objectives)
+        return self._items
+
+    def _is_on_record(self) -> bool:
+        """Whether the recipe asks for what the last one measured, as far as files can tell."""
+        path = self.run.path / MEASURED
+        if self._objectives is not None or self.recipe is None or not path.exists():
+            return True
+        try:
+            last = Recipe.model_validate_json(path.read_bytes())
+        except ValidationError:
+            return False
+        return _what_is_measured(last) == _what_is_measured(self.recipe)
+
+    def _wanted(self) -> list[Wanted]:
+        if self._objectives is not None:
+            return [_want(objective.info) for objective in self._objectives]
+        specified = self.recipe.objectives if self.recipe else ()
+        return [Wanted(o.name, o.role, o.weight) for o in specified]
+
+    def _asked_forms(self) -> dict[str, str]:
+        """Form and curve the recipe insists on."""
+        if self.recipe is None or self._placement is not None:
+            return {}
+        section = self.recipe.placement
+        asked = {"form": section.form, "curve": section.curve}
+        return {key: value for key, value in asked.items() if value != "auto"}
+
+    def _require_engine(self) -> None:
+        given = self._placement
+        if self.is_served and given is not None and not isinstance(given.model, Served):
+            raise UsageError(
+                "the recipe says `engine: vllm`, but the placement given is of a model in this "
+                "process. Give none, so that the engine is started, or a recipe without it."
+            )
+
+    def _require_roles(self) -> None:
+        wanted = self._wanted()
+        if not wanted:
+            raise UsageError(_NO_OBJECTIVES.format(path=self.run.path))
+        missing = [role for role in ROLES if role not in {each.role for each in wanted}]
+        if missing:
+            raise UsageError(
+                f"no objective has the role `{missing[0]}`; each role needs one. "
+                f"Add one under `objectives:` with `role: {missing[0]}`."
+            )
+
+
+_NO_OBJECTIVES = (
+    "{path}: nothing says what to measure. Give a recipe with --recipe FILE, or add "
+    "`objectives:` to the run's recipe: at least one with `role: target` and one with "
+    "`role: general`."
+)
+
+
+def _placed(run: Run, recipe: Recipe | None) -> Placement | EnginePlacement:
+    if recipe is not None and isinstance(recipe.engine, VllmEngine):
+        from backtrack.selection.measure.serving import serve
+
+        return serve(run, recipe.placement, recipe.engine)
+    from backtrack.path.placement import Placement
+
+    return Placement(run, **recipe.placement.model_dump()) if recipe else Placement(run)
+
+
+def _what_is_measured(recipe: Recipe) -> object:
+    """All of a recipe that decides scores but the weights, whatever they are used for."""
+    return (
+        [o.model_dump(exclude={"role", "weight"}) for o in recipe.objectives],
+        recipe.search.items,
+        recipe.search.batch_size,
+        recipe.search.seed,
+        recipe.engine.decides if isinstance(recipe.engine, VllmEngine) else None,
+    )
+
+
+def _key(m: Measurement) -> tuple[object, ...]:
+    """What makes two measurements one and the same."""
+    return m.point, m.objective.name, m.objective.fingerprint, m.form, m.curve, m.split, m.item_ids
+
+
+def _want(info: ObjectiveInfo) -> Wanted:
+    return Wanted(info.name, info.role, info.weight, info.fingerprint)

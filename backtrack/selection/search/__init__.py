@@ -1,0 +1,1 @@
+"""The search: which point is measured next, on how many items."""

@@ -1,0 +1,1 @@
+"""Statistics over items and points. Pure numpy."""

@@ -1,0 +1,1 @@
+"""Methods by name, and what PEFT leaves to whoever trains them."""

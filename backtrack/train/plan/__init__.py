@@ -1,0 +1,1 @@
+"""What a recipe takes, told without weights."""

@@ -1,0 +1,1 @@
+"""From a recipe to a trainer of TRL, and through its steps."""

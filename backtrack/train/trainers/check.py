@@ -1,0 +1,125 @@
+"""Check the keys of a recipe that belong to TRL and PEFT, before anything is loaded.
+
+recipe = load_recipe(path, overrides, checks=[library_faults])
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.sft_config import SFTConfig
+
+from backtrack.train.methods.configs import kind_fault, method_faults
+from backtrack.train.trainers.settings import grpo_config, sft_config, typed_fields
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_TRL: dict[str, str] = {
+    "output_dir": "set `output` and `name` at the top of the recipe",
+    "seed": "set `seed` at the top of the recipe",
+    "data_seed": "set `seed` at the top of the recipe",
+    "resume_from_checkpoint": "resume with `backtrack train RECIPE --resume`",
+    "save_only_model": "a run that cannot resume is not kept; drop this key",
+    "model_init_kwargs": "set `base.dtype`, `base.revision` or `base.trust_remote_code`",
+    "trust_remote_code": "set `base.trust_remote_code`",
+    "model": "set `base`",
+    "train_dataset": "set `data.train`",
+    "eval_dataset": "set `data.eval`",
+    "peft_config": "set `method`",
+    "reward_weights": "set `weight` in `rewards`",
+    "reward_funcs": "set `rewards`",
+}
+_OURS: dict[str, dict[str, str]] = {
+    "sft": _TRL,
+    "grpo": _TRL,
+    "method": {
+        "base_model_name_or_path": "set `base.model`",
+        "revision": "set `base.revision`",
+        "peft_type": "set `method.kind`",
+        "peft_version": "PEFT writes this itself; drop this key",
+        "auto_mapping": "PEFT writes this itself; drop this key",
+        "inference_mode": "an adapter that is trained is not in inference mode; drop this key",
+    },
+}
+
+
+def library_faults(raw: Mapping[str, Any]) -> list[str]:
+    """One sentence for each fault of the keys under `sft`, `grpo` and `method`, and of `data`."""
+    return [
+        *_trl_faults(raw, "sft", SFTConfig),
+        *_trl_faults(raw, "grpo", GRPOConfig),
+        *_method_faults(raw.get("method")),
+        *_data_faults(raw),
+    ]
+
+
+def _trl_faults(raw: Mapping[str, Any], name: str, kind: type) -> list[str]:
+    section = raw.get(name)
+    if not isinstance(section, dict):
+        return []
+    theirs, faults = _without_ours(section, name)
+    faults += typed_fields(kind, theirs, name)[1]
+    if _asks_for_evaluation(theirs) and not _has_evaluation(raw.get("data")):
+        faults.append(
+            f"{name}.eval_strategy: there is nothing to evaluate on; set `data.eval` or "
+            "`data.eval_split`. To measure `objectives` during training, set `watch`."
+        )
+    if faults:
+        return faults
+    try:
+        # What the file says is checked, not this machine: a recipe for a GPU is right on a laptop.
+        _config(name, {**theirs, "use_cpu": True})
+    except (ValueError, TypeError, KeyError, ImportError) as error:
+        return [f"{name}: TRL refuses these values: {_one_line(error)}"]
+    return []
+
+
+def _config(name: str, values: Mapping[str, Any]) -> object:
+    folder = Path("unused")
+    if name == "sft":
+        return sft_config(values, folder, seed=0)
+    return grpo_config(values, folder, seed=0, weights=[])
+
+
+def _asks_for_evaluation(section: Mapping[str, Any]) -> bool:
+    return section.get("eval_strategy", "no") not in {"no", False} or any(
+        section.get(key) for key in ("do_eval", "eval_on_start", "load_best_model_at_end")
+    )
+
+
+def _has_evaluation(data: object) -> bool:
+    return isinstance(data, dict) and bool(data.get("eval") or data.get("eval_split"))
+
+
+def _data_faults(raw: Mapping[str, Any]) -> list[str]:
+    data = raw.get("data")
+    if raw.get("early_stop") is not None and not _has_evaluation(data):
+        return ["early_stop: it needs an evaluation; set `data.eval` or `data.eval_split`."]
+    if not isinstance(data, dict) or raw.get("grpo") is not None:
+        return []
+    if data.get("prompt") is not None and data.get("completion") is None:
+        return ["data: give both `prompt` and `completion`, or neither"]
+    return []
+
+
+def _method_faults(section: object) -> list[str]:
+    if not isinstance(section, dict) or "kind" not in section or section["kind"] == "full":
+        return []
+    fault = kind_fault(section["kind"])
+    if fault is not None:
+        return [fault]
+    theirs, faults = _without_ours({k: v for k, v in section.items() if k != "kind"}, "method")
+    return faults + method_faults(section["kind"], theirs)
+
+
+def _without_ours(section: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[str]]:
+    ours = _OURS[name]
+    faults = [f"{name}.{key}: not set here; {ours[key]}." for key in section if key in ours]
+    return {key: value for key, value in section.items() if key not in ours}, faults
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,266 @@
+r"""Rewards that can be verified: what a completion says against what is known to be right.
+
+A completion's ANSWER is taken from its last \boxed{...}, else from behind its last `####`, else
+from all of it. Rewards are 1 or 0, have TRL's signature, and are called by the names of the
+recipe, under which TRL logs each one's mean and deviation; TRL weighs and sums them.
+
+Promised: an answer of the data that cannot be read is an error before training, not a silent 0.
+Not promised: that a user's own function is quick, or safe with what a model may write.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, assert_never
+
+from backtrack.errors import BacktrackError, ObjectiveError, UsageError
+from backtrack.evaluate.objectives.function import importable, lookup
+from backtrack.recipe import (
+    ChoiceReward,
+    FormatReward,
+    MathVerifyReward,
+    NumericReward,
+    PythonReward,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from backtrack.recipe import Reward
+
+_NUMBER = re.compile(
+    r"(?:(?<![\d)])[-+\u2212])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:\s?/\s?\d+)?"
+)
+_LATEX_FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+_LEAD = re.compile(r"(?i)\b(?:answer|option|choice)\b[^A-Za-z0-9]*(?:is|:|=)?[^A-Za-z0-9]*")
+_PARSING_SECONDS, _VERIFYING_SECONDS = 5, 5
+
+
+def answer_in(text: str) -> str:
+    """The part of a completion that holds its answer."""
+    begin = text.rfind("\\boxed{")
+    if begin >= 0:
+        return _braced(text, begin + len("\\boxed{"))
+    _, mark, behind = text.rpartition("####")
+    return behind if mark else text
+
+
+def _braced(text: str, begin: int) -> str:
+    """Up to the brace that closes; all of it where none does."""
+    depth = 1
+    for i in range(begin, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[i], 0)
+        if depth == 0:
+            return text[begin:i]
+    return text[begin:]
+
+
+def number_in(text: str) -> Fraction | None:
+    """The last number of an answer: whole, decimal or a fraction; thousands may have commas."""
+    found = _NUMBER.findall(_LATEX_FRACTION.sub(r"\1/\2", answer_in(text)))
+    if not found:
+        return None
+    written = found[-1].replace(",", "").replace(" ", "").replace("\u2212", "-")
+    try:
+        return Fraction(written)
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+def letter_in(text: str, letters: str) -> str | None:
+    """The last letter of an answer that stands for a choice; none where the text names none.
+
+    It counts alone, behind `answer is` and its like, in brackets, or before `.`, `)`, `:` or the
+    end; so that the article in `A patient` is no choice.
+    """
+    answer = answer_in(text).strip()
+    if answer.upper() in letters and len(answer) == 1:
+        return answer.upper()
+    one = f"[{letters}]"
+    said = re.findall(rf"{_LEAD.pattern}({one})(?![A-Za-z'])", answer)
+    marked = re.findall(rf"\(({one})\)|(?<![A-Za-z])({one})(?=[.):]|\s*$)", answer)
+    named = said or [first or second for first, second in marked]
+    return named[-1] if named else None
+
+
+class VerifiedReward:
+    """Scores completions against a column of right answers; abstract.
+
+    Attributes:
+        column: Name of the column in the training data; empty where none is needed.
+    """
+
+    def __init__(self, name: str, column: str) -> None:
+        self.__name__ = name
+        self.column = column
+
+    def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float]:
+        answers = columns[self.column] if self.column else [""] * len(completions)
+        return [
+            float(self.is_right(said(completion), answer))
+            for completion, answer in zip(completions, answers, strict=True)
+        ]
+
+    def is_right(self, text: str, answer: str) -> bool:
+        raise NotImplementedError
+
+    def require_readable(self, answer: str, where: str) -> None:
+        """Refuse an answer of the data that no completion could match.
+
+        Raises:
+            UsageError: Says where it is.
+        """
+
+
+class _Numeric(VerifiedReward):
+    def __init__(self, name: str, column: str, tolerance: float) -> None:
+        super().__init__(name, column)
+        self._tolerance = Fraction(tolerance)
+
+    def is_right(self, text: str, answer: str) -> bool:
+        number, right = number_in(text), number_in(answer)
+        if number is None or right is None:
+            return False
+        return abs(number - right) <= self._tolerance * abs(right)
+
+    def require_readable(self, answer: str, where: str) -> None:
+        if number_in(answer) is None:
+            raise _unreadable(self.__name__, answer, where, "no number")
+
+
+class _MathVerify(VerifiedReward):
+    def is_right(self, text: str, answer: str) -> bool:
+        from math_verify import verify
+
+        seconds = _seconds(_VERIFYING_SECONDS)
+        return bool(verify(_right(answer), _expressions(text), timeout_seconds=seconds))
+
+    def require_readable(self, answer: str, where: str) -> None:
+        if not _right(answer):
+            raise _unreadable(self.__name__, answer, where, "no expression")
+
+
+class _Choice(VerifiedReward):
+    def __init__(self, name: str, column: str, letters: str) -> None:
+        super().__init__(name, column)
+        self._letters = letters
+
+    def is_right(self, text: str, answer: str) -> bool:
+        return letter_in(text, self._letters) == letter_in(answer, self._letters)
+
+    def require_readable(self, answer: str, where: str) -> None:
+        if letter_in(answer, self._letters) is None:
+            raise _unreadable(self.__name__, answer, where, f"none of the letters {self._letters}")
+
+
+class _Format(VerifiedReward):
+    def __init__(self, name: str, pattern: str) -> None:
+        super().__init__(name, "")
+        self._pattern = re.compile(pattern, re.DOTALL)
+
+    def is_right(self, text: str, answer: str) -> bool:  # noqa: ARG002  # a form has no answer
+        return self._pattern.fullmatch(text.strip()) is not None
+
+
+class _Python:
+    """A user's function; modules of the working directory can be imported while it runs."""
+
+    column = ""
+
+    def __init__(self, name: str, function: str) -> None:
+        self.__name__ = name
+        self._spec = function
+        try:
+            self._function = lookup(function)
+        except ObjectiveError as error:
+            raise UsageError(f"rewards: {error}") from error
+
+    def __call__(self, **fields: Any) -> list[float | None]:
+        from pathlib import Path
+
+        try:
+            with importable(Path.cwd()):
+                scores = [None if s is None else float(s) for s in self._function(**fields)]
+        except BacktrackError:
+            raise
+        except Exception as error:
+            raise UsageError(
+                f"reward {self._spec} failed: {type(error).__name__}: {error}. It is called as "
+                "function(prompts=..., completions=..., **fields) and returns one number, or "
+                "None, a completion."
+            ) from error
+        if len(scores) != len(fields["completions"]):
+            raise UsageError(
+                f"reward {self._spec} returned {len(scores)} scores for "
+                f"{len(fields['completions'])} completions. Return one each, in their order."
+            )
+        return scores
+
+
+def reward_function(reward: Reward) -> VerifiedReward | _Python:
+    """The function that TRL calls for a recipe's reward.
+
+    Raises:
+        UsageError: There is no such function.
+    """
+    column = f"answer of {reward.name}"
+    match reward:
+        case NumericReward():
+            return _Numeric(reward.name, column, reward.tolerance)
+        case MathVerifyReward():
+            return _MathVerify(reward.name, column)
+        case ChoiceReward():
+            return _Choice(reward.name, column, reward.letters)
+        case FormatReward():
+            return _Format(reward.name, reward.pattern)
+        case PythonReward():
+            return _Python(reward.name, reward.function)
+        case _:
+            assert_never(reward)
+
+
+def said(completion: Any) -> str:
+    """The text of a completion: TRL gives text, or for chats a list of turns."""
+    if isinstance(completion, str):
+        return completion
+    return str(completion[-1]["content"]) if completion else ""
+
+
+def _expressions(text: str) -> list[Any]:
+    """What math-verify reads in a completion: boxed LaTeX first, then LaTeX, then plain text."""
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
+
+    found: list[Any] = parse(
+        text,
+        extraction_config=[LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()],
+        parsing_timeout=_seconds(_PARSING_SECONDS),
+    )
+    return found
+
+
+def _right(answer: str) -> list[Any]:
+    """What math-verify reads in a right answer; one without words is LaTeX, with or without $."""
+    bare = answer_in(answer).strip()
+    as_latex = "$" + bare.strip("$") + "$"
+    forms = [bare, as_latex] if _WORD.search(bare) else [as_latex, bare]
+    return _expressions(forms[0]) or _expressions(forms[1])
+
+
+def _seconds(seconds: int) -> int | None:
+    """A limit, where there can be one: math-verify's is an alarm, for the main thread alone."""
+    if threading.current_thread() is threading.main_thread():
+        return seconds
+    for name in ("math_verify.parser", "math_verify.grader"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return None
+
+
+def _unreadable(name: str, answer: str, where: str, what: str) -> UsageError:
+    return UsageError(
+        f"data: {where}: the reward {name!r} finds {what} in the answer {answer!r}. "
+        'Say where it is: `rewards: [{kind: ..., answer: "{field}"}]`.'
+    )

@@ -1,0 +1,262 @@
+"""Train a recipe: by TRL, on given completions or by rewards, with a trajectory.
+
+Promised: a run killed at any moment resumes, and on one CPU thread what it then writes equals, bit
+for bit, what it would have written uninterrupted. The run's directory is made once model and data
+are loaded, so a recipe that fails before that leaves nothing behind.
+Not promised: that a GPU repeats its sums in the same order.
+The Trainer's own state (see `backtrack.train.trainers.resume`) lies in the run's `trainer/`.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import torch
+from transformers import TrainerCallback
+from transformers.utils import logging as transformers_logging
+from typing_extensions import override
+
+from backtrack.errors import RunError
+from backtrack.run.directory import MANIFEST, Run
+from backtrack.run.reader import verify_base
+from backtrack.train.trainers.build import build_trainer
+from backtrack.train.trainers.probes import Watch
+from backtrack.train.trainers.resume import (
+    TRAINER_FOLDER,
+    End,
+    is_finished,
+    newest_checkpoint,
+    require_same_recipe,
+    write_end,
+)
+from backtrack.train.trainers.trajectory_log import Figures
+from backtrack.train.trajectory.base import reference_to
+from backtrack.train.trajectory.callback import TrajectoryCallback, create_run, require_free
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from backtrack.recipe import BaseSection, Recipe
+    from backtrack.records import BaseModelReference
+    from backtrack.train.trainers.probes import Look
+
+# `torch.save` says it by a RuntimeError without a type or an errno of its own.
+_SIGNS_OF_A_FULL_DISK = ("inline_container", "PytorchStreamWriter", "iostream error")
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """How far training is.
+
+    Attributes:
+        done: Optimizer steps taken, those before a resume included.
+        total: Optimizer steps in all.
+        loss: Logged last; none before the first.
+        seconds: Wall time since this process began to train.
+        reward: Mean of the last batch, where training is by rewards.
+        look: Both roles as measured last, where the recipe watches them.
+    """
+
+    done: int
+    total: int
+    loss: float | None
+    seconds: float
+    reward: float | None = None
+    look: Look | None = None
+
+
+def train(
+    recipe: Recipe,
+    *,
+    recipe_text: str | None = None,
+    resume: bool = False,
+    on_progress: Callable[[TrainingProgress], None] | None = None,
+) -> Run:
+    """Train what a recipe says, into the run `output`/`name`.
+
+    Args:
+        recipe: The recipe.
+        recipe_text: The user's own words, kept in the run.
+        resume: Go on where a killed training stopped; a finished run (see
+            `trainers.resume.is_finished`) is returned as it is, and a run that was never made is
+            begun.
+        on_progress: Called when training begins and at each log, by default every step.
+
+    Raises:
+        UsageError: The recipe cannot be trained, or is not the one the run was begun with.
+        RunError: The run's directory is taken, or the base is not there.
+        CheckpointError: A checkpoint could not be written.
+    """
+    path = Path(recipe.output) / recipe.name
+    run = _begun(path, recipe) if resume else None
+    if run is None:
+        require_free(path, hint="go on with --resume")
+    elif is_finished(run):
+        return run
+    with _without_bars():
+        trainer = build_trainer(recipe, path.parent)
+        watch = _add_reports(trainer, recipe, path, on_progress)
+        # No process may see the run that the main one makes before it has looked for it itself.
+        trainer.accelerator.wait_for_everyone()
+        if trainer.is_world_process_zero():
+            base = _reference(recipe.base) if run is None else _unchanged(run.base)
+            run = run or create_run(
+                path, trainer.model, base,
+                seed=recipe.seed, recipe=recipe, recipe_text=recipe_text,
+            )  # fmt: skip
+        callback = _trajectory(run if trainer.is_world_process_zero() else None, path, recipe)
+        trainer.add_callback(callback)
+        trainer.add_callback(Figures(trainer, run))
+        try:
+            _take_steps(trainer, path / TRAINER_FOLDER)
+        finally:
+            callback.close()
+        if trainer.is_world_process_zero() and run is not None:
+            write_end(run, _end(trainer, watch))
+    trainer.accelerator.wait_for_everyone()
+    return Run.open(path)
+
+
+def _add_reports(
+    trainer: Any,
+    recipe: Recipe,
+    path: Path,
+    on_progress: Callable[[TrainingProgress], None] | None,
+) -> Watch | None:
+    """Callbacks that tell the caller how training goes, and may stop it."""
+    reporter = None if on_progress is None else _Reporter(on_progress)
+    watch = None
+    if recipe.watch is not None:
+        on_look = None if reporter is None else reporter.looked
+        watch = Watch(recipe, trainer, path, on_look)
+        trainer.add_callback(watch)
+    if reporter is not None:
+        trainer.add_callback(reporter)
+    return watch
+
+
+def _end(trainer: Any, watch: Watch | None) -> End:
+    state = trainer.state
+    reason = None if watch is None else watch.reason
+    if reason is None and state.global_step < state.max_steps:
+        reason = f"{trainer.args.metric_for_best_model} no longer got better"
+    return End(step=state.global_step, reason=reason)
+
+
+def _begun(path: Path, recipe: Recipe) -> Run | None:
+    if not (path / MANIFEST).is_file():
+        return None
+    run = Run.open(path)
+    require_same_recipe(run, recipe)
+    return run
+
+
+def _trajectory(run: Run | None, path: Path, recipe: Recipe) -> TrajectoryCallback:
+    is_tokenizer_changed = not {"chat_template_path", "eos_token"}.isdisjoint(recipe.sft)
+    return TrajectoryCallback.onto(
+        run, path, recipe.trajectory, keep_tokenizer=is_tokenizer_changed
+    )
+
+
+def _reference(base: BaseSection) -> BaseModelReference:
+    return reference_to(base.model, **base.model_dump(exclude={"model"}))
+
+
+def _unchanged(base: BaseModelReference) -> BaseModelReference:
+    verify_base(base)
+    return base
+
+
+def _take_steps(trainer: Any, folder: Path) -> None:
+    # SFTTrainer makes its folder when constructed, so it is told this one when the run is there.
+    trainer.args.output_dir = str(folder)
+    checkpoint = newest_checkpoint(folder)
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            "the GPU's memory is full. Lower `sft.per_device_train_batch_size` and raise "
+            "`sft.gradient_accumulation_steps`, or lower `sft.max_length`."
+        ) from error
+    except KeyError as error:
+        if "metric_for_best_model" not in str(error):
+            raise
+        logged = dict.fromkeys(name for entry in trainer.state.log_history for name in entry)
+        known = ", ".join(name for name in logged if name.startswith("eval_"))
+        raise RunError(
+            f"early_stop.metric: there is no {trainer.args.metric_for_best_model!r} among what is "
+            f"evaluated. There are: {known}. Name one of them and train under another name."
+        ) from error
+    except (OSError, RuntimeError) as error:
+        if not isinstance(error, OSError) and not any(
+            s in str(error) for s in _SIGNS_OF_A_FULL_DISK
+        ):
+            raise
+        raise RunError(
+            f"the Trainer could not write its state into {folder}: {error}. Make room, then go on "
+            "with --resume; the trajectory is whole."
+        ) from error
+
+
+class _Reporter(TrainerCallback):
+    def __init__(self, on_progress: Callable[[TrainingProgress], None]) -> None:
+        self._on_progress = on_progress
+        self._begun = time.monotonic()
+        self._look: Look | None = None
+
+    def looked(self, look: Look) -> None:
+        """Take what was measured, for the next report."""
+        self._look = look
+
+    @override
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
+    ) -> None:
+        self._begun = time.monotonic()
+        self._report(state)
+
+    @override
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
+    ) -> None:
+        self._report(state)
+
+    def _report(self, state: TrainerState) -> None:
+        if state.is_world_process_zero:
+            self._on_progress(
+                TrainingProgress(
+                    done=state.global_step,
+                    total=state.max_steps,
+                    loss=_last(state, "loss"),
+                    seconds=time.monotonic() - self._begun,
+                    reward=_last(state, "reward"),
+                    look=self._look,
+                )
+            )
+
+
+def _last(state: TrainerState, key: str) -> float | None:
+    return next((line[key] for line in reversed(state.log_history) if key in line), None)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep the libraries' progress bars off the terminal, and leave them as they were."""
+    had_bars = transformers_logging.is_progress_bar_enabled()
+    had_data_bars = datasets.are_progress_bars_disabled() is False
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if had_bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+        if had_data_bars:
+            datasets.enable_progress_bars()

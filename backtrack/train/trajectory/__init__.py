@@ -1,0 +1,1 @@
+"""Checkpoints while training goes on, in any loop of a transformers Trainer."""

@@ -1,0 +1,155 @@
+"""What of a live model goes into a checkpoint, by the names stock PEFT and transformers write.
+
+The libraries' own functions name the tensors once, on stand-ins; from then on the live parameters
+are looked at directly, so a save costs nothing but its copy. Where a library computes what it
+writes (AdaLoRA's pruned ranks, fused experts taken apart), it is asked again at every save.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.utils import logging as transformers_logging
+
+from backtrack.errors import UsageError
+from backtrack.run.bits import Bits, bits_of, tensor_of
+from backtrack.train.trajectory.base import active_config, plain_model
+from backtrack.train.trajectory.snapshot import is_sharded, whole
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor
+
+
+class LiveWeights:
+    """The trained tensors of a model.
+
+    Attributes:
+        tensors: Live tensors by the name of their file; none where they are computed.
+        files: Contents of the small files beside the weights, by name.
+        is_sharded: Processes hold parts of them.
+    """
+
+    def __init__(self, model: Any, *, is_resized: bool, dtype: torch.dtype | None) -> None:
+        """Look at a model.
+
+        Args:
+            model: A transformers or PEFT model.
+            is_resized: An adapter must carry the embedding, whose vocabulary was resized.
+            dtype: Type whole models are kept in; none is the live one.
+        """
+        self._model = model
+        self._is_resized = is_resized
+        self._dtype = dtype
+        self.refresh()
+        self.files = self._small_files()
+
+    def refresh(self) -> None:
+        """Look again, as after anything that may have put other tensors in their place."""
+        state = self._model.state_dict(keep_vars=True)
+        stand_ins = {name: torch.empty(t.shape, device="meta") for name, t in state.items()}
+        origin = {id(stand_in): name for name, stand_in in stand_ins.items()}
+        named = self._named(stand_ins)
+        self.tensors: dict[str, Tensor] = {}
+        if all(id(tensor) in origin for tensor in named.values()):
+            self.tensors = {name: state[origin[id(tensor)]] for name, tensor in named.items()}
+        self.is_sharded = any(is_sharded(tensor) for tensor in state.values())
+        if self.is_sharded and not self.tensors and self.is_adapter:
+            raise UsageError(
+                f"{active_config(self._model).peft_type} adapters cannot be kept step by step "
+                "while they are sharded: PEFT computes what it saves. Train without sharding."
+            )
+
+    @property
+    def is_adapter(self) -> bool:
+        return isinstance(self._model, PeftModel)
+
+    def collect(
+        self,
+    ) -> tuple[dict[str, Tensor], Callable[[Mapping[str, Bits]], Mapping[str, Bits]]]:
+        """Tensors to copy now, and what gives the copies the names and forms of the file."""
+        if self.tensors:
+            return self.tensors, lambda copies: copies
+        if self.is_adapter:
+            self.files = self._small_files()
+            return self._named(self._model.state_dict()), lambda copies: copies
+        return self._plain_state(), self._converted
+
+    def _named(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if self.is_adapter:
+            found: dict[str, Tensor] = get_peft_model_state_dict(
+                self._model,
+                state_dict=dict(state),
+                adapter_name=self._model.active_adapters[0],
+                save_embedding_layers=self._is_resized,
+            )
+            return found
+        kept = {name: state[name] for name in self._plain_state()}
+        return dict(revert_weight_conversion(self._model, kept))
+
+    def _plain_state(self) -> dict[str, Tensor]:
+        """A whole model's tensors without the second names of tied ones."""
+        plain = self._model
+        state: dict[str, Tensor] = plain.state_dict(keep_vars=True)
+        tied: Mapping[str, str] = getattr(plain, "all_tied_weights_keys", None) or {}
+        ignored = set(plain._keys_to_ignore_on_save or ())  # noqa: SLF001  # no public name
+        return {
+            name: tensor
+            for name, tensor in state.items()
+            if name not in ignored
+            and not (name in tied and tied[name] in state and state[tied[name]] is tensor)
+        }
+
+    def _converted(self, copies: Mapping[str, Bits]) -> Mapping[str, Bits]:
+        tensors = {name: tensor_of(bits) for name, bits in copies.items()}
+        return {n: bits_of(t) for n, t in revert_weight_conversion(self._model, tensors).items()}
+
+    def _small_files(self) -> dict[str, bytes]:
+        """What the libraries write beside the weights, from a save without weights."""
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder)
+            if self.is_adapter:
+                name = self._model.active_adapters[0]
+                empty = {key: torch.empty(0) for key in self._model.state_dict(keep_vars=True)}
+                self._model.save_pretrained(
+                    folder, selected_adapters=[name], save_embedding_layers=False, state_dict=empty
+                )
+                place = place if name == "default" else place / name
+                return {"adapter_config.json": (place / "adapter_config.json").read_bytes()}
+            is_shown = transformers_logging.is_progress_bar_enabled()
+            transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+            self._model.save_pretrained(folder, state_dict={})
+            if is_shown:
+                transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            files = {
+                str(path.relative_to(place)): path.read_bytes()
+                for path in place.rglob("*")
+                if path.is_file() and path.suffix != ".safetensors"
+            }
+        if self._dtype is not None:
+            config = json.loads(files["config.json"])
+            config["dtype"] = str(self._dtype).removeprefix("torch.")
+            files["config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+        return files
+
+
+def whole_weights(model: Any) -> dict[str, Tensor] | None:
+    """A sharded model's own tensors in full on the CPU; none where it is not sharded.
+
+    Every process must call this; each gets them.
+    """
+    state = plain_model(model).state_dict(keep_vars=True)
+    if not any(is_sharded(tensor) for tensor in state.values()):
+        return None
+    gathered = {}
+    for name, tensor in state.items():
+        with whole(tensor) as value:
+            gathered[name] = value.detach().cpu().clone()
+    return gathered
