@@ -21,12 +21,12 @@ from backtrack.records.arena import ArenaPoint
 from backtrack.records.selection import Yardstick
 from backtrack.selection.choice.rule import choose
 from backtrack.selection.choice.verdict import verdict
-from backtrack.selection.measure.evaluator import Bench
+from backtrack.selection.measure.evaluator import Evaluator
 from backtrack.selection.measure.progress import Meter
 from backtrack.selection.stats import front
 from backtrack.selection.stats.bootstrap import interval
 from backtrack.selection.stats.comparisons import differences, report_rows
-from backtrack.selection.stats.scores import Reading, axes_of
+from backtrack.selection.stats.scores import WeightedScores, axes_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from backtrack.records.selection import Constraints, Difference, ReportRow
     from backtrack.run.directory import Run
     from backtrack.selection.stats.comparisons import Compared
-    from backtrack.selection.stats.table import Table
+    from backtrack.selection.stats.table import ScoreTable
 
     Corner = tuple[float, float]
 
@@ -56,17 +56,19 @@ class Contender:
 
     entrant: ArenaEntrant
     run: Run
-    bench: Bench
-    table: Table
+    evaluator: Evaluator
+    table: ScoreTable
 
     @property
     def ends(self) -> tuple[int, int]:
         """Columns of base and final checkpoint."""
         return self.table.column(Point.base()), self.table.column(self.run.final)
 
-    def reading(self, rule: Rule) -> Reading:
+    def weighted(self, rule: Rule) -> WeightedScores:
         """The selection items under the rule."""
-        return Reading(self.table, rule.yardsticks, rule.weight, self.bench.section.seed)
+        return WeightedScores(
+            self.table, rule.yardsticks, rule.weight, self.evaluator.section.seed
+        )
 
 
 @dataclass(frozen=True)
@@ -106,11 +108,11 @@ def contender(entrant: ArenaEntrant, run: Run) -> Contender:
     Raises:
         FailureError: Base and final checkpoint are not on record.
     """
-    bench = Bench(run, entrant.recipe, None, None)
-    setting = bench.standing("selection")
+    evaluator = Evaluator(run, entrant.recipe, None, None)
+    setting = evaluator.standing("selection")
     if setting is None:
         raise FailureError(f"{run.path}: base and final checkpoint are not measured yet.")
-    return Contender(entrant, run, bench, bench.table(setting))
+    return Contender(entrant, run, evaluator, evaluator.table(setting))
 
 
 def require_comparable(one: Contender, other: Contender) -> None:
@@ -136,7 +138,7 @@ def make_rule(contenders: Sequence[Contender]) -> Rule:
     rule = Rule(section.weight, _yardsticks(contenders), bounds)
     worst, best = [], []
     for role in ROLES:
-        values = [c.reading(rule).role_points(role) for c in contenders]
+        values = [c.weighted(rule).role_points(role) for c in contenders]
         ends = [v[list(c.ends)] for v, c in zip(values, contenders, strict=True)]
         worst.append(float(np.min(ends)))
         best.append(
@@ -158,7 +160,7 @@ def _yardsticks(contenders: Sequence[Contender]) -> dict[str, Yardstick]:
     return found
 
 
-def _whole(table: Table) -> list[int]:
+def _whole(table: ScoreTable) -> list[int]:
     return [i for i, share in enumerate(table.shares) if share == 1]
 
 
@@ -170,41 +172,45 @@ def judge(one: Contender, rule: Rule) -> Verdict:
     Raises:
         SelectionError: None of its points meets the constraints.
     """
-    reading = one.reading(rule)
-    bounds = reading.bounds(*one.ends, rule.constraints)
+    weighted = one.weighted(rule)
+    bounds = weighted.bounds(*one.ends, rule.constraints)
     is_feasible = front.feasible(bounds, len(one.table.points))
-    if not (is_feasible & reading.measured.is_held).any():
+    if not (is_feasible & weighted.smoothed_scores.is_held).any():
         raise SelectionError("none of its measured points meets every constraint.")
-    chosen = one.table.points[choose(reading.measured, is_feasible).chosen]
-    report = Reading(_report_table(one, chosen), rule.yardsticks, rule.weight, reading.seed)
+    chosen = one.table.points[choose(weighted.smoothed_scores, is_feasible).chosen]
+    report = WeightedScores(
+        _report_table(one, chosen), rule.yardsticks, rule.weight, weighted.seed
+    )
     base, final = Point.base(), one.run.final
     found = differences(report, chosen, final)
     return Verdict(
-        points=_points(one, reading),
+        points=_points(one, weighted),
         chosen=chosen,
         report=report_rows(report, {"base": base, "chosen": chosen, "final": final}),
         differences=found,
-        hypervolume=_hypervolume(one, reading, rule),
+        hypervolume=_hypervolume(one, weighted, rule),
         sentence=verdict(chosen, final, found),
     )
 
 
-def _report_table(one: Contender, chosen: Point) -> Table:
+def _report_table(one: Contender, chosen: Point) -> ScoreTable:
     """Scores on the report items at base, chosen and final."""
-    wanted = [*one.bench.ends, chosen]
-    setting = one.bench.standing("report", like=one.table.setting)
+    wanted = [*one.evaluator.ends, chosen]
+    setting = one.evaluator.standing("report", like=one.table.setting)
     if setting is not None:
-        table = one.bench.table(setting)
+        table = one.evaluator.table(setting)
         if table.holds(wanted):
             return table
-    one.bench.build()
+    one.evaluator.build()
     for point in wanted:
-        one.bench.measure(point, "report", "report", Meter(one.bench.num_items("report"), None))
-    return one.bench.table(one.bench.setting("report"))
+        one.evaluator.measure(
+            point, "report", "report", Meter(one.evaluator.num_items("report"), None)
+        )
+    return one.evaluator.table(one.evaluator.setting("report"))
 
 
-def _points(one: Contender, reading: Reading) -> tuple[ArenaPoint, ...]:
-    target, general = (reading.role(role) for role in ROLES)
+def _points(one: Contender, weighted: WeightedScores) -> tuple[ArenaPoint, ...]:
+    target, general = (weighted.role(role) for role in ROLES)
     whole = _whole(one.table)
     on_front = np.zeros(len(one.table.points), dtype=bool)
     on_front[whole] = front.pareto_front(target[whole], general[whole], axes_of(one.table))
@@ -221,13 +227,13 @@ def _points(one: Contender, reading: Reading) -> tuple[ArenaPoint, ...]:
     )
 
 
-def _hypervolume(one: Contender, reading: Reading, rule: Rule) -> Interval | None:
+def _hypervolume(one: Contender, weighted: WeightedScores, rule: Rule) -> Interval | None:
     box = (rule.reach[0] - rule.corner[0]) * (rule.reach[1] - rule.corner[1])
     if box <= 0:
         return None
     whole = _whole(one.table)
-    values = [reading.role_points(role) for role in ROLES]
-    samples = [reading.role_point_samples(role) for role in ROLES]
+    values = [weighted.role_points(role) for role in ROLES]
+    samples = [weighted.role_point_samples(role) for role in ROLES]
     target, general = (v[whole] for v in values)
     axes = dict.fromkeys(ROLES, _POINTS)
     kept = np.array(whole)[front.pareto_front(target, general, axes)]

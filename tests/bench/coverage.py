@@ -33,13 +33,13 @@ import optuna
 from backtrack.point import Point
 from backtrack.recipe import Recipe
 from backtrack.selection.choice.candidates import judge
-from backtrack.selection.measure.evaluator import Bench
+from backtrack.selection.measure.evaluator import Evaluator
 from backtrack.selection.measure.items import Items
 from backtrack.selection.measure.progress import Meter
 from backtrack.selection.search.budget import Budget
 from backtrack.selection.search.driver import Worker
 from backtrack.selection.stats.comparisons import differences
-from backtrack.selection.stats.scores import Reading
+from backtrack.selection.stats.scores import WeightedScores
 from tests.bench.replay import InMemory, Recorded, Stand, load, near
 
 ITEMS = 150
@@ -106,27 +106,27 @@ def one(job: tuple[str, int, bool]) -> dict[str, Any]:
     )
     objectives: Any = [Drawn(table, info, seed, is_equal=is_equal) for info in table.infos]
     stand: Any = Stand(table)
-    bench = Bench(run, recipe, stand, objectives)
+    evaluator = Evaluator(run, recipe, stand, objectives)
     shares = {o.info.name: len(o.item_ids) // 2 for o in objectives}
-    bench._items = Items(
+    evaluator._items = Items(
         recipe.search,
         {o.info.name: o.item_ids[: shares[o.info.name]] for o in objectives},
         {o.info.name: o.item_ids[shares[o.info.name] :] for o in objectives},
     )
     ledger: Any = InMemory()
-    Worker(bench, ledger, Budget(recipe.search.budget), 4, None, is_alone=True).work()
-    selection = bench.table(bench.setting("selection"))
-    judgement = judge(selection, run.final, 0.5, recipe.select, seed)
+    Worker(evaluator, ledger, Budget(recipe.search.budget), 4, None, is_alone=True).work()
+    selection = evaluator.table(evaluator.setting("selection"))
+    outcome = judge(selection, run.final, 0.5, recipe.select, seed)
     meter = Meter(0, None)
-    for point in dict.fromkeys([*bench.ends, judgement.chosen]):
-        bench.measure(point, "report", "report", meter)
-    report = bench.table(bench.setting("report"))
-    reading = Reading(report, judgement.reading.yardsticks, 0.5, seed)
-    chosen = judgement.chosen
+    for point in dict.fromkeys([*evaluator.ends, outcome.chosen]):
+        evaluator.measure(point, "report", "report", meter)
+    report = evaluator.table(evaluator.setting("report"))
+    weighted = WeightedScores(report, outcome.weighted.yardsticks, 0.5, seed)
+    chosen = outcome.chosen
     own = truth_of(table, chosen, is_equal=is_equal)
     found: dict[str, Any] = {"covered": [], "claims": False, "wins": False}
-    gaps = differences(reading, chosen, run.final)
-    for gap, other in zip(gaps, bench.ends, strict=True):
+    gaps = differences(weighted, chosen, run.final)
+    for gap, other in zip(gaps, evaluator.ends, strict=True):
         if chosen == other:
             continue
         true = truth_of(table, other, is_equal=is_equal)
@@ -136,8 +136,8 @@ def one(job: tuple[str, int, bool]) -> dict[str, Any]:
             interval = getattr(gap, key)
             found["covered"].append(interval.low <= own[key] - true[key] <= interval.high)
     column = report.column(chosen)
-    found["bias"] = float(reading.utilities[column]) - own["utility"]
-    on_selection = judgement.reading.utilities[judgement.decision.chosen]
+    found["bias"] = float(weighted.utilities[column]) - own["utility"]
+    on_selection = outcome.weighted.utilities[outcome.decision.chosen]
     found["optimism"] = float(on_selection) - own["utility"]
     found["moved"] = not chosen.is_base
     return found

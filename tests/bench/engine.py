@@ -68,10 +68,10 @@ def main() -> None:
     os.environ |= {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "0"}
     print(f"load at the start {os.getloadavg()[0]:.1f}, {asked.dtype}")
     with tempfile.TemporaryDirectory() as folder:
-        bench(Path(folder), asked.dtype, asked.fresh)
+        evaluator(Path(folder), asked.dtype, asked.fresh)
 
 
-def bench(folder: Path, dtype: str, num_fresh: int) -> None:
+def evaluator(folder: Path, dtype: str, num_fresh: int) -> None:
     from backtrack.path.placement import Placement
     from backtrack.point import Point
 

@@ -22,33 +22,35 @@ from backtrack.demo import demo_recipe
 from backtrack.evaluate.forward import Greedy, complete, encode, evaluating
 from backtrack.path.placement import Placement
 from backtrack.point import Point
-from backtrack.selection.measure.evaluator import Bench
+from backtrack.selection.measure.evaluator import Evaluator
 from backtrack.selection.measure.progress import Meter
 from backtrack.train.trainers.train import train
 
 ROUNDS = 7
 
 
-def bare(bench: Bench, prompts: dict[str, list[list[int]]]) -> float:
+def bare(evaluator: Evaluator, prompts: dict[str, list[list[int]]]) -> float:
     """Seconds of generation over all selection items, objective after objective."""
-    placement = bench.placement
+    placement = evaluator.placement
     begin = time.perf_counter()
     with evaluating(placement.model, "bare"):
-        for objective in bench.objectives:
+        for objective in evaluator.objectives:
             settings: Any = objective._settings  # type: ignore[attr-defined]
             ends = Greedy(settings.max_new_tokens, settings.stop)
             asked = prompts[objective.info.name]
-            complete(placement.model, placement.tokenizer, asked, ends, bench.section.batch_size)
+            complete(
+                placement.model, placement.tokenizer, asked, ends, evaluator.section.batch_size
+            )
     return time.perf_counter() - begin
 
 
-def whole(bench: Bench, point: Point) -> float:
+def whole(evaluator: Evaluator, point: Point) -> float:
     """Seconds of a point as the search measures it: placed, part after part, recorded."""
-    bench._recorded.clear()
-    bench._indices.clear()
+    evaluator._recorded.clear()
+    evaluator._indices.clear()
     begin = time.perf_counter()
-    for part in range(len(bench.parts("selection"))):
-        bench.measure(point, "selection", "bench", Meter(0, None), part)
+    for rung in range(len(evaluator.rungs("selection"))):
+        evaluator.measure(point, "selection", "bench", Meter(0, None), rung)
     return time.perf_counter() - begin
 
 
@@ -64,19 +66,21 @@ def main() -> None:
             racing = recipe.search.racing.model_copy(update={"shares": shares})
             section = {"items": items, "racing": racing, "batch_size": 16}
             search = recipe.search.model_copy(update=section)
-            bench = Bench(run, recipe.model_copy(update={"search": search}), placement, None)
-            chosen = bench.setting("selection").item_ids
+            evaluator = Evaluator(
+                run, recipe.model_copy(update={"search": search}), placement, None
+            )
+            chosen = evaluator.setting("selection").item_ids
             prompts = {
                 o.info.name: [
                     encode(placement.tokenizer, o._examples[o.item_ids.index(i)].prompt)  # type: ignore[attr-defined]
                     for i in chosen[o.info.name]
                 ]
-                for o in bench.objectives
+                for o in evaluator.objectives
             }
             times = []
             for i in range(ROUNDS):
-                measured = whole(bench, Point(step=run.steps[-1], alpha=0.3 + 0.05 * (i % 2)))
-                times.append((measured, bare(bench, prompts)))
+                measured = whole(evaluator, Point(step=run.steps[-1], alpha=0.3 + 0.05 * (i % 2)))
+                times.append((measured, bare(evaluator, prompts)))
             ours, theirs = (statistics.median(column) for column in zip(*times, strict=True))
             num_items = sum(len(ids) for ids in chosen.values())
             print(

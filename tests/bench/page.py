@@ -26,7 +26,7 @@ from backtrack.report.page import write_report
 from backtrack.selection.choice.candidates import judge
 from backtrack.selection.choice.sweep import sweep
 from backtrack.selection.stats.front import pareto_front
-from backtrack.selection.stats.table import Setting, Table
+from backtrack.selection.stats.table import ScoreTable, Setting
 from tests.report.browser import Browser
 from tests.selection.fakes import make_info
 
@@ -128,14 +128,14 @@ def make_swept(points: list[Point], seed: int = 0) -> tuple[Selection, Sweep]:
     }
     distances = np.array([point.alpha * point.step for point in points])
     setting = Setting("selection", "attached", "native", INFOS, ids)
-    table = Table(setting, tuple(points), ("sampler",) * len(points), distances, scores)
+    table = ScoreTable(setting, tuple(points), ("sampler",) * len(points), distances, scores)
     begin = time.perf_counter()
-    judgement = judge(table, points[-1], 0.5, Constraints(), seed)
+    outcome = judge(table, points[-1], 0.5, Constraints(), seed)
     judged = time.perf_counter()
     selection = make_selection(points).model_copy(
-        update={"candidates": judgement.candidates, "chosen": judgement.chosen}
+        update={"candidates": outcome.candidates, "chosen": outcome.chosen}
     )
-    found = sweep(judgement, selection.created)
+    found = sweep(outcome, selection.created)
     assert found is not None
     took = time.perf_counter() - judged
     print(

@@ -49,10 +49,10 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
-        bench(Path(folder), asked)
+        evaluator(Path(folder), asked)
 
 
-def bench(folder: Path, asked: argparse.Namespace) -> None:
+def evaluator(folder: Path, asked: argparse.Namespace) -> None:
     base = make_model(folder / "base", asked)
     clock = Clock(asked.device)
     size = sum(path.stat().st_size for path in base.glob("*.safetensors"))

@@ -42,7 +42,7 @@ from backtrack.point import Point
 from backtrack.recipe import Recipe, SearchSection
 from backtrack.records import ROLES, Axis, Measurement, ObjectiveInfo
 from backtrack.selection.choice.rule import choose
-from backtrack.selection.measure.evaluator import Bench
+from backtrack.selection.measure.evaluator import Evaluator
 from backtrack.selection.measure.items import Items
 from backtrack.selection.search.budget import Budget
 from backtrack.selection.search.driver import Worker
@@ -346,27 +346,27 @@ def ours(replayed: Replayed, cost: float, **section: Any) -> dict[float, Judged]
         record=lambda m: None,
     )
     objectives: Any = [Rows(info, replayed) for info in table.infos]
-    bench = Bench(run, recipe, Stand(table), objectives)  # type: ignore[arg-type]
+    evaluator = Evaluator(run, recipe, Stand(table), objectives)  # type: ignore[arg-type]
     # Every item drawn is for selection: the truth takes the place of the report.
     drawn = {o.info.name: tuple(sorted(o.item_ids)) for o in objectives}
-    bench._items = Items(search, drawn, {})
+    evaluator._items = Items(search, drawn, {})
     ledger: Any = InMemory()
     budget = Budget(search.budget)
-    worker = Worker(bench, ledger, budget, search.trials, None, is_alone=True)
+    worker = Worker(evaluator, ledger, budget, search.trials, None, is_alone=True)
     worker.work()
-    return {cost: by_rule(replayed, bench)}
+    return {cost: by_rule(replayed, evaluator)}
 
 
-def by_rule(replayed: Replayed, bench: Bench) -> Judged:
+def by_rule(replayed: Replayed, evaluator: Evaluator) -> Judged:
     """The points `select` names for each weight, and all it names or shows on the front."""
-    table = bench.table(bench.setting("selection"))
-    reading = read(table, bench.run.final, 0.5, replayed.seed, 1000)
+    table = evaluator.table(evaluator.setting("selection"))
+    weighted = read(table, evaluator.run.final, 0.5, replayed.seed, 1000)
     is_feasible = np.ones(len(table.points), dtype=bool)
     chosen = {
-        w: table.points[choose(reading.at(w).measured, is_feasible).chosen]
+        w: table.points[choose(weighted.at(w).smoothed_scores, is_feasible).chosen]
         for w in sorted({*WEIGHTS, *np.linspace(0, 1, 11).round(1).tolist()})
     }
-    on_front = np.flatnonzero(reading.measured.is_on_front)
+    on_front = np.flatnonzero(weighted.smoothed_scores.is_on_front)
     held = dict.fromkeys([*chosen.values(), *(table.points[i] for i in on_front)])
     named = [near(replayed.table.name, chosen[w]) for w in WEIGHTS]
     return judge_by(replayed, named, [near(replayed.table.name, p) for p in held])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from backtrack.point import Point
-from backtrack.selection.choice.rule import Measured, choose
+from backtrack.selection.choice.rule import SmoothedScores, choose
 
 ALPHAS = (0.2, 0.4, 0.6, 0.8, 1.0)
 GRID = (Point.base(), *(Point(step=10, alpha=alpha) for alpha in ALPHAS))
@@ -27,7 +27,7 @@ def decide(points, utilities, noise=1.0, feasible=None, distances=None, seed=0):
     roles, role_samples = np.stack([utilities, utilities]), np.stack([samples, samples])
     errors = np.stack([noise**2 * np.eye(len(points))] * 2)
     ways = np.array(distances, dtype=float)
-    measured = Measured(points, ways, shares, 0.5, roles, role_samples, errors)
+    measured = SmoothedScores(points, ways, shares, 0.5, roles, role_samples, errors)
     return choose(measured, flags)
 
 
@@ -83,7 +83,7 @@ def test_items_hard_at_every_point_do_not_flatten_the_curve():
     roles, drawn = np.stack([utilities] * 2), np.stack([samples] * 2)
     ways: Any = np.arange(6.0)
     errors = np.stack([90**2 * np.ones((6, 6)) + np.eye(6)] * 2)
-    measured = Measured(GRID, ways, np.ones(6), 0.5, roles, drawn, errors)
+    measured = SmoothedScores(GRID, ways, np.ones(6), 0.5, roles, drawn, errors)
     assert measured.smoothed == pytest.approx(utilities, abs=2)
     assert choose(measured, np.ones(6, dtype=bool)).chosen == 2
 

@@ -78,14 +78,14 @@ def test_equal_points_are_dropped_at_most_as_often_as_the_level_says():
 
 def test_the_most_promising_open_point_is_deepened_first():
     rows = {**ENDS, POOR: ((0.25, 0.88), 50), GOOD: ((0.65, 0.85), 50)}
-    reading = reading_of(rows)
-    assert promise(reading)[3] > promise(reading)[2]
+    weighted = reading_of(rows)
+    assert promise(weighted)[3] > promise(weighted)[2]
     done = [2, 2, 1, 1]
-    unit = next_deep(reading, done, [False, False, True, True], (), 0.95, list(ENDS))
+    unit = next_deep(weighted, done, [False, False, True, True], (), 0.95, list(ENDS))
     assert unit == Unit(GOOD, 1, "user")
-    unit = next_deep(reading, done, [False, False, True, True], {GOOD}, 0.95, list(ENDS))
+    unit = next_deep(weighted, done, [False, False, True, True], {GOOD}, 0.95, list(ENDS))
     assert unit == Unit(POOR, 1, "user")
-    assert next_deep(reading, done, [False] * 4, (), 0.95, list(ENDS)) is None
+    assert next_deep(weighted, done, [False] * 4, (), 0.95, list(ENDS)) is None
 
 
 def test_anchors_are_taken_in_order_and_not_twice():

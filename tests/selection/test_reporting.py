@@ -9,8 +9,8 @@ from backtrack.records import Interval
 from backtrack.records.selection import Difference, Yardstick
 from backtrack.selection.choice.verdict import verdict
 from backtrack.selection.stats.comparisons import differences
-from backtrack.selection.stats.scores import Reading
-from backtrack.selection.stats.table import Setting, Table
+from backtrack.selection.stats.scores import WeightedScores
+from backtrack.selection.stats.table import ScoreTable, Setting
 from tests.selection.fakes import make_info
 
 FINAL, CHOSEN = Point(step=40), Point(step=40, alpha=0.5)
@@ -19,15 +19,15 @@ INFOS = (make_info("sums", "target"), make_info("law", "general"))
 YARDSTICKS = {info.name: Yardstick(zero=0, hundred=1) for info in INFOS}
 
 
-def reading_of(rates, seed: int, num_items: int = 100) -> Reading:
+def reading_of(rates, seed: int, num_items: int = 100) -> WeightedScores:
     """Right and wrong answers at three points, drawn anew at each."""
     rng = np.random.default_rng(seed)
     shape = (len(POINTS), num_items)
     scores = {o.name: (rng.random(shape) < np.array(rates)[:, None]).astype(float) for o in INFOS}
     ids = {o.name: tuple(f"{o.name}/{i:04d}" for i in range(num_items)) for o in INFOS}
     setting = Setting("report", "attached", "native", INFOS, ids)
-    table = Table(setting, POINTS, ("report",) * 3, np.array([0.0, 1.0, 2.0]), scores)
-    return Reading(table, YARDSTICKS, 0.5, seed, 1000)
+    table = ScoreTable(setting, POINTS, ("report",) * 3, np.array([0.0, 1.0, 2.0]), scores)
+    return WeightedScores(table, YARDSTICKS, 0.5, seed, 1000)
 
 
 def test_two_comparisons_together_rarely_claim_a_difference_that_is_none():

@@ -13,13 +13,13 @@ from backtrack.records.selection import Constraints, ObjectiveBound
 from backtrack.selection.choice import sweep as sweeping
 from backtrack.selection.choice.candidates import judge
 from backtrack.selection.choice.sweep import sweep
-from backtrack.selection.stats.table import Setting, Table
+from backtrack.selection.stats.table import ScoreTable, Setting
 from tests.selection.fakes import Formula, Stand, make_info, pair
 
 FINAL = Point(step=40)
 
 
-def make_table(points, objectives, num_items, seed=0) -> Table:
+def make_table(points, objectives, num_items, seed=0) -> ScoreTable:
     """Scores by formula; some points are measured on part of the items."""
     rng = np.random.default_rng(seed)
     scores = {}
@@ -42,7 +42,7 @@ def make_table(points, objectives, num_items, seed=0) -> Table:
         {o.info.name: o.item_ids[:num_items] for o in objectives},
     )
     distances = np.array([point.alpha * point.step for point in points])
-    return Table(setting, tuple(points), ("anchor",) * len(points), distances, scores)
+    return ScoreTable(setting, tuple(points), ("anchor",) * len(points), distances, scores)
 
 
 def make_objectives(seed: int):
@@ -100,44 +100,44 @@ def test_the_table_says_what_the_rule_says_at_any_weight_and_bounds(seed: int):
                 objectives={"loss": ObjectiveBound(limit=maybe(rng, 2, 3))},
             )
             try:
-                judgement = judge(table, FINAL, weight, asked, seed)
+                outcome = judge(table, FINAL, weight, asked, seed)
             except SelectionError:
                 answers.add(None)
-                bounds = judge(table, FINAL, weight, Constraints(), seed).reading.bounds(
+                bounds = judge(table, FINAL, weight, Constraints(), seed).weighted.bounds(
                     0, 1, asked
                 )
                 is_met = np.all([bound.is_met for bound in bounds], axis=0)
                 assert read(found, weight, is_met) is None
                 continue
-            is_feasible = [c.is_feasible for c in judgement.candidates]
+            is_feasible = [c.is_feasible for c in outcome.candidates]
             chosen, tied = read(found, weight, is_feasible)
             answers.add(chosen)
-            assert points[chosen] == judgement.chosen
-            assert tied == [c.is_tied for c in judgement.candidates]
+            assert points[chosen] == outcome.chosen
+            assert tied == [c.is_tied for c in outcome.candidates]
             assert chosen in found.choosable
     assert len(answers) > 3
 
 
 def test_intervals_against_an_end_are_those_of_the_paired_samples():
     table = make_table(make_points(), make_objectives(1), num_items=60)
-    judgement = judge(table, FINAL, 0.3, Constraints(), 0)
-    found = sweep(judgement, "now")
+    outcome = judge(table, FINAL, 0.3, Constraints(), 0)
+    found = sweep(outcome, "now")
     assert found is not None
     (swept,) = [each for each in found.weights if each.weight == 0.3]
-    samples = judgement.reading.utility_samples
+    samples = outcome.weighted.utility_samples
     for place, column in enumerate(found.choosable):
         expected = np.quantile(samples[:, column] - samples[:, 1], (0.025, 0.975))
         assert swept.to_final[place] == pytest.approx(tuple(expected), abs=1e-5)
-    assert swept.smoothed == pytest.approx([c.smoothed for c in judgement.candidates], abs=1e-4)
+    assert swept.smoothed == pytest.approx([c.smoothed for c in outcome.candidates], abs=1e-4)
 
 
 def test_with_more_tops_than_are_kept_the_table_says_so(monkeypatch: pytest.MonkeyPatch):
     table = make_table(make_points(), make_objectives(1), num_items=60)
-    judgement = judge(table, FINAL, 0.5, Constraints(), 0)
+    outcome = judge(table, FINAL, 0.5, Constraints(), 0)
     monkeypatch.setattr(sweeping, "MAX_TOPS", 2)
-    found = sweep(judgement, "now")
+    found = sweep(outcome, "now")
     assert found is not None
     assert not found.is_whole
     assert all(len(each.tops) <= 2 for each in found.weights)
     monkeypatch.setattr(sweeping, "MAX_POINTS", 3)
-    assert sweep(judgement, "now") is None
+    assert sweep(outcome, "now") is None

@@ -18,7 +18,7 @@ from backtrack.point import Point
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from backtrack.evaluate.vllm.placement import EnginePlacement
+    from backtrack.evaluate.vllm.placement import VllmPlacement
 
 NUM_TEXTS, NUM_TOKENS = 4, 24
 MOST_AT_BASE = {"float32": 1e-3, "float16": 0.03, "bfloat16": 0.15}
@@ -28,7 +28,7 @@ LEAST_ALLOWED = 1e-3
 MOST_OF_BASE = 3.0
 
 
-def require_same_answers(placement: EnginePlacement, points: Sequence[Point], dtype: str) -> None:
+def require_same_answers(placement: VllmPlacement, points: Sequence[Point], dtype: str) -> None:
     """Refuse an engine whose likelihoods are not the placed model's.
 
     Args:
@@ -55,7 +55,7 @@ def require_same_answers(placement: EnginePlacement, points: Sequence[Point], dt
     placement.expect([])
 
 
-def _texts(placement: EnginePlacement) -> list[list[int]]:
+def _texts(placement: VllmPlacement) -> list[list[int]]:
     """Token ids drawn at random, the same at every start."""
     import torch
 
@@ -83,7 +83,7 @@ def _distance(left: Sequence[Sequence[float]], right: Sequence[Sequence[float]])
     return math.sqrt(sum((a - b) ** 2 for a, b in pairs) / len(pairs))
 
 
-def _refusal(placement: EnginePlacement, point: Point, difference: float, allowed: float) -> str:
+def _refusal(placement: VllmPlacement, point: Point, difference: float, allowed: float) -> str:
     where = "the base" if point.is_base else f"{point}"
     way_out = (
         "Use `placement: {form: merged}`, which gives vLLM whole weights"

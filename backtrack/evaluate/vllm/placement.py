@@ -45,7 +45,7 @@ class Source(Protocol):
     def distance(self, point: Point) -> float: ...
 
 
-class EnginePlacement:
+class VllmPlacement:
     """Stands where a `Placement` would; an engine answers.
 
     Attributes:

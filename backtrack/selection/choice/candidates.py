@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from backtrack.records import Interval
     from backtrack.records.selection import Constraints
     from backtrack.selection.choice.rule import Decision
-    from backtrack.selection.stats.scores import Reading
-    from backtrack.selection.stats.table import Table
+    from backtrack.selection.stats.scores import WeightedScores
+    from backtrack.selection.stats.table import ScoreTable
 
     Floats = NDArray[np.float64]
 
@@ -35,7 +35,7 @@ _NO_BOX = 1e-6
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Outcome:
     """What the selection items say.
 
     Attributes:
@@ -46,7 +46,7 @@ class Judgement:
         candidates: The points, as records.
     """
 
-    reading: Reading
+    weighted: WeightedScores
     base: int
     final: int
     decision: Decision
@@ -54,12 +54,12 @@ class Judgement:
 
     @property
     def chosen(self) -> Point:
-        return self.reading.table.points[self.decision.chosen]
+        return self.weighted.table.points[self.decision.chosen]
 
 
 def judge(
-    table: Table, final: Point, weight: float, constraints: Constraints, seed: int
-) -> Judgement:
+    table: ScoreTable, final: Point, weight: float, constraints: Constraints, seed: int
+) -> Outcome:
     """Choose among the points of a table.
 
     Args:
@@ -72,38 +72,38 @@ def judge(
     Raises:
         SelectionError: No point meets the constraints.
     """
-    reading = read(table, final, weight, seed)
+    weighted = read(table, final, weight, seed)
     base_column, final_column = table.column(Point.base()), table.column(final)
-    found = reading.bounds(base_column, final_column, constraints)
+    found = weighted.bounds(base_column, final_column, constraints)
     is_feasible = front.feasible(found, len(table.points))
-    if not (is_feasible & reading.measured.is_held).any():
+    if not (is_feasible & weighted.smoothed_scores.is_held).any():
         raise SelectionError(_out_of_reach(found, table.points))
-    decision = choose(reading.measured, is_feasible)
-    candidates = _candidates(reading, decision, is_feasible)
-    return Judgement(reading, base_column, final_column, decision, candidates)
+    decision = choose(weighted.smoothed_scores, is_feasible)
+    candidates = _candidates(weighted, decision, is_feasible)
+    return Outcome(weighted, base_column, final_column, decision, candidates)
 
 
-def knee(table: Table, final: Point, seed: int) -> float:
+def knee(table: ScoreTable, final: Point, seed: int) -> float:
     """The weight at which the point of highest utility is the knee of the front."""
-    measured = read(table, final, 0.5, seed).measured
-    target, general = measured.smoothed_roles
-    return front.knee_weight(target, general, measured.is_on_front)
+    smoothed_scores = read(table, final, 0.5, seed).smoothed_scores
+    target, general = smoothed_scores.smoothed_roles
+    return front.knee_weight(target, general, smoothed_scores.is_on_front)
 
 
-def weight_ranges(judgement: Judgement, constraints: Constraints) -> tuple[WeightRange, ...]:
+def weight_ranges(outcome: Outcome, constraints: Constraints) -> tuple[WeightRange, ...]:
     """The chosen point at each hundredth of weight from 0 to 1, neighbours put together.
 
     Every tenth is looked at, and hundredths where the choice changes between two tenths.
     """
-    reading = judgement.reading
-    bounds = reading.bounds(judgement.base, judgement.final, constraints)
-    is_feasible = front.feasible(bounds, len(reading.table.points))
+    weighted = outcome.weighted
+    bounds = weighted.bounds(outcome.base, outcome.final, constraints)
+    is_feasible = front.feasible(bounds, len(weighted.table.points))
     columns: dict[int, int] = {}
 
     def look(hundredth: int) -> int:
         if hundredth not in columns:
             weight = hundredth / 100
-            columns[hundredth] = choose(reading.at(weight).measured, is_feasible).chosen
+            columns[hundredth] = choose(weighted.at(weight).smoothed_scores, is_feasible).chosen
         return columns[hundredth]
 
     def fill(low: int, high: int) -> None:
@@ -115,32 +115,32 @@ def weight_ranges(judgement: Judgement, constraints: Constraints) -> tuple[Weigh
 
     for tenth in range(10):
         fill(10 * tenth, 10 * tenth + 10)
-    return tuple(_ranges(reading, [look(hundredth) for hundredth in range(101)]))
+    return tuple(_ranges(weighted, [look(hundredth) for hundredth in range(101)]))
 
 
-def _ranges(reading: Reading, columns: Sequence[int]) -> Iterator[WeightRange]:
+def _ranges(weighted: WeightedScores, columns: Sequence[int]) -> Iterator[WeightRange]:
     """Runs of equal columns, the weight rising by a hundredth."""
-    target, general = reading.role("target"), reading.role("general")
+    target, general = weighted.role("target"), weighted.role("general")
     for column, run in groupby(range(len(columns)), key=lambda i: columns[i]):
         hundredths = list(run)
         yield WeightRange(
             low=hundredths[0] / 100,
             high=hundredths[-1] / 100,
-            point=reading.table.points[column],
+            point=weighted.table.points[column],
             target=float(target[column]),
             general=float(general[column]),
         )
 
 
-def front_hypervolume(judgement: Judgement) -> Interval | None:
+def front_hypervolume(outcome: Outcome) -> Interval | None:
     """Share of the box from the worse of base and final to the best seen that is dominated.
 
     By smoothed scores; the points on the front stay the same in every sample.
     """
-    measured = judgement.reading.measured
-    values, samples = measured.smoothed_roles, measured.smoothed_role_samples
-    corner = values[:, [judgement.base, judgement.final]].min(axis=1)
-    on_front = np.flatnonzero(measured.is_on_front)
+    smoothed_scores = outcome.weighted.smoothed_scores
+    values, samples = smoothed_scores.smoothed_roles, smoothed_scores.smoothed_role_samples
+    corner = values[:, [outcome.base, outcome.final]].min(axis=1)
+    on_front = np.flatnonzero(smoothed_scores.is_on_front)
     box = float(np.prod(values[:, on_front].max(axis=1) - corner))
     if box <= _NO_BOX:
         return None
@@ -168,18 +168,18 @@ def _out_of_reach(found: Sequence[front.Bound], points: Sequence[Point]) -> str:
 
 
 def _candidates(
-    reading: Reading, decision: Decision, is_feasible: NDArray[np.bool_]
+    weighted: WeightedScores, decision: Decision, is_feasible: NDArray[np.bool_]
 ) -> tuple[Candidate, ...]:
-    table = reading.table
-    target, general = reading.role("target"), reading.role("general")
-    on_front = reading.measured.is_on_front
-    smoothings = reading.measured.smoothings
+    table = weighted.table
+    target, general = weighted.role("target"), weighted.role("general")
+    on_front = weighted.smoothed_scores.is_on_front
+    smoothings = weighted.smoothed_scores.smoothings
     fitted = [
         smoothing.matrix @ scores
         for smoothing, scores in zip(smoothings, (target, general), strict=True)
     ]
     bands = [
-        _band(reading.role_samples(role) @ smoothing.matrix.T)
+        _band(weighted.role_samples(role) @ smoothing.matrix.T)
         for smoothing, role in zip(smoothings, ROLES, strict=True)
     ]
     return tuple(
@@ -188,7 +188,7 @@ def _candidates(
             scores={name: float(means[i]) for name, means in table.means.items()},
             target=float(target[i]),
             general=float(general[i]),
-            utility=float(reading.utilities[i]),
+            utility=float(weighted.utilities[i]),
             smoothed=float(decision.smoothed[i]),
             smoothed_target=float(fitted[0][i]),
             smoothed_general=float(fitted[1][i]),

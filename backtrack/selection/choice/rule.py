@@ -72,7 +72,7 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Measured:
+class SmoothedScores:
     """Points and what their items say of their utility under a weight.
 
     Attributes:
@@ -93,7 +93,7 @@ class Measured:
     role_samples: Floats
     role_errors: Floats
 
-    def at(self, weight: float) -> Measured:
+    def at(self, weight: float) -> SmoothedScores:
         """The same under another weight; what was fitted is kept."""
         other = replace(self, weight=weight)
         for name in ("smoothings", "smoothed_role_samples", "is_on_front"):
@@ -177,39 +177,39 @@ class Measured:
         return utilities
 
 
-def choose(measured: Measured, is_feasible: Flags) -> Decision:
+def choose(smoothed_scores: SmoothedScores, is_feasible: Flags) -> Decision:
     """Apply the rule.
 
     Args:
-        measured: The points.
+        smoothed_scores: The points.
         is_feasible: Which meet every constraint, [points]; at least one of them eligible.
     """
-    is_eligible = is_feasible & measured.is_held
-    top = next(i for i in measured.ranked() if is_feasible[i])
-    is_tied = is_eligible & tied_with(measured, top)
-    chances = np.zeros(len(measured.points))
-    chances[is_eligible] = chances_best(measured.fitted[:, is_eligible])
-    is_open = is_tied & worth_choosing(measured, top)
-    chosen = next(i for i in measured.preferred() if is_open[i])
-    return Decision(chosen, top, measured.smoothed, is_tied, chances)
+    is_eligible = is_feasible & smoothed_scores.is_held
+    top = next(i for i in smoothed_scores.ranked() if is_feasible[i])
+    is_tied = is_eligible & tied_with(smoothed_scores, top)
+    chances = np.zeros(len(smoothed_scores.points))
+    chances[is_eligible] = chances_best(smoothed_scores.fitted[:, is_eligible])
+    is_open = is_tied & worth_choosing(smoothed_scores, top)
+    chosen = next(i for i in smoothed_scores.preferred() if is_open[i])
+    return Decision(chosen, top, smoothed_scores.smoothed, is_tied, chances)
 
 
-def tied_with(measured: Measured, top: int) -> Flags:
+def tied_with(smoothed_scores: SmoothedScores, top: int) -> Flags:
     """Points that the items cannot tell from the top (rule 4), eligible or not."""
-    utilities = measured.utilities
-    is_as_high = (utilities >= utilities[top]) & measured.is_deepest
-    is_tied = is_as_high | _not_worse(top, measured.fitted)
+    utilities = smoothed_scores.utilities
+    is_as_high = (utilities >= utilities[top]) & smoothed_scores.is_deepest
+    is_tied = is_as_high | _not_worse(top, smoothed_scores.fitted)
     is_tied[top] = True
     return np.asarray(is_tied)
 
 
-def worth_choosing(measured: Measured, top: int) -> Flags:
+def worth_choosing(smoothed_scores: SmoothedScores, top: int) -> Flags:
     """Points that give up little of the top's utility, and the base (rule 5).
 
     The base comes first in `preferred`, so that it is taken wherever it is tied.
     """
-    is_base = np.array([point.is_base for point in measured.points])
-    is_near = measured.smoothed >= measured.smoothed[top] - INDIFFERENCE
+    is_base = np.array([point.is_base for point in smoothed_scores.points])
+    is_near = smoothed_scores.smoothed >= smoothed_scores.smoothed[top] - INDIFFERENCE
     return np.asarray(is_base | is_near)
 
 

@@ -16,7 +16,7 @@ from backtrack.recipe import SelectSection
 from backtrack.records.selection import Constraints, Selection
 from backtrack.run.directory import now
 from backtrack.selection.choice.candidates import (
-    Judgement,
+    Outcome,
     front_hypervolume,
     judge,
     knee,
@@ -32,12 +32,12 @@ from backtrack.selection.measure.baselines import (
     with_rows,
 )
 from backtrack.selection.measure.contamination import guard_notes
-from backtrack.selection.measure.evaluator import Bench
+from backtrack.selection.measure.evaluator import Evaluator
 from backtrack.selection.measure.progress import Meter, Progress
 from backtrack.selection.search.space import anchors
 from backtrack.selection.stats.bootstrap import LEVEL, NUM_RESAMPLES
 from backtrack.selection.stats.comparisons import baseline_row, differences, report_rows
-from backtrack.selection.stats.scores import Reading, axes_of
+from backtrack.selection.stats.scores import WeightedScores, axes_of
 from backtrack.selection.stats.table import strangers
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from backtrack.records.selection import Baseline, BaselineRow
     from backtrack.records.sweep import Sweep
     from backtrack.run.directory import Run
-    from backtrack.selection.stats.table import Setting, Table
+    from backtrack.selection.stats.table import ScoreTable, Setting
 
     OnProgress = Callable[[Progress], None]
 
@@ -114,8 +114,8 @@ def select(  # noqa: PLR0913  # the front door: every argument but the run is op
         SelectionError: No point meets the constraints.
         ObjectiveError: An objective cannot be measured. What was measured stays.
     """
-    bench = Bench(run, recipe, placement, objectives)
-    selector = _Selector(bench, constraints, on_progress, command)
+    evaluator = Evaluator(run, recipe, placement, objectives)
+    selector = _Selector(evaluator, constraints, on_progress, command)
     return selector.choose(weight, is_knee=is_knee)
 
 
@@ -138,7 +138,7 @@ def select_each(
         raise UsageError("give one weight or more.")
     for weight in weights:
         _require_share(weight)
-    selector = _Selector(Bench(run, None, None, None), constraints, on_progress, command)
+    selector = _Selector(Evaluator(run, None, None, None), constraints, on_progress, command)
     found = [selector.choose(weight) for weight in weights]
     run.write_selection(found[0].selection)
     return found
@@ -149,13 +149,13 @@ class _Selector:
 
     def __init__(
         self,
-        bench: Bench,
+        evaluator: Evaluator,
         constraints: Constraints | None,
         on_progress: OnProgress | None,
         command: str,
     ) -> None:
-        self._bench = bench
-        self._section = bench.recipe.select if bench.recipe else SelectSection()
+        self._evaluator = evaluator
+        self._section = evaluator.recipe.select if evaluator.recipe else SelectSection()
         asked = self._section.model_dump(exclude={"weight"})
         self._constraints = Constraints(**asked) if constraints is None else constraints
         self._on_progress = on_progress
@@ -164,85 +164,91 @@ class _Selector:
 
     def choose(self, weight: float | None, *, is_knee: bool = False) -> Choice:
         """Choose, measure the report items, and write the selection."""
-        bench = self._bench
+        evaluator = self._evaluator
         weight = _require_share(self._section.weight if weight is None else weight)
         while True:
-            table = _selection_table(bench, self._on_progress)
+            table = _selection_table(evaluator, self._on_progress)
             if is_knee:
-                weight = knee(table, bench.run.final, bench.section.seed)
-            judgement = judge(
-                table, bench.run.final, weight, self._constraints, bench.section.seed
+                weight = knee(table, evaluator.run.final, evaluator.section.seed)
+            outcome = judge(
+                table, evaluator.run.final, weight, self._constraints, evaluator.section.seed
             )
-            report = self._report_table(judgement)
+            report = self._report_table(outcome)
             if report is not None:
                 break
             # Objectives built now may differ from those on record: choose anew among what fits.
-            bench.build()
-        reading = Reading(report, judgement.reading.yardsticks, weight, bench.section.seed)
-        rows, left_out = self._baselines(judgement, reading)
-        selection = _record(bench, judgement, reading, self._constraints, self._command)
+            evaluator.build()
+        weighted = WeightedScores(
+            report, outcome.weighted.yardsticks, weight, evaluator.section.seed
+        )
+        rows, left_out = self._baselines(outcome, weighted)
+        selection = _record(evaluator, outcome, weighted, self._constraints, self._command)
         knee_note = [_KNEE.format(weight=weight)] if is_knee else []
         selection = selection.model_copy(
             update={
                 "baselines": rows,
                 "notes": (*knee_note, *selection.notes, *left_out),
-                "ranges": weight_ranges(judgement, self._constraints),
-                "hypervolume": front_hypervolume(judgement),
+                "ranges": weight_ranges(outcome, self._constraints),
+                "hypervolume": front_hypervolume(outcome),
             }
         )
-        bench.run.write_selection(selection)
+        evaluator.run.write_selection(selection)
         # The answers to all weights are the same whichever of them comes first.
-        self._sweep = self._sweep or sweep(judgement, selection.created)
-        bench.run.write_sweep(self._sweep)
-        page = bench.run.path / "report.html"
+        self._sweep = self._sweep or sweep(outcome, selection.created)
+        evaluator.run.write_sweep(self._sweep)
+        page = evaluator.run.path / "report.html"
         return Choice(selection.chosen, selection.tied, selection, page)
 
-    def _report_table(self, judgement: Judgement) -> Table | None:
+    def _report_table(self, outcome: Outcome) -> ScoreTable | None:
         """Scores on the report items; none where they are not on record and nothing is built."""
-        bench = self._bench
-        rivals = on_the_path(judgement.reading, bench.section, bench.run.final)
-        asked = [*bench.ends, judgement.chosen, *(b.point for b in rivals if b.point)]
+        evaluator = self._evaluator
+        rivals = on_the_path(outcome.weighted, evaluator.section, evaluator.run.final)
+        asked = [*evaluator.ends, outcome.chosen, *(b.point for b in rivals if b.point)]
         points = tuple(dict.fromkeys(asked))
-        off, _ = off_the_path(bench.run, bench.section, is_served=bench.is_served)
-        if bench.is_built:
+        off, _ = off_the_path(evaluator.run, evaluator.section, is_served=evaluator.is_served)
+        if evaluator.is_built:
             self._measure_report(points, off)
-            return bench.table(bench.setting("report"))
-        chosen_under = judgement.reading.table.setting
-        setting = bench.standing("report", like=chosen_under)
+            return evaluator.table(evaluator.setting("report"))
+        chosen_under = outcome.weighted.table.setting
+        setting = evaluator.standing("report", like=chosen_under)
         if setting is None or _overlap(setting, chosen_under):
             return None
-        table = bench.table(setting)
-        is_there = table.holds(points) and len(recorded(bench.run, setting, off)) == len(off)
+        table = evaluator.table(setting)
+        is_there = table.holds(points) and len(recorded(evaluator.run, setting, off)) == len(off)
         return table if is_there else None
 
     def _measure_report(self, points: Sequence[Point], off: Sequence[Baseline]) -> None:
         """Measure what the report items lack: points, and baselines off the path."""
-        bench = self._bench
+        evaluator = self._evaluator
         num_models = len(points) + len(off)
-        meter = Meter(num_models * bench.num_items("report"), self._on_progress)
-        bench.expect(points)
+        meter = Meter(num_models * evaluator.num_items("report"), self._on_progress)
+        evaluator.expect(points)
         for point in points:
-            if not bench.table(bench.setting("report")).holds([point]):
-                bench.measure(point, "report", "report", meter)
-        setting = bench.setting("report")
-        there = recorded(bench.run, setting, off)
+            if not evaluator.table(evaluator.setting("report")).holds([point]):
+                evaluator.measure(point, "report", "report", meter)
+        setting = evaluator.setting("report")
+        there = recorded(evaluator.run, setting, off)
         for baseline in off:
             if baseline not in there:
-                measure_baseline(bench.run, bench.placement, bench.objectives, setting, baseline)
+                measure_baseline(
+                    evaluator.run, evaluator.placement, evaluator.objectives, setting, baseline
+                )
 
     def _baselines(
-        self, judgement: Judgement, report: Reading
+        self, outcome: Outcome, report: WeightedScores
     ) -> tuple[tuple[BaselineRow, ...], list[str]]:
         """Rows of the baselines on the report items, and why some are left out."""
-        bench, table = self._bench, report.table
-        off, left_out = off_the_path(bench.run, bench.section, is_served=bench.is_served)
-        there = recorded(bench.run, table.setting, off)
+        evaluator, table = self._evaluator, report.table
+        off, left_out = off_the_path(
+            evaluator.run, evaluator.section, is_served=evaluator.is_served
+        )
+        there = recorded(evaluator.run, table.setting, off)
         scores = with_rows(table, list(there.values()))
         joined = replace(report, table=replace(table, scores=scores))
-        on = on_the_path(judgement.reading, bench.section, bench.run.final)
+        on = on_the_path(outcome.weighted, evaluator.section, evaluator.run.final)
         columns = {b: table.column(b.point) for b in on if b.point is not None}
         columns |= {b: len(table.points) + i for i, b in enumerate(there)}
-        chosen = table.column(judgement.chosen)
+        chosen = table.column(outcome.chosen)
         rows = [baseline_row(joined, b, column, chosen) for b, column in columns.items()]
         return tuple(rows), left_out
 
@@ -262,24 +268,24 @@ def _require_share(weight: float) -> float:
     return weight
 
 
-def _selection_table(bench: Bench, on_progress: OnProgress | None) -> Table:
-    setting = bench.standing("selection")
+def _selection_table(evaluator: Evaluator, on_progress: OnProgress | None) -> ScoreTable:
+    setting = evaluator.standing("selection")
     if setting is not None:
-        table = bench.table(setting)
-        if table.knows(bench.ends):
+        table = evaluator.table(setting)
+        if table.knows(evaluator.ends):
             return table
     # Optuna takes half a second to import and is not needed to choose again.
     from backtrack.selection.search.driver import search
 
     search(
-        bench.run,
-        placement=bench.placement,
-        recipe=bench.recipe,
-        objectives=bench.objectives,
+        evaluator.run,
+        placement=evaluator.placement,
+        recipe=evaluator.recipe,
+        objectives=evaluator.objectives,
         on_progress=on_progress,
     )
-    bench.reload()
-    return bench.table(bench.setting("selection"))
+    evaluator.reload()
+    return evaluator.table(evaluator.setting("selection"))
 
 
 def _overlap(setting: Setting, other: Setting) -> bool:
@@ -287,17 +293,21 @@ def _overlap(setting: Setting, other: Setting) -> bool:
 
 
 def _record(
-    bench: Bench, judgement: Judgement, reading: Reading, constraints: Constraints, command: str
+    evaluator: Evaluator,
+    outcome: Outcome,
+    weighted: WeightedScores,
+    constraints: Constraints,
+    command: str,
 ) -> Selection:
-    table, chosen = judgement.reading.table, judgement.chosen
-    base, final = bench.ends
-    rows = report_rows(reading, {"base": base, "chosen": chosen, "final": final})
-    found = differences(reading, chosen, final)
+    table, chosen = outcome.weighted.table, outcome.chosen
+    base, final = evaluator.ends
+    rows = report_rows(weighted, {"base": base, "chosen": chosen, "final": final})
+    found = differences(weighted, chosen, final)
     axes = axes_of(table)
-    num_items = _num_items(table, reading.table)
+    num_items = _num_items(table, weighted.table)
     return Selection(
-        run=bench.run.manifest.name,
-        weight=reading.weight,
+        run=evaluator.run.manifest.name,
+        weight=weighted.weight,
         constraints=constraints,
         chosen=chosen,
         base=base,
@@ -306,55 +316,55 @@ def _record(
         curve=table.setting.curve,
         objectives=table.setting.objectives,
         axes=axes,
-        yardsticks=dict(reading.yardsticks),
-        candidates=judgement.candidates,
+        yardsticks=dict(weighted.yardsticks),
+        candidates=outcome.candidates,
         report=rows,
         differences=found,
-        optimism=_optimism(judgement, rows["chosen"].utility.estimate),
+        optimism=_optimism(outcome, rows["chosen"].utility.estimate),
         num_items=num_items,
         level=LEVEL,
         num_resamples=NUM_RESAMPLES,
-        seed=reading.seed,
+        seed=weighted.seed,
         verdict=verdict(chosen, final, found),
         notes=(
-            *cautions(judgement, constraints),
-            *broken_on_report(reading, chosen, base, final, constraints),
+            *cautions(outcome, constraints),
+            *broken_on_report(weighted, chosen, base, final, constraints),
             *few_items(num_items),
-            *guard_notes(bench.run.path, bench.recipe, _items_used(table, reading.table)),
-            *_left_out(bench, table),
+            *guard_notes(evaluator.run.path, evaluator.recipe, _items_used(table, weighted.table)),
+            *_left_out(evaluator, table),
         ),
         command=command,
         created=now(),
     )
 
 
-def _optimism(judgement: Judgement, reported: float) -> float:
-    return float(judgement.reading.utilities[judgement.decision.chosen]) - reported
+def _optimism(outcome: Outcome, reported: float) -> float:
+    return float(outcome.weighted.utilities[outcome.decision.chosen]) - reported
 
 
-def _num_items(selection: Table, report: Table) -> dict[str, dict[Split, int]]:
+def _num_items(selection: ScoreTable, report: ScoreTable) -> dict[str, dict[Split, int]]:
     return {
         name: {"selection": len(ids), "report": len(report.setting.item_ids[name])}
         for name, ids in selection.setting.item_ids.items()
     }
 
 
-def _items_used(selection: Table, report: Table) -> dict[str, tuple[str, ...]]:
+def _items_used(selection: ScoreTable, report: ScoreTable) -> dict[str, tuple[str, ...]]:
     return {
         name: (*ids, *report.setting.item_ids[name])
         for name, ids in selection.setting.item_ids.items()
     }
 
 
-def _left_out(bench: Bench, table: Table) -> Iterator[str]:
+def _left_out(evaluator: Evaluator, table: ScoreTable) -> Iterator[str]:
     """Points that were not compared: measured otherwise, or not measured at all."""
-    others = strangers(table.setting, bench.recorded)
+    others = strangers(table.setting, evaluator.recorded)
     if others:
         yield (
             f"{len(others)} measured points were left out, first {others[0]}: other items, "
             "another way to stand, or an objective missing."
         )
-    missing = set(anchors(bench.run.steps, bench.section)) - set(table.points)
+    missing = set(anchors(evaluator.run.steps, evaluator.section)) - set(table.points)
     if missing:
         yield (
             f"{len(missing)} points that every search measures are not measured yet: "

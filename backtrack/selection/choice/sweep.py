@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from backtrack.records import ObjectiveInfo
-    from backtrack.selection.choice.candidates import Judgement
-    from backtrack.selection.choice.rule import Measured
-    from backtrack.selection.stats.scores import Reading
+    from backtrack.selection.choice.candidates import Outcome
+    from backtrack.selection.choice.rule import SmoothedScores
+    from backtrack.selection.stats.scores import WeightedScores
 
     Floats = NDArray[np.float64]
     Flags = NDArray[np.bool_]
@@ -51,49 +51,49 @@ class _Answers:
     smoothed: Floats
 
 
-def sweep(judgement: Judgement, created: str) -> Sweep | None:
-    """The table of answers to a judgement; none where there are too many candidates.
+def sweep(outcome: Outcome, created: str) -> Sweep | None:
+    """The table of answers to an outcome; none where there are too many candidates.
 
     Args:
-        judgement: Of the selection items.
+        outcome: Of the selection items.
         created: Time of the selection it belongs to.
     """
-    reading = judgement.reading
-    if len(reading.table.points) > MAX_POINTS:
+    weighted = outcome.weighted
+    if len(weighted.table.points) > MAX_POINTS:
         return None
-    weights = sorted({*(i / 100 for i in range(101)), reading.weight})
-    bounded = _bounded(reading)
-    found = [_answers(reading.at(weight).measured, weight, bounded) for weight in weights]
+    weights = sorted({*(i / 100 for i in range(101)), weighted.weight})
+    bounded = _bounded(weighted)
+    found = [_answers(weighted.at(weight).smoothed_scores, weight, bounded) for weight in weights]
     choosable = np.flatnonzero(np.any([flags for each in found for flags in each.open], axis=0))
-    ends = [_gaps(reading, choosable, end) for end in (judgement.base, judgement.final)]
+    ends = [_gaps(weighted, choosable, end) for end in (outcome.base, outcome.final)]
     return Sweep(
         created=created,
-        base=judgement.base,
-        final=judgement.final,
-        points={role: tuple(map(float, reading.role_points(role))) for role in ROLES},
-        intervals={role: _pairs(reading.role_samples(role)) for role in ROLES},
-        preferred=tuple(reading.measured.preferred()),
+        base=outcome.base,
+        final=outcome.final,
+        points={role: tuple(map(float, weighted.role_points(role))) for role in ROLES},
+        intervals={role: _pairs(weighted.role_samples(role)) for role in ROLES},
+        preferred=tuple(weighted.smoothed_scores.preferred()),
         choosable=tuple(map(int, choosable)),
         weights=tuple(_record(each, ends) for each in found),
         is_whole=all(len(each.tops) < MAX_TOPS for each in found),
     )
 
 
-def _bounded(reading: Reading) -> Floats:
+def _bounded(weighted: WeightedScores) -> Floats:
     """All that bounds can be set on, more being better: [points, roles and objectives]."""
-    objectives: Sequence[ObjectiveInfo] = reading.table.setting.objectives
-    means = reading.table.means
+    objectives: Sequence[ObjectiveInfo] = weighted.table.setting.objectives
+    means = weighted.table.means
     signed = [means[o.name] * (1 if o.direction == "maximize" else -1) for o in objectives]
-    return np.array([*(reading.role_points(role) for role in ROLES), *signed]).T
+    return np.array([*(weighted.role_points(role) for role in ROLES), *signed]).T
 
 
-def _answers(measured: Measured, weight: float, bounded: Floats) -> _Answers:
-    tops = _tops(measured.ranked(), bounded)
-    tied = [tied_with(measured, top) & measured.is_held for top in tops]
+def _answers(smoothed_scores: SmoothedScores, weight: float, bounded: Floats) -> _Answers:
+    tops = _tops(smoothed_scores.ranked(), bounded)
+    tied = [tied_with(smoothed_scores, top) & smoothed_scores.is_held for top in tops]
     is_open = [
-        flags & worth_choosing(measured, top) for top, flags in zip(tops, tied, strict=True)
+        flags & worth_choosing(smoothed_scores, top) for top, flags in zip(tops, tied, strict=True)
     ]
-    return _Answers(weight, tuple(tops), tuple(tied), tuple(is_open), measured.smoothed)
+    return _Answers(weight, tuple(tops), tuple(tied), tuple(is_open), smoothed_scores.smoothed)
 
 
 def _tops(ranked: Sequence[int], bounded: Floats) -> list[int]:
@@ -107,9 +107,9 @@ def _tops(ranked: Sequence[int], bounded: Floats) -> list[int]:
     return tops
 
 
-def _gaps(reading: Reading, columns: NDArray[np.int64], end: int) -> dict[str, Floats]:
+def _gaps(weighted: WeightedScores, columns: NDArray[np.int64], end: int) -> dict[str, Floats]:
     """Samples of the columns' role points less an end's, [resamples, columns]."""
-    samples = {role: reading.role_point_samples(role) for role in ROLES}
+    samples = {role: weighted.role_point_samples(role) for role in ROLES}
     return {role: found[:, columns] - found[:, [end]] for role, found in samples.items()}
 
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from backtrack.point import Point
     from backtrack.records import Interval, Split
     from backtrack.records.selection import Constraints, Difference
-    from backtrack.selection.choice.candidates import Judgement
-    from backtrack.selection.stats.scores import Reading
+    from backtrack.selection.choice.candidates import Outcome
+    from backtrack.selection.stats.scores import WeightedScores
 
 FEW_ITEMS = 50
 """Below this the intervals cover less than they say; figures in `statistics`."""
@@ -68,53 +68,53 @@ def signed(value: Interval, unit: str) -> str:
     return f"{value.estimate:{digits}} {label} [{value.low:{digits}}, {value.high:{digits}}]"
 
 
-def cautions(judgement: Judgement, constraints: Constraints) -> Iterator[str]:
+def cautions(outcome: Outcome, constraints: Constraints) -> Iterator[str]:
     """What a reader should know about the choice on the selection items."""
-    reading, decision = judgement.reading, judgement.decision
-    if decision.is_tied[judgement.base]:
-        yield _tied_with_base(judgement)
-    for name, yardstick in reading.yardsticks.items():
+    weighted, decision = outcome.weighted, outcome.decision
+    if decision.is_tied[outcome.base]:
+        yield _tied_with_base(outcome)
+    for name, yardstick in weighted.yardsticks.items():
         if front.is_degenerate(yardstick):
             yield (
                 f"No point scores better on {name} than the worse of base and final checkpoint: "
                 "it does not count in the utility."
             )
-    if constraints.keep_gain is not None and not _gains(judgement):
+    if constraints.keep_gain is not None and not _gains(outcome):
         yield (
             "The final checkpoint gains nothing on the target, so keep_gain asks for the base's "
             "target score."
         )
 
 
-def _gains(judgement: Judgement) -> bool:
-    reading = judgement.reading
+def _gains(outcome: Outcome) -> bool:
+    weighted = outcome.weighted
     target = front.role_points(
-        reading.table.means, reading.table.setting.objectives, reading.yardsticks, "target"
+        weighted.table.means, weighted.table.setting.objectives, weighted.yardsticks, "target"
     )
-    return front.gain_of(target, judgement.base, judgement.final) > 0
+    return front.gain_of(target, outcome.base, outcome.final) > 0
 
 
-def _tied_with_base(judgement: Judgement) -> str:
-    reading, decision = judgement.reading, judgement.decision
-    top, base = decision.top, judgement.base
+def _tied_with_base(outcome: Outcome) -> str:
+    weighted, decision = outcome.weighted, outcome.decision
+    top, base = decision.top, outcome.base
     if top == base:
         return "No point that meets the constraints has a higher utility than the base."
     gap = float(decision.smoothed[top] - decision.smoothed[base])
-    needed = reading.items_to_settle(top, base, gap)
+    needed = weighted.items_to_settle(top, base, gap)
     more = f"; about {needed} items a role would" if needed else ""
     return (
-        f"The items cannot tell {reading.table.points[top]} from the base "
+        f"The items cannot tell {weighted.table.points[top]} from the base "
         f"(utility {gap:+.1f} points){more}."
     )
 
 
 def broken_on_report(
-    reading: Reading, chosen: Point, base: Point, final: Point, constraints: Constraints
+    weighted: WeightedScores, chosen: Point, base: Point, final: Point, constraints: Constraints
 ) -> Iterator[str]:
     """Constraints the chosen point met on the selection items but misses on the report items."""
-    table = reading.table
+    table = weighted.table
     column = table.column(chosen)
-    for bound in reading.bounds(table.column(base), table.column(final), constraints):
+    for bound in weighted.bounds(table.column(base), table.column(final), constraints):
         if not bound.is_met[column]:
             reached = float(bound.values[column]) * bound.scale
             yield (

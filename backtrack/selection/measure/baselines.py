@@ -30,20 +30,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from backtrack.evaluate.objectives.objective import Objective
-    from backtrack.evaluate.vllm.placement import EnginePlacement
+    from backtrack.evaluate.vllm.placement import VllmPlacement
     from backtrack.path.placement import Placement
     from backtrack.recipe import SearchSection
     from backtrack.run.directory import Run
-    from backtrack.selection.stats.scores import Reading
-    from backtrack.selection.stats.table import Setting, Table
+    from backtrack.selection.stats.scores import WeightedScores
+    from backtrack.selection.stats.table import ScoreTable, Setting
 
 BASELINES = "baselines.jsonl"
 ON_THE_PATH = frozenset({"checkpoint", "grid"})
 
 
-def on_the_path(reading: Reading, section: SearchSection, final: Point) -> list[Baseline]:
+def on_the_path(weighted: WeightedScores, section: SearchSection, final: Point) -> list[Baseline]:
     """The best checkpoint and the best of the grid by measured utility, those asked for."""
-    points = reading.table.points
+    points = weighted.table.points
     grid = {*section.alphas, 1.0}
     rivals = {
         "checkpoint": [p for p in points if p.alpha == 1 and p.profile == "uniform"],
@@ -57,7 +57,7 @@ def on_the_path(reading: Reading, section: SearchSection, final: Point) -> list[
     for kind in section.baselines:
         among = rivals.get(kind)
         if among:
-            best = max(among, key=lambda p: reading.utilities[points.index(p)])
+            best = max(among, key=lambda p: weighted.utilities[points.index(p)])
             found.append(Baseline.model_validate({"kind": kind, "point": best}))
     return found
 
@@ -112,7 +112,7 @@ def recorded(
 
 
 def with_rows(
-    table: Table, rows: Sequence[dict[str, NDArray[np.float64]]]
+    table: ScoreTable, rows: Sequence[dict[str, NDArray[np.float64]]]
 ) -> dict[str, NDArray[np.float64]]:
     """The table's scores with rows of further models below its points."""
     return {
@@ -123,7 +123,7 @@ def with_rows(
 
 def measure_baseline(
     run: Run,
-    placement: Placement | EnginePlacement,
+    placement: Placement | VllmPlacement,
     objectives: Sequence[Objective],
     setting: Setting,
     baseline: Baseline,

@@ -68,9 +68,9 @@ def _training_texts(section: DataSection) -> Iterator[str]:
             yield prompt
             yield prompt + render(section.completion, record, f"{section.train}, item {i}")
             continue
-        parts = [_flat(record[column]) for column in _COLUMNS if column in record]
-        yield from parts
-        yield " ".join(parts)
+        rungs = [_flat(record[column]) for column in _COLUMNS if column in record]
+        yield from rungs
+        yield " ".join(rungs)
 
 
 def _flat(value: object) -> str:

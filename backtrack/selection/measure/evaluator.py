@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from backtrack.evaluate.objectives.objective import Objective
-    from backtrack.evaluate.vllm.placement import EnginePlacement
+    from backtrack.evaluate.vllm.placement import VllmPlacement
     from backtrack.path.placement import Placement
     from backtrack.records import Measurement, ObjectiveInfo, Split
     from backtrack.run.directory import Run
     from backtrack.selection.measure.progress import Meter
-    from backtrack.selection.stats.table import Table
+    from backtrack.selection.stats.table import ScoreTable
 
 
 @dataclass
@@ -54,7 +54,7 @@ class _Index:
     )
 
 
-class Bench:
+class Evaluator:
     """A run, what is measured on it, and how.
 
     Attributes:
@@ -67,7 +67,7 @@ class Bench:
         self,
         run: Run,
         recipe: Recipe | None,
-        placement: Placement | EnginePlacement | None,
+        placement: Placement | VllmPlacement | None,
         objectives: Sequence[Objective] | None,
     ) -> None:
         """Take what is ready; build nothing.
@@ -99,7 +99,7 @@ class Bench:
         return self.recipe is not None and isinstance(self.recipe.engine, VllmEngine)
 
     @property
-    def placement(self) -> Placement | EnginePlacement:
+    def placement(self) -> Placement | VllmPlacement:
         """The live model, loaded at the first call, or the engine's, started then."""
         if self._placement is None:
             self._placement = _placed(self.run, self.recipe)
@@ -167,7 +167,7 @@ class Bench:
             items=read_items(self.run.path / ITEMS),
         )
 
-    def table(self, setting: Setting) -> Table:
+    def table(self, setting: Setting) -> ScoreTable:
         """What is measured under a setting."""
         return tabulate(setting, self._recorded)
 
@@ -189,22 +189,22 @@ class Bench:
     def recorded(self) -> Sequence[Measurement]:
         return self._recorded
 
-    def num_items(self, split: Split = "selection", part: int | None = None) -> int:
+    def num_items(self, split: Split = "selection", rung: int | None = None) -> int:
         """Items of a split, or of one part of it, over all objectives."""
-        parts = self.parts(split)
-        chosen = parts if part is None else parts[part : part + 1]
+        rungs = self.rungs(split)
+        chosen = rungs if rung is None else rungs[rung : rung + 1]
         return sum(len(ids) for each in chosen for ids in each.values())
 
-    def parts(self, split: Split) -> list[dict[str, tuple[str, ...]]]:
+    def rungs(self, split: Split) -> list[dict[str, tuple[str, ...]]]:
         """The items by objective's name, in the parts a point earns them in; builds."""
-        parts = self._drawn.parts(split)
-        if len(parts) > 1 and split not in self._kept:
+        rungs = self._drawn.rungs(split)
+        if len(rungs) > 1 and split not in self._kept:
             keep_items(self.run.path / ITEMS, self._drawn.of(split))
             self._kept.add(split)
-        return parts
+        return rungs
 
     def measure(
-        self, point: Point, split: Split, origin: str, meter: Meter, part: int | None = None
+        self, point: Point, split: Split, origin: str, meter: Meter, rung: int | None = None
     ) -> None:
         """Measure what is not on record yet, each objective recorded as soon as it is measured.
 
@@ -213,13 +213,13 @@ class Bench:
             split: Which items.
             origin: Who asks.
             meter: Told of it.
-            part: Which part of the items; all of them if not given.
+            rung: Which rung of the items; all of them if not given.
         """
         point = point.canonical
-        parts = self.parts(split)
+        rungs = self.rungs(split)
         missing = [
             (objective, item_ids)
-            for each in (parts if part is None else parts[part : part + 1])
+            for each in (rungs if rung is None else rungs[rung : rung + 1])
             for objective, item_ids in self._missing(point, split, each)
         ]
         if missing and self._stands_at != point:
@@ -246,14 +246,14 @@ class Bench:
         """Say which points are measured next, for a model that can decode several at once."""
         self.placement.expect(points)
 
-    def parts_done(self, point: Point) -> int:
+    def rungs_done(self, point: Point) -> int:
         """How many of the parts, from the first, are on record for all objectives."""
         there = self._there(point.canonical, "selection")
-        parts = self.parts("selection")
-        for done, part in enumerate(parts):
-            if any(not there[name].issuperset(ids) for name, ids in part.items()):
+        rungs = self.rungs("selection")
+        for done, rung in enumerate(rungs):
+            if any(not there[name].issuperset(ids) for name, ids in rung.items()):
                 return done
-        return len(parts)
+        return len(rungs)
 
     @property
     def fitting(self) -> list[Measurement]:
@@ -276,14 +276,14 @@ class Bench:
         return index
 
     def _missing(
-        self, point: Point, split: Split, part: dict[str, tuple[str, ...]]
+        self, point: Point, split: Split, rung: dict[str, tuple[str, ...]]
     ) -> list[tuple[Objective, tuple[str, ...]]]:
         there = self._there(point, split)
         return [
-            (objective, part[objective.info.name])
+            (objective, rung[objective.info.name])
             for objective in self.objectives
-            if objective.info.name in part
-            and not there[objective.info.name].issuperset(part[objective.info.name])
+            if objective.info.name in rung
+            and not there[objective.info.name].issuperset(rung[objective.info.name])
         ]
 
     @property
@@ -344,7 +344,7 @@ _NO_OBJECTIVES = (
 )
 
 
-def _placed(run: Run, recipe: Recipe | None) -> Placement | EnginePlacement:
+def _placed(run: Run, recipe: Recipe | None) -> Placement | VllmPlacement:
     if recipe is not None and isinstance(recipe.engine, VllmEngine):
         from backtrack.selection.measure.serving import serve
 

@@ -35,7 +35,7 @@ class Items:
         self._section = section
         self.selection = selection
         self.report = report
-        self._parts: dict[Split, list[ByName]] = {}
+        self._rungs: dict[Split, list[ByName]] = {}
 
     @classmethod
     def drawn(cls, section: SearchSection, objectives: Sequence[Objective]) -> Items:
@@ -55,9 +55,9 @@ class Items:
         """All of them."""
         return self.selection if split == "selection" else self.report
 
-    def parts(self, split: Split) -> list[ByName]:
+    def rungs(self, split: Split) -> list[ByName]:
         """In the parts a point earns them in; an objective may have fewer parts than others."""
-        if split not in self._parts:
+        if split not in self._rungs:
             section = self._section
             shares = section.racing.shares if split == "selection" else ()
             by_name = {
@@ -65,11 +65,11 @@ class Items:
                 for name, ids in self.of(split).items()
             }
             count = max(len(found) for found in by_name.values())
-            self._parts[split] = [
+            self._rungs[split] = [
                 {name: found[i] for name, found in by_name.items() if i < len(found)}
                 for i in range(count)
             ]
-        return self._parts[split]
+        return self._rungs[split]
 
 
 def _shared(

@@ -24,43 +24,47 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from backtrack.run.directory import Run
-    from backtrack.selection.measure.evaluator import Bench
+    from backtrack.selection.measure.evaluator import Evaluator
     from backtrack.selection.search.study import Ledger
 
 
-def compare(bench: Bench, ledger: Ledger) -> None:
+def compare(evaluator: Evaluator, ledger: Ledger) -> None:
     """Measure what is not on record, and tell the study of what it does not know.
 
     Raises:
         UsageError: A baseline cannot be made of this run.
         ObjectiveError: A score is missing or not finite.
     """
-    off, _ = off_the_path(bench.run, bench.section, is_served=bench.is_served)
+    off, _ = off_the_path(evaluator.run, evaluator.section, is_served=evaluator.is_served)
     if not off:
         return
-    with _first(bench.run) as is_first:
-        table = bench.table(bench.setting("selection"))
-        if not is_first or not table.knows(bench.ends):
+    with _first(evaluator.run) as is_first:
+        table = evaluator.table(evaluator.setting("selection"))
+        if not is_first or not table.knows(evaluator.ends):
             return
-        there = recorded(bench.run, table.setting, off)
+        there = recorded(evaluator.run, table.setting, off)
         for baseline in off:
             if baseline not in there:
                 measure_baseline(
-                    bench.run, bench.placement, bench.objectives, table.setting, baseline
+                    evaluator.run,
+                    evaluator.placement,
+                    evaluator.objectives,
+                    table.setting,
+                    baseline,
                 )
-        _tell(bench, ledger)
+        _tell(evaluator, ledger)
 
 
-def _tell(bench: Bench, ledger: Ledger) -> None:
-    table = bench.table(bench.setting("selection"))
-    off, _ = off_the_path(bench.run, bench.section, is_served=bench.is_served)
-    there = recorded(bench.run, table.setting, off)
+def _tell(evaluator: Evaluator, ledger: Ledger) -> None:
+    table = evaluator.table(evaluator.setting("selection"))
+    off, _ = off_the_path(evaluator.run, evaluator.section, is_served=evaluator.is_served)
+    there = recorded(evaluator.run, table.setting, off)
     joined = replace(table, scores=with_rows(table, list(there.values())))
-    reading = read(joined, bench.run.final, 0.5, bench.section.seed)
+    weighted = read(joined, evaluator.run.final, 0.5, evaluator.section.seed)
     known = ledger.known()
     for column, baseline in enumerate(there, start=len(table.points)):
         if str(baseline) not in known:
-            values = [float(reading.role(role)[column]) for role in ROLES]
+            values = [float(weighted.role(role)[column]) for role in ROLES]
             means = {name: float(mean[column]) for name, mean in joined.means.items()}
             ledger.add_apart(str(baseline), values, means)
 

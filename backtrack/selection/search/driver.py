@@ -21,7 +21,7 @@ from backtrack.errors import RunError, UsageError
 from backtrack.records import ROLES
 from backtrack.records.selection import Constraints
 from backtrack.run.directory import SEARCH_LOCK
-from backtrack.selection.measure.evaluator import Bench
+from backtrack.selection.measure.evaluator import Evaluator
 from backtrack.selection.measure.progress import Meter, Progress
 from backtrack.selection.search.baselines import compare
 from backtrack.selection.search.budget import Budget, Plan, Spent
@@ -37,15 +37,15 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from backtrack.evaluate.objectives.objective import Objective
-    from backtrack.evaluate.vllm.placement import EnginePlacement
+    from backtrack.evaluate.vllm.placement import VllmPlacement
     from backtrack.path.placement import Placement
     from backtrack.point import Point
     from backtrack.recipe import BudgetSection, Recipe
     from backtrack.records import Measurement
     from backtrack.run.directory import Run
     from backtrack.selection.search.study import Claim, Ledger
-    from backtrack.selection.stats.scores import Reading
-    from backtrack.selection.stats.table import Table
+    from backtrack.selection.stats.scores import WeightedScores
+    from backtrack.selection.stats.table import ScoreTable
 
 __all__ = ["Progress", "search"]
 
@@ -58,7 +58,7 @@ MAX_REPEATS = 40
 def search(  # noqa: PLR0913  # the front door: every argument but the run is optional
     run: Run,
     *,
-    placement: Placement | EnginePlacement | None = None,
+    placement: Placement | VllmPlacement | None = None,
     recipe: Recipe | None = None,
     objectives: Sequence[Objective] | None = None,
     trials: int | None = None,
@@ -92,20 +92,24 @@ def search(  # noqa: PLR0913  # the front door: every argument but the run is op
     """
     if trials is not None and trials < 0:
         raise UsageError(f"trials must be 0 or more, got {trials}.")
-    bench = Bench(run, recipe, placement, objectives)
-    storage = storage or bench.section.storage
+    evaluator = Evaluator(run, recipe, placement, objectives)
+    storage = storage or evaluator.section.storage
     is_shared = is_shared or storage is not None
     with holding(run, is_shared=is_shared), quiet():
-        num_trials = bench.section.trials if trials is None else trials
-        limits = Budget(bench.section.budget if budget is None else budget, bench.section.workers)
-        limits.require(2 * bench.num_items(part=0))
-        with _ledger(bench, storage) as ledger:
-            worker = Worker(bench, ledger, limits, num_trials, on_progress, is_alone=not is_shared)
+        num_trials = evaluator.section.trials if trials is None else trials
+        limits = Budget(
+            evaluator.section.budget if budget is None else budget, evaluator.section.workers
+        )
+        limits.require(2 * evaluator.num_items(rung=0))
+        with _ledger(evaluator, storage) as ledger:
+            worker = Worker(
+                evaluator, ledger, limits, num_trials, on_progress, is_alone=not is_shared
+            )
             if on_plan is not None:
                 on_plan(worker.plan())
             worker.work()
-            compare(bench, ledger)
-        return bench.fitting
+            compare(evaluator, ledger)
+        return evaluator.fitting
 
 
 class Worker:
@@ -113,7 +117,7 @@ class Worker:
 
     def __init__(  # made in one place
         self,
-        bench: Bench,
+        evaluator: Evaluator,
         ledger: Ledger,
         budget: Budget,
         num_trials: int,
@@ -121,15 +125,15 @@ class Worker:
         *,
         is_alone: bool,
     ) -> None:
-        self._bench = bench
+        self._evaluator = evaluator
         self._ledger = ledger
         self._budget = budget
         self._num_trials = num_trials
         self._is_alone = is_alone
-        self._space = Space.of(bench.run.steps, bench.section)
-        points = anchors(bench.run.steps, bench.section)
+        self._space = Space.of(evaluator.run.steps, evaluator.section)
+        points = anchors(evaluator.run.steps, evaluator.section)
         self._anchors = spread(points) if budget.is_bounded else points
-        self._parts = bench.parts("selection")
+        self._rungs = evaluator.rungs("selection")
         self._meter = Meter(0, on_progress)
         self._num_known_when_exhausted = -1
 
@@ -137,7 +141,7 @@ class Worker:
         """What the search comes to."""
         spent = self._spent()
         num_points = len(self._anchors) + self._num_trials
-        whole, first = self._bench.num_items(), self._bench.num_items(part=0)
+        whole, first = self._evaluator.num_items(), self._evaluator.num_items(rung=0)
         asked = num_points * whole
         most = self._budget.most_items(asked, spent)
         return Plan(
@@ -175,13 +179,13 @@ class Worker:
         with self._ledger.alive(claim):
             # Another worker may have measured it since this one looked.
             self._catch_up()
-            before = len(self._bench.recorded)
+            before = len(self._evaluator.recorded)
             self._expect()
-            if self._is_alone and unit.part == 0:
+            if self._is_alone and unit.rung == 0:
                 known = self._table().points
-                self._bench.expect([point for point in self._anchors if point not in known])
-            self._bench.measure(unit.point, "selection", unit.origin, self._meter, unit.part)
-            self._ledger.carry(claim, self._bench.recorded[before:])
+                self._evaluator.expect([point for point in self._anchors if point not in known])
+            self._evaluator.measure(unit.point, "selection", unit.origin, self._meter, unit.rung)
+            self._ledger.carry(claim, self._evaluator.recorded[before:])
             past, attributes = self._past(unit.point)
         self._ledger.settle(claim, past, attributes)
 
@@ -190,7 +194,7 @@ class Worker:
         if self._is_alone:
             return
         self._ledger.clear_stale(is_alone=False)
-        self._bench.take_in(self._ledger.carried())
+        self._evaluator.take_in(self._ledger.carried())
 
     def _next(
         self, taken: Mapping[tuple[Point, int], object]
@@ -204,30 +208,30 @@ class Worker:
             proposal = self._propose(table, taken)
             if proposal is not None:
                 return proposal
-        if not table.knows(self._bench.ends):
+        if not table.knows(self._evaluator.ends):
             return None, None, None
         return self._deep(table, taken), None, None
 
-    def _deep(self, table: Table, taken: Mapping[tuple[Point, int], object]) -> Unit | None:
+    def _deep(self, table: ScoreTable, taken: Mapping[tuple[Point, int], object]) -> Unit | None:
         spent = self._spent()
-        done = [self._bench.parts_done(point) for point in table.points]
+        done = [self._evaluator.rungs_done(point) for point in table.points]
         affordable = [
-            self._budget.allows(spent, self._bench.num_items(part=part))
-            for part in range(len(self._parts))
+            self._budget.allows(spent, self._evaluator.num_items(rung=rung))
+            for rung in range(len(self._rungs))
         ]
         is_open = [d < len(affordable) and affordable[d] for d in done]
         if not any(is_open):
             return None
-        racing = self._bench.section.racing
-        level = 1 - (1 - racing.level) / max(len(self._parts) - 1, 1)
+        racing = self._evaluator.section.racing
+        level = 1 - (1 - racing.level) / max(len(self._rungs) - 1, 1)
         points = {point for point, _ in taken}
-        return next_deep(self._reading(table), done, is_open, points, level, self._bench.ends)
+        return next_deep(self._weighted(table), done, is_open, points, level, self._evaluator.ends)
 
-    def _may_explore(self, table: Table) -> bool:
+    def _may_explore(self, table: ScoreTable) -> bool:
         """Whether one more first look leaves room for what deepening is to get."""
-        first = self._bench.num_items(part=0)
+        first = self._evaluator.num_items(rung=0)
         spent = self._spent()
-        if len(self._parts) == 1 or not table.knows(self._bench.ends):
+        if len(self._rungs) == 1 or not table.knows(self._evaluator.ends):
             return self._budget.allows(spent, first)
         explored = first * len(table.points)
         deepened = spent.items - explored
@@ -235,7 +239,7 @@ class Worker:
         return self._budget.allows(spent, first + int(kept))
 
     def _propose(
-        self, table: Table, taken: Mapping[tuple[Point, int], object]
+        self, table: ScoreTable, taken: Mapping[tuple[Point, int], object]
     ) -> tuple[Unit, int, Mapping[str, object]] | None:
         """The sampler's next point; where it names a known one, a point drawn at random."""
         by_record = sum(origin == "sampler" for origin in table.origins)
@@ -243,15 +247,15 @@ class Worker:
         known = {*table.points, *(point for point, _ in taken)}
         if slot >= self._num_trials or len(known) == self._num_known_when_exhausted:
             return None
-        if not table.knows(self._bench.ends):
+        if not table.knows(self._evaluator.ends):
             return None
         history = self._history(table)
         running = [self._space.place_of(point) for point, _ in taken if point not in table.points]
         rest = [place for place in running if place]
-        random = self._bench.section.model_copy(update={"sampler": "random"})
+        random = self._evaluator.section.model_copy(update={"sampler": "random"})
         directions = [axes_of(table)[role].direction for role in ROLES]
         for attempt in range(1 + MAX_REPEATS):
-            section = random if attempt else self._bench.section
+            section = random if attempt else self._evaluator.section
             before = slot + attempt * self._num_trials
             place, notes = propose(self._space, section, directions, history, rest, before)
             point = self._space.point_at(place)
@@ -260,7 +264,7 @@ class Worker:
         self._num_known_when_exhausted = len(known)
         return None
 
-    def _history(self, table: Table) -> list[Past]:
+    def _history(self, table: ScoreTable) -> list[Past]:
         """The measured points as the sampler is told of them, the base at several steps."""
         notes = self._ledger.notes()
         history: list[Past] = []
@@ -273,7 +277,7 @@ class Worker:
         return history
 
     def _past(
-        self, point: Point, table: Table | None = None, *, is_whole: bool = True
+        self, point: Point, table: ScoreTable | None = None, *, is_whole: bool = True
     ) -> tuple[Past | None, dict[str, object]]:
         """What the study holds of a point: values where it has all items, and attributes."""
         table = table or self._table()
@@ -285,22 +289,22 @@ class Worker:
             "share of items": round(share, 4),
             **{name: float(means[column]) for name, means in table.means.items()},
         }
-        if not table.knows(self._bench.ends) or (is_whole and share < 1):
+        if not table.knows(self._evaluator.ends) or (is_whole and share < 1):
             return None, attributes
-        reading = self._reading(table)
-        scores = [float(reading.role(role)[column]) for role in ROLES]
+        weighted = self._weighted(table)
+        scores = [float(weighted.role(role)[column]) for role in ROLES]
         attributes |= dict(zip(ROLES, scores, strict=True))
-        base, final = (table.column(end) for end in self._bench.ends)
+        base, final = (table.column(end) for end in self._evaluator.ends)
         constraints = {
             bound.name: bound.least - float(bound.values[column])
-            for bound in reading.bounds(base, final, self._constraints)
+            for bound in weighted.bounds(base, final, self._constraints)
         }
         return Past(self._space.place_of(point) or {}, scores, constraints), attributes
 
     def _tell_the_measured(self) -> None:
         """Tell the study of whole points it does not know: adopted, or of earlier searches."""
         table = self._table()
-        if not table.knows(self._bench.ends):
+        if not table.knows(self._evaluator.ends):
             return
         known = self._ledger.known()
         for point, origin in zip(table.points, table.origins, strict=True):
@@ -310,7 +314,7 @@ class Worker:
 
     @property
     def _constraints(self) -> Constraints:
-        recipe = self._bench.recipe
+        recipe = self._evaluator.recipe
         return recipe.select if recipe else Constraints()
 
     def _expect(self) -> None:
@@ -319,35 +323,35 @@ class Worker:
         self._meter.expect(plan.most_items, plan.done_items)
 
     def _spent(self) -> Spent:
-        return Spent.on(self._bench.fitting)
+        return Spent.on(self._evaluator.fitting)
 
-    def _table(self) -> Table:
-        return self._bench.table(self._bench.setting("selection"))
+    def _table(self) -> ScoreTable:
+        return self._evaluator.table(self._evaluator.setting("selection"))
 
-    def _reading(self, table: Table) -> Reading:
-        seed = self._bench.section.seed
-        return read(table, self._bench.run.final, 0.5, seed, NUM_RESAMPLES)
+    def _weighted(self, table: ScoreTable) -> WeightedScores:
+        seed = self._evaluator.section.seed
+        return read(table, self._evaluator.run.final, 0.5, seed, NUM_RESAMPLES)
 
 
-def _ledger(bench: Bench, storage: str | None) -> AbstractContextManager[Ledger]:
+def _ledger(evaluator: Evaluator, storage: str | None) -> AbstractContextManager[Ledger]:
     """The study of this search's setting."""
-    setting = bench.setting("selection")
-    space = Space.of(bench.run.steps, bench.section)
+    setting = evaluator.setting("selection")
+    space = Space.of(evaluator.run.steps, evaluator.section)
     name = study_name(
         [
-            {step: bench.run.entry(step).sha256 for step in bench.run.steps},
-            [space.highest, space.profiles, bench.section.multipliers],
+            {step: evaluator.run.entry(step).sha256 for step in evaluator.run.steps},
+            [space.highest, space.profiles, evaluator.section.multipliers],
             [setting.form, setting.curve],
             [(o.name, o.role, o.weight, o.fingerprint) for o in setting.objectives],
             setting.item_ids,
         ]
     )
     return open_ledger(
-        storage or f"sqlite:///{(bench.run.path / STUDY).resolve()}",
+        storage or f"sqlite:///{(evaluator.run.path / STUDY).resolve()}",
         name,
         [front.role_axis(setting.objectives, role).direction for role in ROLES],
         space,
-        bench.section.patience_seconds,
+        evaluator.section.patience_seconds,
     )
 
 

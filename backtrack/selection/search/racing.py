@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from backtrack.point import Point
-    from backtrack.selection.choice.rule import Measured
-    from backtrack.selection.stats.scores import Reading
+    from backtrack.selection.choice.rule import SmoothedScores
+    from backtrack.selection.stats.scores import WeightedScores
 
     Floats = NDArray[np.float64]
     Flags = NDArray[np.bool_]
@@ -56,53 +56,53 @@ class Unit:
     """
 
     point: Point
-    part: int
+    rung: int
     origin: str
 
     def __str__(self) -> str:
-        return f"{self.point}, part {self.part}"
+        return f"{self.point}, rung {self.rung}"
 
 
-def dropped(reading: Reading, level: float) -> Flags:
+def dropped(weighted: WeightedScores, level: float) -> Flags:
     """Points that are surely worse than another on both roles, [points].
 
     Args:
-        reading: The selection items.
+        weighted: The selection items.
         level: How sure, at one look.
     """
     tail = 1 - level
-    is_partial = reading.table.shares < 1
+    is_partial = weighted.table.shares < 1
     is_worse = np.ones((len(is_partial), len(is_partial)), dtype=bool)
     for role in ROLES:
-        samples = reading.role_point_samples(role)
+        samples = weighted.role_point_samples(role)
         for i in np.flatnonzero(is_partial):
             low = np.quantile(samples - samples[:, [i]], tail, axis=0)
             is_worse[i] &= low > 0
     return np.asarray(is_worse.any(axis=1) & is_partial)
 
 
-def promise(reading: Reading, weights: Sequence[float] = WEIGHTS) -> Floats:
+def promise(weighted: WeightedScores, weights: Sequence[float] = WEIGHTS) -> Floats:
     """How often each point is the highest of the drawn ones, summed over weights, [points]."""
-    total = np.zeros(len(reading.table.points))
+    total = np.zeros(len(weighted.table.points))
     for weight in weights:
-        total += chances_best(_draws(reading.at(weight).measured, reading.seed))
+        total += chances_best(_draws(weighted.at(weight).smoothed_scores, weighted.seed))
     return total
 
 
-def _draws(measured: Measured, seed: int) -> Floats:
+def _draws(smoothed_scores: SmoothedScores, seed: int) -> Floats:
     """Utilities as they may be by what is fitted, [draws, points]."""
-    rng = np.random.default_rng([seed, len(measured.points)])
-    roles = np.empty_like(measured.role_samples)
-    means = measured.smoothed_roles
-    for drawn, mean, smoothing in zip(roles, means, measured.smoothings, strict=True):
+    rng = np.random.default_rng([seed, len(smoothed_scores.points)])
+    roles = np.empty_like(smoothed_scores.role_samples)
+    means = smoothed_scores.smoothed_roles
+    for drawn, mean, smoothing in zip(roles, means, smoothed_scores.smoothings, strict=True):
         root = np.linalg.cholesky(smoothing.covariance + 1e-6 * np.eye(len(mean)))
         drawn[:] = mean + rng.standard_normal(drawn.shape) @ root.T
-    return measured.weigh(roles)
+    return smoothed_scores.weigh(roles)
 
 
 def next_deep(
-    reading: Reading,
-    parts_done: Sequence[int],
+    weighted: WeightedScores,
+    rungs_done: Sequence[int],
     is_open: Sequence[bool],
     taken: Collection[Point],
     level: float,
@@ -111,15 +111,15 @@ def next_deep(
     """The most promising point that is not dropped and lacks items; none where there is none.
 
     Args:
-        reading: The selection items.
-        parts_done: How many parts each point has, [points].
+        weighted: The selection items.
+        rungs_done: How many rungs each point has, [points].
         is_open: Whether a point lacks a part that can be afforded, [points].
         taken: Points under way elsewhere.
         level: See `dropped`.
         ends: Base and final checkpoint.
     """
-    table = reading.table
-    is_out = dropped(reading, level)
+    table = weighted.table
+    is_out = dropped(weighted, level)
     open_ones = [
         i
         for i, point in enumerate(table.points)
@@ -127,9 +127,9 @@ def next_deep(
     ]
     if not open_ones:
         return None
-    rank = promise(reading) if len(open_ones) > 1 else np.zeros(len(table.points))
+    rank = promise(weighted) if len(open_ones) > 1 else np.zeros(len(table.points))
     best = max(open_ones, key=lambda i: (rank[i], -i))
-    return Unit(table.points[best], parts_done[best], table.origins[best])
+    return Unit(table.points[best], rungs_done[best], table.origins[best])
 
 
 def next_first(

@@ -160,7 +160,7 @@ class Space:
     def places_of_base(self) -> list[dict[str, Value]]:
         """Where the base lies, at up to four steps: a sampler cannot know that it is one point."""
         last = len(self.steps) - 1
-        indices = dict.fromkeys(round(last * part / 3) for part in range(3, -1, -1))
+        indices = dict.fromkeys(round(last * rung / 3) for rung in range(3, -1, -1))
         return [self._place(index, 0.0, self.profiles[0], {}) for index in indices]
 
     def _place(

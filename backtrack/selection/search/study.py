@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from backtrack.selection.search.space import Space
 
 STUDY = "study.db"
-POINT, PART, ORIGIN, SLOT = "point", "part", "origin", "slot"
+POINT, RUNG, ORIGIN, SLOT = "point", "part", "origin", "slot"
 CARRIED = "measurement"
 
 MAX_ATTEMPTS = 10
@@ -110,7 +110,7 @@ class Ledger:
         attributes: dict[str, Any] = {
             POINT: str(unit.point),
             "canonical": unit.point.model_dump_json(),
-            PART: unit.part,
+            RUNG: unit.rung,
             ORIGIN: unit.origin,
             "worker": f"{socket.gethostname()}:{os.getpid()}",
         }
@@ -229,7 +229,7 @@ class Ledger:
 
 def _unit_of(trial: FrozenTrial) -> tuple[Point, int]:
     point = Point.model_validate_json(trial.user_attrs["canonical"])
-    return point, int(trial.user_attrs[PART])
+    return point, int(trial.user_attrs[RUNG])
 
 
 @contextmanager
@@ -319,9 +319,9 @@ def _with_driver(url: str) -> str:
     return url
 
 
-def study_name(parts: object) -> str:
+def study_name(rungs: object) -> str:
     """A name for all that makes trials comparable: run, space and setting."""
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(rungs, sort_keys=True).encode()).hexdigest()
     return f"search-{digest[:12]}"
 
 

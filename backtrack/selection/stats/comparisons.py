@@ -20,44 +20,48 @@ if TYPE_CHECKING:
 
     from backtrack.records import Interval
     from backtrack.records.selection import Baseline
-    from backtrack.selection.stats.scores import Reading
+    from backtrack.selection.stats.scores import WeightedScores
 
     Floats = NDArray[np.float64]
 
 Compared = Literal["base", "chosen", "final"]
 
 
-def report_rows(reading: Reading, points: Mapping[Compared, Point]) -> dict[Compared, ReportRow]:
+def report_rows(
+    weighted: WeightedScores, points: Mapping[Compared, Point]
+) -> dict[Compared, ReportRow]:
     """Scores on the report items, with intervals."""
-    columns = {key: reading.table.column(point) for key, point in points.items()}
+    columns = {key: weighted.table.column(point) for key, point in points.items()}
     return {
         key: ReportRow(
             point=points[key],
-            scores={name: float(means[i]) for name, means in reading.table.means.items()},
-            target=interval(reading.role("target")[i], reading.role_samples("target")[:, i]),
-            general=interval(reading.role("general")[i], reading.role_samples("general")[:, i]),
-            utility=interval(reading.utilities[i], reading.utility_samples[:, i]),
+            scores={name: float(means[i]) for name, means in weighted.table.means.items()},
+            target=interval(weighted.role("target")[i], weighted.role_samples("target")[:, i]),
+            general=interval(weighted.role("general")[i], weighted.role_samples("general")[:, i]),
+            utility=interval(weighted.utilities[i], weighted.utility_samples[:, i]),
             intervals={
-                name: interval(float(reading.table.means[name][i]), samples[:, i])
-                for name, samples in reading.samples.items()
+                name: interval(float(weighted.table.means[name][i]), samples[:, i])
+                for name, samples in weighted.samples.items()
             },
         )
         for key, i in columns.items()
     }
 
 
-def differences(reading: Reading, chosen: Point, final: Point) -> tuple[Difference, Difference]:
+def differences(
+    weighted: WeightedScores, chosen: Point, final: Point
+) -> tuple[Difference, Difference]:
     """Chosen minus base and chosen minus final, the level of what is clear shared by both."""
     ends: dict[Literal["base", "final"], Point] = {"base": Point.base(), "final": final}
     num_compared = sum(chosen != end.canonical for end in ends.values())
     to_base, to_final = (
-        difference(reading, chosen, end, to, num_compared) for to, end in ends.items()
+        difference(weighted, chosen, end, to, num_compared) for to, end in ends.items()
     )
     return to_base, to_final
 
 
 def difference(
-    reading: Reading,
+    weighted: WeightedScores,
     chosen: Point,
     other: Point,
     to: Literal["base", "final"],
@@ -66,31 +70,31 @@ def difference(
     """Chosen minus other, item by item.
 
     Args:
-        reading: Of the report items.
+        weighted: Of the report items.
         chosen: The chosen point.
         other: The other one.
         to: What that is.
         num_compared: Comparisons that share the level (Bonferroni).
     """
-    i, j = reading.table.column(chosen), reading.table.column(other)
-    utility = paired(reading.utilities, reading.utility_samples, i, j)
-    means, samples = reading.table.means, reading.samples
-    level = shared_level(num_compared, _num_free(reading))
-    strict = paired(reading.utilities, reading.utility_samples, i, j, level)
+    i, j = weighted.table.column(chosen), weighted.table.column(other)
+    utility = paired(weighted.utilities, weighted.utility_samples, i, j)
+    means, samples = weighted.table.means, weighted.samples
+    level = shared_level(num_compared, _num_free(weighted))
+    strict = paired(weighted.utilities, weighted.utility_samples, i, j, level)
     return Difference(
         to=to,
-        target=paired(reading.role("target"), reading.role_samples("target"), i, j),
-        general=paired(reading.role("general"), reading.role_samples("general"), i, j),
+        target=paired(weighted.role("target"), weighted.role_samples("target"), i, j),
+        general=paired(weighted.role("general"), weighted.role_samples("general"), i, j),
         utility=utility,
         scores={name: paired(means[name], samples[name], i, j) for name in means},
-        items_to_settle=reading.items_to_settle(i, j, utility.estimate),
+        items_to_settle=weighted.items_to_settle(i, j, utility.estimate),
         is_clear=strict.low > 0 or strict.high < 0,
     )
 
 
-def _num_free(reading: Reading) -> int:
+def _num_free(weighted: WeightedScores) -> int:
     """Items of the role that has fewer, less one for each of its objectives."""
-    setting = reading.table.setting
+    setting = weighted.table.setting
     free = dict.fromkeys(ROLES, 0)
     for objective in setting.objectives:
         free[objective.role] += len(setting.item_ids[objective.name]) - 1
@@ -105,11 +109,13 @@ def paired(
     return interval(values[column] - values[other], gaps, level)
 
 
-def baseline_row(reading: Reading, baseline: Baseline, column: int, chosen: int) -> BaselineRow:
+def baseline_row(
+    weighted: WeightedScores, baseline: Baseline, column: int, chosen: int
+) -> BaselineRow:
     """A baseline's scores, and the chosen point's utility less its own.
 
     Args:
-        reading: Of the report items; its scores hold the baseline's.
+        weighted: Of the report items; its scores hold the baseline's.
         baseline: Which.
         column: Where its scores stand.
         chosen: Where the chosen point's do.
@@ -120,9 +126,9 @@ def baseline_row(reading: Reading, baseline: Baseline, column: int, chosen: int)
 
     return BaselineRow(
         baseline=baseline,
-        scores={name: float(means[column]) for name, means in reading.table.means.items()},
-        target=own(reading.role("target"), reading.role_samples("target")),
-        general=own(reading.role("general"), reading.role_samples("general")),
-        utility=own(reading.utilities, reading.utility_samples),
-        difference=paired(reading.utilities, reading.utility_samples, chosen, column),
+        scores={name: float(means[column]) for name, means in weighted.table.means.items()},
+        target=own(weighted.role("target"), weighted.role_samples("target")),
+        general=own(weighted.role("general"), weighted.role_samples("general")),
+        utility=own(weighted.utilities, weighted.utility_samples),
+        difference=paired(weighted.utilities, weighted.utility_samples, chosen, column),
     )

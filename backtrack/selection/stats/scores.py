@@ -14,7 +14,7 @@ import numpy as np
 
 from backtrack.point import Point
 from backtrack.records import ROLES, Axis
-from backtrack.selection.choice.rule import Measured
+from backtrack.selection.choice.rule import SmoothedScores
 from backtrack.selection.stats import front
 from backtrack.selection.stats.bootstrap import (
     NUM_RESAMPLES,
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
     from backtrack.records import ObjectiveInfo, Role
     from backtrack.records.selection import Constraints, Yardstick
-    from backtrack.selection.stats.table import Table
+    from backtrack.selection.stats.table import ScoreTable
 
     Floats = NDArray[np.float64]
     Means = Mapping[str, Floats]
 
 
 @dataclass(frozen=True)
-class Reading:
+class WeightedScores:
     """A table read under a weight: scores, their bootstrap samples, and what they come to.
 
     Attributes:
@@ -49,7 +49,7 @@ class Reading:
         num_resamples: Likewise.
     """
 
-    table: Table
+    table: ScoreTable
     yardsticks: Mapping[str, Yardstick]
     weight: float
     seed: int
@@ -71,21 +71,21 @@ class Reading:
             for name, completed in self.table.completed.items()
         }
 
-    def at(self, weight: float) -> Reading:
+    def at(self, weight: float) -> WeightedScores:
         """The same under another weight; what was drawn is kept."""
         other = replace(self, weight=weight)
         other.__dict__["samples"] = self.samples
-        other.__dict__["measured"] = self.measured.at(weight)
+        other.__dict__["measured"] = self.smoothed_scores.at(weight)
         return other
 
     @cached_property
-    def measured(self) -> Measured:
+    def smoothed_scores(self) -> SmoothedScores:
         """What the rule of choosing looks at."""
         table = self.table
         roles = np.stack([self.role_points(role) for role in ROLES])
         samples = np.stack([self.role_point_samples(role) for role in ROLES])
         errors = np.stack([self._role_errors(role) for role in ROLES])
-        return Measured(
+        return SmoothedScores(
             table.points, table.distances, table.shares, self.weight, roles, samples, errors
         )
 
@@ -157,15 +157,15 @@ class Reading:
         return front.utility(means, self._objectives, self.yardsticks, self.weight)
 
 
-def axes_of(table: Table) -> dict[Role, Axis]:
+def axes_of(table: ScoreTable) -> dict[Role, Axis]:
     """How each role's numbers read."""
     return {role: front.role_axis(table.setting.objectives, role) for role in ROLES}
 
 
 def read(
-    table: Table, final: Point, weight: float, seed: int, num_resamples: int = NUM_RESAMPLES
-) -> Reading:
+    table: ScoreTable, final: Point, weight: float, seed: int, num_resamples: int = NUM_RESAMPLES
+) -> WeightedScores:
     """A table of selection items under a weight, with the yardsticks it gives."""
     ends = table.column(Point.base()), table.column(final)
     yardsticks = front.make_yardsticks(table.setting.objectives, table.means, *ends)
-    return Reading(table, yardsticks, weight, seed, num_resamples)
+    return WeightedScores(table, yardsticks, weight, seed, num_resamples)

@@ -83,7 +83,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Table:
+class ScoreTable:
     """Scores of the same items at several points.
 
     Attributes:
@@ -150,7 +150,7 @@ class _Row:
     scores: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
 
 
-def tabulate(setting: Setting, measurements: Iterable[Measurement]) -> Table:
+def tabulate(setting: Setting, measurements: Iterable[Measurement]) -> ScoreTable:
     """The points whose every objective was measured under `setting`; later scores win."""
     found: dict[Point, _Row] = {}
     for m in measurements:
@@ -159,7 +159,7 @@ def tabulate(setting: Setting, measurements: Iterable[Measurement]) -> Table:
             row.scores[m.objective.name].update(zip(m.item_ids, m.scores, strict=True))
     names = [objective.name for objective in setting.objectives]
     rows = {p: row for p, row in found.items() if _is_usable(row, names)}
-    return Table(
+    return ScoreTable(
         setting=setting,
         points=tuple(rows),
         origins=tuple(row.origin for row in rows.values()),

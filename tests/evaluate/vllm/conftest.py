@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from backtrack.evaluate.vllm.placement import EnginePlacement
+    from backtrack.evaluate.vllm.placement import VllmPlacement
     from backtrack.run.directory import Run
 
 ENGINE: dict[str, Any] = {
@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("vllm") is not None)
 
 
-def start(run: Run, form: Any = "auto", **changes: Any) -> EnginePlacement:
+def start(run: Run, form: Any = "auto", **changes: Any) -> VllmPlacement:
     engine = VllmEngine.model_validate(ENGINE | changes)
     return serve(run, PlacementSection(form=form), engine)
 
@@ -68,7 +68,7 @@ def judge(lora_run: Run) -> Placement:
 
 
 @pytest.fixture(scope="session")
-def served(lora_run: Run) -> Iterator[EnginePlacement]:
+def served(lora_run: Run) -> Iterator[VllmPlacement]:
     """An engine for the tests of one session; one of them kills it."""
     placement = start(lora_run)
     yield placement

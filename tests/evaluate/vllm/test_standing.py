@@ -14,7 +14,7 @@ import pytest
 from backtrack.errors import EngineError
 from backtrack.evaluate.build import build_objectives
 from backtrack.evaluate.forward import Greedy, Scored, complete, encode, losses
-from backtrack.evaluate.vllm.placement import EnginePlacement
+from backtrack.evaluate.vllm.placement import VllmPlacement
 from backtrack.evaluate.vllm.process import Engine
 from backtrack.path.placement import Placement
 from backtrack.point import Point
@@ -80,7 +80,7 @@ def counted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_strengths_steps_and_profiles_in_one_batch_answer_as_transformers_at_each(
-    served: EnginePlacement, judge: Placement, monkeypatch: pytest.MonkeyPatch
+    served: VllmPlacement, judge: Placement, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = counted(served.engine, monkeypatch)
     served.expect(POINTS)
@@ -94,7 +94,7 @@ def test_strengths_steps_and_profiles_in_one_batch_answer_as_transformers_at_eac
 
 
 def test_every_objective_scores_item_by_item_as_with_transformers(
-    served: EnginePlacement, judge: Placement, toys: Any, tmp_path: Path
+    served: VllmPlacement, judge: Placement, toys: Any, tmp_path: Path
 ) -> None:
     judge.place(POINTS[1])
     prompts = [f"{prompt} {i}" for i in range(4) for prompt in PROMPTS]
@@ -135,7 +135,7 @@ def test_every_objective_scores_item_by_item_as_with_transformers(
 
 
 def test_sampled_answers_are_averaged_have_their_own_seeds_and_do_not_hang_on_company(
-    served: EnginePlacement, toys: Any, tmp_path: Path
+    served: VllmPlacement, toys: Any, tmp_path: Path
 ) -> None:
     records = [{"prompt": p, "completion": "a"} for p in PROMPTS]
     path = write_jsonl(tmp_path / "letters.jsonl", records)
@@ -171,7 +171,7 @@ def _sampling(**given: Any) -> Any:
 
 
 def test_a_search_goes_on_in_a_fresh_engine_when_its_engine_is_killed(
-    lora_run: Run, served: EnginePlacement, judge: Placement, tmp_path: Path
+    lora_run: Run, served: VllmPlacement, judge: Placement, tmp_path: Path
 ) -> None:
     records = [{"prompt": f"{p} {i}", "completion": "abc"} for i in range(8) for p in PROMPTS]
     path = write_jsonl(tmp_path / "items.jsonl", records)
@@ -235,8 +235,8 @@ def test_weights_replaced_in_place_answer_as_transformers_and_after_a_kill_too(
 def test_an_engine_that_leaves_a_tied_head_behind_is_refused(
     merged_runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, written = engines(), EnginePlacement._written
-    monkeypatch.setattr(EnginePlacement, "_written", lambda self, point, **_: written(self, point))
+    before, written = engines(), VllmPlacement._written
+    monkeypatch.setattr(VllmPlacement, "_written", lambda self, point, **_: written(self, point))
     with pytest.raises(EngineError, match=r"at step 20 .*: log-likelihoods .* nats apart"):
         start(merged_runs["full"])
     deadline = time.monotonic() + 20
