@@ -8,25 +8,25 @@ role's objectives, and does not depend on the model.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from backtrack.errors import UsageError
-from backtrack.evaluate.forward import context_tokens, encode
-from backtrack.evaluate.objectives.documents import JSONL_SUFFIXES, load_records, render
+from backtrack.evaluate.build import build_objectives
+from backtrack.evaluate.encoding import encode
+from backtrack.evaluate.objectives.documents import JSONL_SUFFIXES, load_records
 from backtrack.evaluate.objectives.items import digest
-from backtrack.recipe import ExamplesObjective, LmEvalObjective, TextObjective
 from backtrack.records import ROLES
 from backtrack.records.diagnosis import PromptSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from torch import Tensor
 
-    from backtrack.recipe import Objective, Recipe
+    from backtrack.recipe import Recipe
     from backtrack.records import Role
 
 FIELDS = ("prompt", "question", "text")
@@ -95,6 +95,8 @@ def find_prompts(
         UsageError: A role has no prompts.
         ObjectiveError: Documents cannot be read.
     """
+    from backtrack.evaluate.torch_model import context_tokens
+
     found = []
     for role in ROLES:
         generator = np.random.default_rng([seed, ROLES.index(role)])
@@ -121,63 +123,24 @@ def _of_objectives(
     num_prompts: int,
     generator: np.random.Generator,
 ) -> tuple[str, list[str]]:
-    asked = [o for o in recipe.objectives if o.role == role] if recipe else []
-    readable = [o for o in asked if isinstance(o, _WITH_DOCUMENTS)]
-    texts: list[str] = []
-    for place, objective in enumerate(readable):
-        left, num_objectives = num_prompts - len(texts), len(readable) - place
-        share = -(-left // num_objectives)
-        texts += _drawn(_of_objective(objective, placement.tokenizer), share, generator)
-    return ", ".join(o.name for o in readable), texts
-
-
-_WITH_DOCUMENTS = (ExamplesObjective, TextObjective, LmEvalObjective)
+    if recipe is None:
+        return "", []
+    of_role = recipe.model_copy(
+        update={"objectives": tuple(o for o in recipe.objectives if o.role == role)}
+    )
+    built = build_objectives(of_role, placement.tokenizer)
+    prompts = {o.info.name: o.prompts() for o in built}
+    readable = {name: texts for name, texts in prompts.items() if texts}
+    found: list[str] = []
+    for index, texts in enumerate(readable.values()):
+        num_left, num_objectives = num_prompts - len(found), len(readable) - index
+        found += _drawn(texts, -(-num_left // num_objectives), generator)
+    return ", ".join(readable), found
 
 
 def _drawn(texts: Sequence[str], count: int, generator: np.random.Generator) -> list[str]:
     order = generator.permutation(len(texts))[:count]
     return [texts[i] for i in sorted(order)]
-
-
-def _of_objective(objective: Objective, tokenizer: Any) -> list[str]:
-    match objective:
-        case ExamplesObjective():
-            records = load_records(objective.path, objective.subset, objective.split)
-            texts = [render(objective.prompt, record, objective.name) for record in records]
-            return [_turn(tokenizer, t) for t in texts] if objective.apply_chat_template else texts
-        case TextObjective():
-            return _windows(objective, tokenizer)
-        case LmEvalObjective():
-            from backtrack.evaluate.objectives.lm_eval_task import Harness
-
-            paths = [objective.include_path] if objective.include_path else []
-            tasks = Harness(tokenizer, 1, paths).tasks(objective)
-            texts = [str(t.doc_to_text(doc)) for t in tasks.values() for doc in t.eval_docs]
-            return [_turn(tokenizer, t) for t in texts] if objective.apply_chat_template else texts
-        case _:
-            return []
-
-
-def _windows(objective: TextObjective, tokenizer: Any) -> list[str]:
-    """Windows of running text that do not overlap, of the objective's size."""
-    path = Path(objective.path)
-    if path.is_file() and path.suffix not in JSONL_SUFFIXES:
-        text = path.read_text(encoding="utf-8")
-    else:
-        form = objective.field if "{" in objective.field else f"{{{objective.field}}}"
-        records = load_records(objective.path, objective.subset, objective.split)
-        text = "\n\n".join(render(form, record, objective.name) for record in records)
-    size = objective.window_tokens
-    ids = tokenizer(text[int(len(text) * objective.start) :], add_special_tokens=False)[
-        "input_ids"
-    ]
-    return [tokenizer.decode(ids[i : i + size]) for i in range(0, len(ids) - size + 1, size)]
-
-
-def _turn(tokenizer: Any, prompt: str) -> str:
-    turn = [{"role": "user", "content": prompt}]
-    text: str = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-    return text
 
 
 def _of_file(path: Path) -> list[str]:

@@ -1,118 +1,77 @@
-"""Measure one objective where a model stands, as a record."""
+"""Measure one objective at the point where an engine's model is, as a record."""
 
 from __future__ import annotations
 
 import math
 import time
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from backtrack.errors import ObjectiveError
-from backtrack.evaluate.served import Served
 from backtrack.records import Measurement
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
+    from backtrack.evaluate.engine import Engine
     from backtrack.evaluate.objectives.objective import Objective
     from backtrack.point import Point
-    from backtrack.records import CurveName, Form, Split
-
-
-class Standing(Protocol):
-    """A model that stands at a point, as `backtrack.path.placement.Placement` does."""
-
-    model: Any
-    tokenizer: Any
-    form: Form
-    curve: CurveName
-    point: Point
-
-    def distance(self, point: Point) -> float: ...
+    from backtrack.records import Split
 
 
 def measure(
     objective: Objective,
-    standing: Standing,
+    engine: Engine,
     item_ids: Sequence[str],
     *,
     split: Split,
     origin: str,
     whole: str = "",
 ) -> Measurement:
-    """Scores of `item_ids` where the model stands now. The objective itself never sees the point.
+    """Scores of `item_ids` at the engine's current point.
 
     Args:
-        objective: The number.
-        standing: The model.
+        objective: What is measured.
+        engine: Whose model is asked.
         item_ids: Which items.
-        split: What they are for.
-        origin: Who asks.
-        whole: Names the set of items these are a part of, if they are.
+        split: What the items are for.
+        origin: Who asks; see `Measurement`.
+        whole: Name of the set of items of which these are a part; empty if they are all of it.
 
     Raises:
         ObjectiveError: The items cannot be scored, or a score is missing or not finite.
     """
-    begin = time.perf_counter()
-    with counting_tokens(standing.model) as tokens:
-        scores = objective.measure(standing.model, standing.tokenizer, item_ids)
-    require_scores(objective.info.name, standing.point, item_ids, scores)
+    begin, tokens_before = time.perf_counter(), engine.language_model.num_tokens
+    scores = objective.measure(engine.language_model, item_ids)
+    require_scores(objective.info.name, engine.point, item_ids, scores)
+    num_tokens = engine.language_model.num_tokens - tokens_before
     return Measurement(
-        point=standing.point,
+        point=engine.point,
         objective=objective.info,
-        form=standing.form,
-        curve=standing.curve,
+        form=engine.form,
+        curve=engine.curve,
         split=split,
         item_ids=tuple(item_ids),
         scores=tuple(float(score) for score in scores),
-        distance=standing.distance(standing.point),
+        distance=engine.distance(engine.point),
         seconds=time.perf_counter() - begin,
         origin=origin,
         whole=whole,
-        num_tokens=sum(tokens) if tokens else None,
+        num_tokens=num_tokens or None,
     )
-
-
-@contextmanager
-def counting_tokens(model: Any) -> Iterator[list[int]]:
-    """Token ids looked up in the model's embedding, padding included: one number a forward pass.
-
-    An objective that feeds the model embeddings, or none at all, is not counted. Of a served
-    model: tokens of prompts and answers, without padding.
-    """
-    passes: list[int] = []
-    if isinstance(model, Served):
-        before = model.num_tokens
-        yield passes
-        passes.append(model.num_tokens - before)
-        return
-    import torch
-
-    if not isinstance(model, torch.nn.Module):
-        yield passes
-        return
-    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
-    hook = embedding.register_forward_hook(
-        lambda _module, inputs, _output: passes.append(inputs[0].numel())
-    )
-    try:
-        yield passes
-    finally:
-        hook.remove()
 
 
 def require_scores(
     name: str, where: Point | str, item_ids: Sequence[str], scores: Sequence[float]
 ) -> None:
-    """Refuse scores that are not one finite number an item.
+    """Refuse scores that are not one finite number per item.
 
     Raises:
-        ObjectiveError: Names the objective, the item and where the model stands.
+        ObjectiveError: Names the objective, the item and where it was measured.
     """
     if len(scores) != len(item_ids):
         raise ObjectiveError(
             f"objective {name!r} gave {len(scores)} scores for {len(item_ids)} items at {where}. "
-            "Return one score an item, in the items' order."
+            "Return one score per item, in the items' order."
         )
     for item_id, score in zip(item_ids, scores, strict=True):
         if not math.isfinite(score):

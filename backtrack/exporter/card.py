@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from backtrack.path.models.saving import why_not_in_vllm
+from backtrack.evaluate.vllm.adapters import why_not_in_vllm
 from backtrack.records import ROLES
 from backtrack.run.writer import is_adapter
 

@@ -25,7 +25,6 @@ from backtrack.path.models.loading import (
     read_adapter_config,
 )
 from backtrack.path.placement import Placement, settle
-from backtrack.recipe import VllmEngine
 from backtrack.run.directory import sync_folder
 from backtrack.run.writer import is_adapter
 
@@ -153,10 +152,12 @@ def _measure_again(
     recipe = run.measured_recipe()
     if selection is None or placement.form == selection.form or recipe is None:
         return ()
-    if isinstance(recipe.engine, VllmEngine):
+    if not recipe.engine.is_in_process:
         return ()
     from backtrack.evaluate.build import build_objectives
+    from backtrack.evaluate.engine import RunFacts
     from backtrack.evaluate.measure import measure
+    from backtrack.evaluate.transformers_engine import TransformersEngine
 
     kept = {
         m.objective.name: m.item_ids
@@ -164,10 +165,12 @@ def _measure_again(
         if m.split == "report" and m.point == selection.chosen and m.form == selection.form
     }
     found: list[Measurement] = []
+    facts = RunFacts(run.base, run.final, run.path, recipe.search.batch_size)
+    engine = TransformersEngine(placement, recipe.engine, facts)
     for objective in build_objectives(recipe, placement.tokenizer):
         if objective.info.name in kept:
             items = kept[objective.info.name]
-            found.append(measure(objective, placement, items, split="report", origin="export"))
+            found.append(measure(objective, engine, items, split="report", origin="export"))
             run.record(found[-1])
     return tuple(found)
 

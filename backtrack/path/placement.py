@@ -28,7 +28,7 @@ from backtrack.path.adapters.tuners import (
 )
 from backtrack.path.backends.attached import Attached
 from backtrack.path.backends.merged import MergedLine, MergedModels, MergedNative
-from backtrack.path.backends.shared_decoding import SharedDecoding, can_share
+from backtrack.path.backends.row_strengths import RowStrengths, can_scale_rows
 from backtrack.path.curves import rounding
 from backtrack.path.models.embeddings import num_tokens
 from backtrack.path.models.loading import (
@@ -44,7 +44,7 @@ from backtrack.point import Point
 from backtrack.run.writer import is_adapter
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     from torch import Tensor
@@ -72,6 +72,7 @@ class Placement:
         keep: Where the ends of a merged path are kept: `device`, `pinned` or `mapped`; none where
             attached.
         point: Where it stands now.
+        row_strengths: Several strengths in one batch, for a plain LoRA; None for all else.
     """
 
     def __init__(  # the front door: every argument but the run is optional
@@ -108,7 +109,6 @@ class Placement:
         kept: Keep | None = None if keep == "auto" else keep
         self._stand = _stand(run, self.form, self.curve, pick_device(device), kept)
         self._steps = frozenset(run.steps)
-        self._sharing: SharedDecoding | None = None
         self._multipliers: dict[tuple[int, str], Mapping[str, float]] = {}
         self._distances: dict[Point, float] = {}
         self.model: Any = self._stand.model
@@ -120,17 +120,9 @@ class Placement:
             )  # fmt: skip
         self.point = Point.base()
         self._check_ends(run)
-        if isinstance(self._stand, Attached) and can_share(self._stand):
-            self._sharing = SharedDecoding(self._stand)
-
-    def expect(self, points: Sequence[Point]) -> None:
-        """Say at which points the model will stand next.
-
-        Only speed depends on it: a plain LoRA decodes for several of them at once where decoding
-        is bound by latency (see `sharing`).
-        """
-        if self._sharing is not None:
-            self._sharing.expect([point.canonical for point in points])
+        self.row_strengths: RowStrengths | None = None
+        if isinstance(self._stand, Attached) and can_scale_rows(self._stand):
+            self.row_strengths = RowStrengths(self._stand)
 
     @torch.no_grad()
     def place(self, point: Point) -> None:
@@ -144,8 +136,6 @@ class Placement:
         here = point.canonical
         self._stand.place(here, self._shares(here))
         self.point = here
-        if self._sharing is not None:
-            self._sharing.arrive(here)
 
     def save(self, folder: Path, *, is_untied: bool = False) -> None:
         """Write the model as it stands, as stock PEFT, transformers and vLLM load it.

@@ -7,9 +7,10 @@ libraries are at hand (`backtrack.train.trainers.check`), and passed in as `chec
 
 from backtrack.recipe.engine import (
     Engine,
+    EngineSection,
     SamplingSection,
-    TransformersEngine,
-    VllmEngine,
+    TransformersSection,
+    VllmSection,
 )
 from backtrack.recipe.faults import (
     nearest,
@@ -27,6 +28,7 @@ from backtrack.recipe.objectives import (
     ExamplesObjective,
     LmEvalObjective,
     Objective,
+    ObjectiveSection,
     PythonObjective,
     TextObjective,
 )
@@ -68,6 +70,7 @@ __all__ = [
     "DataSection",
     "EarlyStopSection",
     "Engine",
+    "EngineSection",
     "ExamplesObjective",
     "FormatReward",
     "FullMethod",
@@ -77,6 +80,7 @@ __all__ = [
     "Method",
     "NumericReward",
     "Objective",
+    "ObjectiveSection",
     "PeftMethod",
     "PlacementSection",
     "ProfileKind",
@@ -91,8 +95,8 @@ __all__ = [
     "SelectSection",
     "TextObjective",
     "TrajectorySection",
-    "TransformersEngine",
-    "VllmEngine",
+    "TransformersSection",
+    "VllmSection",
     "WatchSection",
     "find_recipe",
     "load_recipe",

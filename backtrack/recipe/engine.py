@@ -1,11 +1,12 @@
-"""Sections on the engine: what answers the objectives, and how it samples."""
+"""Sections on the engine: what answers the objectives, and how completions are sampled."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from backtrack.recipe.kinds import KindSection, OfKind
 from backtrack.recipe.sections import Section
 
 OWN_ARGUMENTS = {
@@ -24,18 +25,52 @@ OWN_ARGUMENTS = {
 """Arguments of vLLM's LLM that are set here, and the key of the recipe that sets them, if any."""
 
 
-class TransformersEngine(Section):
+class EngineSection(KindSection):
+    """What answers the objectives; abstract.
+
+    A new engine is a subclass here and the class that `implementation` names, a subclass of
+    `backtrack.evaluate.engine.Engine`.
+
+    Attributes:
+        is_in_process: The model runs in this process, so functions and baselines can call it.
+        reads_quantized_base: It serves a base that bitsandbytes quantizes when it is loaded.
+    """
+
+    entry_point_group = "backtrack.engines"
+    is_in_process: ClassVar[bool] = False
+    reads_quantized_base: ClassVar[bool] = False
+
+    def decides(self, batch_size: int) -> dict[str, Any]:  # noqa: ARG002  # not all have batches
+        """What of the engine decides scores: everything but how much is done at a time.
+
+        Args:
+            batch_size: `search.batch_size` of the recipe.
+        """
+        return self.model_dump(mode="json")
+
+
+class TransformersSection(EngineSection):
     """The placed model answers by itself, in this process."""
+
+    implementation = "backtrack.evaluate.transformers_engine:TransformersEngine"
+    is_in_process = True
+    reads_quantized_base = True
 
     kind: Literal["transformers"] = "transformers"
 
+    def decides(self, batch_size: int) -> dict[str, Any]:
+        """The batch size too: a batch's shape moves the rounding of matrix products."""
+        return {**super().decides(batch_size), "batch_size": batch_size}
 
-class VllmEngine(Section):
+
+class VllmSection(EngineSection):
     """One vLLM engine, started once, answers at every point of a run.
 
     A LoRA that vLLM reads is given to it as adapters, several strengths in a batch; every other
-    method stands merged, and the engine's weights are replaced in place.
+    method is merged, and the engine's weights are replaced in place.
     """
+
+    implementation = "backtrack.evaluate.vllm.engine:VllmPlacement"
 
     kind: Literal["vllm"]
     memory_share: Annotated[float, Field(gt=0, le=1)] = 0.9
@@ -59,13 +94,11 @@ class VllmEngine(Section):
             raise ValueError(f"`{taken[0]}` is not passed through; {way_out}")
         return arguments
 
-    @property
-    def decides(self) -> dict[str, Any]:
-        """What of it decides scores: all but how much is done at a time."""
-        return self.model_dump(exclude={"memory_share", "max_loras"})
+    def decides(self, batch_size: int) -> dict[str, Any]:  # noqa: ARG002  # vLLM makes its own
+        return self.model_dump(mode="json", exclude={"memory_share", "max_loras"})
 
 
-Engine = Annotated[TransformersEngine | VllmEngine, Field(discriminator="kind")]
+Engine = Annotated[EngineSection, OfKind(EngineSection)]
 
 
 class SamplingSection(Section):

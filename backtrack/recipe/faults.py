@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
+from backtrack.recipe.engine import EngineSection
+from backtrack.recipe.kinds import kinds_of
 from backtrack.recipe.model import Recipe
+from backtrack.recipe.objectives import ObjectiveSection
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,7 +26,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def sentence(details: ErrorDetails) -> str:
     """What one fault is and where, in the words of a recipe."""
-    where = ".".join(str(part) for part in details["loc"] if part not in _KINDS)
+    kinds = {*_KINDS, *kinds_of(ObjectiveSection), *kinds_of(EngineSection)}
+    where = ".".join(str(part) for part in details["loc"] if part not in kinds)
     if details["type"] == "extra_forbidden":
         key = str(details["loc"][-1])
         return f"{where}: unknown key.{nearest(key, _known_keys(details['loc']))}"
@@ -41,10 +45,8 @@ def sentence(details: ErrorDetails) -> str:
     return f"{where}: {message[0].lower()}{message[1:]}, got {details['input']!r}"
 
 
-_KINDS = (
-    "full", "adapter", "lm_eval", "examples", "text", "python", "numeric", "math_verify",
-    "choice", "format", "transformers", "vllm",
-)  # fmt: skip
+_KINDS = ("full", "adapter", "numeric", "math_verify", "choice", "format", "python")
+"""Of methods and rewards, as pydantic writes them into a fault's location."""
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:

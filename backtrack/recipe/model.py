@@ -6,14 +6,8 @@ from typing import Any, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from backtrack.recipe.engine import Engine, TransformersEngine, VllmEngine
-from backtrack.recipe.objectives import (
-    ExamplesObjective,
-    LmEvalObjective,
-    Objective,
-    PythonObjective,
-    default_name,
-)
+from backtrack.recipe.engine import Engine, EngineSection, TransformersSection
+from backtrack.recipe.objectives import Objective, ObjectiveSection
 from backtrack.recipe.search import SearchSection, SelectSection
 from backtrack.recipe.sections import (
     BaseSection,
@@ -65,8 +59,8 @@ class Recipe(Section):
     trajectory: TrajectorySection = TrajectorySection()
     """Which steps are kept."""
     placement: PlacementSection = PlacementSection()
-    """How a model stands at a point."""
-    engine: Engine = TransformersEngine()
+    """How a model is held at a point."""
+    engine: Engine = TransformersSection()
     """What answers the objectives. A bare name stands for `{kind: name}`."""
     objectives: tuple[Objective, ...] = ()
     """What is measured."""
@@ -87,35 +81,28 @@ class Recipe(Section):
 
     @field_validator("engine")
     @classmethod
-    def _full_precision(cls, engine: Engine, info: ValidationInfo) -> Engine:
+    def _full_precision(cls, engine: EngineSection, info: ValidationInfo) -> EngineSection:
         base = info.data.get("base")
-        if isinstance(engine, VllmEngine) and base is not None and base.quantization:
+        if base is not None and base.quantization and not engine.reads_quantized_base:
             raise ValueError(
-                "`kind: vllm` does not serve a base that bitsandbytes quantizes on loading; leave "
+                "this engine does not serve a base that bitsandbytes quantizes on loading; leave "
                 "out `base.quantization`, or measure with `engine: transformers`"
             )
         return engine
 
     @field_validator("objectives")
     @classmethod
-    def _served(
-        cls, objectives: tuple[Objective, ...], info: ValidationInfo
-    ) -> tuple[Objective, ...]:
+    def _measurable(
+        cls, objectives: tuple[ObjectiveSection, ...], info: ValidationInfo
+    ) -> tuple[ObjectiveSection, ...]:
         engine = info.data.get("engine")
-        if engine is None:  # at fault itself
+        if engine is None or engine.is_in_process:  # None: the engine is at fault itself
             return objectives
-        is_vllm = isinstance(engine, VllmEngine)
-        for o in objectives:
-            if is_vllm and isinstance(o, PythonObjective):
+        for objective in objectives:
+            if objective.calls_model:
                 raise ValueError(
-                    f"{default_name(o)!r} is a function of a torch model, which `engine: vllm` "
-                    "has not; measure it with `engine: transformers`"
-                )
-            sampled = isinstance(o, ExamplesObjective | LmEvalObjective) and o.sampling
-            if sampled and not is_vllm:
-                raise ValueError(
-                    f"{default_name(o)!r} has `sampling`, which needs `engine: vllm`; greedy "
-                    "completions need neither"
+                    f"{objective.default_name!r} calls the torch model, which `engine: "
+                    f"{engine.kind}` has not; measure it with `engine: transformers`"
                 )
         return objectives
 
@@ -142,9 +129,9 @@ class Recipe(Section):
 
     @field_validator("objectives")
     @classmethod
-    def _named(cls, objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
+    def _named(cls, objectives: tuple[ObjectiveSection, ...]) -> tuple[ObjectiveSection, ...]:
         named = tuple(
-            o if o.name else o.model_copy(update={"name": default_name(o)}) for o in objectives
+            o if o.name else o.model_copy(update={"name": o.default_name}) for o in objectives
         )
         _require_distinct([o.name for o in named], "objectives")
         missing = [role for role in get_args(Role) if role not in {o.role for o in named}]

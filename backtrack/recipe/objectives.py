@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from backtrack.recipe.engine import SamplingSection
-from backtrack.recipe.sections import Section
+from backtrack.recipe.kinds import KindSection, OfKind
 from backtrack.records import Direction, Role
 
 
-class _Objective(Section):
+class ObjectiveSection(KindSection):
+    """What is measured, for one role; abstract.
+
+    A new kind is a subclass here and the class that `implementation` names, a subclass of
+    `backtrack.evaluate.objectives.objective.Objective`.
+
+    Attributes:
+        calls_model: It calls the torch model itself, so the model must run in this process.
+    """
+
+    entry_point_group = "backtrack.objectives"
+    calls_model: ClassVar[bool] = False
+
     role: Role
     """`target`: what training is for. `general`: what must not be lost."""
     name: str = ""
@@ -20,9 +32,43 @@ class _Objective(Section):
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Share in the role's mean, relative to the role's other objectives."""
 
+    @property
+    def default_name(self) -> str:
+        """The name where none is given."""
+        return self.kind
 
-class LmEvalObjective(_Objective):
+    @property
+    def is_benchmark(self) -> bool:
+        """Whether its items are those of a public benchmark, on which others report scores."""
+        return False
+
+
+class _DocumentsObjective(ObjectiveSection):
+    """An objective over documents of a file or a data set; abstract."""
+
+    path: str
+    """A file, a folder `datasets` can load, or a Hub name."""
+    subset: str | None = None
+    """Configuration name of a data set that has several."""
+    split: str = "test"
+    """Split, with slices as in `datasets`: `test[:500]`."""
+
+    @property
+    def default_name(self) -> str:
+        """The file's stem."""
+        return Path(self.path).stem
+
+    @property
+    def is_benchmark(self) -> bool:
+        """Whether it is the test split of a data set by its Hub name."""
+        is_file = self.path.endswith((".jsonl", ".ndjson", ".txt"))
+        return "/" in self.path and self.split.startswith("test") and not is_file
+
+
+class LmEvalObjective(ObjectiveSection):
     """A task, group or tag of lm-eval, scored per document by one of its metrics."""
+
+    implementation = "backtrack.evaluate.objectives.lm_eval_task:LmEvalScores"
 
     kind: Literal["lm_eval"]
     task: str
@@ -46,20 +92,25 @@ class LmEvalObjective(_Objective):
     max_gen_toks: Annotated[int, Field(ge=1)] | None = None
     """New tokens at most; lm-eval's own default of 256 cuts long chains of thought."""
     sampling: SamplingSection | None = None
-    """For tasks that generate, with `engine: vllm`: the mean over sampled answers. None is as the
-    task says, which is nearly always greedy."""
+    """For tasks that generate: the mean over sampled answers. None is as the task says, which is
+    nearly always greedy."""
+
+    @property
+    def default_name(self) -> str:
+        """The task."""
+        return self.task
+
+    @property
+    def is_benchmark(self) -> bool:
+        return True
 
 
-class ExamplesObjective(_Objective):
+class ExamplesObjective(_DocumentsObjective):
     """Prompts with known completions, from a JSONL file or a data set."""
 
+    implementation = "backtrack.evaluate.objectives.examples:ExampleScores"
+
     kind: Literal["examples"]
-    path: str
-    """A JSONL file, a folder `datasets` can load, or a Hub name."""
-    subset: str | None = None
-    """Configuration name of a data set that has several."""
-    split: str = "test"
-    """Split, with slices as in `datasets`: `test[:500]`."""
     score: Literal["exact_match", "choice", "nll"] = "exact_match"
     """`exact_match` of a greedy completion, `choice` among `choices` by likelihood, or negative
     log-likelihood a token (`nll`) of the completion."""
@@ -76,7 +127,7 @@ class ExamplesObjective(_Objective):
     apply_chat_template: bool = False
     """Give the prompt as a user's turn of the tokenizer's chat template."""
     sampling: SamplingSection | None = None
-    """For `exact_match`, with `engine: vllm`: the mean over sampled completions."""
+    """For `exact_match`: the mean over sampled completions."""
 
     @model_validator(mode="after")
     def _sampled_completions(self) -> ExamplesObjective:
@@ -85,16 +136,12 @@ class ExamplesObjective(_Objective):
         return self
 
 
-class TextObjective(_Objective):
+class TextObjective(_DocumentsObjective):
     """Bits per byte of running text; an item is one window of it."""
 
+    implementation = "backtrack.evaluate.objectives.text:BitsPerByte"
+
     kind: Literal["text"]
-    path: str
-    """A text file, a JSONL file or a data set with a field of text."""
-    subset: str | None = None
-    """Configuration name of a data set that has several."""
-    split: str = "test"
-    """Split, with slices as in `datasets`."""
     field: str = "text"
     """Format or name of the field that holds the text."""
     start: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -105,8 +152,11 @@ class TextObjective(_Objective):
     """Windows at most, evenly spaced."""
 
 
-class PythonObjective(_Objective):
+class PythonObjective(ObjectiveSection):
     """A function of yours: `function(model, tokenizer, item_ids) -> scores`."""
+
+    implementation = "backtrack.evaluate.objectives.function:FunctionScores"
+    calls_model = True
 
     kind: Literal["python"]
     function: str
@@ -118,19 +168,10 @@ class PythonObjective(_Objective):
     unit: str = "fraction"
     """`fraction` for scores between 0 and 1; else a label for the axis."""
 
+    @property
+    def default_name(self) -> str:
+        """The function."""
+        return self.function.rpartition(":")[2]
 
-Objective = Annotated[
-    LmEvalObjective | ExamplesObjective | TextObjective | PythonObjective,
-    Field(discriminator="kind"),
-]
 
-
-def default_name(objective: Objective) -> str:
-    """The task, the file or the function."""
-    match objective:
-        case LmEvalObjective():
-            return objective.task
-        case ExamplesObjective() | TextObjective():
-            return Path(objective.path).stem
-        case PythonObjective():
-            return objective.function.rpartition(":")[2]
+Objective = Annotated[ObjectiveSection, OfKind(ObjectiveSection)]

@@ -224,12 +224,13 @@ def answered(placement: Any, points: list[Any], prompts: list[list[int]]) -> dic
 
 
 def started(run: Any) -> tuple[Any, Cost]:
-    from backtrack.recipe import PlacementSection, VllmEngine
     from backtrack.selection.measure.serving import serve
+
+    from backtrack.recipe import PlacementSection, VllmSection
 
     begin = Cost.now()
     llm = {"enforce_eager": True, "kv_cache_memory_bytes": 2**30}
-    engine = VllmEngine(kind="vllm", memory_share=0.2, max_loras=11, llm=llm)
+    engine = VllmSection(kind="vllm", memory_share=0.2, max_loras=11, llm=llm)
     return serve(run, PlacementSection(), engine), Cost.now() - begin
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from backtrack.evaluate.forward import Greedy, complete, encode, evaluating
 
 from backtrack.demo import demo_recipe
-from backtrack.evaluate.forward import Greedy, complete, encode, evaluating
 from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.selection.measure.evaluator import Evaluator

@@ -5,11 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import pytest
-
-from backtrack.errors import ObjectiveError
 from backtrack.evaluate.build import build_objectives
-from backtrack.recipe import Recipe
 
 
 def test_objectives_come_in_the_recipes_order_with_name_role_and_weight(
@@ -40,14 +36,16 @@ def test_scores_of_another_engine_are_scores_of_another_objective(recipe_of, jso
     assert plain == fingerprint(kind="vllm", memory_share=0.2, max_loras=3)
 
 
-def test_a_model_of_this_process_is_not_sampled(recipe_of, jsonl, model, tokenizer):
+def test_the_batch_size_decides_scores_in_this_process_only(recipe_of, jsonl, tokenizer):
     path = jsonl([{"prompt": "a", "completion": "the cat"}] * 3)
-    recipe = recipe_of({"kind": "examples", "path": path}).model_dump()
-    sampled = [{**o, "sampling": {"samples": 2}} for o in recipe["objectives"]]
-    served = Recipe.model_validate({**recipe, "engine": "vllm", "objectives": sampled})
-    objective = build_objectives(served, tokenizer)[0]
-    with pytest.raises(ObjectiveError, match="`sampling` needs `engine: vllm`"):
-        objective.measure(model, tokenizer, objective.item_ids)
+
+    def fingerprint(batch_size: int, kind: str) -> str:
+        recipe = recipe_of({"kind": "examples", "path": path}, batch_size=batch_size)
+        changed = recipe.model_validate({**recipe.model_dump(), "engine": kind})
+        return build_objectives(changed, tokenizer)[0].info.fingerprint
+
+    assert fingerprint(4, "transformers") != fingerprint(8, "transformers")
+    assert fingerprint(4, "vllm") == fingerprint(8, "vllm")
 
 
 def test_importing_it_loads_nothing_heavy():

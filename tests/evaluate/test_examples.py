@@ -11,8 +11,10 @@ from peft import LoraConfig, get_peft_model
 
 from backtrack.errors import ObjectiveError
 from backtrack.evaluate.build import build_objectives
-from backtrack.evaluate.forward import Greedy, complete, continuations, encode
-from backtrack.evaluate.objectives.examples import _Encoded
+from backtrack.evaluate.encoding import encode, encode_continuations
+from backtrack.evaluate.language_model import CompletionLimits, Sampling
+from backtrack.evaluate.objectives.examples import _EncodedOnce
+from tests.evaluate.asking import as_model
 
 PAIRS = [
     {"prompt": "the cat sat on", "completion": " the mat"},
@@ -46,7 +48,7 @@ def log_probabilities(model: Any, ids: list[int]) -> list[float]:
 
 def test_nll_is_the_mean_over_the_completions_tokens(build, model, tokenizer):
     objective = build(PAIRS, score="nll")
-    scores = objective.measure(model, tokenizer, objective.item_ids)
+    scores = objective.measure(as_model(model, tokenizer), objective.item_ids)
     for record, score in zip(PAIRS, scores, strict=True):
         prompt = tokenizer(record["prompt"])["input_ids"]
         whole = tokenizer(record["prompt"] + record["completion"])["input_ids"]
@@ -59,14 +61,14 @@ def test_nll_is_the_mean_over_the_completions_tokens(build, model, tokenizer):
 def test_a_token_that_spans_the_boundary_counts_to_the_completion(tokenizer):
     prompt, completion = "see th", "e cat"
     read = encode(tokenizer, prompt)
-    (scored,) = continuations(tokenizer, prompt, [completion])
+    (scored,) = encode_continuations(tokenizer, prompt, [completion])
     assert scored.ids == tokenizer(prompt + completion)["input_ids"]
     assert scored.ids[: len(read)] != read
     assert tokenizer.decode(scored.ids[scored.first :]) == " the cat"
 
 
 def test_rival_completions_are_given_the_same_tokens_to_read(tokenizer):
-    one, other = continuations(tokenizer, "see th", ["e cat", "! dog"])
+    one, other = encode_continuations(tokenizer, "see th", ["e cat", "! dog"])
     assert one.first == other.first
     assert one.ids[: one.first] == other.ids[: other.first]
 
@@ -76,11 +78,11 @@ def test_a_completion_without_prompt_is_read_after_the_opening_token(
 ):
     records = [{"prompt": "", "completion": "the cat"}] * 2
     bare = fresh_tokenizer(has_bos=False)
-    score = build(records, score="nll").measure(model, tokenizer, ["items/0"])
+    score = build(records, score="nll").measure(as_model(model, tokenizer), ["items/0"])
     ids = tokenizer("the cat")["input_ids"]
     expected = log_probabilities(model, ids)
     assert score[0] == pytest.approx(-sum(expected) / len(expected), rel=1e-5)
-    assert continuations(bare, "", ["the cat"])[0].ids == [bare.eos_token_id, *ids[1:]]
+    assert encode_continuations(bare, "", ["the cat"])[0].ids == [bare.eos_token_id, *ids[1:]]
 
 
 def test_choice_takes_the_highest_summed_likelihood(build, model, tokenizer):
@@ -90,7 +92,7 @@ def test_choice_takes_the_highest_summed_likelihood(build, model, tokenizer):
         for choices in (["sat on the mat", "ran"], ["ran", "sat"], ["b", "c", "d"])
     ]
     objective = build(records, score="choice")
-    scores = objective.measure(model, tokenizer, objective.item_ids)
+    scores = objective.measure(as_model(model, tokenizer), objective.item_ids)
     for record, score in zip(records, scores, strict=True):
         start = len(tokenizer(record["prompt"])["input_ids"])
         sums = []
@@ -110,7 +112,7 @@ def test_exact_match_compares_the_stripped_greedy_completion(build, successor, t
         {"prompt": "b", "completion": "cdef"},
     ]
     objective = build(records, max_new_tokens=5)
-    assert objective.measure(successor, tokenizer, objective.item_ids) == (1, 0, 1, 0)
+    assert objective.measure(as_model(successor, tokenizer), objective.item_ids) == (1, 0, 1, 0)
 
 
 def test_a_completion_ends_before_the_first_stop_string(build, successor, tokenizer):
@@ -120,16 +122,15 @@ def test_a_completion_ends_before_the_first_stop_string(build, successor, tokeni
         {"prompt": "say q", "completion": "rstuvwxyza"},
     ]
     objective = build(records, max_new_tokens=20, stop=["mn", "bc"])
-    assert objective.measure(successor, tokenizer, objective.item_ids) == (1, 1, 1)
+    assert objective.measure(as_model(successor, tokenizer), objective.item_ids) == (1, 1, 1)
 
 
 def test_generation_stops_once_every_row_has_written_a_stop_string(build, successor, tokenizer):
     steps = []
     successor.register_forward_pre_hook(lambda *_: steps.append(1))
     records = [{"prompt": "say x", "completion": "yz"}, {"prompt": "y", "completion": "z"}]
-    build(records, max_new_tokens=200, stop=["ab"]).measure(
-        successor, tokenizer, ["items/0", "items/1"]
-    )
+    objective = build(records, max_new_tokens=200, stop=["ab"])
+    objective.measure(as_model(successor, tokenizer), ["items/0", "items/1"])
     assert len(steps) == 4
 
 
@@ -137,7 +138,7 @@ def test_an_end_token_ends_a_completion(build, successor, tokenizer):
     with torch.no_grad():
         successor.lm_head.weight[tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("d")] = 9
     objective = build([{"prompt": "say a", "completion": "bcd"}] * 2, max_new_tokens=9)
-    assert objective.measure(successor, tokenizer, ["items/0"]) == (1,)
+    assert objective.measure(as_model(successor, tokenizer), ["items/0"]) == (1,)
 
 
 def test_sampling_settings_of_the_model_do_not_count(build, successor, tokenizer):
@@ -149,7 +150,7 @@ def test_sampling_settings_of_the_model_do_not_count(build, successor, tokenizer
     successor.generation_config.max_length = 3
     records = [{"prompt": "xyz say x", "completion": "yzabcdefgh"}] * 4
     objective = build(records, max_new_tokens=10)
-    assert objective.measure(successor, tokenizer, objective.item_ids) == (1, 1, 1, 1)
+    assert objective.measure(as_model(successor, tokenizer), objective.item_ids) == (1, 1, 1, 1)
     assert successor.generation_config.temperature == 50.0
 
 
@@ -159,7 +160,52 @@ def test_left_padding_does_not_change_what_is_written(model, tokenizer):
     texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in alone]
     assert len(set(texts)) == len(texts)
     for batch_size in (1, 2, 5):
-        assert complete(model, tokenizer, prompts, Greedy(12, ()), batch_size) == texts
+        found = as_model(model, tokenizer, batch_size).complete(prompts, CompletionLimits(12, ()))
+        assert found == [[text] for text in texts]
+
+
+def test_sampled_completions_depend_on_prompt_and_seed_and_not_on_their_batch(model, tokenizer):
+    prompts = [encode(tokenizer, pair["prompt"]) for pair in PAIRS]
+    limits, sampling = CompletionLimits(12, ()), Sampling(3, temperature=1.5, seed=4)
+    together = as_model(model, tokenizer, 4).complete(prompts, limits, sampling)
+    alone = [as_model(model, tokenizer, 1).complete([p], limits, sampling)[0] for p in prompts]
+    assert together == alone
+    assert all(len(set(each)) == 3 for each in together)
+    other = as_model(model, tokenizer).complete(prompts, limits, sampling._replace(seed=5))
+    assert other != together
+
+
+def test_tokens_are_sampled_by_their_probability(model, tokenizer):
+    ids = encode(tokenizer, "the cat")
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0, -1].double() / 2.0
+    likely = logits.softmax(-1)
+    limits = CompletionLimits(1, ())
+    asked = as_model(model, tokenizer, 100)
+    for changes, kept in (({"top_k": 3}, 3), ({"top_p": 0.5}, None), ({}, len(likely))):
+        sampling = Sampling(2000, temperature=2.0, **changes)
+        generated = asked._complete([ids], limits, [], sampling)[0]
+        counts = torch.zeros(len(likely)).double()
+        for (token,) in generated:
+            counts[token] += 1
+        order = likely.argsort(descending=True)
+        if kept is None:
+            kept = int((likely[order].cumsum(0) < 0.5).sum()) + 1
+        expected = torch.zeros_like(likely)
+        expected[order[:kept]] = likely[order[:kept]] / likely[order[:kept]].sum()
+        assert counts[expected == 0].sum() == 0
+        assert float((counts / 2000 - expected).abs().max()) < 0.04
+
+
+def test_sequences_that_differ_in_their_last_token_are_read_once(build, model, tokenizer):
+    shapes = []
+    model.register_forward_pre_hook(
+        lambda _m, _a, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    records = [{"prompt": "the cat", "choices": ["x", "q", "m"], "completion": "q"}] * 2
+    objective = build(records, score="choice")
+    objective.measure(as_model(model, tokenizer), ["items/0"])
+    assert [rows for rows, _ in shapes] == [1]
 
 
 def _greedy_by_hand(model: Any, ids: list[int], num_tokens: int) -> list[int]:
@@ -175,45 +221,48 @@ def test_scores_do_not_hang_on_order_subset_or_batch_size(build, model, tokenize
     records = [{**pair, "choices": [pair["completion"], " the hat"]} for pair in PAIRS]
     objective = build(records, score=score)
     ids = list(objective.item_ids)
-    whole = dict(zip(ids, objective.measure(model, tokenizer, ids), strict=True))
-    back = objective.measure(model, tokenizer, ids[::-1])
+    whole = dict(zip(ids, objective.measure(as_model(model, tokenizer), ids), strict=True))
+    back = objective.measure(as_model(model, tokenizer), ids[::-1])
     assert back == tuple(whole[item] for item in ids[::-1])
-    some = objective.measure(model, tokenizer, [ids[3], ids[0]])
+    some = objective.measure(as_model(model, tokenizer), [ids[3], ids[0]])
     assert some == pytest.approx((whole[ids[3]], whole[ids[0]]), rel=1e-5)
-    single = build(records, score=score, batch_size=1).measure(model, tokenizer, ids)
+    single = build(records, score=score, batch_size=1).measure(as_model(model, tokenizer, 1), ids)
     assert single == pytest.approx(tuple(whole.values()), rel=1e-5)
 
 
 def test_a_sequence_longer_than_the_context_is_cut_from_its_left(build, model, tokenizer):
     long = "x y z " * 400
     records = [{"prompt": long, "completion": "b c d"}, {"prompt": "a", "completion": long}]
-    scores = build(records, score="nll").measure(model, tokenizer, ["items/0", "items/1"])
-    context = model.config.max_position_embeddings
-    ids = [tokenizer(r["prompt"] + r["completion"])["input_ids"][-context:] for r in records]
+    scores = build(records, score="nll").measure(
+        as_model(model, tokenizer), ["items/0", "items/1"]
+    )
+    # The last token is scored and not read, so one more than the context can be scored.
+    limit = model.config.max_position_embeddings + 1
+    ids = [tokenizer(r["prompt"] + r["completion"])["input_ids"][-limit:] for r in records]
     ending = log_probabilities(model, ids[0])[-5:]
     whole = log_probabilities(model, ids[1])
     assert scores[0] == pytest.approx(-sum(ending) / 5, rel=1e-5)
-    assert scores[1] == pytest.approx(-sum(whole) / (context - 1), rel=1e-5)
+    assert scores[1] == pytest.approx(-sum(whole) / (limit - 1), rel=1e-5)
 
 
 def test_a_prompt_leaves_room_for_its_completion(build, successor, tokenizer):
     records = [{"prompt": "k" * 900 + " x", "completion": "yzabcd"}] * 2
     objective = build(records, max_new_tokens=6)
-    assert objective.measure(successor, tokenizer, ["items/1"]) == (1,)
+    assert objective.measure(as_model(successor, tokenizer), ["items/1"]) == (1,)
     with pytest.raises(ObjectiveError, match="leave no room"):
-        build(records, max_new_tokens=512).measure(successor, tokenizer, ["items/1"])
+        build(records, max_new_tokens=512).measure(as_model(successor, tokenizer), ["items/1"])
 
 
 def test_weights_changed_in_place_change_the_scores_and_back(build, model, tokenizer):
     objective = build(PAIRS, score="nll")
-    before = objective.measure(model, tokenizer, objective.item_ids)
+    before = objective.measure(as_model(model, tokenizer), objective.item_ids)
     with torch.no_grad():
         model.lm_head.weight.mul_(2.0)
-    changed = objective.measure(model, tokenizer, objective.item_ids)
+    changed = objective.measure(as_model(model, tokenizer), objective.item_ids)
     with torch.no_grad():
         model.lm_head.weight.mul_(0.5)
     assert all(a != b for a, b in zip(before, changed, strict=True))
-    assert objective.measure(model, tokenizer, objective.item_ids) == before
+    assert objective.measure(as_model(model, tokenizer), objective.item_ids) == before
 
 
 def test_a_model_in_training_is_measured_in_eval_mode_and_put_back(build, model, tokenizer):
@@ -223,26 +272,26 @@ def test_a_model_in_training_is_measured_in_eval_mode_and_put_back(build, model,
     )
     objective = build(PAIRS, score="nll")
     adapted.eval()
-    quiet = objective.measure(adapted, tokenizer, objective.item_ids)
+    quiet = objective.measure(as_model(adapted, tokenizer), objective.item_ids)
     adapted.train()
     head: Any = adapted.get_output_embeddings()
     head.eval()
     modes = [module.training for module in adapted.modules()]
-    assert objective.measure(adapted, tokenizer, objective.item_ids) == quiet
+    assert objective.measure(as_model(adapted, tokenizer), objective.item_ids) == quiet
     assert [module.training for module in adapted.modules()] == modes
 
 
 def test_an_adapter_generates_as_its_base_where_it_is_identity(build, successor, tokenizer):
     adapted = get_peft_model(successor, LoraConfig(r=2, target_modules=["q_proj"]))
     objective = build([{"prompt": "say x", "completion": "yza"}] * 2, max_new_tokens=3)
-    assert objective.measure(adapted, tokenizer, ["items/0"]) == (1,)
+    assert objective.measure(as_model(adapted, tokenizer), ["items/0"]) == (1,)
 
 
 def test_weights_that_are_not_finite_are_an_error(build, model, tokenizer):
     with torch.no_grad():
         model.lm_head.weight[0, 0] = math.nan
     with pytest.raises(ObjectiveError, match=r"'items/0' is nan.*weights finite"):
-        build(PAIRS, score="nll").measure(model, tokenizer, ["items/0"])
+        build(PAIRS, score="nll").measure(as_model(model, tokenizer), ["items/0"])
 
 
 def test_the_chat_template_makes_the_prompt(build, successor, fresh_tokenizer):
@@ -261,7 +310,7 @@ def test_the_chat_template_makes_the_prompt(build, successor, fresh_tokenizer):
         apply_chat_template=True,
         max_new_tokens=3,
     )
-    assert objective.measure(successor, tokenizer, ["items/0"]) == (1,)
+    assert objective.measure(as_model(successor, tokenizer), ["items/0"]) == (1,)
     assert tokenizer.decode(seen[0]) == "<s>[user] x say k"
 
 
@@ -312,20 +361,20 @@ def test_what_cannot_be_scored_is_refused_before_the_model_is_used(
 def test_unknown_and_repeated_items_are_refused(build, model, tokenizer):
     objective = build(PAIRS, score="nll")
     with pytest.raises(ObjectiveError, match="1 items are not in its documents, first 'items/9'"):
-        objective.measure(model, tokenizer, ["items/9"])
+        objective.measure(as_model(model, tokenizer), ["items/9"])
     with pytest.raises(ObjectiveError, match="'items/1' is asked for twice"):
-        objective.measure(model, tokenizer, ["items/1", "items/1"])
-    assert objective.measure(model, tokenizer, []) == ()
+        objective.measure(as_model(model, tokenizer), ["items/1", "items/1"])
+    assert objective.measure(as_model(model, tokenizer), []) == ()
 
 
 def test_items_are_encoded_once_for_a_tokenizer_and_anew_for_another():
     calls: list[tuple[str, int]] = []
 
-    def make(tokenizer: str, place: int) -> str:
-        calls.append((tokenizer, place))
-        return f"{tokenizer}{place}"
+    def make(tokenizer: str, index: int) -> str:
+        calls.append((tokenizer, index))
+        return f"{tokenizer}{index}"
 
-    encoded = _Encoded()
+    encoded = _EncodedOnce()
     asked = [("a", 0), ("a", 1), ("a", 0), ("b", 0), ("a", 0)]
-    assert [encoded.of(*each, make) for each in asked] == ["a0", "a1", "a0", "b0", "a0"]
+    assert [encoded.get(*each, make) for each in asked] == ["a0", "a1", "a0", "b0", "a0"]
     assert calls == [("a", 0), ("a", 1), ("b", 0), ("a", 0)]

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from backtrack.errors import ObjectiveError
 from backtrack.evaluate.build import build_objectives
-from backtrack.evaluate.objectives import lm_eval_task as harness
+from backtrack.evaluate.objectives import lm_eval_library as library
+from tests.evaluate.asking import as_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,15 +67,15 @@ def test_gsm8k_documents_and_prompts_are_lm_evals(documents, english, build, mon
     records = read(documents / "openai/gsm8k/main/test.jsonl")
     assert objective.item_ids == tuple(f"gsm8k/{n}" for n in range(len(records)))
     answers = []
-    real: Any = vars(harness)["evaluate"]
+    real: Any = vars(library)["evaluate"]
 
     def keep(*args: Any, **kwargs: Any) -> Any:
         answers.append(real(*args, **kwargs))
         return answers[-1]
 
-    monkeypatch.setattr(harness, "evaluate", keep)
+    monkeypatch.setattr(library, "evaluate", keep)
     for _ in range(2):
-        objective.measure(model, tokenizer, ["gsm8k/900", "gsm8k/17"])
+        objective.measure(as_model(model, tokenizer), ["gsm8k/900", "gsm8k/17"])
     for answer in answers:
         for sample in answer["samples"]["gsm8k"]:
             asked = records[sample["doc_id"]]["question"]
@@ -91,9 +92,9 @@ def test_leaderboard_bbh_is_scored_by_document(documents, english, build):
     tasks = {item.rpartition("/")[0] for item in objective.item_ids}
     assert len(tasks) == 24
     asked = ["leaderboard_bbh_hyperbaton/249", "leaderboard_bbh_navigate/3"]
-    scores = objective.measure(model, tokenizer, asked)
+    scores = objective.measure(as_model(model, tokenizer), asked)
     assert set(scores) <= {0.0, 1.0}
-    assert objective.measure(model, tokenizer, asked[::-1]) == scores[::-1]
+    assert objective.measure(as_model(model, tokenizer), asked[::-1]) == scores[::-1]
     listed = read(documents / "SaylorTwift/bbh/hyperbaton/test.jsonl")
     held = objective._tasks["leaderboard_bbh_hyperbaton"].eval_docs
     assert [document["input"] for document in held] == [record["input"] for record in listed]
@@ -102,7 +103,9 @@ def test_leaderboard_bbh_is_scored_by_document(documents, english, build):
 def test_nq_open_generates_and_scores(documents, english, build):
     model, tokenizer = english
     objective = build({**NQ, "max_gen_toks": 6}, tokenizer)
-    assert len(objective.measure(model, tokenizer, ["nq_open/3500", "nq_open/3001"])) == 2
+    assert (
+        len(objective.measure(as_model(model, tokenizer), ["nq_open/3500", "nq_open/3001"])) == 2
+    )
 
 
 def test_a_filter_the_stock_task_lacks_is_refused_with_those_it_has(documents, english, build):
@@ -128,7 +131,7 @@ def test_the_small_model_finds_its_own_language_likelier_than_noise(documents, e
         "score": "nll",
     }
     bits, nats = (
-        objective.measure(model, tokenizer, objective.item_ids)
+        objective.measure(as_model(model, tokenizer), objective.item_ids)
         for objective in build_objectives(recipe_of(prose, problems), tokenizer)
     )
     assert all(1.0 < score < 3.5 for score in bits)

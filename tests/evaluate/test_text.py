@@ -10,6 +10,7 @@ import torch
 
 from backtrack.errors import ObjectiveError
 from backtrack.evaluate.build import build_objectives
+from tests.evaluate.asking import as_model
 
 TEXT = "the cat sat on the mat. caf\u00e9s & na\u00efve d\u00f6gs ran to the hat; " * 12
 
@@ -29,7 +30,7 @@ def build(recipe_of, tmp_path, tokenizer):
 def test_a_windows_score_is_bits_over_bytes_of_its_tokens_but_the_first(build, model, tokenizer):
     text = "the cat sat on the mat, the dog ran; " * 12
     objective = build(text)
-    scores = objective.measure(model, tokenizer, objective.item_ids)
+    scores = objective.measure(as_model(model, tokenizer), objective.item_ids)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert len(scores) == len(ids) // 16
     for number, score in enumerate(scores):
@@ -49,7 +50,7 @@ def _nats(model: Any, ids: list[int]) -> float:
 
 def test_bytes_are_those_of_utf_8_to_within_a_character_at_each_end(build, model, tokenizer):
     objective = build()
-    scores = objective.measure(model, tokenizer, objective.item_ids)
+    scores = objective.measure(as_model(model, tokenizer), objective.item_ids)
     ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
     for number, score in enumerate(scores):
         window = ids[16 * number : 16 * number + 16]
@@ -64,7 +65,7 @@ def test_a_uniform_model_spends_the_bits_of_its_vocabulary(build, model, tokeniz
         model.lm_head.weight.zero_()
     text = "!" * 64
     objective = build(text, window_tokens=8)
-    scores = objective.measure(model, tokenizer, objective.item_ids)
+    scores = objective.measure(as_model(model, tokenizer), objective.item_ids)
     assert scores == pytest.approx([math.log2(model.config.vocab_size)] * 8, rel=1e-5)
 
 
@@ -75,8 +76,8 @@ def test_no_opening_token_is_read_where_the_tokenizer_has_none(build, model, fre
         lambda _m, _a, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
     )
     objective = build(tokenizer=bare)
-    objective.measure(model, bare, objective.item_ids[:1])
-    assert seen[0].tolist() == [bare(TEXT)["input_ids"][:16]]
+    objective.measure(as_model(model, bare), objective.item_ids[:1])
+    assert seen[0].tolist() == [bare(TEXT)["input_ids"][:15]]  # the 16th is scored, not read
 
 
 def test_windows_are_evenly_spaced_and_keep_their_numbers(build):
@@ -90,8 +91,8 @@ def test_start_leaves_out_the_first_share_of_the_text(build, model, tokenizer):
     objective = build(text, start=0.5, window_tokens=8)
     late = build("?" * 320, window_tokens=8)
     assert objective.item_ids == late.item_ids
-    assert objective.measure(model, tokenizer, ["running/0"]) == late.measure(
-        model, tokenizer, ["running/0"]
+    assert objective.measure(as_model(model, tokenizer), ["running/0"]) == late.measure(
+        as_model(model, tokenizer), ["running/0"]
     )
 
 
@@ -110,9 +111,9 @@ def test_records_make_one_running_text(build, jsonl, recipe_of, tokenizer):
 def test_scores_come_in_the_order_asked(build, model, tokenizer):
     objective = build()
     ids = objective.item_ids
-    scores = objective.measure(model, tokenizer, ids)
-    assert objective.measure(model, tokenizer, ids[::-1]) == scores[::-1]
-    assert objective.measure(model, tokenizer, []) == ()
+    scores = objective.measure(as_model(model, tokenizer), ids)
+    assert objective.measure(as_model(model, tokenizer), ids[::-1]) == scores[::-1]
+    assert objective.measure(as_model(model, tokenizer), []) == ()
 
 
 def test_fingerprint_covers_text_windows_and_tokenizer(build, fresh_tokenizer):
@@ -132,7 +133,7 @@ def test_too_short_a_text_and_too_long_a_window_are_refused(build, model, tokeni
         build("the cat")
     objective = build(TEXT * 4, window_tokens=600)
     with pytest.raises(ObjectiveError, match=r"601 tokens, the model's context 512"):
-        objective.measure(model, tokenizer, objective.item_ids)
+        objective.measure(as_model(model, tokenizer), objective.item_ids)
 
 
 def test_a_text_that_is_not_utf_8_is_refused(recipe_of, tmp_path, tokenizer):

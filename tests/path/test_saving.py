@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from backtrack.errors import UsageError
+from backtrack.evaluate.vllm.adapters import form_in_vllm
 from backtrack.path.models.loading import probe
-from backtrack.path.models.saving import form_in_vllm
 from backtrack.path.placement import Placement
 from backtrack.point import Point
 from tests.models import make_base, make_full_run

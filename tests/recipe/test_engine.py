@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from backtrack.errors import RecipeError
-from backtrack.recipe import Recipe, TransformersEngine, VllmEngine, load_recipe
+from backtrack.recipe import Recipe, TransformersSection, VllmSection, load_recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,21 +27,21 @@ def read(folder: Path, target: dict[str, Any], **changes: Any) -> Recipe:
 
 
 def test_transformers_answers_unless_vllm_is_named(tmp_path: Path) -> None:
-    assert read(tmp_path, GREEDY).engine == TransformersEngine()
-    assert read(tmp_path, GREEDY, engine="vllm").engine == VllmEngine(kind="vllm")
+    assert read(tmp_path, GREEDY).engine == TransformersSection()
+    assert read(tmp_path, GREEDY, engine="vllm").engine == VllmSection(kind="vllm")
 
 
 def test_sixteen_answers_at_the_papers_temperature_where_sampling_is_asked_for(
     tmp_path: Path,
 ) -> None:
-    sampling: Any = read(tmp_path, SAMPLED, engine="vllm").objectives[0]
+    sampling: Any = read(tmp_path, SAMPLED).objectives[0]
     assert (sampling.sampling.samples, sampling.sampling.temperature) == (16, 0.6)
 
 
 def test_how_much_is_done_at_a_time_decides_no_score() -> None:
-    plain = VllmEngine(kind="vllm")
-    assert VllmEngine(kind="vllm", memory_share=0.5, max_loras=2).decides == plain.decides
-    assert VllmEngine(kind="vllm", llm={"quantization": "fp8"}).decides != plain.decides
+    plain = VllmSection(kind="vllm").decides(4)
+    assert VllmSection(kind="vllm", memory_share=0.5, max_loras=2).decides(8) == plain
+    assert VllmSection(kind="vllm", llm={"quantization": "fp8"}).decides(4) != plain
 
 
 @pytest.mark.parametrize(
@@ -52,9 +52,8 @@ def test_how_much_is_done_at_a_time_decides_no_score() -> None:
         (GREEDY, {"engine": {"kind": "vllm", "memory_share": 1.5}}, "less than or equal to 1"),
         (GREEDY, {"engine": {"kind": "vllm", "llm": {"dtype": "half"}}}, "by `engine.dtype`"),
         (GREEDY, {"engine": {"kind": "vllm", "llm": {"enable_lora": True}}}, "leave it out"),
-        (SAMPLED, {}, "'items' has `sampling`, which needs `engine: vllm`"),
         ({**SAMPLED, "score": "nll"}, {"engine": "vllm"}, "there is none to sample"),
-        (FUNCTION, {"engine": "vllm"}, "'score' is a function of a torch model"),
+        (FUNCTION, {"engine": "vllm"}, "'score' calls the torch model"),
         (
             GREEDY,
             {"engine": "vllm", "base": {"model": "some/model", "quantization": "4bit"}},

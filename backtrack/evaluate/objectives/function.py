@@ -13,49 +13,55 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from backtrack.errors import BacktrackError, ObjectiveError
-from backtrack.evaluate.forward import evaluating
 from backtrack.evaluate.objectives.items import digest, finite, in_order, positions
+from backtrack.evaluate.objectives.objective import Objective
 from backtrack.recipe import nearest
 from backtrack.records import ObjectiveInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from backtrack.evaluate.language_model import LanguageModel
     from backtrack.recipe import PythonObjective
 
 
-class FunctionScores:
+class FunctionScores(Objective):
     """Scores of a user's function; its own source is in the fingerprint, what it calls is not."""
 
-    def __init__(self, settings: PythonObjective) -> None:
-        self._spec = settings.function
-        self._function = lookup(settings.function)
-        self._own_ids = _own_ids(self._function, settings)
-        name = settings.name or settings.function.rpartition(":")[2]
+    @override
+    def __init__(self, section: PythonObjective, tokenizer: Any) -> None:
+        self._spec = section.function
+        self._function = lookup(section.function)
+        self._own_ids = _own_ids(self._function, section)
+        name = section.name or section.default_name
         self.item_ids = tuple(key if "/" in key else f"{name}/{key}" for key in self._own_ids)
         self.info = ObjectiveInfo(
             name=name,
-            role=settings.role,
-            kind="python",
-            direction=settings.direction,
-            unit=settings.unit,
-            weight=settings.weight,
+            role=section.role,
+            kind=section.kind,
+            direction=section.direction,
+            unit=section.unit,
+            weight=section.weight,
             fingerprint=digest("python", self._spec, _source(self._function), self.item_ids),
         )
 
-    def measure(self, model: Any, tokenizer: Any, item_ids: Sequence[str]) -> tuple[float, ...]:
-        """One score an item, in the order of `item_ids`, in the unit the recipe gives.
+    @override
+    def measure(self, model: LanguageModel, item_ids: Sequence[str]) -> tuple[float, ...]:
+        """One score per item, in the order of `item_ids`, in the unit the recipe gives.
 
         Raises:
-            ObjectiveError: The function fails, or does not return one finite number an item.
+            ObjectiveError: The function fails, or does not return one finite number per item, or
+                the model does not run in this process.
         """
         if not item_ids:
             return ()
         asked = positions(item_ids, self.item_ids, self.info.name)
-        own_ids = [self._own_ids[place] for place in sorted(asked)]
-        with importable(Path.cwd()), evaluating(model, self.info.name):
-            scores = self._call(model, tokenizer, own_ids)
+        own_ids = [self._own_ids[index] for index in sorted(asked)]
+        with importable(Path.cwd()), model.in_process() as torch_model:
+            scores = self._call(torch_model, model.tokenizer, own_ids)
         return finite(in_order(asked, scores), item_ids, self.info.name)
 
     def _call(self, model: Any, tokenizer: Any, own_ids: list[str]) -> list[float]:
@@ -111,13 +117,13 @@ def lookup(spec: str) -> Callable[..., Any]:
     return found
 
 
-def _own_ids(function: Callable[..., Any], settings: PythonObjective) -> tuple[str, ...]:
-    if settings.items is not None:
-        return tuple(str(index) for index in range(settings.items))
+def _own_ids(function: Callable[..., Any], section: PythonObjective) -> tuple[str, ...]:
+    if section.items is not None:
+        return tuple(str(index) for index in range(section.items))
     listing = getattr(function, "item_ids", None)
     if not callable(listing):
         raise ObjectiveError(
-            f"{settings.function} does not say which items it has. Set `items` to their number in "
+            f"{section.function} does not say which items it has. Set `items` to their number in "
             "the recipe, or give the function an attribute `item_ids` that returns their names."
         )
     try:
@@ -125,11 +131,11 @@ def _own_ids(function: Callable[..., Any], settings: PythonObjective) -> tuple[s
             ids = tuple(str(item_id) for item_id in listing())
     except Exception as error:
         raise ObjectiveError(
-            f"{settings.function}.item_ids() failed: {type(error).__name__}: {error}."
+            f"{section.function}.item_ids() failed: {type(error).__name__}: {error}."
         ) from error
     if not ids or len(set(ids)) != len(ids):
         raise ObjectiveError(
-            f"{settings.function}.item_ids() must list distinct names, at least one; "
+            f"{section.function}.item_ids() must list distinct names, at least one; "
             f"it lists {len(ids)}, of which {len(set(ids))} are distinct."
         )
     return ids

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def positions(asked: Sequence[str], known: Sequence[str], name: str) -> list[int]:
-    """Where each asked item stands among the known ones, in the order asked.
+    """Index of each requested item among the known ones, in the order requested.
 
     Raises:
         ObjectiveError: An item is unknown, or asked for twice.

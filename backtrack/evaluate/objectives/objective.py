@@ -1,43 +1,81 @@
 """An objective: one number from a model, item by item.
 
-Promised: an objective never sees a point, and its items, prompts, seeds and batch size are the
-same at every call, so scores at two points are paired item by item.
+Promised: an objective sees neither the point nor the kind of engine. Its items, prompts and seeds
+are the same at every call, so scores at two points are paired item by item.
+
+A new kind is a subclass of `Objective` in a module of its own, which owns the kind's items,
+prompts and token estimate, and a section of the recipe that names it
+(`backtrack.recipe.objectives`).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from backtrack.evaluate.language_model import LanguageModel
     from backtrack.records import ObjectiveInfo
 
 
-class Objective(Protocol):
-    """One number from a model.
+class Objective(ABC):
+    """One number from a model; abstract.
 
     Attributes:
-        info: What the number is; its fingerprint covers all that decides a score but the weights.
+        info: What the number is; its fingerprint covers everything that decides a score except
+            the weights and the engine.
         item_ids: Every item, `stratum/item`, in a fixed order.
     """
 
     info: ObjectiveInfo
     item_ids: tuple[str, ...]
 
-    def measure(self, model: Any, tokenizer: Any, item_ids: Sequence[str]) -> tuple[float, ...]:
-        """One score an item, in the order of `item_ids`, in the unit of `info`.
+    @classmethod
+    def build_all(cls, sections: Sequence[Any], tokenizer: Any) -> list[Self]:
+        """Objectives of this kind, one for each section, in their order.
+
+        Documents are read and rendered here, so most faults show before a model is loaded.
+
+        Args:
+            sections: Of the recipe, all of this kind.
+            tokenizer: The model's, with its chat template.
 
         Raises:
-            ObjectiveError: The items cannot be scored, or a score is not finite.
+            ObjectiveError: Documents, formats, task, metric or function are not as a section says.
         """
-        ...
+        return [cls(section, tokenizer) for section in sections]
 
+    def __init__(self, section: Any, tokenizer: Any) -> None:  # noqa: B027  # see `build_all`
+        """Build one objective; a kind that shares work between objectives has its own way."""
 
-@runtime_checkable
-class Readable(Protocol):
-    """An objective whose items can be read, so that they can be looked for in training data."""
+    @abstractmethod
+    def measure(self, model: LanguageModel, item_ids: Sequence[str]) -> tuple[float, ...]:
+        """One score per item, in the order of `item_ids`, in the unit of `info`.
+
+        Raises:
+            ObjectiveError: An item is unknown, cannot be scored, or its score is not finite.
+        """
 
     def texts(self) -> tuple[str, ...]:
-        """What each item asks or says, without a chat template, in the order of `item_ids`."""
-        ...
+        """What each item asks or says, without a chat template, in the order of `item_ids`.
+
+        They are looked for in the training data, and read by the model when it is diagnosed.
+        Empty if the items have no text that can be read.
+        """
+        return ()
+
+    def prompts(self) -> tuple[str, ...]:
+        """The texts as the model reads them, through the chat template if there is one."""
+        return self.texts()
+
+    @classmethod
+    def tokens_per_item(cls, section: Any, num_tokens: Callable[[str], float]) -> float | None:  # noqa: ARG003
+        """Tokens read and written for one item at most; None if documents are not at hand.
+
+        Args:
+            section: Of the recipe.
+            num_tokens: Tokens of a text, counted or estimated.
+        """
+        return None

@@ -15,15 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from backtrack.errors import ObjectiveError
-from backtrack.evaluate.forward import Scored, context_tokens, encode, evaluating, losses
+from backtrack.evaluate.encoding import encode
+from backtrack.evaluate.language_model import ScoredSequence
 from backtrack.evaluate.objectives.documents import JSONL_SUFFIXES, load_records, render
 from backtrack.evaluate.objectives.items import digest, finite, in_order, positions
+from backtrack.evaluate.objectives.objective import Objective
 from backtrack.records import ObjectiveInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from backtrack.evaluate.language_model import LanguageModel
     from backtrack.recipe import TextObjective
 
 SEPARATOR = "\n\n"
@@ -46,54 +51,60 @@ class Window:
     text: str
 
 
-class BitsPerByte:
-    """One score a window: bits a byte, lower is better."""
+class BitsPerByte(Objective):
+    """One score per window: bits per byte, lower is better."""
 
-    def __init__(self, settings: TextObjective, tokenizer: Any, batch_size: int) -> None:
-        self._batch_size = batch_size
-        self._windows = _windows(_running_text(settings), tokenizer, settings)
+    @override
+    def __init__(self, section: TextObjective, tokenizer: Any) -> None:
+        self._windows = _windows(_running_text(section), tokenizer, section)
         self._opening = _opening(tokenizer)
-        name = settings.name or Path(settings.path).stem
+        name = section.name or section.default_name
         self.item_ids = tuple(f"{name}/{window.number}" for window in self._windows)
-        read = [[w.number, w.ids, w.num_bytes] for w in self._windows]
+        windows = [[w.number, w.ids, w.num_bytes] for w in self._windows]
         self.info = ObjectiveInfo(
             name=name,
-            role=settings.role,
-            kind="text",
+            role=section.role,
+            kind=section.kind,
             direction="minimize",
             unit="bits a byte",
-            weight=settings.weight,
-            fingerprint=digest("text", batch_size, self._opening, self.item_ids, read),
+            weight=section.weight,
+            fingerprint=digest("text", self._opening, self.item_ids, windows),
         )
 
-    def measure(
-        self,
-        model: Any,
-        tokenizer: Any,  # noqa: ARG002  the windows were encoded when the objective was made
-        item_ids: Sequence[str],
-    ) -> tuple[float, ...]:
-        """Bits a byte of each window, in the order of `item_ids`.
+    @override
+    def measure(self, model: LanguageModel, item_ids: Sequence[str]) -> tuple[float, ...]:
+        """Bits per byte of each window, in the order of `item_ids`.
 
         Raises:
             ObjectiveError: An item is unknown, a window is longer than the model's context, or a
                 score is not finite.
         """
         asked = positions(item_ids, self.item_ids, self.info.name)
-        windows = [self._windows[place] for place in sorted(asked)]
+        windows = [self._windows[index] for index in sorted(asked)]
         first = len(self._opening) + 1
-        sequences = [Scored([*self._opening, *window.ids], first) for window in windows]
-        self._check_room(model, sequences)
-        with evaluating(model, self.info.name):
-            nats = losses(model, sequences, self._batch_size)
-        bits = [n / math.log(2) / w.num_bytes for n, w in zip(nats, windows, strict=True)]
+        sequences = [ScoredSequence([*self._opening, *window.ids], first) for window in windows]
+        self._require_room(model, sequences)
+        likelihoods = model.score(sequences)
+        bits = [
+            -likelihood.log_likelihood / math.log(2) / window.num_bytes
+            for likelihood, window in zip(likelihoods, windows, strict=True)
+        ]
         return finite(in_order(asked, bits), item_ids, self.info.name)
 
+    @override
     def texts(self) -> tuple[str, ...]:
         """Each window's text."""
         return tuple(window.text for window in self._windows)
 
-    def _check_room(self, model: Any, sequences: Sequence[Scored]) -> None:
-        limit = context_tokens(model)
+    @override
+    @classmethod
+    def tokens_per_item(
+        cls, section: TextObjective, num_tokens: Callable[[str], float]
+    ) -> float | None:
+        return float(section.window_tokens)
+
+    def _require_room(self, model: LanguageModel, sequences: Sequence[ScoredSequence]) -> None:
+        limit = model.context_tokens
         longest = max((len(sequence.ids) for sequence in sequences), default=0)
         if limit is not None and longest > limit:
             raise ObjectiveError(
@@ -102,42 +113,42 @@ class BitsPerByte:
             )
 
 
-def _running_text(settings: TextObjective) -> str:
+def _running_text(section: TextObjective) -> str:
     """The text from `start` on; the texts of records are joined by an empty line."""
-    path = Path(settings.path)
+    path = Path(section.path)
     if path.is_file() and path.suffix not in JSONL_SUFFIXES:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ObjectiveError(f"{path} cannot be read as UTF-8 text: {error}.") from error
     else:
-        form = settings.field if "{" in settings.field else f"{{{settings.field}}}"
-        records = load_records(settings.path, settings.subset, settings.split)
+        form = section.field if "{" in section.field else f"{{{section.field}}}"
+        records = load_records(section.path, section.subset, section.split)
         text = SEPARATOR.join(
-            render(form, record, f"{settings.path} record {index}")
+            render(form, record, f"{section.path} record {index}")
             for index, record in enumerate(records)
         )
-    return text[int(len(text) * settings.start) :]
+    return text[int(len(text) * section.start) :]
 
 
-def _windows(text: str, tokenizer: Any, settings: TextObjective) -> tuple[Window, ...]:
+def _windows(text: str, tokenizer: Any, section: TextObjective) -> tuple[Window, ...]:
     """At most `max_items` windows, evenly spaced over the text."""
     if not tokenizer.is_fast:
         raise ObjectiveError(
-            f"{settings.path}: bits per byte needs a fast tokenizer, which says where each token "
+            f"{section.path}: bits per byte needs a fast tokenizer, which says where each token "
             f"ends in the text; {type(tokenizer).__name__} does not."
         )
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     ends = [end for _, end in offsets]
-    size = settings.window_tokens
+    size = section.window_tokens
     total = len(ids) // size
     if total < 2:
         raise ObjectiveError(
-            f"{settings.path}: the text has {len(ids)} tokens, fewer than two windows of {size}. "
+            f"{section.path}: the text has {len(ids)} tokens, fewer than two windows of {size}. "
             "Give more text, or lower `window_tokens`."
         )
-    count = min(total, settings.max_items)
+    count = min(total, section.max_items)
     starts = ((index * total // count) * size for index in range(count))
     return tuple(
         Window(

@@ -18,7 +18,7 @@ from backtrack.point import Point
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from backtrack.evaluate.vllm.placement import VllmPlacement
+    from backtrack.evaluate.vllm.engine import VllmEngine
 
 NUM_TEXTS, NUM_TOKENS = 4, 24
 MOST_AT_BASE = {"float32": 1e-3, "float16": 0.03, "bfloat16": 0.15}
@@ -28,39 +28,39 @@ LEAST_ALLOWED = 1e-3
 MOST_OF_BASE = 3.0
 
 
-def require_same_answers(placement: VllmPlacement, points: Sequence[Point], dtype: str) -> None:
+def require_same_answers(engine: VllmEngine, points: Sequence[Point], dtype: str) -> None:
     """Refuse an engine whose likelihoods are not the placed model's.
 
     Args:
-        placement: Just started, at the base.
+        engine: Just started, at the base.
         points: Where, in this order; the base first. Adapters are asked in one batch.
         dtype: The type the engine computes in.
 
     Raises:
         EngineError: With the point and the difference.
     """
-    texts = _texts(placement)
-    placement.expect(points)
+    texts = _texts(engine)
+    engine.expect(points)
     allowed = MOST_AT_BASE[dtype]
     for visit, point in enumerate(points):
-        placement.place(point)
-        found = [a.logprobs for a in placement.model.ask(texts, [scoring()] * len(texts))]
-        placement.source.place(point)
-        difference = _distance(found, _logprobs(placement.source.model, texts))
+        engine.place(point)
+        found = [a.logprobs for a in engine.language_model.ask(texts, [scoring()] * len(texts))]
+        engine.placed.place(point)
+        difference = _distance(found, _logprobs(engine.placed.model, texts))
         if not difference <= allowed:
-            raise EngineError(_refusal(placement, point, difference, allowed))
+            raise EngineError(_refusal(engine, point, difference, allowed))
         if visit == 0:
             allowed = max(LEAST_ALLOWED, MOST_OF_BASE * difference)
-    placement.place(Point.base())
-    placement.expect([])
+    engine.place(Point.base())
+    engine.expect([])
 
 
-def _texts(placement: VllmPlacement) -> list[list[int]]:
+def _texts(engine: VllmEngine) -> list[list[int]]:
     """Token ids drawn at random, the same at every start."""
     import torch
 
-    rows = placement.source.model.get_input_embeddings().weight.shape[0]
-    length = min(NUM_TOKENS, placement.model.context_tokens)
+    rows = engine.placed.model.get_input_embeddings().weight.shape[0]
+    length = min(NUM_TOKENS, engine.process.max_model_len - 1)
     generator = torch.Generator().manual_seed(0)
     drawn: list[list[int]] = torch.randint(rows, (NUM_TEXTS, length), generator=generator).tolist()
     return drawn
@@ -83,11 +83,11 @@ def _distance(left: Sequence[Sequence[float]], right: Sequence[Sequence[float]])
     return math.sqrt(sum((a - b) ** 2 for a, b in pairs) / len(pairs))
 
 
-def _refusal(placement: VllmPlacement, point: Point, difference: float, allowed: float) -> str:
+def _refusal(engine: VllmEngine, point: Point, difference: float, allowed: float) -> str:
     where = "the base" if point.is_base else f"{point}"
     way_out = (
         "Use `placement: {form: merged}`, which gives vLLM whole weights"
-        if placement.form == "attached" and not point.is_base
+        if engine.form == "attached" and not point.is_base
         else "Give `engine` another `dtype` or other arguments under `llm`"
     )
     return (

@@ -1,4 +1,4 @@
-"""vLLM's engine as a process of its own: started once, and again where it dies.
+"""vLLM's engine in a process of its own: started once, and again if it dies.
 
 Promised: what was asked when the engine died is asked again of a fresh one, with the same weights;
 all that vLLM says goes to a log, so the standard streams stay ours. A start that fails ends in one
@@ -67,7 +67,7 @@ class Answer:
     num_tokens: int
 
 
-class Engine:
+class VllmProcess:
     """vLLM's `LLM` in processes of its own, behind three questions.
 
     Attributes:

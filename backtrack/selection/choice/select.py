@@ -205,7 +205,9 @@ class _Selector:
         rivals = on_the_path(outcome.weighted, evaluator.section, evaluator.run.final)
         asked = [*evaluator.ends, outcome.chosen, *(b.point for b in rivals if b.point)]
         points = tuple(dict.fromkeys(asked))
-        off, _ = off_the_path(evaluator.run, evaluator.section, is_served=evaluator.is_served)
+        off, _ = off_the_path(
+            evaluator.run, evaluator.section, is_in_process=evaluator.is_in_process
+        )
         if evaluator.is_built:
             self._measure_report(points, off)
             return evaluator.table(evaluator.setting("report"))
@@ -231,7 +233,7 @@ class _Selector:
         for baseline in off:
             if baseline not in there:
                 measure_baseline(
-                    evaluator.run, evaluator.placement, evaluator.objectives, setting, baseline
+                    evaluator.run, evaluator.engine, evaluator.objectives, setting, baseline
                 )
 
     def _baselines(
@@ -240,7 +242,7 @@ class _Selector:
         """Rows of the baselines on the report items, and why some are left out."""
         evaluator, table = self._evaluator, report.table
         off, left_out = off_the_path(
-            evaluator.run, evaluator.section, is_served=evaluator.is_served
+            evaluator.run, evaluator.section, is_in_process=evaluator.is_in_process
         )
         there = recorded(evaluator.run, table.setting, off)
         scores = with_rows(table, list(there.values()))
@@ -279,7 +281,7 @@ def _selection_table(evaluator: Evaluator, on_progress: OnProgress | None) -> Sc
 
     search(
         evaluator.run,
-        placement=evaluator.placement,
+        placement=evaluator.engine,
         recipe=evaluator.recipe,
         objectives=evaluator.objectives,
         on_progress=on_progress,

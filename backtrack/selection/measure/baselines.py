@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from backtrack.evaluate.engine import Engine
     from backtrack.evaluate.objectives.objective import Objective
-    from backtrack.evaluate.vllm.placement import VllmPlacement
     from backtrack.path.placement import Placement
     from backtrack.recipe import SearchSection
     from backtrack.run.directory import Run
@@ -63,19 +63,19 @@ def on_the_path(weighted: WeightedScores, section: SearchSection, final: Point) 
 
 
 def off_the_path(
-    run: Run, section: SearchSection, *, is_served: bool = False
+    run: Run, section: SearchSection, *, is_in_process: bool = True
 ) -> tuple[list[Baseline], list[str]]:
     """Those asked for that are no point, and why some of them are left out.
 
     Args:
         run: The run.
         section: Asks for them.
-        is_served: Whether an engine measures, which is given points only.
+        is_in_process: Whether the model runs in this process; an engine answers at points only.
     """
     off = [kind for kind in section.baselines if kind not in ON_THE_PATH]
-    if is_served:
+    if not is_in_process:
         return [], [
-            f"The baseline `{kind}` is no point, and `engine: vllm` is given no other: left out."
+            f"The baseline `{kind}` is no point, and the engine answers at points only: left out."
             for kind in off
         ]
     kind_of_run = run.manifest.method.kind
@@ -123,7 +123,7 @@ def with_rows(
 
 def measure_baseline(
     run: Run,
-    placement: Placement | VllmPlacement,
+    engine: Engine,
     objectives: Sequence[Objective],
     setting: Setting,
     baseline: Baseline,
@@ -134,11 +134,11 @@ def measure_baseline(
         UsageError: It cannot be made of this run.
         ObjectiveError: A score is missing or not finite.
     """
-    model = make(run, placement, baseline)
+    model = engine.asked(make(run, engine.placed, baseline))
     for objective in objectives:
         item_ids = setting.item_ids[objective.info.name]
         begin = time.perf_counter()
-        scores = objective.measure(model, placement.tokenizer, item_ids)
+        scores = objective.measure(model, item_ids)
         if len(scores) != len(item_ids) or not np.isfinite(scores).all():
             raise ObjectiveError(
                 f"objective {objective.info.name!r} has no finite score for each item at the "
@@ -147,7 +147,7 @@ def measure_baseline(
         measurement = BaselineMeasurement(
             baseline=baseline,
             objective=objective.info,
-            form=placement.form,
+            form=engine.form,
             split=setting.split,
             item_ids=item_ids,
             scores=tuple(scores),

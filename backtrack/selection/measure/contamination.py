@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING
 
 from backtrack.errors import BacktrackError
 from backtrack.evaluate.objectives.documents import load_records, render
-from backtrack.evaluate.objectives.objective import Readable
-from backtrack.recipe import ExamplesObjective, LmEvalObjective, TextObjective
 from backtrack.run.directory import write_atomically
 
 if TYPE_CHECKING:
@@ -52,11 +50,11 @@ def find_shared(section: DataSection | None, objectives: Iterable[Objective]) ->
         return {}
     found: Shared = {}
     for objective in objectives:
-        if isinstance(objective, Readable):
-            pairs = zip(objective.item_ids, objective.texts(), strict=True)
-            shared = [item_id for item_id, text in pairs if known.holds(text)]
-            if shared:
-                found[objective.info.name] = shared
+        texts = objective.texts() or ("",) * len(objective.item_ids)
+        pairs = zip(objective.item_ids, texts, strict=True)
+        shared = [item_id for item_id, text in pairs if known.holds(text)]
+        if shared:
+            found[objective.info.name] = shared
     return found
 
 
@@ -129,22 +127,9 @@ def guard_notes(
                 f"{len(both)} of {len(used[name])} items of {name} are in the training data too, "
                 f"first {both[0]}: its scores flatter. All are in {SHARED}; leave them out."
             )
-    benchmarks = [o.name for o in recipe.objectives if _is_benchmark(o)] if recipe else []
+    benchmarks = [o.name for o in recipe.objectives if o.is_benchmark] if recipe else []
     if benchmarks:
         yield (
             f"The point was chosen on items of {', '.join(benchmarks)}. Report the items kept "
             "apart, as above; a score on the whole benchmark would count items the choice saw."
         )
-
-
-def _is_benchmark(objective: object) -> bool:
-    """A stock task, or the test split of a data set."""
-    if isinstance(objective, LmEvalObjective):
-        return True
-    if isinstance(objective, ExamplesObjective | TextObjective):
-        return (
-            "/" in objective.path
-            and objective.split.startswith("test")
-            and not (objective.path.endswith((".jsonl", ".ndjson", ".txt")))
-        )
-    return False

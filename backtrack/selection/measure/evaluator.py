@@ -1,8 +1,8 @@
 """Measure points on fixed items, each objective at most once.
 
 Promised: a measurement is on disk before the next begins, so an interruption loses at most the one
-under way. Selection items come in nested parts, the same at every point, one measurement a part;
-a point's parts add up. The model and the objectives are built when something must be measured,
+under way. Selection items come in nested rungs, the same at every point, one measurement a rung;
+a point's rungs add up. The engine and the objectives are built when something must be measured,
 not before.
 """
 
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from backtrack.errors import UsageError
+from backtrack.evaluate.engine import Engine
 from backtrack.evaluate.measure import measure
-from backtrack.evaluate.served import Served
 from backtrack.point import Point
-from backtrack.recipe import Recipe, SearchSection, VllmEngine
+from backtrack.recipe import EngineSection, Recipe, SearchSection, TransformersSection
 from backtrack.records import ROLES
 from backtrack.run.directory import MEASURED, write_atomically
 from backtrack.selection.measure.contamination import find_shared, write_shared
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from backtrack.evaluate.objectives.objective import Objective
-    from backtrack.evaluate.vllm.placement import VllmPlacement
     from backtrack.path.placement import Placement
     from backtrack.records import Measurement, ObjectiveInfo, Split
     from backtrack.run.directory import Run
@@ -67,43 +66,62 @@ class Evaluator:
         self,
         run: Run,
         recipe: Recipe | None,
-        placement: Placement | VllmPlacement | None,
+        engine: Engine | Placement | None,
         objectives: Sequence[Objective] | None,
     ) -> None:
-        """Take what is ready; build nothing.
+        """Take what is ready; load and start nothing.
+
+        Args:
+            run: A run with at least one checkpoint.
+            recipe: What to measure; the run's own if None.
+            engine: A started engine, or the run's live model; loaded when needed if None.
+            objectives: Ready-made ones, in place of the recipe's.
 
         Raises:
-            UsageError: Nothing says what to measure, or a role has no objective.
+            UsageError: Nothing says what to measure, a role has no objective, or a model is given
+                and the recipe's engine has one of its own.
         """
         self.run = run
         self.recipe = recipe or run.recipe
         self.section = self.recipe.search if self.recipe else SearchSection()
-        self._placement = placement
+        self._engine: Engine | None = None
+        if isinstance(engine, Engine):
+            self._engine = engine
+        elif engine is not None:
+            self._engine = self._start_engine(engine)
         self._objectives = None if objectives is None else tuple(objectives)
         self._items: Items | None = None
         self._kept: set[Split] = set()
-        self._stands_at: Point | None = None
+        self._placed_at: Point | None = None
         self._settings: dict[Split, Setting] = {}
         self._recorded = run.measurements()
         self._indices: dict[Split, _Index] = {}
         self._require_roles()
-        self._require_engine()
 
     @property
     def is_built(self) -> bool:
-        return self._placement is not None and self._objectives is not None
+        return self._engine is not None and self._objectives is not None
 
     @property
-    def is_served(self) -> bool:
-        """Whether an engine answers, rather than the placed model itself."""
-        return self.recipe is not None and isinstance(self.recipe.engine, VllmEngine)
+    def is_in_process(self) -> bool:
+        """Whether the model runs in this process, so that baselines off the path can be asked."""
+        return self._engine_section.is_in_process
 
     @property
-    def placement(self) -> Placement | VllmPlacement:
-        """The live model, loaded at the first call, or the engine's, started then."""
-        if self._placement is None:
-            self._placement = _placed(self.run, self.recipe)
-        return self._placement
+    def engine(self) -> Engine:
+        """What answers, started at the first call."""
+        if self._engine is None:
+            self._engine = self._start_engine(None)
+        return self._engine
+
+    @property
+    def _engine_section(self) -> EngineSection:
+        return self.recipe.engine if self.recipe else TransformersSection()
+
+    def _start_engine(self, placed: Placement | None) -> Engine:
+        from backtrack.selection.measure.engines import start_engine
+
+        return start_engine(self.run, self.recipe, placed)
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -113,7 +131,7 @@ class Evaluator:
 
             if self.recipe is None:
                 raise UsageError(_NO_OBJECTIVES.format(path=self.run.path))
-            self._objectives = tuple(build_objectives(self.recipe, self.placement.tokenizer))
+            self._objectives = tuple(build_objectives(self.recipe, self.engine.tokenizer))
             write_atomically(
                 self.run.path / MEASURED, self.recipe.model_dump_json(indent=2) + "\n"
             )
@@ -130,8 +148,8 @@ class Evaluator:
         if split not in self._settings:
             self._settings[split] = Setting(
                 split=split,
-                form=self.placement.form,
-                curve=self.placement.curve,
+                form=self.engine.form,
+                curve=self.engine.curve,
                 objectives=tuple(objective.info for objective in self.objectives),
                 item_ids=self._drawn.of(split),
             )
@@ -155,8 +173,8 @@ class Evaluator:
         forms: dict[str, str] = {}
         if like is not None:
             forms = {"form": like.form, "curve": like.curve}
-        elif self._placement is not None:
-            forms = {"form": self._placement.form, "curve": self._placement.curve}
+        elif self._engine is not None:
+            forms = {"form": self._engine.form, "curve": self._engine.curve}
         wanted = self._wanted() if like is None else [_want(info) for info in like.objectives]
         return recorded_setting(
             self._recorded,
@@ -222,16 +240,16 @@ class Evaluator:
             for each in (rungs if rung is None else rungs[rung : rung + 1])
             for objective, item_ids in self._missing(point, split, each)
         ]
-        if missing and self._stands_at != point:
-            self._stands_at = None
-            self.placement.place(point)
-            self._stands_at = point
+        if missing and self._placed_at != point:
+            self._placed_at = None
+            self.engine.place(point)
+            self._placed_at = point
         for objective, item_ids in missing:
             meter.begins(point, objective.info.name)
             whole = self.setting(split).item_ids[objective.info.name]
             measurement = measure(
                 objective,
-                self.placement,
+                self.engine,
                 item_ids,
                 split=split,
                 origin=origin,
@@ -243,8 +261,8 @@ class Evaluator:
         meter.ends(point)
 
     def expect(self, points: Sequence[Point]) -> None:
-        """Say which points are measured next, for a model that can decode several at once."""
-        self.placement.expect(points)
+        """Say which points are measured next, for an engine that answers several at once."""
+        self.engine.expect(points)
 
     def rungs_done(self, point: Point) -> int:
         """How many of the parts, from the first, are on record for all objectives."""
@@ -311,19 +329,11 @@ class Evaluator:
 
     def _asked_forms(self) -> dict[str, str]:
         """Form and curve the recipe insists on."""
-        if self.recipe is None or self._placement is not None:
+        if self.recipe is None or self._engine is not None:
             return {}
         section = self.recipe.placement
         asked = {"form": section.form, "curve": section.curve}
         return {key: value for key, value in asked.items() if value != "auto"}
-
-    def _require_engine(self) -> None:
-        given = self._placement
-        if self.is_served and given is not None and not isinstance(given.model, Served):
-            raise UsageError(
-                "the recipe says `engine: vllm`, but the placement given is of a model in this "
-                "process. Give none, so that the engine is started, or a recipe without it."
-            )
 
     def _require_roles(self) -> None:
         wanted = self._wanted()
@@ -344,24 +354,13 @@ _NO_OBJECTIVES = (
 )
 
 
-def _placed(run: Run, recipe: Recipe | None) -> Placement | VllmPlacement:
-    if recipe is not None and isinstance(recipe.engine, VllmEngine):
-        from backtrack.selection.measure.serving import serve
-
-        return serve(run, recipe.placement, recipe.engine)
-    from backtrack.path.placement import Placement
-
-    return Placement(run, **recipe.placement.model_dump()) if recipe else Placement(run)
-
-
 def _what_is_measured(recipe: Recipe) -> object:
     """All of a recipe that decides scores but the weights, whatever they are used for."""
     return (
         [o.model_dump(exclude={"role", "weight"}) for o in recipe.objectives],
         recipe.search.items,
-        recipe.search.batch_size,
         recipe.search.seed,
-        recipe.engine.decides if isinstance(recipe.engine, VllmEngine) else None,
+        recipe.engine.decides(recipe.search.batch_size),
     )
 
 

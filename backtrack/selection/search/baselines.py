@@ -35,7 +35,7 @@ def compare(evaluator: Evaluator, ledger: Ledger) -> None:
         UsageError: A baseline cannot be made of this run.
         ObjectiveError: A score is missing or not finite.
     """
-    off, _ = off_the_path(evaluator.run, evaluator.section, is_served=evaluator.is_served)
+    off, _ = off_the_path(evaluator.run, evaluator.section, is_in_process=evaluator.is_in_process)
     if not off:
         return
     with _first(evaluator.run) as is_first:
@@ -47,7 +47,7 @@ def compare(evaluator: Evaluator, ledger: Ledger) -> None:
             if baseline not in there:
                 measure_baseline(
                     evaluator.run,
-                    evaluator.placement,
+                    evaluator.engine,
                     evaluator.objectives,
                     table.setting,
                     baseline,
@@ -57,7 +57,7 @@ def compare(evaluator: Evaluator, ledger: Ledger) -> None:
 
 def _tell(evaluator: Evaluator, ledger: Ledger) -> None:
     table = evaluator.table(evaluator.setting("selection"))
-    off, _ = off_the_path(evaluator.run, evaluator.section, is_served=evaluator.is_served)
+    off, _ = off_the_path(evaluator.run, evaluator.section, is_in_process=evaluator.is_in_process)
     there = recorded(evaluator.run, table.setting, off)
     joined = replace(table, scores=with_rows(table, list(there.values())))
     weighted = read(joined, evaluator.run.final, 0.5, evaluator.section.seed)

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
+    from backtrack.evaluate.engine import Engine
     from backtrack.evaluate.objectives.objective import Objective
-    from backtrack.evaluate.vllm.placement import VllmPlacement
     from backtrack.path.placement import Placement
     from backtrack.point import Point
     from backtrack.recipe import BudgetSection, Recipe
@@ -58,7 +58,7 @@ MAX_REPEATS = 40
 def search(  # noqa: PLR0913  # the front door: every argument but the run is optional
     run: Run,
     *,
-    placement: Placement | VllmPlacement | None = None,
+    placement: Placement | Engine | None = None,
     recipe: Recipe | None = None,
     objectives: Sequence[Objective] | None = None,
     trials: int | None = None,

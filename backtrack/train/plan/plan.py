@@ -28,7 +28,7 @@ from backtrack.recipe import PeftMethod
 from backtrack.train.methods.configs import MILORA, peft_config
 from backtrack.train.methods.milora import doubled
 from backtrack.train.plan.shapes import SHAPES
-from backtrack.train.plan.tokens import tokens_an_item
+from backtrack.train.plan.tokens import tokens_per_item
 
 if TYPE_CHECKING:
     from backtrack.recipe import BaseSection, DataSection, Recipe
@@ -246,7 +246,7 @@ def _num_checkpoints(recipe: Recipe, num_steps: int | None) -> int | None:
 def _count_tokens(plan: Plan, recipe: Recipe) -> None:
     total = 0
     for objective in recipe.objectives:
-        tokens = tokens_an_item(objective, recipe.base)
+        tokens = tokens_per_item(objective, recipe.base)
         if tokens is None:
             plan.notes.append(
                 f"tokens a point are without {objective.name!r}, whose documents are not at hand"

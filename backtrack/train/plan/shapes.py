@@ -1,13 +1,12 @@
-"""Facts that a plan needs of what is not at hand: bases' shapes, and how long tasks' prompts are.
+"""Shapes of bases, for a plan on a machine that does not have their config.json.
 
-Shapes are those of the bases' own config.json, checked by the total of weights they give
-(7,615,616,512 and 3,212,749,824). Prompts of MATH-500, IFEval and those with few-shot examples
-were measured on the tasks' documents; the bare ones of gsm8k and bbh are guesses.
+They are those of the bases' own config.json, checked by the total of weights they give
+(7,615,616,512 and 3,212,749,824).
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 SHAPES: dict[str, dict[str, Any]] = {
     "Qwen/Qwen2.5-7B": {
@@ -22,31 +21,3 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """By Hub name."""
-
-
-class TaskShape(NamedTuple):
-    """What one document of an lm-eval task costs.
-
-    Attributes:
-        read: Characters read with the task's own examples before it, over all its requests.
-        read_bare: Likewise without examples.
-        written: New tokens at most, as the task sets it; 0 where likelihoods are compared.
-    """
-
-    read: int
-    read_bare: int
-    written: int
-
-
-TASKS: dict[str, TaskShape] = {
-    "minerva_math500": TaskShape(2020, 210, 256),
-    "ifeval": TaskShape(210, 210, 1280),
-    "nq_open": TaskShape(77, 77, 256),
-    "leaderboard_bbh": TaskShape(8406, 2100, 0),
-    "gsm8k": TaskShape(2976, 250, 256),
-    "aime24": TaskShape(352, 352, 256),
-}
-"""By name."""
-
-CHARACTERS_A_TOKEN = 4
-"""Of English text, by the tokenizers of today's models."""

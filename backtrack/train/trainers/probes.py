@@ -30,6 +30,7 @@ from typing_extensions import override
 from backtrack.errors import UsageError
 from backtrack.evaluate.build import build_objectives
 from backtrack.evaluate.measure import require_scores
+from backtrack.evaluate.torch_model import TorchModel
 from backtrack.records import ROLES, Interval, Record
 from backtrack.run.directory import append_line, read_lines, write_atomically
 from backtrack.selection.stats.bootstrap import (
@@ -119,6 +120,7 @@ class Watch(TrainerCallback):
         self._path = path / WATCH
         self._on_look = on_look
         self._seed = recipe.search.seed
+        self._batch_size = recipe.search.batch_size
         self._objectives = build_objectives(recipe, trainer.processing_class)
         self._infos = [objective.info for objective in self._objectives]
         self._items = {o.info.name: self._draw(o, recipe) for o in self._objectives}
@@ -169,12 +171,10 @@ class Watch(TrainerCallback):
 
     def _look(self, state: TrainerState, control: TrainerControl, model: Any) -> Look:
         begin = time.perf_counter()
+        asked = TorchModel(model, self._trainer.processing_class, self._batch_size)
         with _unseen():
             scores = {
-                o.info.name: o.measure(
-                    model, self._trainer.processing_class, self._items[o.info.name]
-                )
-                for o in self._objectives
+                o.info.name: o.measure(asked, self._items[o.info.name]) for o in self._objectives
             }
         for name, found in scores.items():
             require_scores(name, f"step {state.global_step}", self._items[name], found)

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from peft import LoraConfig
 
+from backtrack.evaluate.engine import RunFacts
+from backtrack.evaluate.transformers_engine import TransformersEngine
+from backtrack.evaluate.vllm.engine import VllmEngine
 from backtrack.path.placement import Placement
-from backtrack.recipe import PlacementSection, Recipe, VllmEngine
-from backtrack.selection.measure.serving import serve
+from backtrack.recipe import PlacementSection, Recipe, VllmSection
 from tests.models import make_base, make_full_run, make_peft_run
 from tests.path.tuners import configs
 
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from backtrack.evaluate.vllm.placement import VllmPlacement
     from backtrack.run.directory import Run
 
 ENGINE: dict[str, Any] = {
@@ -30,13 +31,24 @@ ENGINE: dict[str, Any] = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Collect what needs vLLM last, so that its engines do not stand beside other tests."""
+    """Collect what needs vLLM last, so that its engines do not run beside other tests."""
     items.sort(key=lambda item: item.get_closest_marker("vllm") is not None)
 
 
-def start(run: Run, form: Any = "auto", **changes: Any) -> VllmPlacement:
-    engine = VllmEngine.model_validate(ENGINE | changes)
-    return serve(run, PlacementSection(form=form), engine)
+def facts(run: Run) -> RunFacts:
+    return RunFacts(run.base, run.final, run.path, batch_size=4)
+
+
+def start(run: Run, form: Any = "auto", **changes: Any) -> VllmEngine:
+    settings = VllmSection.model_validate(ENGINE | changes)
+    folder = run.folder(run.final.step)
+    options = VllmEngine.placement_options(PlacementSection(form=form), folder)
+    return VllmEngine(Placement(run, **options), settings, facts(run))
+
+
+def by_transformers(run: Run, form: Any = "auto") -> TransformersEngine:
+    """The same run, answered in this process."""
+    return TransformersEngine(Placement(run, form=form, device="cpu"), None, facts(run))
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +64,7 @@ def lora_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="session")
 def merged_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
-    """Runs that stand merged: full fine-tuning of a model with tied embeddings, and OFT."""
+    """Runs whose points are merged: full fine-tuning of a model with tied embeddings, and OFT."""
     folder = tmp_path_factory.mktemp("merged")
     base = make_base(folder / "base", width=64, tied=True)
     return {
@@ -62,17 +74,17 @@ def merged_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
 
 
 @pytest.fixture(scope="session")
-def judge(lora_run: Run) -> Placement:
-    """The same run, asked by transformers."""
-    return Placement(lora_run, device="cpu")
+def reference(lora_run: Run) -> TransformersEngine:
+    """The same run, answered in this process."""
+    return by_transformers(lora_run)
 
 
 @pytest.fixture(scope="session")
-def served(lora_run: Run) -> Iterator[VllmPlacement]:
+def served(lora_run: Run) -> Iterator[VllmEngine]:
     """An engine for the tests of one session; one of them kills it."""
-    placement = start(lora_run)
-    yield placement
-    placement.close()
+    engine = start(lora_run)
+    yield engine
+    engine.close()
 
 
 def recipe_of(objectives: list[dict[str, Any]], engine: Any = "transformers") -> Recipe:

@@ -13,13 +13,14 @@ import pytest
 
 from backtrack.errors import EngineError
 from backtrack.evaluate.build import build_objectives
-from backtrack.evaluate.forward import Greedy, Scored, complete, encode, losses
-from backtrack.evaluate.vllm.placement import VllmPlacement
-from backtrack.evaluate.vllm.process import Engine
-from backtrack.path.placement import Placement
+from backtrack.evaluate.encoding import encode
+from backtrack.evaluate.language_model import CompletionLimits, Sampling, ScoredSequence
+from backtrack.evaluate.transformers_engine import TransformersEngine
+from backtrack.evaluate.vllm.engine import VllmEngine
+from backtrack.evaluate.vllm.process import VllmProcess
 from backtrack.point import Point
 from backtrack.selection.search.driver import search
-from tests.evaluate.vllm.conftest import ENGINE, recipe_of, start, write_jsonl
+from tests.evaluate.vllm.conftest import ENGINE, by_transformers, recipe_of, start, write_jsonl
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,15 +42,16 @@ POINTS = [
     Point(step=20, alpha=1, profile="modules(1,0.2)"),
 ]
 PROMPTS = ["the quick brown", "a", "Hello, wor", "12+30=", "zzz"]
-ENDS = Greedy(12, ("\n", "q"))
+LIMITS = CompletionLimits(12, ("\n", "q"))
 
 
-def answers(placement: Any, point: Point) -> tuple[list[str], list[float]]:
-    placement.place(point)
-    prompts = [encode(placement.tokenizer, prompt) for prompt in PROMPTS]
-    scored = [Scored([*ids, 5, 6, 7, 8], len(ids)) for ids in prompts]
-    texts = complete(placement.model, placement.tokenizer, prompts, ENDS, 4)
-    return texts, losses(placement.model, scored, 4)
+def answers(engine: VllmEngine | TransformersEngine, point: Point) -> Any:
+    engine.place(point)
+    model = engine.language_model
+    prompts = [encode(model.tokenizer, prompt) for prompt in PROMPTS]
+    scored = [ScoredSequence([*ids, 5, 6, 7, 8], len(ids)) for ids in prompts]
+    texts = [each[0] for each in model.complete(prompts, LIMITS)]
+    return texts, [likelihood.log_likelihood for likelihood in model.score(scored)]
 
 
 def engines() -> set[int]:
@@ -66,40 +68,41 @@ def kill(pids: set[int]) -> None:
     time.sleep(0.5)
 
 
-def counted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def counted(process: VllmProcess, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Prompts of each batch that the engine is really given."""
     sizes: list[int] = []
-    ask = engine.generate
+    ask = process.generate
 
     def counting(prompts: Any, *more: Any) -> Any:
         sizes.append(len(prompts))
         return ask(prompts, *more)
 
-    monkeypatch.setattr(engine, "generate", counting)
+    monkeypatch.setattr(process, "generate", counting)
     return sizes
 
 
 def test_strengths_steps_and_profiles_in_one_batch_answer_as_transformers_at_each(
-    served: VllmPlacement, judge: Placement, monkeypatch: pytest.MonkeyPatch
+    served: VllmEngine, reference: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes = counted(served.engine, monkeypatch)
+    sizes = counted(served.process, monkeypatch)
     served.expect(POINTS)
     for point in POINTS:
         texts, nats = answers(served, point)
-        expected_texts, expected_nats = answers(judge, point)
+        expected_texts, expected_nats = answers(reference, point)
         assert texts == expected_texts, point
         assert nats == pytest.approx(expected_nats, abs=1e-4), point
     assert sizes == [len(POINTS) * len(PROMPTS)] * 2  # completions of all points, then scores
-    assert len({tuple(answers(judge, point)[0]) for point in POINTS}) > 2
+    assert len({tuple(answers(reference, point)[0]) for point in POINTS}) > 2
 
 
 def test_every_objective_scores_item_by_item_as_with_transformers(
-    served: VllmPlacement, judge: Placement, toys: Any, tmp_path: Path
+    served: VllmEngine, reference: TransformersEngine, toys: Any, tmp_path: Path
 ) -> None:
-    judge.place(POINTS[1])
+    reference.place(POINTS[1])
     prompts = [f"{prompt} {i}" for i in range(4) for prompt in PROMPTS]
-    ids = [encode(judge.tokenizer, prompt) for prompt in prompts]
-    texts = complete(judge.model, judge.tokenizer, ids, Greedy(4, ()), 4)
+    ids = [encode(reference.tokenizer, prompt) for prompt in prompts]
+    completions = reference.language_model.complete(ids, CompletionLimits(4, ()))
+    texts = [each[0] for each in completions]
     records = [
         {"prompt": p, "completion": t.strip() or "x", "choices": [t.strip() or "x", "yy", "zz"]}
         for p, t in zip(prompts, texts, strict=True)
@@ -118,24 +121,24 @@ def test_every_objective_scores_item_by_item_as_with_transformers(
         {**of_task, "task": "toy_choice", "metric": "acc"},
     ]
     by_engine = build_objectives(recipe_of(asked, ENGINE), served.tokenizer)
-    by_hand = build_objectives(recipe_of(asked), judge.tokenizer)
+    by_hand = build_objectives(recipe_of(asked), reference.tokenizer)
     served.expect(POINTS[:3])
     right = 0.0
     for point in POINTS[:3]:
         served.place(point)
-        judge.place(point)
+        reference.place(point)
         for ours, theirs in zip(by_engine, by_hand, strict=True):
             assert ours.info.fingerprint != theirs.info.fingerprint
             items = ours.item_ids[:20]
-            found = ours.measure(served.model, served.tokenizer, items)
-            expected = theirs.measure(judge.model, judge.tokenizer, items)
+            found = ours.measure(served.language_model, items)
+            expected = theirs.measure(reference.language_model, items)
             assert found == pytest.approx(expected, abs=1e-4), (point, ours.info.name)
             right += sum(found) if ours.info.name == "exact" else 0
     assert 20 <= right < 60  # all right where the answers come from, not so elsewhere
 
 
 def test_sampled_answers_are_averaged_have_their_own_seeds_and_do_not_hang_on_company(
-    served: VllmPlacement, toys: Any, tmp_path: Path
+    served: VllmEngine, toys: Any, tmp_path: Path
 ) -> None:
     records = [{"prompt": p, "completion": "a"} for p in PROMPTS]
     path = write_jsonl(tmp_path / "letters.jsonl", records)
@@ -149,29 +152,25 @@ def test_sampled_answers_are_averaged_have_their_own_seeds_and_do_not_hang_on_co
         items = objective.item_ids[:5]
         served.expect([])
         served.place(POINTS[1])
-        alone = objective.measure(served.model, served.tokenizer, items)
+        alone = objective.measure(served.language_model, items)
         served.place(POINTS[2])
         served.expect(POINTS[:4])
-        other = objective.measure(served.model, served.tokenizer, items)
+        other = objective.measure(served.language_model, items)
         served.place(POINTS[1])
-        assert objective.measure(served.model, served.tokenizer, items) == alone
+        assert objective.measure(served.language_model, items) == alone
         assert all(score * 24 == pytest.approx(round(score * 24)) for score in (*alone, *other))
-    prompts = [[5, 6, 7], [5, 6, 8]]
-    drawn = served.model.complete(prompts, Greedy(6, ()), [], _sampling(samples=5))
-    assert len({ids for each in drawn for ids in each}) == 10
-    again = served.model.complete(prompts[1:], Greedy(6, ()), [], _sampling(samples=5))
+    prompts, limits = [[5, 6, 7], [5, 6, 8]], CompletionLimits(6, ())
+    five = Sampling(5, temperature=1.0)
+    drawn = served.language_model._complete(prompts, limits, [], five)
+    assert len({tuple(ids) for each in drawn for ids in each}) == 10
+    again = served.language_model._complete(prompts[1:], limits, [], five)
     assert again == drawn[1:]
-    assert served.model.complete(prompts, Greedy(6, ()), [], _sampling(samples=5, seed=1)) != drawn
-
-
-def _sampling(**given: Any) -> Any:
-    from backtrack.recipe import SamplingSection
-
-    return SamplingSection.model_validate({"temperature": 1.0, **given})
+    other = served.language_model._complete(prompts, limits, [], five._replace(seed=1))
+    assert other != drawn
 
 
 def test_a_search_goes_on_in_a_fresh_engine_when_its_engine_is_killed(
-    lora_run: Run, served: VllmPlacement, judge: Placement, tmp_path: Path
+    lora_run: Run, served: VllmEngine, reference: TransformersEngine, tmp_path: Path
 ) -> None:
     records = [{"prompt": f"{p} {i}", "completion": "abc"} for i in range(8) for p in PROMPTS]
     path = write_jsonl(tmp_path / "items.jsonl", records)
@@ -187,7 +186,7 @@ def test_a_search_goes_on_in_a_fresh_engine_when_its_engine_is_killed(
     }  # fmt: skip
     recipe = recipe_of(asked, ENGINE)
     recipe = recipe.model_validate({**recipe.model_dump(), **section})
-    starts = served.engine.num_starts
+    starts = served.process.num_starts
     seen: list[Any] = []
 
     def kill_once(progress: Any) -> None:
@@ -197,13 +196,13 @@ def test_a_search_goes_on_in_a_fresh_engine_when_its_engine_is_killed(
 
     served.expect([])
     found = search(lora_run, placement=served, recipe=recipe, on_progress=kill_once)
-    assert served.engine.num_starts == starts + 1
+    assert served.process.num_starts == starts + 1
     assert len(found) == 4 * 2
     assert lora_run.measurements() == found
-    by_hand = {o.info.name: o for o in build_objectives(recipe_of(asked), judge.tokenizer)}
+    by_hand = {o.info.name: o for o in build_objectives(recipe_of(asked), reference.tokenizer)}
     for m in found:
-        judge.place(m.point)
-        expected = by_hand[m.objective.name].measure(judge.model, judge.tokenizer, m.item_ids)
+        reference.place(m.point)
+        expected = by_hand[m.objective.name].measure(reference.language_model, m.item_ids)
         assert m.scores == pytest.approx(expected, abs=1e-4), m.point
         assert m.num_tokens
 
@@ -213,20 +212,20 @@ def test_weights_replaced_in_place_answer_as_transformers_and_after_a_kill_too(
     merged_runs: dict[str, Run], kind: str
 ) -> None:
     before = engines()
-    placement = start(merged_runs[kind])
+    engine = start(merged_runs[kind])
     try:
-        assert placement.form == "merged"
-        judge = Placement(merged_runs[kind], form="merged", device="cpu")
+        assert engine.form == "merged"
+        reference = by_transformers(merged_runs[kind], "merged")
         points = [Point(step=20), Point(step=10, alpha=0.5), Point.base(), Point(step=20)]
-        expected = [answers(judge, point) for point in points]
-        found = [answers(placement, point) for point in points]
+        expected = [answers(reference, point) for point in points]
+        found = [answers(engine, point) for point in points]
         if kind == "full":
             kill(engines() - before)
-            found.append(answers(placement, points[1]))
+            found.append(answers(engine, points[1]))
             expected.append(expected[1])
-            assert placement.engine.num_starts == 2
+            assert engine.process.num_starts == 2
     finally:
-        placement.close()
+        engine.close()
     for (texts, nats), (expected_texts, expected_nats) in zip(found, expected, strict=True):
         assert texts == expected_texts
         assert nats == pytest.approx(expected_nats, abs=1e-4)
@@ -235,8 +234,8 @@ def test_weights_replaced_in_place_answer_as_transformers_and_after_a_kill_too(
 def test_an_engine_that_leaves_a_tied_head_behind_is_refused(
     merged_runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, written = engines(), VllmPlacement._written
-    monkeypatch.setattr(VllmPlacement, "_written", lambda self, point, **_: written(self, point))
+    before, written = engines(), VllmEngine._written
+    monkeypatch.setattr(VllmEngine, "_written", lambda self, point, **_: written(self, point))
     with pytest.raises(EngineError, match=r"at step 20 .*: log-likelihoods .* nats apart"):
         start(merged_runs["full"])
     deadline = time.monotonic() + 20

@@ -9,6 +9,7 @@ import pytest
 
 from backtrack.errors import ObjectiveError
 from backtrack.evaluate.build import build_objectives
+from tests.evaluate.asking import as_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,18 +63,18 @@ def build(tmp_path: Path, monkeypatch, recipe_of, request):
 def test_scores_come_in_the_order_asked(build, model):
     objective = build("named")
     assert objective.item_ids == ("named/b", "named/a", "deep/c")
-    assert objective.measure(model, None, ["deep/c", "named/b", "named/a"]) == (3, 2, 1)
+    assert objective.measure(as_model(model, None), ["deep/c", "named/b", "named/a"]) == (3, 2, 1)
 
 
 def test_items_can_be_counted_instead_of_named(build, model):
     objective = build("counted", items=12, direction="minimize", unit="words")
-    assert objective.measure(model, None, ["counted/11", "counted/2"]) == (11, 2)
+    assert objective.measure(as_model(model, None), ["counted/11", "counted/2"]) == (11, 2)
     assert (objective.info.direction, objective.info.unit) == ("minimize", "words")
 
 
 def test_the_import_path_is_as_before(build, model):
     before = list(sys.path)
-    build("named").measure(model, None, ["named/a"])
+    build("named").measure(as_model(model, None), ["named/a"])
     assert sys.path == before
 
 
@@ -113,5 +114,5 @@ def test_a_function_that_cannot_be_used_is_refused_at_once(build, function, sett
 def test_what_a_function_gets_wrong_is_named(build, model, function, message):
     objective = build(function, items=2)
     with pytest.raises(ObjectiveError, match=message):
-        objective.measure(model, None, objective.item_ids)
+        objective.measure(as_model(model, None), objective.item_ids)
     assert not model.training

@@ -15,7 +15,8 @@ from peft import LoraConfig, get_peft_model
 
 from backtrack.errors import ObjectiveError
 from backtrack.evaluate.build import build_objectives
-from backtrack.evaluate.objectives import lm_eval_task as harness
+from backtrack.evaluate.objectives import lm_eval_library as library
+from tests.evaluate.asking import as_model
 
 NEXT = {"kind": "lm_eval", "task": "toy_next", "metric": "exact_match", "filter": "whole"}
 CHOICE = {"kind": "lm_eval", "task": "toy_choice", "metric": "acc"}
@@ -36,14 +37,14 @@ def build(toys, recipe_of, tokenizer):
 def calls(monkeypatch):
     """What lm-eval was asked and what it answered, call by call; lm-eval itself runs."""
     seen: list[dict[str, Any]] = []
-    real: Any = vars(harness)["evaluate"]
+    real: Any = vars(library)["evaluate"]
 
     def recording(*args: Any, **kwargs: Any) -> Any:
         answer = real(*args, **kwargs)
         seen.append({"asked": kwargs, "samples": copy.deepcopy(answer["samples"])})
         return answer
 
-    monkeypatch.setattr(harness, "evaluate", recording)
+    monkeypatch.setattr(library, "evaluate", recording)
     return seen
 
 
@@ -80,19 +81,19 @@ def test_each_document_has_its_own_score_in_whatever_order_it_is_asked(
     build, successor, tokenizer
 ):
     asked = numbered("toy_next", 50, 3, 7, 59, 0, 1)
-    assert build(NEXT).measure(successor, tokenizer, asked) == (1, 0, 1, 1, 0, 1)
+    assert build(NEXT).measure(as_model(successor, tokenizer), asked) == (1, 0, 1, 1, 0, 1)
 
 
 def test_likelihood_tasks_give_the_same_items_right(build, successor, tokenizer):
     asked = numbered("toy_choice", 50, 3, 7, 59, 0, 1)
-    assert build(CHOICE).measure(successor, tokenizer, asked) == (1, 0, 1, 1, 0, 1)
+    assert build(CHOICE).measure(as_model(successor, tokenizer), asked) == (1, 0, 1, 1, 0, 1)
 
 
 def test_few_shot_prompts_are_the_same_at_every_call(build, successor, tokenizer, calls):
     objective = build(NEXT)
     asked = numbered("toy_next", 2, 5, 11)
-    objective.measure(successor, tokenizer, asked)
-    objective.measure(successor, tokenizer, asked)
+    objective.measure(as_model(successor, tokenizer), asked)
+    objective.measure(as_model(successor, tokenizer), asked)
     assert prompts(calls[0]) == prompts(calls[1])
 
 
@@ -100,14 +101,14 @@ def test_few_shot_prompts_do_not_depend_on_the_other_documents_asked_for(
     build, successor, tokenizer, calls
 ):
     objective = build(NEXT)
-    objective.measure(successor, tokenizer, numbered("toy_next", 2, 5, 11))
-    objective.measure(successor, tokenizer, numbered("toy_next", 11))
+    objective.measure(as_model(successor, tokenizer), numbered("toy_next", 2, 5, 11))
+    objective.measure(as_model(successor, tokenizer), numbered("toy_next", 11))
     name = "toy_next/11"
     assert prompts(calls[0])[name] == prompts(calls[1])[name]
 
 
 def test_few_shot_examples_differ_between_documents(build, successor, tokenizer, calls):
-    build(NEXT).measure(successor, tokenizer, numbered("toy_next", *range(6)))
+    build(NEXT).measure(as_model(successor, tokenizer), numbered("toy_next", *range(6)))
     shots = {tuple(re.findall(r"shot \d+", p[0])) for p in prompts(calls[0]).values()}
     assert len(shots) > 3
 
@@ -115,9 +116,9 @@ def test_few_shot_examples_differ_between_documents(build, successor, tokenizer,
 def test_documents_that_a_task_shuffles_are_shuffled_once(build, successor, tokenizer, calls):
     objective = build(CHOICE, task="toy_shuffled")
     asked = numbered("toy_shuffled", *range(8))
-    objective.measure(successor, tokenizer, asked)
+    objective.measure(as_model(successor, tokenizer), asked)
     random.seed(99)
-    objective.measure(successor, tokenizer, asked)
+    objective.measure(as_model(successor, tokenizer), asked)
     documents = [[s["doc"] for s in call["samples"]["toy_shuffled"]] for call in calls]
     assert documents[0] == documents[1]
     assert build(CHOICE, task="toy_shuffled").info == objective.info
@@ -126,26 +127,26 @@ def test_documents_that_a_task_shuffles_are_shuffled_once(build, successor, toke
 def test_weights_changed_in_place_change_the_scores_and_back(build, successor, tokenizer):
     objective = build(NEXT)
     asked = numbered("toy_next", *range(10))
-    before = objective.measure(successor, tokenizer, asked)
+    before = objective.measure(as_model(successor, tokenizer), asked)
     head = successor.lm_head.weight
     kept = head.detach().clone()
     with torch.no_grad():
         head.zero_()
-    silenced = objective.measure(successor, tokenizer, asked)
+    silenced = objective.measure(as_model(successor, tokenizer), asked)
     with torch.no_grad():
         head.copy_(kept)
     assert sum(before) == 3
     assert sum(silenced) == 0
-    assert objective.measure(successor, tokenizer, asked) == before
+    assert objective.measure(as_model(successor, tokenizer), asked) == before
 
 
 def test_the_batch_size_is_the_recipes_and_the_batches_repeat(build, model, tokenizer):
-    objective = build(CHOICE, batch_size=3)
+    objective = build(CHOICE)
     asked = numbered("toy_choice", *range(7))
     shapes = batches_of(model)
-    first = objective.measure(model, tokenizer, asked)
+    first = objective.measure(as_model(model, tokenizer, 3), asked)
     num_first = len(shapes)
-    again = objective.measure(model, tokenizer, asked[::-1])
+    again = objective.measure(as_model(model, tokenizer, 3), asked[::-1])
     assert {rows for rows, _ in shapes[:-1]} <= {1, 2, 3}
     assert max(rows for rows, _ in shapes) == 3
     assert shapes[num_first:] == shapes[:num_first]
@@ -155,7 +156,7 @@ def test_the_batch_size_is_the_recipes_and_the_batches_repeat(build, model, toke
 def test_lm_eval_is_asked_for_sorted_documents_without_limit_or_cache(
     build, successor, tokenizer, calls
 ):
-    build(NEXT).measure(successor, tokenizer, numbered("toy_next", 50, 3, 7))
+    build(NEXT).measure(as_model(successor, tokenizer), numbered("toy_next", 50, 3, 7))
     asked = calls[0]["asked"]
     assert asked["samples"] == {"toy_next": [3, 7, 50]}
     assert asked.get("limit") is None
@@ -169,7 +170,7 @@ def test_only_the_tasks_asked_for_are_evaluated(build, successor, tokenizer, cal
         "toy_choice",
         "toy_shuffled",
     }
-    objective.measure(successor, tokenizer, ["toy_shuffled/3"])
+    objective.measure(as_model(successor, tokenizer), ["toy_shuffled/3"])
     assert list(calls[0]["samples"]) == ["toy_shuffled"]
     assert len(calls[0]["samples"]["toy_shuffled"]) == 1
 
@@ -183,22 +184,22 @@ def test_groups_and_wildcards_name_tasks(build, task):
 
 def test_each_filter_has_scores_of_its_own(build, successor, tokenizer):
     asked = numbered("toy_next", 1, 2)
-    whole = build(NEXT).measure(successor, tokenizer, asked)
-    letter = build(NEXT, filter="first-letter").measure(successor, tokenizer, asked)
+    whole = build(NEXT).measure(as_model(successor, tokenizer), asked)
+    letter = build(NEXT, filter="first-letter").measure(as_model(successor, tokenizer), asked)
     assert (whole, letter) == ((1, 0), (0, 0))
 
 
 def test_generated_length_is_the_recipes_beyond_lm_evals_default(
     build, successor, tokenizer, calls
 ):
-    build(NEXT, max_gen_toks=300).measure(successor, tokenizer, ["toy_next/0"])
+    build(NEXT, max_gen_toks=300).measure(as_model(successor, tokenizer), ["toy_next/0"])
     answer = calls[0]["samples"]["toy_next"][0]["resps"][0][0]
     assert len(answer) == 300
 
 
 def test_the_number_of_few_shot_examples_is_the_recipes(build, successor, tokenizer, calls):
-    build(NEXT, num_fewshot=5).measure(successor, tokenizer, ["toy_next/0"])
-    build(NEXT, num_fewshot=0).measure(successor, tokenizer, ["toy_next/0"])
+    build(NEXT, num_fewshot=5).measure(as_model(successor, tokenizer), ["toy_next/0"])
+    build(NEXT, num_fewshot=0).measure(as_model(successor, tokenizer), ["toy_next/0"])
     counts = [prompts(call)["toy_next/0"][0].count("shot") for call in calls]
     assert counts == [5, 0]
 
@@ -210,7 +211,7 @@ def test_model_and_tokenizer_are_left_as_they_were(build, model, fresh_tokenizer
     tokenizer = fresh_tokenizer()
     model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    scores = build(CHOICE).measure(model, tokenizer, numbered("toy_choice", *range(4)))
+    scores = build(CHOICE).measure(as_model(model, tokenizer), numbered("toy_choice", *range(4)))
     assert len(scores) == 4
     assert model.training
     assert all(module.training for module in model.modules())
@@ -223,8 +224,8 @@ def test_a_model_can_be_trained_after_it_was_measured(build, model, tokenizer):
     model.train()
     model.lm_head.weight = model.model.embed_tokens.weight
     model.config.tie_word_embeddings = True
-    build(CHOICE).measure(model, tokenizer, ["toy_choice/0"])
-    build(NEXT).measure(model, tokenizer, ["toy_next/0"])
+    build(CHOICE).measure(as_model(model, tokenizer), ["toy_choice/0"])
+    build(NEXT).measure(as_model(model, tokenizer), ["toy_next/0"])
     assert model.lm_head.weight is model.model.embed_tokens.weight
     ids = torch.tensor([tokenizer("the cat sat")["input_ids"]])
     model(input_ids=ids, labels=ids).loss.backward()
@@ -233,9 +234,9 @@ def test_a_model_can_be_trained_after_it_was_measured(build, model, tokenizer):
 
 def test_an_adapter_that_is_identity_scores_as_its_base(build, model, tokenizer):
     asked = numbered("toy_choice", *range(8))
-    plain = build(CHOICE).measure(model, tokenizer, asked)
+    plain = build(CHOICE).measure(as_model(model, tokenizer), asked)
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
-    assert build(CHOICE).measure(adapted, tokenizer, asked) == plain
+    assert build(CHOICE).measure(as_model(adapted, tokenizer), asked) == plain
 
 
 def test_global_random_state_is_left_alone(build, successor, tokenizer):
@@ -243,26 +244,21 @@ def test_global_random_state_is_left_alone(build, successor, tokenizer):
     random.seed(5)
     torch.manual_seed(5)
     state = (random.getstate(), torch.get_rng_state().tolist())
-    objective.measure(successor, tokenizer, ["toy_next/0"])
+    objective.measure(as_model(successor, tokenizer), ["toy_next/0"])
     assert (random.getstate(), torch.get_rng_state().tolist()) == state
 
 
 def test_nothing_is_printed_unless_asked(build, successor, tokenizer, capfd):
-    build(NEXT).measure(successor, tokenizer, ["toy_next/0"])
+    build(NEXT).measure(as_model(successor, tokenizer), ["toy_next/0"])
     assert capfd.readouterr() == ("", "")
 
 
-def test_objectives_of_a_recipe_share_loaded_tasks_and_the_wrapped_model(
-    toys, recipe_of, tokenizer, successor
-):
+def test_objectives_of_a_recipe_share_loaded_tasks(toys, recipe_of, tokenizer):
     shared = {**NEXT, "include_path": toys.folder}
     recipe = recipe_of(shared, {**shared, "filter": "first-letter", "name": "letter"})
     built: Any = build_objectives(recipe, tokenizer)
     one, other = built
     assert one._tasks is other._tasks
-    for objective in (one, other):
-        objective.measure(successor, tokenizer, ["toy_next/0"])
-    assert one._harness.wrap(successor, tokenizer) is other._harness.wrap(successor, tokenizer)
 
 
 def test_fingerprint_is_stable_and_covers_settings(build):
@@ -319,16 +315,16 @@ def test_an_aggregate_metric_of_a_choice_task_is_refused(build):
 def test_unknown_and_repeated_items_are_refused(build, successor, tokenizer):
     objective = build(NEXT)
     with pytest.raises(ObjectiveError, match="'toy_next/600'"):
-        objective.measure(successor, tokenizer, ["toy_next/600"])
+        objective.measure(as_model(successor, tokenizer), ["toy_next/600"])
     with pytest.raises(ObjectiveError, match="twice"):
-        objective.measure(successor, tokenizer, numbered("toy_next", 1, 1))
-    assert objective.measure(successor, tokenizer, []) == ()
+        objective.measure(as_model(successor, tokenizer), numbered("toy_next", 1, 1))
+    assert objective.measure(as_model(successor, tokenizer), []) == ()
 
 
-def test_a_failure_of_lm_eval_says_what_and_where(build, successor, tokenizer):
+def test_completions_longer_than_the_context_are_refused(build, successor, tokenizer):
     objective = build(NEXT, max_gen_toks=5000)
-    with pytest.raises(ObjectiveError, match=r"toy_next: lm-eval failed.*5000"):
-        objective.measure(successor, tokenizer, ["toy_next/0"])
+    with pytest.raises(ObjectiveError, match=r"5000 new tokens leave no room.*max_gen_toks"):
+        objective.measure(as_model(successor, tokenizer), ["toy_next/0"])
 
 
 def test_chat_prompts_go_through_the_template(
@@ -345,7 +341,7 @@ def test_chat_prompts_go_through_the_template(
         "fewshot_as_multiturn": True,
     }
     objective = build_objectives(recipe_of(settings), tokenizer)[0]
-    objective.measure(successor, tokenizer, ["toy_next/0"])
+    objective.measure(as_model(successor, tokenizer), ["toy_next/0"])
     prompt = prompts(calls[0])["toy_next/0"][0]
     assert prompt.count("[user]") == 3
     assert prompt.endswith("[assistant]")

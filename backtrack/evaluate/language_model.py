@@ -1,0 +1,210 @@
+"""The one interface between objectives and whatever answers them.
+
+An objective asks a `LanguageModel` two questions: how likely is a text, and how does a prompt go
+on. It cannot tell a model in this process from one behind an engine. A model in this process, one
+that decodes several strengths of an adapter at once, and one served by vLLM differ only in how
+they answer `_score` and `_complete`, both on token ids.
+
+Promised: texts are cut, ended and decoded by the same code whatever answers.
+Not promised: the last bits. Engines, devices and batch shapes round matrix products differently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from backtrack.errors import ObjectiveError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from contextlib import AbstractContextManager
+
+
+class ScoredSequence(NamedTuple):
+    """Token ids of which those from `first` on are scored; those before are only read."""
+
+    ids: list[int]
+    first: int
+
+    @property
+    def num_scored(self) -> int:
+        """Number of tokens that are scored."""
+        return len(self.ids) - self.first
+
+
+class Likelihood(NamedTuple):
+    """How likely the scored tokens of a sequence are.
+
+    Attributes:
+        log_likelihood: Sum over the scored tokens, in nats.
+        is_greedy: Whether each scored token is the most likely one at its position.
+    """
+
+    log_likelihood: float
+    is_greedy: bool
+
+
+class CompletionLimits(NamedTuple):
+    """Where a completion ends: after `max_new_tokens`, or before the first of the `stop` texts."""
+
+    max_new_tokens: int
+    stop: tuple[str, ...]
+
+
+class Sampling(NamedTuple):
+    """How completions are sampled.
+
+    Attributes:
+        samples: Completions per prompt.
+        temperature: The logits are divided by it; above 0.
+        top_p: Smallest share of probability, most likely tokens first, that is sampled from.
+        top_k: Number of most likely tokens that are sampled from; 0 for all.
+        seed: With the prompt and the number of the sample, the seed of a completion.
+    """
+
+    samples: int
+    temperature: float
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+    def seed_of(self, prompt: Sequence[int], number: int) -> int:
+        """The seed of one completion, below 2**32, whatever else is in its batch."""
+        text = f"{self.seed} {number} {list(prompt)}"
+        return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
+
+
+class LanguageModel(ABC):
+    """A causal language model that objectives ask.
+
+    Attributes:
+        tokenizer: The model's tokenizer.
+        context_tokens: Tokens that can be read and scored at once; None if there is no known
+            limit.
+        num_tokens: Tokens read and written so far, padding included where there is some.
+    """
+
+    def __init__(
+        self, tokenizer: Any, context_tokens: int | None, generation_config: Any = None
+    ) -> None:
+        """Set what all implementations share.
+
+        Args:
+            tokenizer: The model's tokenizer.
+            context_tokens: See the class.
+            generation_config: The model's own; its EOS tokens end a completion.
+        """
+        self.tokenizer = tokenizer
+        self.context_tokens = context_tokens
+        self.num_tokens = 0
+        self._generation_config = generation_config
+
+    @property
+    def max_scored_tokens(self) -> int | None:
+        """Length of the longest sequence that can be scored whole; None if there is no limit."""
+        return self.context_tokens
+
+    @abstractmethod
+    def _score(self, sequences: Sequence[ScoredSequence]) -> list[Likelihood]:
+        """Answer `score` for sequences that fit the context."""
+
+    @abstractmethod
+    def _complete(
+        self,
+        prompts: Sequence[list[int]],
+        limits: CompletionLimits,
+        ending: Sequence[int],
+        sampling: Sampling | None,
+    ) -> list[list[Sequence[int]]]:
+        """Answer `complete` in new token ids, for prompts that leave room for them.
+
+        Args:
+            prompts: Token ids, none empty.
+            limits: Where a completion ends.
+            ending: Token ids that end a completion.
+            sampling: How to sample; None for greedy decoding.
+
+        Returns:
+            For each prompt one greedy completion, or `sampling.samples` sampled ones. Tokens
+            after an ending one or after a stop text may be there; they are cut off.
+        """
+
+    def in_process(self) -> AbstractContextManager[Any]:
+        """The torch model in evaluation mode, for functions that call it themselves.
+
+        Raises:
+            ObjectiveError: The model does not run in this process.
+        """
+        raise ObjectiveError(
+            "the function needs a torch model in this process, and an engine answers here. "
+            "Measure with `engine: transformers`."
+        )
+
+    def score(self, sequences: Sequence[ScoredSequence]) -> list[Likelihood]:
+        """How likely the scored tokens of each sequence are.
+
+        A sequence longer than `max_scored_tokens` loses tokens from its left, read ones before
+        scored ones; one token is always read.
+        """
+        return self._score([self.fitting(sequence) for sequence in sequences])
+
+    def fitting(self, sequence: ScoredSequence) -> ScoredSequence:
+        """The sequence as `score` reads it, cut from the left."""
+        limit = self.max_scored_tokens
+        excess = 0 if limit is None else max(0, len(sequence.ids) - limit)
+        return ScoredSequence(sequence.ids[excess:], max(sequence.first - excess, 1))
+
+    def complete(
+        self,
+        prompts: Sequence[list[int]],
+        limits: CompletionLimits,
+        sampling: Sampling | None = None,
+    ) -> list[list[str]]:
+        """Completions of each prompt as text, cut before the first stop text.
+
+        A prompt that leaves no room for `max_new_tokens` in the context is cut from its left. The
+        model's own sampling settings and penalties do not count.
+
+        Args:
+            prompts: Token ids, none empty.
+            limits: Where a completion ends.
+            sampling: How to sample; None for one greedy completion.
+
+        Raises:
+            ObjectiveError: `max_new_tokens` leaves no room for any prompt.
+        """
+        ending = self._ending_tokens()
+        completions = self._complete(self._with_room(prompts, limits), limits, ending, sampling)
+        return [[self._text(ids, ending, limits.stop) for ids in each] for each in completions]
+
+    def _with_room(
+        self, prompts: Sequence[list[int]], limits: CompletionLimits
+    ) -> list[list[int]]:
+        limit = self.context_tokens
+        room = None if limit is None else limit - limits.max_new_tokens
+        if room is not None and room < 1:
+            raise ObjectiveError(
+                f"{limits.max_new_tokens} new tokens leave no room for a prompt in the model's "
+                f"context of {limit} tokens. Lower `max_new_tokens` (`max_gen_toks` for lm-eval)."
+            )
+        return [ids if room is None else ids[-room:] for ids in prompts]
+
+    def _ending_tokens(self) -> list[int]:
+        """EOS tokens of the model's generation config and of the tokenizer, ascending."""
+        of_model = getattr(self._generation_config, "eos_token_id", None)
+        listed = of_model if isinstance(of_model, list) else [of_model]
+        every = {*listed, self.tokenizer.eos_token_id}
+        return sorted(token for token in every if token is not None)
+
+    def _text(self, ids: Sequence[int], ending: Sequence[int], stop: Iterable[str]) -> str:
+        end = next((index for index, token in enumerate(ids) if token in ending), len(ids))
+        text = decoded(self.tokenizer, ids[:end])
+        return text[: min((text.find(s) for s in stop if s in text), default=len(text))]
+
+
+def decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of token ids, without special tokens and otherwise unchanged."""
+    text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text

@@ -1,0 +1,112 @@
+"""lm-eval's own `hf` model and this package's view of one: the same answers to every request."""
+
+from __future__ import annotations
+
+import copy
+import random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+
+from backtrack.errors import ObjectiveError
+from backtrack.evaluate.language_model import Sampling
+from backtrack.evaluate.objectives.lm_eval_model import AskedByLmEval
+from tests.evaluate.asking import as_model
+from tests.evaluate.conftest import CONTEXT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+WORDS = ["the", "cat", "sat", "on", "mat,", "a", "dog", "ran", "to", "hat", "<s>", "é", "  "]
+
+
+def texts(count: int, longest: int = 30) -> list[str]:
+    rng = random.Random(3)
+    return [" ".join(rng.choices(WORDS, k=rng.randint(1, longest))) for _ in range(count)]
+
+
+def requests(kind: Any, arguments: list[tuple[Any, ...]]) -> list[Instance]:
+    return [
+        Instance(request_type=kind, doc={}, arguments=each, idx=0, metadata=("task", i, 1))
+        for i, each in enumerate(arguments)
+    ]
+
+
+@pytest.fixture(params=[True, False], ids=["bos", "no bos"])
+def both(
+    request: pytest.FixtureRequest, model: Any, fresh_tokenizer: Callable[..., Any]
+) -> tuple[Any, Any]:
+    """The same model as lm-eval wraps it, and as it is wrapped here."""
+    tokenizer = fresh_tokenizer(has_bos=request.param)
+    stock = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=3)
+    return stock, AskedByLmEval(as_model(model, tokenizer, 3), None)
+
+
+def test_likelihoods_are_those_of_lm_evals_own_model(both: tuple[Any, Any]) -> None:
+    stock, ours = both
+    contexts = ["", "the cat ", *texts(12), "the cat " * CONTEXT]
+    pairs = [(context, f" {text}") for context in contexts for text in texts(3, 4)]
+    asked = requests("loglikelihood", pairs)
+    expected = stock.loglikelihood(asked, disable_tqdm=True)
+    found = ours.loglikelihood(asked, disable_tqdm=True)
+    assert [f[0] for f in found] == pytest.approx([e[0] for e in expected], rel=1e-5)
+    assert [f[1] for f in found] == [e[1] for e in expected]
+    assert len({f[0] for f in found}) > 30
+
+
+def test_rolling_likelihoods_are_too_also_past_the_context(both: tuple[Any, Any]) -> None:
+    stock, ours = both
+    asked = requests("loglikelihood_rolling", [(text,) for text in texts(4, 900)])
+    expected = stock.loglikelihood_rolling(asked, disable_tqdm=True)
+    assert ours.loglikelihood_rolling(asked, disable_tqdm=True) == pytest.approx(
+        expected, rel=1e-5
+    )
+
+
+def test_completions_are_too(both: tuple[Any, Any]) -> None:
+    stock, ours = both
+    ways: list[dict[str, Any]] = [
+        {"until": ["\n"], "max_gen_toks": 9},
+        {"until": ["a", " the"], "do_sample": False, "temperature": 0.0, "max_gen_toks": 20},
+        {"until": [], "max_new_tokens": 5, "num_beams": 1},
+        {"max_gen_toks": 7},
+    ]
+    long = "cat " * CONTEXT
+    asked = requests("generate_until", [(t, way) for t in [*texts(6), long] for way in ways])
+    expected = stock.generate_until(asked, disable_tqdm=True)
+    assert ours.generate_until(asked, disable_tqdm=True) == expected
+    assert len(set(expected)) > 10
+
+
+def test_a_task_that_samples_gets_the_same_answers_every_time(both: tuple[Any, Any]) -> None:
+    _, ours = both
+    sampled = {"do_sample": True, "temperature": 1.3, "max_gen_toks": 9}
+    asked = requests("generate_until", [(text, sampled) for text in texts(4)])
+    first = ours.generate_until(asked)
+    assert AskedByLmEval(ours._language_model, None).generate_until(asked) == first
+    greedy = requests("generate_until", [(text, {"max_gen_toks": 9}) for text in texts(4)])
+    assert ours.generate_until(greedy) != first
+
+
+def test_each_number_gives_another_sample_and_the_model_is_asked_once(
+    both: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = both[1]._language_model
+    calls: list[int] = []
+    real = model.complete
+    monkeypatch.setattr(model, "complete", lambda p, *more: calls.append(len(p)) or real(p, *more))
+    ours = AskedByLmEval(model, Sampling(3, temperature=1.5))
+    asked = requests("generate_until", [(text, {"max_gen_toks": 9}) for text in texts(4)])
+    answers = []
+    for ours.number in range(3):
+        answers.append(tuple(ours.generate_until(asked)))
+    assert len(set(answers)) == 3
+    assert calls == [4]
+
+
+def test_what_no_engine_offers_is_refused_by_name(both: tuple[Any, Any]) -> None:
+    asked = requests("generate_until", [("the cat", {"num_beams": 4, "max_gen_toks": 3})])
+    with pytest.raises(ObjectiveError, match="set 'num_beams' to 4, which is not supported"):
+        both[1].generate_until(asked)
