@@ -84,9 +84,11 @@ def test_windows_of_running_text_do_not_overlap(tmp_path):
 def test_tasks_of_lm_eval_give_their_documents_without_answers(shared, monkeypatch):
     monkeypatch.chdir(shared / "data")
     asked = recipe(
-        {"kind": "lm_eval", "role": "target", "task": "gsm8k", "metric": "exact_match"},
-        {"kind": "lm_eval", "role": "general", "task": "nq_open", "metric": "exact_match"},
-    )
+        {"kind": "lm_eval", "role": "target", "task": "gsm8k", "metric": "exact_match",
+         "filter": "strict-match"},
+        {"kind": "lm_eval", "role": "general", "task": "nq_open", "metric": "exact_match",
+         "filter": "remove_whitespace"},
+    )  # fmt: skip
     target, general = find_prompts(asked, {}, standing(context=512), 4, seed=0)
     assert all(text.startswith("Question:") for text in texts(target))
     assert all(text.endswith("Answer:") for text in texts(target))
