@@ -105,7 +105,7 @@ def runs(
     is_quiet: QuietOption = False,
 ) -> None:
     """List runs with their state, the newest first."""
-    from backtrack.run.directory import find_runs
+    from backtrack.run.finding import find_runs
 
     paths = find_runs(folder)
     if is_quiet:

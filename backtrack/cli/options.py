@@ -11,7 +11,7 @@ import typer
 
 def run_names(incomplete: str) -> list[str]:
     """Runs in `runs/`, for the shell's completion."""
-    from backtrack.run.directory import find_runs
+    from backtrack.run.finding import find_runs
 
     return [path.name for path in find_runs(Path("runs")) if path.name.startswith(incomplete)]
 

@@ -20,7 +20,7 @@ from backtrack.evaluate.vllm.check import require_same_answers
 from backtrack.evaluate.vllm.model import EngineModel
 from backtrack.evaluate.vllm.process import Adapter, Engine
 from backtrack.point import Point
-from backtrack.run.reader import base_folder
+from backtrack.run.checkpoint_reader import base_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

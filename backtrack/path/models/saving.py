@@ -15,8 +15,8 @@ from backtrack.errors import UsageError
 from backtrack.path.adapters.rewritten_base import uniform_lora
 from backtrack.path.models.embeddings import untied
 from backtrack.path.models.loading import read_adapter_config
-from backtrack.run.reader import read_tensors, shapes
-from backtrack.run.writer import is_adapter
+from backtrack.run.checkpoint_reader import read_tensors, shapes
+from backtrack.run.checkpoint_writer import is_adapter
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,7 +18,7 @@ from backtrack.errors import BacktrackError
 from backtrack.evaluate.objectives.documents import load_records, render
 from backtrack.evaluate.objectives.objective import Readable
 from backtrack.recipe import ExamplesObjective, LmEvalObjective, TextObjective
-from backtrack.run.directory import write_atomically
+from backtrack.run.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from backtrack.errors import CheckpointError, PointError
 from backtrack.run.bits import write_safetensors
+from backtrack.run.checkpoint_writer import digest_once, remove_folders, write_checkpoint
 from backtrack.run.codec import CODED_FILE, decode, encode, read_table
-from backtrack.run.writer import digest_once, remove_folders, write_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
