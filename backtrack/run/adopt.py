@@ -86,6 +86,7 @@ def adopt(  # noqa: PLR0913  # the front door: every argument but the source is 
         created=now(),
     )
     run = _create(Path(runs) / manifest.name, manifest, entries, recipe)
+    logger.info("adopted %s as %s: %d checkpoints", source, run.path, len(run.steps))
     for sentence in skipped:
         on_skip(sentence)
     return run

@@ -76,6 +76,7 @@ def write_checkpoint(
     entry = entry.model_copy(update={"distance": distance})
     run.add_entry(entry)
     remove_folders(run, step, but=name)
+    logger.info("wrote step %d: %s, %d bytes", step, entry.storage, entry.num_bytes)
     return entry
 
 

@@ -73,6 +73,7 @@ def read_bits(run: Run, step: int) -> dict[str, Bits]:
     Raises:
         CheckpointError: A file of its chain is missing, truncated or damaged.
     """
+    logger.debug("decoding step %d through %s", step, links(run, step))
     files: list[CodedFile] = []
     for link in links(run, step):
         try:

@@ -11,7 +11,6 @@ the next one begins on a line of its own. A step whose folder is gone is named, 
 
 from __future__ import annotations
 
-import fcntl
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -24,7 +23,13 @@ from backtrack.recipe import Recipe
 from backtrack.records import CheckpointEntry, Manifest, Measurement
 from backtrack.records.selection import Selection
 from backtrack.records.sweep import Sweep
-from backtrack.run.files import append_line, read_lines, read_record, write_atomically
+from backtrack.run.files import (
+    append_line,
+    hold_lock,
+    read_lines,
+    read_record,
+    write_atomically,
+)
 
 if TYPE_CHECKING:
     from backtrack.records import BaseModelReference
@@ -103,6 +108,7 @@ class Run:
                 f"{path}`."
             )
         manifest = read_record(path / MANIFEST, Manifest)
+        logger.info("opened %s: %s of %s", path, manifest.method.kind, manifest.base.model)
         return cls(path, manifest, _read_recipe(path / "recipe.resolved.json"))
 
     def write_recipe(self, recipe: Recipe, text: str | None = None) -> None:
@@ -224,12 +230,8 @@ class Run:
         lock = self.path / SEARCH_LOCK
         if not lock.exists():
             return False
-        with lock.open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
+        with hold_lock(lock) as is_free:
+            return not is_free
 
     def measured_recipe(self) -> Recipe | None:
         """The recipe the measurements were last made by; the run's own where none is on record.

@@ -1,17 +1,20 @@
-"""Read and write the files of a run: atomic writes, locked appends, checked records.
+"""Read and write the files of a run: atomic writes, locks, locked appends, checked records.
 
-Promised: what was whole at a kill is read back whole. A last line cut short is passed over, and
-the next one begins on a line of its own.
+Promised: a file that was whole when a process was killed is read back whole. An incomplete last
+line is skipped, and the next append starts a new line. A lock ends with the process that holds it.
 """
 
 from __future__ import annotations
 
-import fcntl
+import itertools
 import json
 import os
+import time
 import uuid
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+from filelock import lock_descriptor
 from pydantic import ValidationError
 
 from backtrack.errors import RunError
@@ -20,8 +23,13 @@ from backtrack.records import Record
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+    from typing import BinaryIO
 
 RecordType = TypeVar("RecordType", bound=Record)
+
+_POLL_SECONDS = 0.005
+_GATE_SECONDS = 2.0
+"""How long a shared holder waits while others pass the lock file that it must pass too."""
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -40,26 +48,78 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line under a lock, on disk on return. A torn last line is closed first."""
+    """Append one line under a lock, on disk on return. An incomplete last line is closed first."""
     with path.open("a+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock_descriptor(file.fileno(), poll_interval=_POLL_SECONDS)
         size = file.seek(0, os.SEEK_END)
-        torn = False
+        is_torn = False
         if size:
             file.seek(size - 1)
-            torn = file.read(1) != b"\n"
-        file.write((b"\n" if torn else b"") + line.encode() + b"\n")
+            is_torn = file.read(1) != b"\n"
+        file.write((b"\n" if is_torn else b"") + line.encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Put a folder's entries on disk, so that a rename outlives a power cut."""
+    """Sync a folder's entries to disk, so that a rename survives a power cut."""
+    if os.name == "nt":  # Windows does not open folders
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def hold_lock(path: Path, *, is_shared: bool = False) -> Iterator[bool]:
+    """Hold a lock for the `with` block if it is free; yield whether it was.
+
+    Shared holders hold it together, each through a lock file of its own beside `path`; any other
+    holder holds it alone.
+
+    Args:
+        path: The lock file; created if missing.
+        is_shared: Whether other shared holders may hold it at the same time.
+    """
+    with ExitStack() as stack:
+        is_held = _lock_shared(path, stack) if is_shared else _lock_alone(path, stack)
+        if not is_held:
+            stack.close()
+        yield is_held
+
+
+def _lock_alone(path: Path, stack: ExitStack) -> bool:
+    return all(_lock(file, stack) for file in (path, *path.parent.glob(f"{path.name}.*")))
+
+
+def _lock_shared(path: Path, stack: ExitStack) -> bool:
+    with ExitStack() as gate:
+        if not _lock(path, gate, patience_seconds=_GATE_SECONDS):
+            return False
+        shares = (path.with_name(f"{path.name}.{number}") for number in itertools.count())
+        return any(_lock(share, stack) for share in shares)
+
+
+def _lock(path: Path, stack: ExitStack, *, patience_seconds: float = 0) -> bool:
+    """Lock a file until the stack closes, or return False if it stays locked by another."""
+    file = _open_lock(path)
+    deadline = time.monotonic() + patience_seconds
+    while not lock_descriptor(file.fileno(), blocking=False):
+        if time.monotonic() >= deadline:
+            file.close()
+            return False
+        time.sleep(_POLL_SECONDS)
+    stack.callback(file.close)
+    return True
+
+
+def _open_lock(path: Path) -> BinaryIO:
+    try:
+        return path.open("ab")
+    except PermissionError:
+        return path.open("rb")  # a run that others own can still be looked at
 
 
 def read_lines(path: Path, kind: type[RecordType]) -> Iterator[RecordType]:
