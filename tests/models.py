@@ -16,9 +16,10 @@ from transformers import (
 )
 
 from backtrack.records import BaseModelReference, Manifest, Method
-from backtrack.run.directory import Run, now
-from backtrack.run.reader import fingerprint, read_checkpoint
-from backtrack.run.writer import write_checkpoint
+from backtrack.records.record import now
+from backtrack.run.checkpoint_reader import fingerprint, read_checkpoint
+from backtrack.run.checkpoint_writer import write_checkpoint
+from backtrack.run.directory import Run
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:;?!'\"+-*/=()\n"
 

@@ -135,6 +135,35 @@ def test_runs_are_listed_with_what_each_waits_for(
     assert set(in_process(capsys, "runs", "-q").split()) == set(states)
 
 
+def test_verbose_logs_to_standard_error_and_leaves_json_alone(place: Path) -> None:
+    quiet = backtrack("runs", "--json", cwd=place)
+    assert quiet.stderr == ""
+    for arguments, level in ((["-v"], "INFO"), (["--verbose"], "INFO"), (["-vv"], "INFO")):
+        done = backtrack("runs", "--json", *arguments, cwd=place)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout) == json.loads(quiet.stdout)
+        said = rf"^\d\d:\d\d:\d\d {level} backtrack\.run\.directory: opened runs/mine"
+        assert re.search(said, done.stderr, re.MULTILINE), done.stderr
+        assert ("DEBUG" in done.stderr) == (arguments == ["-vv"])
+    shown = backtrack("recipes", "check", "recipe.yaml", "-v", cwd=place)
+    assert re.search(r"INFO backtrack\.recipe\.loading: loaded recipe recipe\.yaml", shown.stderr)
+
+
+def test_a_variable_sets_the_level_of_logging_and_a_wrong_one_is_named(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BACKTRACK_LOG", "debug")
+    done = backtrack("runs", "--json", cwd=place)
+    assert "DEBUG" in done.stderr
+    assert json.loads(done.stdout)
+    monkeypatch.setenv("BACKTRACK_LOG", "warning")
+    assert backtrack("runs", cwd=place).stderr == ""
+    monkeypatch.setenv("BACKTRACK_LOG", "loud")
+    wrong = backtrack("runs", cwd=place)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "debug, info, warning" in wrong.stderr
+
+
 def test_the_doctor_says_what_there_is_and_what_to_install(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,13 +107,36 @@ def test_the_readme_and_every_recipe_show_commands() -> None:
         assert commands_in(path.read_text(encoding="utf-8")), path
 
 
-def test_every_command_has_json_and_quiet() -> None:
+def test_every_command_has_json_quiet_and_verbose() -> None:
     group: Any = typer.main.get_command(app)
     commands = dict(group.commands)
     commands |= {f"recipes {name}": c for name, c in commands.pop("recipes").commands.items()}
     for name, command in commands.items():
         options = {option for parameter in command.params for option in parameter.opts}
-        assert {"--json", "--quiet", "-q"} <= options, name
+        assert {"--json", "--quiet", "-q", "--verbose", "-v"} <= options, name
+
+
+def test_every_module_imports_where_there_is_no_fcntl() -> None:
+    code = """
+import importlib, pkgutil, sys
+sys.modules["fcntl"] = None
+import backtrack
+for module in pkgutil.walk_packages(backtrack.__path__, "backtrack."):
+    if module.name not in {"backtrack.__main__", LM_EVAL, VLLM}:
+        importlib.import_module(module.name)
+print("all of them")
+"""
+    names = {  # both import lm-eval, whose own dependencies need fcntl
+        "LM_EVAL": "backtrack.evaluate.objectives.lm_eval_task",
+        "VLLM": "backtrack.evaluate.vllm.lm_eval_model",
+    }
+    for key, name in names.items():
+        code = code.replace(key, repr(name))
+    assert run_python(code).splitlines()[-1] == "all of them"
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    assert (Path(backtrack.__file__).parent / "py.typed").is_file()
 
 
 def test_the_shell_completes_commands_and_names_of_recipes() -> None:

@@ -29,7 +29,8 @@ from backtrack.diagnose.correlation import correlations
 from backtrack.errors import BacktrackError, FailureError
 from backtrack.records import BaseModelReference, Method, Record
 from backtrack.records.arena import Arena, Entrant
-from backtrack.run.directory import Run, now, read_record, write_atomically
+from backtrack.records.record import now
+from backtrack.run.files import read_record, write_atomically
 from backtrack.selection.stats.bootstrap import LEVEL
 from backtrack.selection.stats.scores import axes_of
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from backtrack.arena.comparison import Contender, Rule
     from backtrack.recipe.arena import ArenaEntrant, ArenaRecipe
+    from backtrack.run.directory import Run
 
     OnProgress = Callable[[int, int, str], None]
 

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backtrack.records.diagnosis import Diagnosis, ModuleGeometry, mean_metrics
-from backtrack.run.adopt import adopt, is_run
-from backtrack.run.directory import MANIFEST, Run, read_lines, read_record
-from backtrack.run.reader import base_folder, shapes
-from backtrack.run.writer import is_adapter
+from backtrack.run.adopt import adopt
+from backtrack.run.checkpoint_reader import base_folder, shapes
+from backtrack.run.checkpoint_writer import is_adapter
+from backtrack.run.directory import MANIFEST, Run
+from backtrack.run.files import read_lines, read_record
+from backtrack.run.finding import is_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

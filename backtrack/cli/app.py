@@ -69,8 +69,6 @@ def _be_quiet() -> None:
     """Libraries' own bars and advice stay off unless the user's environment asks for them."""
     for name, value in {
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "DATASETS_VERBOSITY": "error",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONWARNINGS": "ignore",

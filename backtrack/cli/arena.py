@@ -9,7 +9,7 @@ import typer
 
 from backtrack import terminal
 from backtrack.cli.app import app
-from backtrack.cli.options import JsonOption, QuietOption, SetOption
+from backtrack.cli.options import JsonOption, QuietOption, SetOption, VerboseOption
 from backtrack.cli.targets import command_line, draw_report, print_json, recipe_path
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def arena(
     ] = False,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
+    _verbosity: VerboseOption = 0,
 ) -> None:
     """Train, measure and compare several methods under one rule; goes on where it stopped."""
     if recipe.is_dir():

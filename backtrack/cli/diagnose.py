@@ -11,7 +11,14 @@ import typer
 from backtrack import terminal
 from backtrack.cli.app import app
 from backtrack.cli.export import parse_point
-from backtrack.cli.options import BaseOption, JsonOption, QuietOption, RecipeOption, RunArgument
+from backtrack.cli.options import (
+    BaseOption,
+    JsonOption,
+    QuietOption,
+    RecipeOption,
+    RunArgument,
+    VerboseOption,
+)
 from backtrack.cli.targets import command_line, open_run, print_json
 from backtrack.errors import UsageError
 from backtrack.records import ROLES
@@ -76,6 +83,7 @@ def diagnose(
     ] = True,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
+    _verbosity: VerboseOption = 0,
 ) -> None:
     """Show where an update acts, who feels it, and how much of the geometry survives."""
     files = _files(prompts or ())

@@ -10,7 +10,7 @@ import typer
 
 from backtrack import terminal
 from backtrack.cli.app import app
-from backtrack.cli.options import JsonOption, QuietOption
+from backtrack.cli.options import JsonOption, QuietOption, VerboseOption
 from backtrack.cli.targets import print_json
 
 
@@ -20,6 +20,7 @@ def doctor(
     *,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
+    _verbosity: VerboseOption = 0,
 ) -> None:
     """Say what this machine can do, and what to install for the rest."""
     from backtrack.doctor import examine

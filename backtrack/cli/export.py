@@ -15,6 +15,7 @@ from backtrack.cli.options import (
     JsonOption,
     QuietOption,
     RunArgument,
+    VerboseOption,
 )
 from backtrack.cli.targets import draw_report, open_run, print_json, write_export
 from backtrack.errors import RunError, UsageError
@@ -47,6 +48,7 @@ def export(
     ] = None,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
+    _verbosity: VerboseOption = 0,
 ) -> None:
     """Write a point as an adapter or model that PEFT or transformers loads."""
     if len(arguments) > 2:
@@ -81,7 +83,11 @@ def _push(folder: Path, name: str, *, is_private: bool | None) -> str:
 
 @app.command()
 def report(
-    run: RunArgument = None, *, is_json: JsonOption = False, is_quiet: QuietOption = False
+    run: RunArgument = None,
+    *,
+    is_json: JsonOption = False,
+    is_quiet: QuietOption = False,
+    _verbosity: VerboseOption = 0,
 ) -> None:
     """Draw the page again from what was measured; needs no model."""
     opened = open_run(run, None, None)
@@ -103,9 +109,10 @@ def runs(
     *,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
+    _verbosity: VerboseOption = 0,
 ) -> None:
     """List runs with their state, the newest first."""
-    from backtrack.run.directory import find_runs
+    from backtrack.run.finding import find_runs
 
     paths = find_runs(folder)
     if is_quiet:

@@ -8,10 +8,12 @@ from typing import Annotated
 
 import typer
 
+from backtrack.cli.verbosity import LOG_VARIABLE, configure_logging
+
 
 def run_names(incomplete: str) -> list[str]:
     """Runs in `runs/`, for the shell's completion."""
-    from backtrack.run.directory import find_runs
+    from backtrack.run.finding import find_runs
 
     return [path.name for path in find_runs(Path("runs")) if path.name.startswith(incomplete)]
 
@@ -55,6 +57,17 @@ RecipeOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 QuietOption = Annotated[
     bool, typer.Option("--quiet", "-q", help="No progress and no remarks; lists are names alone.")
+]
+VerboseOption = Annotated[
+    int,
+    typer.Option(
+        "--verbose",
+        "-v",
+        count=True,
+        callback=configure_logging,
+        show_default=False,
+        help=f"Log to standard error; -vv logs more. {LOG_VARIABLE}=info or debug does the same.",
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,

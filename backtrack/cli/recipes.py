@@ -10,13 +10,15 @@ import typer
 
 from backtrack import terminal
 from backtrack.cli.app import recipes_app
-from backtrack.cli.options import JsonOption, QuietOption, SetOption, recipe_names
+from backtrack.cli.options import JsonOption, QuietOption, SetOption, VerboseOption, recipe_names
 from backtrack.cli.plan import print_plan
 from backtrack.cli.targets import print_json, recipe_path
 
 
 @recipes_app.command("list")
-def list_recipes(*, is_json: JsonOption = False, is_quiet: QuietOption = False) -> None:
+def list_recipes(
+    *, is_json: JsonOption = False, is_quiet: QuietOption = False, _verbosity: VerboseOption = 0
+) -> None:
     """Name the recipes that come with the package."""
     from backtrack.recipe import packaged_arenas, packaged_recipes
 
@@ -40,6 +42,7 @@ def show_recipe(
     *,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,  # noqa: ARG001  # there is nothing to leave out
+    _verbosity: VerboseOption = 0,
 ) -> None:
     """Print a recipe."""
     text = recipe_path(Path(name)).read_text(encoding="utf-8")
@@ -58,6 +61,7 @@ def check_recipe(
     *,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
+    _verbosity: VerboseOption = 0,
 ) -> None:
     """List every mistake of a recipe at once, and say what it takes."""
     from backtrack.recipe import load_recipe

@@ -12,7 +12,14 @@ import typer
 
 from backtrack import terminal
 from backtrack.cli.app import app
-from backtrack.cli.options import BaseOption, JsonOption, QuietOption, RecipeOption, RunArgument
+from backtrack.cli.options import (
+    BaseOption,
+    JsonOption,
+    QuietOption,
+    RecipeOption,
+    RunArgument,
+    VerboseOption,
+)
 from backtrack.cli.targets import measuring, open_run, print_json
 from backtrack.errors import UsageError
 
@@ -53,6 +60,7 @@ def search(
     ] = False,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
+    _verbosity: VerboseOption = 0,
 ) -> None:
     """Measure points along the path; what is measured stays measured."""
     limits = parse_budget(budget)

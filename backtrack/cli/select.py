@@ -17,6 +17,7 @@ from backtrack.cli.options import (
     QuietOption,
     RecipeOption,
     RunArgument,
+    VerboseOption,
 )
 from backtrack.cli.targets import (
     command_line,
@@ -74,6 +75,7 @@ def select(
     ] = False,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
+    _verbosity: VerboseOption = 0,
 ) -> None:
     """Choose the point that serves a weighting; searches first where nothing is measured."""
     if is_knee and weights:

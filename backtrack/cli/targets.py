@@ -25,8 +25,8 @@ _EXPORT_STAGES = 5
 
 def open_run(name: str | None, base: str | None, recipe: Path | None) -> Run:
     """The run of that name, folder or age; a folder that is not ours is adopted."""
-    from backtrack.run.adopt import is_run
-    from backtrack.run.directory import Run, find_run
+    from backtrack.run.directory import Run
+    from backtrack.run.finding import find_run, is_run
 
     path = find_run(name)
     if not is_run(path):

@@ -17,6 +17,7 @@ from backtrack.cli.options import (
     QuietOption,
     RecipeOption,
     SetOption,
+    VerboseOption,
     recipe_names,
 )
 from backtrack.cli.plan import print_plan
@@ -36,6 +37,7 @@ def demo(
     *,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
+    _verbosity: VerboseOption = 0,
 ) -> None:
     """Run the whole job on an embedded tiny model: train, search, select, export, report."""
     from backtrack.demo import run_demo
@@ -69,6 +71,7 @@ def train(
     ] = False,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
+    _verbosity: VerboseOption = 0,
 ) -> None:
     """Train a recipe, keeping a dense trajectory."""
     from backtrack.recipe import load_recipe
@@ -121,6 +124,7 @@ def adopt(
     *,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
+    _verbosity: VerboseOption = 0,
 ) -> None:
     """Take over a run that others wrote: by reference, copying nothing."""
     run = adopt_folder(source, base, name, recipe, initial, is_quiet=is_quiet or is_json)

@@ -27,7 +27,8 @@ from backtrack.evaluate.objectives.items import digest
 from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.records.diagnosis import Diagnosis, ModuleGeometry
-from backtrack.run.directory import append_line, now, read_lines, write_atomically
+from backtrack.records.record import now
+from backtrack.run.files import append_line, read_lines, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

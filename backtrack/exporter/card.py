@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from backtrack.evaluate.vllm.adapters import why_not_in_vllm
 from backtrack.records import ROLES
-from backtrack.run.writer import is_adapter
+from backtrack.run.checkpoint_writer import is_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

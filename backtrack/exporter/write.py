@@ -25,8 +25,8 @@ from backtrack.path.models.loading import (
     read_adapter_config,
 )
 from backtrack.path.placement import Placement, settle
-from backtrack.run.directory import sync_folder
-from backtrack.run.writer import is_adapter
+from backtrack.run.checkpoint_writer import is_adapter
+from backtrack.run.files import sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable

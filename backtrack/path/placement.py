@@ -41,7 +41,7 @@ from backtrack.path.models.loading import (
 from backtrack.path.models.saving import save_model
 from backtrack.path.profiles import block_strengths, multipliers, parse
 from backtrack.point import Point
-from backtrack.run.writer import is_adapter
+from backtrack.run.checkpoint_writer import is_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from backtrack.recipe.model import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+
+logger = logging.getLogger(__name__)
 
 
 def load_recipe(
@@ -42,6 +45,7 @@ def load_recipe(
         faults += check(raw)
     if faults or recipe is None:
         raise RecipeError(str(path), faults)
+    logger.info("loaded recipe %s%s", path, "".join(f", {text}" for text in overrides))
     return recipe
 
 

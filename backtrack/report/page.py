@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from backtrack.errors import RunError
 from backtrack.report import facts, tables
 from backtrack.report.rendering import render
-from backtrack.run.directory import write_atomically
+from backtrack.run.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,10 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from backtrack.errors import CheckpointError, RunError, UsageError
 from backtrack.records import BaseModelReference, CheckpointEntry, Manifest, Method
-from backtrack.run.directory import MANIFEST, Run, now, write_atomically
-from backtrack.run.foreign import find_weights, foreign_shapes, weight_files_of
-from backtrack.run.reader import base_folder, fingerprint, shapes
-from backtrack.run.writer import WEIGHT_SUFFIX, describe_checkpoint, digest, is_adapter
+from backtrack.records.record import now
+from backtrack.run.checkpoint_reader import base_folder, fingerprint, shapes
+from backtrack.run.checkpoint_writer import WEIGHT_SUFFIX, describe_checkpoint, digest, is_adapter
+from backtrack.run.directory import MANIFEST, Run
+from backtrack.run.files import write_atomically
+from backtrack.run.finding import is_run
+from backtrack.run.foreign_formats import find_weights, foreign_shapes, weight_files_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -83,6 +86,7 @@ def adopt(  # noqa: PLR0913  # the front door: every argument but the source is 
         created=now(),
     )
     run = _create(Path(runs) / manifest.name, manifest, entries, recipe)
+    logger.info("adopted %s as %s: %d checkpoints", source, run.path, len(run.steps))
     for sentence in skipped:
         on_skip(sentence)
     return run
@@ -95,11 +99,6 @@ def _require_adapter(folder: Path) -> Path:
             "`save_pretrained` wrote before the first step."
         )
     return folder
-
-
-def is_run(path: Path) -> bool:
-    """Whether a directory is a run already."""
-    return (path / MANIFEST).is_file()
 
 
 def _find_checkpoints(source: Path) -> list[tuple[int, Path]]:

@@ -11,30 +11,29 @@ the next one begins on a line of its own. A step whose folder is gone is named, 
 
 from __future__ import annotations
 
-import fcntl
-import json
 import logging
-import os
-import uuid
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 
 from pydantic import ValidationError
 
 from backtrack.errors import PointError, RunError
 from backtrack.point import Point
 from backtrack.recipe import Recipe
-from backtrack.records import CheckpointEntry, Manifest, Measurement, Record
+from backtrack.records import CheckpointEntry, Manifest, Measurement
 from backtrack.records.selection import Selection
 from backtrack.records.sweep import Sweep
+from backtrack.run.files import (
+    append_line,
+    hold_lock,
+    read_lines,
+    read_record,
+    write_atomically,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from backtrack.records import BaseModelReference
 
-RecordType = TypeVar("RecordType", bound=Record)
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
@@ -109,6 +108,7 @@ class Run:
                 f"{path}`."
             )
         manifest = read_record(path / MANIFEST, Manifest)
+        logger.info("opened %s: %s of %s", path, manifest.method.kind, manifest.base.model)
         return cls(path, manifest, _read_recipe(path / "recipe.resolved.json"))
 
     def write_recipe(self, recipe: Recipe, text: str | None = None) -> None:
@@ -230,12 +230,8 @@ class Run:
         lock = self.path / SEARCH_LOCK
         if not lock.exists():
             return False
-        with lock.open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
+        with hold_lock(lock) as is_free:
+            return not is_free
 
     def measured_recipe(self) -> Recipe | None:
         """The recipe the measurements were last made by; the run's own where none is on record.
@@ -289,127 +285,6 @@ class Run:
             found[entry.step] = entry
         self._index = found
         return found
-
-
-def find_runs(folder: Path) -> tuple[Path, ...]:
-    """Directories of runs in `folder`, newest first."""
-    manifests = [path for path in folder.glob(f"*/{MANIFEST}") if path.is_file()]
-    return tuple(
-        p.parent for p in sorted(manifests, key=lambda p: (-p.stat().st_mtime_ns, str(p)))
-    )
-
-
-def find_run(name: str | None, folder: Path = Path("runs")) -> Path:
-    """The directory that `name` stands for: a path, a name in `folder`, or the newest run.
-
-    Raises:
-        RunError: There is none.
-    """
-    if name is not None:
-        for path in (Path(name), folder / name):
-            if path.is_dir():
-                return path
-        known = ", ".join(path.name for path in find_runs(folder)[:8]) or "none"
-        raise RunError(
-            f"there is no run {name!r}: neither a folder nor a name in {folder}/ (known: {known})."
-        )
-    if Path(MANIFEST).is_file():
-        return Path()
-    newest = find_runs(folder)
-    if not newest:
-        raise RunError(
-            f"there is no run in {folder.resolve()}. Train one with `backtrack train RECIPE`, "
-            "take one over with `backtrack adopt FOLDER`, or see the whole job with `backtrack "
-            "demo`."
-        )
-    return newest[0]
-
-
-def now() -> str:
-    """The time in UTC, ISO 8601, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader sees the old or the new one, never a part; text as UTF-8."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def append_line(path: Path, line: str) -> None:
-    """Append one line under a lock, on disk on return. A torn last line is closed first."""
-    with path.open("a+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        size = file.seek(0, os.SEEK_END)
-        torn = False
-        if size:
-            file.seek(size - 1)
-            torn = file.read(1) != b"\n"
-        file.write((b"\n" if torn else b"") + line.encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Put a folder's entries on disk, so that a rename outlives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def read_lines(path: Path, kind: type[RecordType]) -> Iterator[RecordType]:
-    """Records of a JSON-lines file. A line cut short by a kill is passed over.
-
-    Raises:
-        RunError: A whole line is no such record.
-    """
-    if not path.exists():
-        return
-    for number, line in enumerate(
-        path.read_text(encoding="utf-8", errors="replace").split("\n"), 1
-    ):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        yield _validated(kind, values, f"{path}, line {number}")
-
-
-def read_record(path: Path, kind: type[RecordType]) -> RecordType:
-    """A record from a JSON file.
-
-    Raises:
-        RunError: The file is unreadable, is no JSON or no such record.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise RunError(
-            f"{path} cannot be read: {error}. Restore it from a copy, or adopt the run anew."
-        ) from error
-    return _validated(kind, values, str(path))
-
-
-def _validated(kind: type[RecordType], values: object, where: str) -> RecordType:
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise RunError(f"{where} is no valid {kind.__name__}: {field}: {first['msg']}.") from error
 
 
 def _read_recipe(path: Path) -> Recipe | None:

@@ -25,9 +25,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 
 from backtrack.run import codec
 from backtrack.run.bits import Bits, bits_of
-from backtrack.run.chain import links
+from backtrack.run.checkpoint_reader import read_checkpoint
+from backtrack.run.coded_chain import links
 from backtrack.run.directory import Run
-from backtrack.run.reader import read_checkpoint
 from backtrack.train.trajectory.callback import TrajectoryCallback
 from tests.bench.saving import BASE, ROOT
 

@@ -30,8 +30,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.records import BaseModelReference, Manifest, Method
-from backtrack.run.directory import Run, now
-from backtrack.run.writer import write_checkpoint
+from backtrack.records.record import now
+from backtrack.run.checkpoint_writer import write_checkpoint
+from backtrack.run.directory import Run
 from tests.models import jitter, make_tokenizer
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

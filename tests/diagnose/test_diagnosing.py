@@ -23,7 +23,8 @@ from backtrack.point import Point
 from backtrack.records import Role
 from backtrack.records.diagnosis import Diagnosis, ModuleGeometry
 from backtrack.report.geometry.figures import write_figures
-from backtrack.run.directory import Run, read_lines, read_record
+from backtrack.run.directory import Run
+from backtrack.run.files import read_lines, read_record
 from tests.diagnose import independent
 from tests.models import make_base, make_full_run, make_peft_run, make_tokenizer
 

@@ -17,8 +17,8 @@ from backtrack.path.curves import line
 from backtrack.path.models.loading import probe
 from backtrack.path.placement import Placement
 from backtrack.point import Point
+from backtrack.run.checkpoint_writer import write_checkpoint
 from backtrack.run.directory import Run
-from backtrack.run.writer import write_checkpoint
 from tests.models import (
     jitter,
     make_base,

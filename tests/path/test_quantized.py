@@ -15,8 +15,8 @@ from backtrack.path.adapters.tuners import QUANTIZED
 from backtrack.path.models.loading import load_model, probe
 from backtrack.path.placement import Placement
 from backtrack.point import Point
+from backtrack.run.checkpoint_writer import write_checkpoint
 from backtrack.run.directory import Run
-from backtrack.run.writer import write_checkpoint
 from tests.models import jitter, make_base, make_manifest
 from tests.path.tuners import configs
 

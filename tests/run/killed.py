@@ -17,12 +17,13 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from backtrack.records import BaseModelReference, Manifest, Method
-from backtrack.run.background import Offered, TrajectoryWriter
+from backtrack.records.record import now
 from backtrack.run.bits import Bits
-from backtrack.run.budget import Budget
-from backtrack.run.chain import read_bits, verified_folder
-from backtrack.run.directory import Run, now
-from backtrack.run.writer import tidy
+from backtrack.run.checkpoint_writer import tidy
+from backtrack.run.coded_chain import read_bits, verified_folder
+from backtrack.run.directory import Run
+from backtrack.run.thinning import TrajectoryBudget
+from backtrack.run.trajectory_writer import Offered, TrajectoryWriter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,7 +58,7 @@ def writer_for(run: Run, *, is_coded: bool, most: int | None = None) -> Trajecto
     return TrajectoryWriter(
         run,
         is_coded=is_coded,
-        budget=Budget(max_checkpoints=most),
+        budget=TrajectoryBudget(max_checkpoints=most),
         key_every=KEY_EVERY,
         begun_at=run.steps[-1] if run.steps else 0,
     )

@@ -14,9 +14,11 @@ from safetensors.torch import save_file
 from backtrack.errors import CheckpointError, PointError, RunError
 from backtrack.point import Point
 from backtrack.records import BaseModelReference, Manifest, Measurement, Method, ObjectiveInfo
-from backtrack.run.directory import Run, find_run, now
-from backtrack.run.reader import fingerprint, read_tensors, verify_checkpoint
-from backtrack.run.writer import write_checkpoint
+from backtrack.records.record import now
+from backtrack.run.checkpoint_reader import fingerprint, read_tensors, verify_checkpoint
+from backtrack.run.checkpoint_writer import write_checkpoint
+from backtrack.run.directory import Run
+from backtrack.run.finding import find_run
 
 INFO = ObjectiveInfo(
     name="sums",

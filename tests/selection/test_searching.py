@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import fcntl
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from backtrack.errors import ObjectiveError, RunError, UsageError
 from backtrack.point import Point
 from backtrack.recipe import Recipe
 from backtrack.run.directory import Run
+from backtrack.run.files import hold_lock
 from backtrack.selection.measure.progress import Progress
 from backtrack.selection.search.driver import search
 from backtrack.selection.search.space import anchors
@@ -240,10 +240,8 @@ def test_progress_of_a_finished_search_reaches_the_total_too(tmp_path: Path):
 
 def test_a_second_search_of_the_same_run_is_refused(tmp_path: Path):
     run = make_run(tmp_path / "run")
-    with (run.path / ".search.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(RunError, match="another search"):
-            seek(run, pair())
+    with hold_lock(run.path / ".search.lock"), pytest.raises(RunError, match="another search"):
+        seek(run, pair())
 
 
 def test_a_damaged_study_is_named_with_the_way_out(tmp_path: Path):

@@ -13,8 +13,8 @@ from peft import LoraConfig, get_peft_model
 
 from backtrack.errors import UsageError
 from backtrack.recipe import TrajectorySection
+from backtrack.run.checkpoint_reader import read_checkpoint
 from backtrack.run.directory import Run
-from backtrack.run.reader import read_checkpoint
 from backtrack.train.trajectory.cadence import ByDistance, log_spaced
 from backtrack.train.trajectory.callback import TrajectoryCallback
 from tests.models import load_whole

@@ -36,8 +36,8 @@ from backtrack.errors import CheckpointError, RunError, UsageError
 from backtrack.path.models.loading import probe
 from backtrack.path.placement import Placement
 from backtrack.point import Point
+from backtrack.run.checkpoint_reader import fingerprint, read_checkpoint
 from backtrack.run.directory import Run
-from backtrack.run.reader import fingerprint, read_checkpoint
 from backtrack.train.trajectory.base import write_base
 from backtrack.train.trajectory.callback import TrajectoryCallback
 from tests.models import jitter, load_whole, make_tokenizer

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from backtrack.recipe import Recipe
+from backtrack.run.checkpoint_reader import read_checkpoint
 from backtrack.run.directory import Run
-from backtrack.run.reader import read_checkpoint
 from backtrack.train.trainers.train import train
 from tests.train.conftest import MakeRecipe
 from tests.train.train_sharded import EPSILON

@@ -14,7 +14,7 @@ from backtrack.errors import RecipeError, UsageError
 from backtrack.path.adapters.tuners import NO_PATH
 from backtrack.path.placement import Placement
 from backtrack.point import Point
-from backtrack.run.reader import read_checkpoint
+from backtrack.run.checkpoint_reader import read_checkpoint
 from backtrack.train.methods.adalora import orthogonality
 from backtrack.train.methods.configs import KINDS
 from backtrack.train.trainers.build import build_trainer

@@ -16,7 +16,7 @@ import torch
 from backtrack.errors import RunError, UsageError
 from backtrack.path.placement import Placement
 from backtrack.point import Point
-from backtrack.run.reader import read_checkpoint
+from backtrack.run.checkpoint_reader import read_checkpoint
 from backtrack.train.trainers.build import build_trainer
 from backtrack.train.trainers.resume import newest_checkpoint, read_end
 from backtrack.train.trainers.train import TrainingProgress, train

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from backtrack.errors import RecipeError, RunError, UsageError
 from backtrack.path.placement import Placement
+from backtrack.run.checkpoint_reader import fingerprint, read_checkpoint
 from backtrack.run.directory import Run
-from backtrack.run.reader import fingerprint, read_checkpoint
 from backtrack.train.trainers.train import TrainingProgress, train
 from tests.models import load_whole, make_base, make_tokenizer
 from tests.train.conftest import MakeRecipe

@@ -13,7 +13,8 @@ from transformers import TrainerControl, TrainerState
 
 from backtrack.errors import UsageError
 from backtrack.records import ObjectiveInfo
-from backtrack.run.directory import Run, read_lines
+from backtrack.run.directory import Run
+from backtrack.run.files import read_lines
 from backtrack.selection.choice.select import select
 from backtrack.train.trainers.probes import WATCH, Look, Watch, require_one_unit
 from backtrack.train.trainers.resume import read_end

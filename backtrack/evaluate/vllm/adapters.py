@@ -6,8 +6,8 @@ import json
 from typing import TYPE_CHECKING, Any, Literal
 
 from backtrack.errors import EngineError, UsageError
-from backtrack.run.reader import shapes
-from backtrack.run.writer import is_adapter
+from backtrack.run.checkpoint_reader import shapes
+from backtrack.run.checkpoint_writer import is_adapter
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -22,7 +22,7 @@ from backtrack.evaluate.vllm.check import require_same_answers
 from backtrack.evaluate.vllm.model import VllmModel
 from backtrack.evaluate.vllm.process import Adapter, VllmProcess
 from backtrack.point import Point
-from backtrack.run.reader import base_folder
+from backtrack.run.checkpoint_reader import base_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

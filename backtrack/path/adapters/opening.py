@@ -27,7 +27,7 @@ from backtrack.path.models.loading import (
     probe,
     read_adapter_config,
 )
-from backtrack.run.reader import read_checkpoint
+from backtrack.run.checkpoint_reader import read_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -29,9 +29,9 @@ import torch
 from peft.utils.other import get_pattern_key
 
 from backtrack.errors import PlacementError
+from backtrack.run.checkpoint_reader import read_tensors, shapes
+from backtrack.run.checkpoint_writer import is_adapter
 from backtrack.run.directory import INITIAL
-from backtrack.run.reader import read_tensors, shapes
-from backtrack.run.writer import is_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

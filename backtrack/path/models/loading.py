@@ -18,7 +18,7 @@ from backtrack.errors import PlacementError
 from backtrack.path.adapters.handles import plain_name
 from backtrack.path.adapters.tuners import tuner_of
 from backtrack.path.models.embeddings import fit_vocabulary, num_tokens
-from backtrack.run.reader import base_folder, read_checkpoint, read_tensors, verify_base
+from backtrack.run.checkpoint_reader import base_folder, read_checkpoint, read_tensors, verify_base
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

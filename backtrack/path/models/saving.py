@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from backtrack.path.adapters.rewritten_base import uniform_lora
 from backtrack.path.models.embeddings import untied
 from backtrack.path.models.loading import read_adapter_config
-from backtrack.run.reader import read_tensors
-from backtrack.run.writer import is_adapter
+from backtrack.run.checkpoint_reader import read_tensors
+from backtrack.run.checkpoint_writer import is_adapter
 
 if TYPE_CHECKING:
     from pathlib import Path

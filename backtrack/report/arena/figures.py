@@ -14,7 +14,7 @@ from backtrack.report import charts
 from backtrack.report.arena.rows import PATH, TRAINING, ways
 from backtrack.report.geometry.figures import finished, forgetting_rows, scatter
 from backtrack.report.rows import FINAL_COLOUR, TRAINING_COLOUR
-from backtrack.run.directory import write_atomically
+from backtrack.run.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

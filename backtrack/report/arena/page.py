@@ -14,7 +14,7 @@ from backtrack.report.arena import figures as arena
 from backtrack.report.arena import rows as arena_rows
 from backtrack.report.geometry.rows import correlation_table
 from backtrack.report.rendering import render
-from backtrack.run.directory import write_atomically
+from backtrack.run.files import write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,7 +16,7 @@ import altair as alt
 from backtrack.records.diagnosis import mean_metrics
 from backtrack.report import charts
 from backtrack.report.geometry.rows import LABELS, label, of_point
-from backtrack.run.directory import write_atomically
+from backtrack.run.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from backtrack.records.diagnosis import Diagnosis, ModuleGeometry
-from backtrack.run.directory import read_lines, read_record
+from backtrack.run.files import read_lines, read_record
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from backtrack.errors import UsageError
 from backtrack.recipe import SelectSection
+from backtrack.records.record import now
 from backtrack.records.selection import Constraints, Selection
-from backtrack.run.directory import now
 from backtrack.selection.choice.candidates import (
     Outcome,
     front_hypervolume,

@@ -22,7 +22,7 @@ import numpy as np
 from backtrack.errors import ObjectiveError, UsageError
 from backtrack.point import Point
 from backtrack.records.selection import Baseline, BaselineMeasurement
-from backtrack.run.directory import append_line, read_lines
+from backtrack.run.files import append_line, read_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

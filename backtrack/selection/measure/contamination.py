@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from backtrack.errors import BacktrackError
 from backtrack.evaluate.objectives.documents import load_records, render
-from backtrack.run.directory import write_atomically
+from backtrack.run.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

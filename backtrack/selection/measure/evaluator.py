@@ -20,7 +20,8 @@ from backtrack.evaluate.measure import measure
 from backtrack.point import Point
 from backtrack.recipe import EngineSection, Recipe, SearchSection, TransformersSection
 from backtrack.records import ROLES
-from backtrack.run.directory import MEASURED, write_atomically
+from backtrack.run.directory import MEASURED
+from backtrack.run.files import write_atomically
 from backtrack.selection.measure.contamination import find_shared, write_shared
 from backtrack.selection.measure.items import ITEMS, Items, keep_items, read_items
 from backtrack.selection.stats.table import (

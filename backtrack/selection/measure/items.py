@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from backtrack.errors import ObjectiveError
-from backtrack.run.directory import write_atomically
+from backtrack.run.files import write_atomically
 from backtrack.selection.stats.bootstrap import chunks, split_items
 from backtrack.selection.stats.table import items_digest
 

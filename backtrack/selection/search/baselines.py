@@ -6,12 +6,11 @@ costs all selection items once. None of them can be chosen, since none can be pl
 
 from __future__ import annotations
 
-import fcntl
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from backtrack.records import ROLES
+from backtrack.run.files import hold_lock
 from backtrack.selection.measure.baselines import (
     measure_baseline,
     off_the_path,
@@ -21,9 +20,6 @@ from backtrack.selection.measure.baselines import (
 from backtrack.selection.stats.scores import read
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from backtrack.run.directory import Run
     from backtrack.selection.measure.evaluator import Evaluator
     from backtrack.selection.search.study import Ledger
 
@@ -38,7 +34,7 @@ def compare(evaluator: Evaluator, ledger: Ledger) -> None:
     off, _ = off_the_path(evaluator.run, evaluator.section, is_in_process=evaluator.is_in_process)
     if not off:
         return
-    with _first(evaluator.run) as is_first:
+    with hold_lock(evaluator.run.path / ".baselines.lock") as is_first:  # workers: one measures
         table = evaluator.table(evaluator.setting("selection"))
         if not is_first or not table.knows(evaluator.ends):
             return
@@ -67,15 +63,3 @@ def _tell(evaluator: Evaluator, ledger: Ledger) -> None:
             values = [float(weighted.role(role)[column]) for role in ROLES]
             means = {name: float(mean[column]) for name, mean in joined.means.items()}
             ledger.add_apart(str(baseline), values, means)
-
-
-@contextmanager
-def _first(run: Run) -> Iterator[bool]:
-    """One worker measures; the others, which find it at work, go on."""
-    with (run.path / ".baselines.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True

@@ -12,7 +12,6 @@ stopped, and any worker can take the next unit of work.
 
 from __future__ import annotations
 
-import fcntl
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -21,6 +20,7 @@ from backtrack.errors import RunError, UsageError
 from backtrack.records import ROLES
 from backtrack.records.selection import Constraints
 from backtrack.run.directory import SEARCH_LOCK
+from backtrack.run.files import hold_lock
 from backtrack.selection.measure.evaluator import Evaluator
 from backtrack.selection.measure.progress import Meter, Progress
 from backtrack.selection.search.baselines import compare
@@ -362,13 +362,11 @@ def holding(run: Run, *, is_shared: bool) -> Iterator[None]:
     Raises:
         RunError: One is going on.
     """
-    with (run.path / SEARCH_LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+    with hold_lock(run.path / SEARCH_LOCK, is_shared=is_shared) as is_free:
+        if not is_free:
             raise RunError(
                 f"another search of {run.path} is going on. Wait until it ends, or stop it: "
                 "the next one goes on where it stopped. Workers that share one search are started "
                 "with --workers or --storage."
-            ) from error
+            )
         yield

@@ -32,7 +32,7 @@ from backtrack.evaluate.build import build_objectives
 from backtrack.evaluate.measure import require_scores
 from backtrack.evaluate.torch_model import TorchModel
 from backtrack.records import ROLES, Interval, Record
-from backtrack.run.directory import append_line, read_lines, write_atomically
+from backtrack.run.files import append_line, read_lines, write_atomically
 from backtrack.selection.stats.bootstrap import (
     LEVEL,
     NUM_RESAMPLES,

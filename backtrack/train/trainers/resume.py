@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 
 from backtrack.errors import UsageError
 from backtrack.records import Record
-from backtrack.run.directory import write_atomically
-from backtrack.run.foreign import find_weights, weight_files_of
+from backtrack.run.files import write_atomically
+from backtrack.run.foreign_formats import find_weights, weight_files_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

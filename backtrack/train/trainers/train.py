@@ -22,8 +22,8 @@ from transformers.utils import logging as transformers_logging
 from typing_extensions import override
 
 from backtrack.errors import RunError
+from backtrack.run.checkpoint_reader import verify_base
 from backtrack.run.directory import MANIFEST, Run
-from backtrack.run.reader import verify_base
 from backtrack.train.trainers.build import build_trainer
 from backtrack.train.trainers.probes import Watch
 from backtrack.train.trainers.resume import (

@@ -23,8 +23,8 @@ from transformers import PreTrainedModel
 
 from backtrack.errors import CheckpointError, RunError, UsageError
 from backtrack.records import BaseModelReference, Method
-from backtrack.run.reader import base_folder, fingerprint
-from backtrack.run.writer import weight_files
+from backtrack.run.checkpoint_reader import base_folder, fingerprint
+from backtrack.run.checkpoint_writer import weight_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from backtrack.recipe import TrajectorySection
-    from backtrack.run.budget import Axis
+    from backtrack.run.thinning import Spacing
 
 _SAMPLE_VALUES = 1 << 20
 
@@ -98,7 +98,7 @@ def log_spaced(num_checkpoints: int, last_step: int) -> frozenset[int]:
     return frozenset({round(math.exp(share * most)) for share in shares} | {last_step})
 
 
-def axis_of(section: TrajectorySection) -> Axis:
+def axis_of(section: TrajectorySection) -> Spacing:
     """Along what the cadence is even: `steps`, `log` or `distance`."""
     if section.every_distance is not None:
         return "distance"

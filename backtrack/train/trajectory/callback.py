@@ -27,7 +27,9 @@ from typing_extensions import override
 from backtrack.errors import RunError, UsageError
 from backtrack.recipe import TrajectorySection
 from backtrack.records import Manifest
-from backtrack.run.directory import INITIAL, MANIFEST, Run, now, sync_folder
+from backtrack.records.record import now
+from backtrack.run.directory import INITIAL, MANIFEST, Run
+from backtrack.run.files import sync_folder
 from backtrack.train.trajectory.base import (
     active_config,
     find_base,

@@ -10,9 +10,9 @@ import torch
 from peft import PeftModel
 
 from backtrack.errors import UsageError
-from backtrack.run.background import Offered, TrajectoryWriter
-from backtrack.run.budget import Budget
-from backtrack.run.reader import base_folder, read_checkpoint
+from backtrack.run.checkpoint_reader import base_folder, read_checkpoint
+from backtrack.run.thinning import TrajectoryBudget
+from backtrack.run.trajectory_writer import Offered, TrajectoryWriter
 from backtrack.train.trajectory.base import is_vocabulary_resized
 from backtrack.train.trajectory.cadence import ByDistance, EverySteps, LogSteps, axis_of
 from backtrack.train.trajectory.live_weights import LiveWeights
@@ -73,7 +73,9 @@ class Keeper:
             self._writer = TrajectoryWriter(
                 run,
                 is_coded=not is_adapter and section.storage != "plain",
-                budget=Budget(section.max_bytes, section.max_checkpoints, axis_of(section)),
+                budget=TrajectoryBudget(
+                    section.max_bytes, section.max_checkpoints, axis_of(section)
+                ),
                 key_every=section.key_every,
                 begun_at=step,
             )

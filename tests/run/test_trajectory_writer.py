@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from backtrack.errors import CheckpointError
-from backtrack.run import background
-from backtrack.run.background import Offered
+from backtrack.run import trajectory_writer
 from backtrack.run.bits import Bits
-from backtrack.run.chain import links
+from backtrack.run.coded_chain import links
 from backtrack.run.directory import Run
+from backtrack.run.trajectory_writer import Offered
 from tests.run.killed import (
     KEY_EVERY,
     is_whole,
@@ -38,7 +38,7 @@ def filled(path: Path, last: int, *, is_coded: bool = True, most: int | None = N
     return Run.open(path)
 
 
-def offer_all(writer: background.TrajectoryWriter, steps: range) -> None:
+def offer_all(writer: trajectory_writer.TrajectoryWriter, steps: range) -> None:
     for step in steps:
         writer.offer(offered(step))
 
@@ -171,7 +171,9 @@ def test_steps_taken_again_replace_the_old_and_never_break_those_after(
 ) -> None:
     run = filled(tmp_path / "run", 7)
     before = {entry.step: entry for entry in run.entries()}
-    writer = background.TrajectoryWriter(run, is_coded=True, key_every=KEY_EVERY, begun_at=2)
+    writer = trajectory_writer.TrajectoryWriter(
+        run, is_coded=True, key_every=KEY_EVERY, begun_at=2
+    )
     shift = 100 if is_changed else 0
     for step in (3, 4):
         writer.offer(Offered(step, lambda step=step: state(step + shift)))  # type: ignore[misc]
@@ -186,7 +188,9 @@ def test_steps_taken_again_replace_the_old_and_never_break_those_after(
 
 def test_steps_of_an_earlier_attempt_go_once_training_has_passed_them(tmp_path: Path) -> None:
     run = filled(tmp_path / "run", 6)
-    writer = background.TrajectoryWriter(run, is_coded=True, key_every=KEY_EVERY, begun_at=2)
+    writer = trajectory_writer.TrajectoryWriter(
+        run, is_coded=True, key_every=KEY_EVERY, begun_at=2
+    )
     writer.offer(offered(4))
     writer.close()
     run = Run.open(run.path)

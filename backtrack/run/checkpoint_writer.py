@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from backtrack.errors import CheckpointError
 from backtrack.records import CheckpointEntry
 from backtrack.run.codec import CODED_FILE, read_table
-from backtrack.run.directory import sync_folder
+from backtrack.run.files import sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,6 +76,7 @@ def write_checkpoint(
     entry = entry.model_copy(update={"distance": distance})
     run.add_entry(entry)
     remove_folders(run, step, but=name)
+    logger.info("wrote step %d: %s, %d bytes", step, entry.storage, entry.num_bytes)
     return entry
 
 

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from backtrack.run.chain import KEY_EVERY, give_up
+from backtrack.run.coded_chain import KEY_EVERY, give_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from backtrack.records import CheckpointEntry
     from backtrack.run.directory import Run
 
-Axis = Literal["steps", "log", "distance"]
+Spacing = Literal["steps", "log", "distance"]
 MIN_CHECKPOINTS = 2
 
 
 @dataclass(frozen=True)
-class Budget:
+class TrajectoryBudget:
     """What a trajectory may take.
 
     Attributes:
@@ -36,7 +36,7 @@ class Budget:
 
     max_bytes: int | None = None
     max_checkpoints: int | None = None
-    axis: Axis = "steps"
+    axis: Spacing = "steps"
 
     def place(self, entry: CheckpointEntry) -> float:
         """Where a checkpoint lies on the axis."""
@@ -48,7 +48,7 @@ class Budget:
 class Thinner:
     """Gives up checkpoints of a run as its budget fills."""
 
-    def __init__(self, run: Run, budget: Budget, *, key_every: int = KEY_EVERY) -> None:
+    def __init__(self, run: Run, budget: TrajectoryBudget, *, key_every: int = KEY_EVERY) -> None:
         self._run = run
         self._budget = budget
         self._key_every = key_every

@@ -6,7 +6,7 @@
 | `zero` | DeepSpeed ZeRO 1 to 3 | `*_model_states.pt`; in stage 3 `*_optim_states.pt` |
 | `shards` | verl: a file a process | `model_world_size_*_rank_*.pt` |
 
-All are made of pickles, which are read as data (see `backtrack.run.inert`) and never unpickled.
+All are pickles. They are parsed as data (`backtrack.run.inert_pickle`) and never unpickled.
 Whole models only: the names must be those of the base, below one prefix. Optimizer states are
 passed over. ZeRO-3's fp32 weights are rounded to the 16-bit type that its configuration names.
 """
@@ -24,7 +24,15 @@ import numpy as np
 
 from backtrack.errors import CheckpointError
 from backtrack.run.bits import Bits, bits_of, tensor_of, unsigned
-from backtrack.run.inert import Archive, Call, attributes, mapping, parse, sequence, tensor_shape
+from backtrack.run.inert_pickle import (
+    Archive,
+    Call,
+    attributes,
+    mapping,
+    parse,
+    sequence,
+    tensor_shape,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from backtrack.run.background import TrajectoryWriter
-from backtrack.run.budget import Budget, survivors
-from backtrack.run.chain import links
+from backtrack.run.coded_chain import links
 from backtrack.run.directory import Run
+from backtrack.run.thinning import TrajectoryBudget, survivors
+from backtrack.run.trajectory_writer import TrajectoryWriter
 from tests.run.killed import KEY_EVERY, is_whole, make_run, offered
 
 
-def write(run: Run, steps: range, budget: Budget, begun_at: int = 0) -> Run:
+def write(run: Run, steps: range, budget: TrajectoryBudget, begun_at: int = 0) -> Run:
     writer = TrajectoryWriter(
         run, is_coded=True, budget=budget, key_every=KEY_EVERY, begun_at=begun_at
     )
@@ -39,7 +39,7 @@ def test_a_thinned_trajectory_reads_back_whole_by_short_chains(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        run = write(make_run(tmp_path / "run"), range(1, 31), Budget(max_checkpoints=7))
+        run = write(make_run(tmp_path / "run"), range(1, 31), TrajectoryBudget(max_checkpoints=7))
     assert len(run.steps) == 7
     assert all(is_whole(run, step) for step in run.steps)
     assert max(len(links(run, step)) for step in run.steps) <= KEY_EVERY
@@ -53,7 +53,7 @@ def test_a_thinned_trajectory_reads_back_whole_by_short_chains(
 def test_a_resumed_run_keeps_what_an_uninterrupted_one_keeps(
     tmp_path: Path, killed_at: int, resumed_at: int
 ) -> None:
-    budget = Budget(max_checkpoints=6)
+    budget = TrajectoryBudget(max_checkpoints=6)
     straight = write(make_run(tmp_path / "straight"), range(1, 31), budget)
     run = write(make_run(tmp_path / "resumed"), range(1, killed_at + 1), budget)
     run = write(run, range(resumed_at + 1, 31), budget, begun_at=resumed_at)
@@ -62,9 +62,9 @@ def test_a_resumed_run_keeps_what_an_uninterrupted_one_keeps(
 
 
 def test_bytes_are_kept_within_the_budget(tmp_path: Path) -> None:
-    free = write(make_run(tmp_path / "free"), range(1, 13), Budget())
+    free = write(make_run(tmp_path / "free"), range(1, 13), TrajectoryBudget())
     total = sum(entry.num_bytes for entry in free.entries())
-    run = write(make_run(tmp_path / "run"), range(1, 13), Budget(max_bytes=total // 2))
+    run = write(make_run(tmp_path / "run"), range(1, 13), TrajectoryBudget(max_bytes=total // 2))
     assert sum(entry.num_bytes for entry in run.entries()) <= total // 2
     assert (run.steps[0], run.steps[-1]) == (1, 12)
     assert len(run.steps) > 3
@@ -74,5 +74,5 @@ def test_bytes_are_kept_within_the_budget(tmp_path: Path) -> None:
 
 
 def test_a_budget_too_small_for_two_keeps_two(tmp_path: Path) -> None:
-    run = write(make_run(tmp_path / "run"), range(1, 6), Budget(max_bytes=1))
+    run = write(make_run(tmp_path / "run"), range(1, 6), TrajectoryBudget(max_bytes=1))
     assert run.steps == (1, 5)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from backtrack.errors import CheckpointError, PointError
 from backtrack.run.bits import write_safetensors
+from backtrack.run.checkpoint_writer import digest_once, remove_folders, write_checkpoint
 from backtrack.run.codec import CODED_FILE, decode, encode, read_table
-from backtrack.run.writer import digest_once, remove_folders, write_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,6 +73,7 @@ def read_bits(run: Run, step: int) -> dict[str, Bits]:
     Raises:
         CheckpointError: A file of its chain is missing, truncated or damaged.
     """
+    logger.debug("decoding step %d through %s", step, links(run, step))
     files: list[CodedFile] = []
     for link in links(run, step):
         try:

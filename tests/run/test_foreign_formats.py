@@ -22,9 +22,9 @@ from backtrack.errors import CheckpointError, RunError
 from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.run.adopt import adopt
+from backtrack.run.checkpoint_reader import read_checkpoint
 from backtrack.run.directory import Run
-from backtrack.run.inert import Archive, Call, Name, parse
-from backtrack.run.reader import read_checkpoint
+from backtrack.run.inert_pickle import Archive, Call, Name, parse
 from tests.models import jitter, make_base
 
 HERE = Path(__file__).parent

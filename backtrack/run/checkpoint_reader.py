@@ -15,10 +15,10 @@ from safetensors import SafetensorError, safe_open
 
 from backtrack.errors import CheckpointError, RunError
 from backtrack.run.bits import tensor_of
-from backtrack.run.chain import read_bits, verified_folder
+from backtrack.run.checkpoint_writer import weight_files
 from backtrack.run.codec import CODED_FILE
-from backtrack.run.foreign import read_foreign
-from backtrack.run.writer import weight_files
+from backtrack.run.coded_chain import read_bits, verified_folder
+from backtrack.run.foreign_formats import read_foreign
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -74,7 +74,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     if (folder / CODED_FILE).is_file():
         raise CheckpointError(
             f"{folder} is coded against other steps of its run. Read it by "
-            "`backtrack.run.reader.read_checkpoint(run, step)`, or export the point."
+            "`backtrack.run.checkpoint_reader.read_checkpoint(run, step)`, or export the point."
         )
     tensors: dict[str, Tensor] = {}
     for path in weight_files(folder):

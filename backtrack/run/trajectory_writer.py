@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from backtrack.errors import BacktrackError, CheckpointError
-from backtrack.run.budget import Budget, Thinner
-from backtrack.run.chain import (
+from backtrack.run.checkpoint_writer import tidy, write_checkpoint
+from backtrack.run.coded_chain import (
     KEY_EVERY,
     code_again,
     dependent,
@@ -29,7 +29,7 @@ from backtrack.run.chain import (
     write_coded,
     write_plain,
 )
-from backtrack.run.writer import tidy, write_checkpoint
+from backtrack.run.thinning import Thinner, TrajectoryBudget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -73,7 +73,7 @@ class TrajectoryWriter:
         run: Run,
         *,
         is_coded: bool,
-        budget: Budget | None = None,
+        budget: TrajectoryBudget | None = None,
         key_every: int = KEY_EVERY,
         begun_at: int = 0,
     ) -> None:
@@ -89,7 +89,7 @@ class TrajectoryWriter:
         tidy(run)
         self._run = run
         self._is_coded = is_coded
-        self._thinner = Thinner(run, budget or Budget(), key_every=key_every)
+        self._thinner = Thinner(run, budget or TrajectoryBudget(), key_every=key_every)
         self._key_every = key_every
         self._last_step = begun_at
         self._slots = threading.BoundedSemaphore(AHEAD)
