@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from backtrack.selection.search.study import Ledger
 
 
-def compare(evaluator: Evaluator, ledger: Ledger) -> None:
+def measure_baselines(evaluator: Evaluator, ledger: Ledger) -> None:
     """Measure what is not on record, and tell the study of what it does not know.
 
     Raises:
@@ -38,7 +38,7 @@ def compare(evaluator: Evaluator, ledger: Ledger) -> None:
     off, _ = off_the_path(evaluator.run, evaluator.section, is_served=evaluator.is_served)
     if not off:
         return
-    with _first(evaluator.run) as is_first:
+    with _baselines_lock(evaluator.run) as is_first:
         table = evaluator.table(evaluator.setting("selection"))
         if not is_first or not table.knows(evaluator.ends):
             return
@@ -52,10 +52,10 @@ def compare(evaluator: Evaluator, ledger: Ledger) -> None:
                     table.setting,
                     baseline,
                 )
-        _tell(evaluator, ledger)
+        _add_to_study(evaluator, ledger)
 
 
-def _tell(evaluator: Evaluator, ledger: Ledger) -> None:
+def _add_to_study(evaluator: Evaluator, ledger: Ledger) -> None:
     table = evaluator.table(evaluator.setting("selection"))
     off, _ = off_the_path(evaluator.run, evaluator.section, is_served=evaluator.is_served)
     there = recorded(evaluator.run, table.setting, off)
@@ -70,7 +70,7 @@ def _tell(evaluator: Evaluator, ledger: Ledger) -> None:
 
 
 @contextmanager
-def _first(run: Run) -> Iterator[bool]:
+def _baselines_lock(run: Run) -> Iterator[bool]:
     """One worker measures; the others, which find it at work, go on."""
     with (run.path / ".baselines.lock").open("w") as file:
         try:

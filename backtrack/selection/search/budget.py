@@ -35,7 +35,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Spent:
+class Cost:
     """What measurements have cost."""
 
     items: int = 0
@@ -43,7 +43,7 @@ class Spent:
     seconds: float = 0.0
 
     @classmethod
-    def on(cls, measurements: Sequence[Measurement]) -> Spent:
+    def on(cls, measurements: Sequence[Measurement]) -> Cost:
         """The sum over measurements."""
         return cls(
             items=sum(len(m.item_ids) for m in measurements),
@@ -51,10 +51,10 @@ class Spent:
             seconds=sum(m.seconds for m in measurements),
         )
 
-    def for_items(self, num_items: int) -> Spent:
+    def for_items(self, num_items: int) -> Cost:
         """What as many items would cost at the same pace; nothing known is nothing."""
         share = num_items / self.items if self.items else 0.0
-        return Spent(num_items, round(share * self.tokens), share * self.seconds)
+        return Cost(num_items, round(share * self.tokens), share * self.seconds)
 
 
 class Budget:
@@ -73,7 +73,7 @@ class Budget:
     def is_bounded(self) -> bool:
         return any(bound is not None for bound in self.bounds.model_dump().values())
 
-    def allows(self, spent: Spent, num_items: int, share: float = 1.0) -> bool:
+    def allows(self, spent: Cost, num_items: int, share: float = 1.0) -> bool:
         """Whether as many items more stay within a share of the budget."""
         more = spent.for_items(num_items)
         minutes = (time.monotonic() - self._started + more.seconds) / 60
@@ -87,7 +87,7 @@ class Budget:
             for name, bound in self.bounds.model_dump().items()
         )
 
-    def most_items(self, asked: int, spent: Spent) -> int:
+    def most_items(self, asked: int, spent: Cost) -> int:
         """Items the search may come to: those asked for, or fewer where the budget ends before."""
         most = float(asked)
         if self.bounds.items is not None:

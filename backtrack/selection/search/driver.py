@@ -23,11 +23,17 @@ from backtrack.records.selection import Constraints
 from backtrack.run.directory import SEARCH_LOCK
 from backtrack.selection.measure.evaluator import Evaluator
 from backtrack.selection.measure.progress import Meter, Progress
-from backtrack.selection.search.baselines import compare
-from backtrack.selection.search.budget import Budget, Plan, Spent
-from backtrack.selection.search.racing import EXPLORED, NUM_RESAMPLES, Unit, next_deep, next_first
-from backtrack.selection.search.sampler import Past, propose
-from backtrack.selection.search.space import Space, anchors, spread
+from backtrack.selection.search.baselines import measure_baselines
+from backtrack.selection.search.budget import Budget, Cost, Plan
+from backtrack.selection.search.racing import (
+    EXPLORATION_SHARE,
+    NUM_RESAMPLES,
+    Evaluation,
+    next_anchor,
+    next_rung,
+)
+from backtrack.selection.search.sampler import ObservedPoint, propose
+from backtrack.selection.search.space import Space, anchors, farthest_first
 from backtrack.selection.search.study import STUDY, open_ledger, quiet, study_name
 from backtrack.selection.stats import front
 from backtrack.selection.stats.scores import axes_of, read
@@ -95,7 +101,7 @@ def search(  # noqa: PLR0913  # the front door: every argument but the run is op
     evaluator = Evaluator(run, recipe, placement, objectives)
     storage = storage or evaluator.section.storage
     is_shared = is_shared or storage is not None
-    with holding(run, is_shared=is_shared), quiet():
+    with search_lock(run, is_shared=is_shared), quiet():
         num_trials = evaluator.section.trials if trials is None else trials
         limits = Budget(
             evaluator.section.budget if budget is None else budget, evaluator.section.workers
@@ -108,7 +114,7 @@ def search(  # noqa: PLR0913  # the front door: every argument but the run is op
             if on_plan is not None:
                 on_plan(worker.plan())
             worker.work()
-            compare(evaluator, ledger)
+            measure_baselines(evaluator, ledger)
         return evaluator.fitting
 
 
@@ -132,7 +138,7 @@ class Worker:
         self._is_alone = is_alone
         self._space = Space.of(evaluator.run.steps, evaluator.section)
         points = anchors(evaluator.run.steps, evaluator.section)
-        self._anchors = spread(points) if budget.is_bounded else points
+        self._anchors = farthest_first(points) if budget.is_bounded else points
         self._rungs = evaluator.rungs("selection")
         self._meter = Meter(0, on_progress)
         self._num_known_when_exhausted = -1
@@ -198,11 +204,11 @@ class Worker:
 
     def _next(
         self, taken: Mapping[tuple[Point, int], object]
-    ) -> tuple[Unit | None, int | None, Mapping[str, object] | None]:
+    ) -> tuple[Evaluation | None, int | None, Mapping[str, object] | None]:
         """The next unit; for a sampler's proposal its turn and the sampler's notes too."""
         table = self._table()
         if self._may_explore(table):
-            first = next_first(self._anchors, table.points, {point for point, _ in taken})
+            first = next_anchor(self._anchors, table.points, {point for point, _ in taken})
             if first is not None:
                 return first, None, None
             proposal = self._propose(table, taken)
@@ -212,7 +218,9 @@ class Worker:
             return None, None, None
         return self._deep(table, taken), None, None
 
-    def _deep(self, table: ScoreTable, taken: Mapping[tuple[Point, int], object]) -> Unit | None:
+    def _deep(
+        self, table: ScoreTable, taken: Mapping[tuple[Point, int], object]
+    ) -> Evaluation | None:
         spent = self._spent()
         done = [self._evaluator.rungs_done(point) for point in table.points]
         affordable = [
@@ -225,7 +233,7 @@ class Worker:
         racing = self._evaluator.section.racing
         level = 1 - (1 - racing.level) / max(len(self._rungs) - 1, 1)
         points = {point for point, _ in taken}
-        return next_deep(self._weighted(table), done, is_open, points, level, self._evaluator.ends)
+        return next_rung(self._weighted(table), done, is_open, points, level, self._evaluator.ends)
 
     def _may_explore(self, table: ScoreTable) -> bool:
         """Whether one more first look leaves room for what deepening is to get."""
@@ -235,12 +243,12 @@ class Worker:
             return self._budget.allows(spent, first)
         explored = first * len(table.points)
         deepened = spent.items - explored
-        kept = max((explored + first) * (1 - EXPLORED) / EXPLORED - deepened, 0)
+        kept = max((explored + first) * (1 - EXPLORATION_SHARE) / EXPLORATION_SHARE - deepened, 0)
         return self._budget.allows(spent, first + int(kept))
 
     def _propose(
         self, table: ScoreTable, taken: Mapping[tuple[Point, int], object]
-    ) -> tuple[Unit, int, Mapping[str, object]] | None:
+    ) -> tuple[Evaluation, int, Mapping[str, object]] | None:
         """The sampler's next point; where it names a known one, a point drawn at random."""
         by_record = sum(origin == "sampler" for origin in table.origins)
         slot = max(len(self._ledger.slots()), by_record)
@@ -250,7 +258,9 @@ class Worker:
         if not table.knows(self._evaluator.ends):
             return None
         history = self._history(table)
-        running = [self._space.place_of(point) for point, _ in taken if point not in table.points]
+        running = [
+            self._space.parameters_of(point) for point, _ in taken if point not in table.points
+        ]
         rest = [place for place in running if place]
         random = self._evaluator.section.model_copy(update={"sampler": "random"})
         directions = [axes_of(table)[role].direction for role in ROLES]
@@ -260,25 +270,25 @@ class Worker:
             place, notes = propose(self._space, section, directions, history, rest, before)
             point = self._space.point_at(place)
             if point not in known:
-                return Unit(point, 0, "sampler"), slot, notes
+                return Evaluation(point, 0, "sampler"), slot, notes
         self._num_known_when_exhausted = len(known)
         return None
 
-    def _history(self, table: ScoreTable) -> list[Past]:
+    def _history(self, table: ScoreTable) -> list[ObservedPoint]:
         """The measured points as the sampler is told of them, the base at several steps."""
         notes = self._ledger.notes()
-        history: list[Past] = []
+        history: list[ObservedPoint] = []
         for point in table.points:
             past, _ = self._past(point, table, is_whole=False)
-            if past is not None and past.place:
+            if past is not None and past.parameters:
                 left = notes.get(str(point), {})
-                places = self._space.places_of_base() if point.is_base else [past.place]
-                history += [Past(p, past.values, past.constraints, left) for p in places]
+                places = self._space.parameters_of_base() if point.is_base else [past.parameters]
+                history += [ObservedPoint(p, past.values, past.constraints, left) for p in places]
         return history
 
     def _past(
         self, point: Point, table: ScoreTable | None = None, *, is_whole: bool = True
-    ) -> tuple[Past | None, dict[str, object]]:
+    ) -> tuple[ObservedPoint | None, dict[str, object]]:
         """What the study holds of a point: values where it has all items, and attributes."""
         table = table or self._table()
         if point.canonical not in table.points:
@@ -299,7 +309,9 @@ class Worker:
             bound.name: bound.least - float(bound.values[column])
             for bound in weighted.bounds(base, final, self._constraints)
         }
-        return Past(self._space.place_of(point) or {}, scores, constraints), attributes
+        return ObservedPoint(
+            self._space.parameters_of(point) or {}, scores, constraints
+        ), attributes
 
     def _tell_the_measured(self) -> None:
         """Tell the study of whole points it does not know: adopted, or of earlier searches."""
@@ -322,8 +334,8 @@ class Worker:
         plan = self.plan()
         self._meter.expect(plan.most_items, plan.done_items)
 
-    def _spent(self) -> Spent:
-        return Spent.on(self._evaluator.fitting)
+    def _spent(self) -> Cost:
+        return Cost.on(self._evaluator.fitting)
 
     def _table(self) -> ScoreTable:
         return self._evaluator.table(self._evaluator.setting("selection"))
@@ -340,7 +352,7 @@ def _ledger(evaluator: Evaluator, storage: str | None) -> AbstractContextManager
     name = study_name(
         [
             {step: evaluator.run.entry(step).sha256 for step in evaluator.run.steps},
-            [space.highest, space.profiles, evaluator.section.multipliers],
+            [space.max_alpha, space.profiles, evaluator.section.multipliers],
             [setting.form, setting.curve],
             [(o.name, o.role, o.weight, o.fingerprint) for o in setting.objectives],
             setting.item_ids,
@@ -356,7 +368,7 @@ def _ledger(evaluator: Evaluator, storage: str | None) -> AbstractContextManager
 
 
 @contextmanager
-def holding(run: Run, *, is_shared: bool) -> Iterator[None]:
+def search_lock(run: Run, *, is_shared: bool) -> Iterator[None]:
     """Hold the run against a second search; workers of one search hold it together.
 
     Raises:

@@ -39,14 +39,14 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Flags = NDArray[np.bool_]
 
-EXPLORED = 0.4
+EXPLORATION_SHARE = 0.4
 """Share of a budget that goes to first looks at new points."""
 NUM_RESAMPLES = 500
 WEIGHTS = (0.2, 0.35, 0.5, 0.65, 0.8)
 
 
 @dataclass(frozen=True)
-class Unit:
+class Evaluation:
     """One point and one part of the items.
 
     Attributes:
@@ -81,15 +81,17 @@ def dropped(weighted: WeightedScores, level: float) -> Flags:
     return np.asarray(is_worse.any(axis=1) & is_partial)
 
 
-def promise(weighted: WeightedScores, weights: Sequence[float] = WEIGHTS) -> Floats:
+def probability_best(weighted: WeightedScores, weights: Sequence[float] = WEIGHTS) -> Floats:
     """How often each point is the highest of the drawn ones, summed over weights, [points]."""
     total = np.zeros(len(weighted.table.points))
     for weight in weights:
-        total += chances_best(_draws(weighted.at(weight).smoothed_scores, weighted.seed))
+        total += chances_best(
+            _posterior_samples(weighted.at(weight).smoothed_scores, weighted.seed)
+        )
     return total
 
 
-def _draws(smoothed_scores: SmoothedScores, seed: int) -> Floats:
+def _posterior_samples(smoothed_scores: SmoothedScores, seed: int) -> Floats:
     """Utilities as they may be by what is fitted, [draws, points]."""
     rng = np.random.default_rng([seed, len(smoothed_scores.points)])
     roles = np.empty_like(smoothed_scores.role_samples)
@@ -100,14 +102,14 @@ def _draws(smoothed_scores: SmoothedScores, seed: int) -> Floats:
     return smoothed_scores.weigh(roles)
 
 
-def next_deep(
+def next_rung(
     weighted: WeightedScores,
     rungs_done: Sequence[int],
     is_open: Sequence[bool],
     taken: Collection[Point],
     level: float,
     ends: Collection[Point],
-) -> Unit | None:
+) -> Evaluation | None:
     """The most promising point that is not dropped and lacks items; none where there is none.
 
     Args:
@@ -127,16 +129,16 @@ def next_deep(
     ]
     if not open_ones:
         return None
-    rank = promise(weighted) if len(open_ones) > 1 else np.zeros(len(table.points))
+    rank = probability_best(weighted) if len(open_ones) > 1 else np.zeros(len(table.points))
     best = max(open_ones, key=lambda i: (rank[i], -i))
-    return Unit(table.points[best], rungs_done[best], table.origins[best])
+    return Evaluation(table.points[best], rungs_done[best], table.origins[best])
 
 
-def next_first(
+def next_anchor(
     points: Iterable[Point], known: Collection[Point], taken: Collection[Point]
-) -> Unit | None:
+) -> Evaluation | None:
     """The first of the anchors that nobody has measured or measures now."""
     for point in points:
         if point not in known and point not in taken:
-            return Unit(point, 0, "anchor")
+            return Evaluation(point, 0, "anchor")
     return None

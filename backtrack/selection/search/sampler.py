@@ -32,7 +32,7 @@ _FEWEST_FOR_MODEL = 4
 
 
 @dataclass(frozen=True)
-class Past:
+class ObservedPoint:
     """A measured point, as a sampler is told of it.
 
     Attributes:
@@ -42,7 +42,7 @@ class Past:
         notes: What the sampler itself left on its trial.
     """
 
-    place: Mapping[str, Value]
+    parameters: Mapping[str, Value]
     values: Sequence[float]
     constraints: Mapping[str, float] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
@@ -52,7 +52,7 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
     """The space as Optuna's distributions."""
     found: dict[str, BaseDistribution] = {
         STEP: IntDistribution(0, len(space.steps) - 1),
-        ALPHA: FloatDistribution(0.0, space.highest, step=ALPHA_STEP),
+        ALPHA: FloatDistribution(0.0, space.max_alpha, step=ALPHA_STEP),
     }
     if len(space.profiles) > 1:
         found[PROFILE] = CategoricalDistribution(space.profiles)
@@ -67,7 +67,7 @@ def propose(
     space: Space,
     section: SearchSection,
     directions: Sequence[Direction],
-    history: Sequence[Past],
+    history: Sequence[ObservedPoint],
     running: Sequence[Mapping[str, Value]],
     num_before: int,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -87,16 +87,16 @@ def propose(
     for past in history:
         study.add_trial(
             create_trial(
-                params=dict(past.place),
+                params=dict(past.parameters),
                 distributions=where,
                 values=list(past.values),
                 constraints=dict(past.constraints) or None,
                 system_attrs=dict(past.notes),
             )
         )
-    for place in running:
+    for parameters in running:
         study.add_trial(
-            create_trial(state=TrialState.RUNNING, params=dict(place), distributions=where)
+            create_trial(state=TrialState.RUNNING, params=dict(parameters), distributions=where)
         )
     # A low-discrepancy sequence knows its place only by what it was asked before.
     asks = num_before + 1 if section.sampler == "qmc" else 1

@@ -45,12 +45,12 @@ def anchors(steps: Sequence[int], section: SearchSection) -> tuple[Point, ...]:
     final = steps[-1]
     points = [Point.base(), Point(step=final)]
     points += [Point(step=final, alpha=alpha) for alpha in section.alphas]
-    points += [Point(step=step) for step in _evenly(steps, section.checkpoints)]
+    points += [Point(step=step) for step in _evenly_spaced(steps, section.checkpoints)]
     points += [Point(step=final, profile=p) for p in section.profiles if p in ("safe", "min")]
     return tuple(dict.fromkeys(points))
 
 
-def spread(points: Sequence[Point]) -> tuple[Point, ...]:
+def farthest_first(points: Sequence[Point]) -> tuple[Point, ...]:
     """The anchors in an order of which any first few lie far apart, for a budget that may end.
 
     After the ends comes, again and again, the strength of the final checkpoint farthest from those
@@ -73,13 +73,13 @@ def spread(points: Sequence[Point]) -> tuple[Point, ...]:
     return (*found, *others)
 
 
-def _evenly(steps: Sequence[int], count: int) -> list[int]:
+def _evenly_spaced(steps: Sequence[int], count: int) -> list[int]:
     """`count` of the steps before the last, with equal gaps between start, picks and last."""
     count = min(count, len(steps) - 1)
     return [steps[len(steps) * (i + 1) // (count + 1) - 1] for i in range(count)]
 
 
-def highest_alpha(section: SearchSection) -> float:
+def max_alpha_on_grid(section: SearchSection) -> float:
     """The largest strength on the sampler's grid."""
     return max(
         round(math.floor(section.max_alpha / ALPHA_STEP + 1e-9) * ALPHA_STEP, 2), ALPHA_STEP
@@ -99,7 +99,7 @@ class Space:
     """
 
     steps: tuple[int, ...]
-    highest: float
+    max_alpha: float
     profiles: tuple[str, ...] = ("uniform",)
     lowest_multiplier: float = 0.0
     highest_multiplier: float = 1.0
@@ -108,7 +108,7 @@ class Space:
     def of(cls, steps: Sequence[int], section: SearchSection) -> Space:
         """The space a recipe's search describes."""
         profiles = tuple(dict.fromkeys(section.profiles))
-        return cls(tuple(steps), highest_alpha(section), profiles, *section.multipliers)
+        return cls(tuple(steps), max_alpha_on_grid(section), profiles, *section.multipliers)
 
     @property
     def multipliers(self) -> tuple[str, ...]:
@@ -128,18 +128,18 @@ class Space:
         if kind in MULTIPLIERS:
             values = [round(float(place[name]), 2) for name in MULTIPLIERS[kind]]
             profile = f"{kind}({','.join(f'{value:g}' for value in values)})"
-            if len(set(values)) == 1 and alpha * values[0] <= self.highest:
+            if len(set(values)) == 1 and alpha * values[0] <= self.max_alpha:
                 profile, alpha = "uniform", alpha * values[0]
         step = self.steps[int(place[STEP])]
         return Point(step=step, alpha=_on_grid(alpha), profile=profile).canonical
 
-    def place_of(self, point: Point) -> dict[str, Value] | None:
+    def parameters_of(self, point: Point) -> dict[str, Value] | None:
         """The place nearest a point; none if it lies outside the space.
 
         The base is strength 0 of the last step under the first profile.
         """
         if point.is_base:
-            return self._place(len(self.steps) - 1, 0.0, self.profiles[0], {})
+            return self._parameters(len(self.steps) - 1, 0.0, self.profiles[0], {})
         alpha = _on_grid(point.alpha)
         profile = parse_known(point.profile)
         if profile is None:
@@ -149,21 +149,21 @@ class Space:
         is_inside = (
             point.step in self.steps
             and kind in self.profiles
-            and alpha <= self.highest
+            and alpha <= self.max_alpha
             and all(self.lowest_multiplier <= v <= self.highest_multiplier for v in values)
         )
         if not is_inside:
             return None
         given = dict(zip(names, values, strict=True))
-        return self._place(self.steps.index(point.step), alpha, kind, given)
+        return self._parameters(self.steps.index(point.step), alpha, kind, given)
 
-    def places_of_base(self) -> list[dict[str, Value]]:
+    def parameters_of_base(self) -> list[dict[str, Value]]:
         """Where the base lies, at up to four steps: a sampler cannot know that it is one point."""
         last = len(self.steps) - 1
         indices = dict.fromkeys(round(last * rung / 3) for rung in range(3, -1, -1))
-        return [self._place(index, 0.0, self.profiles[0], {}) for index in indices]
+        return [self._parameters(index, 0.0, self.profiles[0], {}) for index in indices]
 
-    def _place(
+    def _parameters(
         self, index: int, alpha: float, kind: str, given: Mapping[str, float]
     ) -> dict[str, Value]:
         """Multipliers that do not count stand at their highest."""

@@ -41,12 +41,12 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from backtrack.records import Direction
-    from backtrack.selection.search.racing import Unit
-    from backtrack.selection.search.sampler import Past
+    from backtrack.selection.search.racing import Evaluation
+    from backtrack.selection.search.sampler import ObservedPoint
     from backtrack.selection.search.space import Space
 
 STUDY = "study.db"
-POINT, RUNG, ORIGIN, SLOT = "point", "part", "origin", "slot"
+POINT, RUNG, ORIGIN, SLOT = "point", "rung", "origin", "slot"
 CARRIED = "measurement"
 
 MAX_ATTEMPTS = 10
@@ -62,7 +62,7 @@ class Claim:
         number: Likewise.
     """
 
-    unit: Unit
+    unit: Evaluation
     trial_id: int
     number: int
 
@@ -89,7 +89,7 @@ class Ledger:
 
     def under_way(self) -> dict[tuple[Point, int], FrozenTrial]:
         """Points and parts being measured, by this worker or others."""
-        return {_unit_of(trial): trial for trial in self._trials(TrialState.RUNNING)}
+        return {_running_evaluation(trial): trial for trial in self._trials(TrialState.RUNNING)}
 
     def slots(self) -> set[int]:
         """Which of the sampler's turns are taken."""
@@ -104,7 +104,7 @@ class Ledger:
         }
 
     def claim(
-        self, unit: Unit, slot: int | None = None, notes: Mapping[str, Any] | None = None
+        self, unit: Evaluation, slot: int | None = None, notes: Mapping[str, Any] | None = None
     ) -> Claim | None:
         """Take a unit; none where another worker was faster."""
         attributes: dict[str, Any] = {
@@ -125,7 +125,10 @@ class Ledger:
             trial
             for trial in self._trials(TrialState.RUNNING)
             if trial.number < number
-            and (_unit_of(trial)[0] == unit.point or slot == trial.user_attrs.get(SLOT, -1))
+            and (
+                _running_evaluation(trial)[0] == unit.point
+                or slot == trial.user_attrs.get(SLOT, -1)
+            )
         ]
         if rivals:
             self._study.tell(number, state=TrialState.FAIL)
@@ -174,7 +177,9 @@ class Ledger:
                 found += [Measurement.model_validate_json(text) for text in texts]
         return found
 
-    def settle(self, claim: Claim, past: Past | None, attributes: Mapping[str, Any]) -> None:
+    def settle(
+        self, claim: Claim, past: ObservedPoint | None, attributes: Mapping[str, Any]
+    ) -> None:
         """Close a claim: complete where the point has its values, pruned where items miss."""
         trial = optuna.trial.Trial(self._study, claim.trial_id)
         for key, value in attributes.items():
@@ -190,7 +195,9 @@ class Ledger:
         """Points the study holds with their values."""
         return {trial.user_attrs.get(POINT, "") for trial in self._trials(TrialState.COMPLETE)}
 
-    def add(self, point: Point, origin: str, past: Past, attributes: Mapping[str, Any]) -> None:
+    def add(
+        self, point: Point, origin: str, past: ObservedPoint, attributes: Mapping[str, Any]
+    ) -> None:
         """Tell the study of a point that was measured without it."""
         told = {POINT: str(point), ORIGIN: origin, **attributes}
         self._study.add_trial(
@@ -213,7 +220,7 @@ class Ledger:
         constraints: Mapping[str, float] | None = None,
     ) -> FrozenTrial:
         """A trial at a point; without parameters where the point lies outside the space."""
-        place = self._space.place_of(point)
+        place = self._space.parameters_of(point)
         return create_trial(
             state=state,
             params=dict(place) if place else {},
@@ -227,7 +234,7 @@ class Ledger:
         return self._study.get_trials(deepcopy=False, states=states)
 
 
-def _unit_of(trial: FrozenTrial) -> tuple[Point, int]:
+def _running_evaluation(trial: FrozenTrial) -> tuple[Point, int]:
     point = Point.model_validate_json(trial.user_attrs["canonical"])
     return point, int(trial.user_attrs[RUNG])
 
