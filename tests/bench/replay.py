@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from backtrack.selection.search.racing import Unit
+    from backtrack.selection.search.racing import Evaluation
 
 TABLES = Path(__file__).resolve().parent / "tables"
 WEIGHTS = (0.3, 0.5, 0.7)
@@ -307,7 +307,7 @@ class InMemory:
     def notes(self) -> dict[str, dict[str, Any]]:
         return self.sampler_notes
 
-    def claim(self, unit: Unit, slot: int | None, notes: dict[str, Any] | None) -> Claim:
+    def claim(self, unit: Evaluation, slot: int | None, notes: dict[str, Any] | None) -> Claim:
         if slot is not None:
             self.taken_slots.add(slot)
             self.sampler_notes[str(unit.point)] = dict(notes or {})

@@ -35,7 +35,7 @@ def make_info(name: str, role: str, **given: Any) -> ObjectiveInfo:
 
 
 @dataclass
-class Stand:
+class FakePlacement:
     """Stands at points without weights; counts the visits."""
 
     form: str = "attached"
@@ -142,7 +142,7 @@ def measured(
     objective: Formula, point: Point, item_ids: Sequence[str], split: str = "selection"
 ) -> Measurement:
     """What a search would have recorded."""
-    stand = Stand()
+    stand = FakePlacement()
     stand.place(point)
     return Measurement.model_validate(
         {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from backtrack.run.directory import Run
 from backtrack.selection.search.driver import search
-from tests.selection.fakes import Formula, Stand, pair
+from tests.selection.fakes import FakePlacement, Formula, pair
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +33,7 @@ class Slow:
 def main(path: str, storage: str = "", seconds: str = "0") -> None:
     warnings.simplefilter("ignore")
     objectives: Any = [Slow(formula, float(seconds)) for formula in pair()]
-    stand: Any = Stand()
+    stand: Any = FakePlacement()
     search(
         Run.open(path),
         placement=stand,

@@ -10,13 +10,19 @@ from backtrack.errors import UsageError
 from backtrack.point import Point
 from backtrack.recipe import BudgetSection
 from backtrack.records import Measurement
-from backtrack.selection.search.budget import Budget, Plan, Spent
+from backtrack.selection.search.budget import Budget, Cost, Plan
 from backtrack.selection.search.driver import search
-from backtrack.selection.search.racing import Unit, dropped, next_deep, next_first, promise
+from backtrack.selection.search.racing import (
+    Evaluation,
+    dropped,
+    next_anchor,
+    next_rung,
+    probability_best,
+)
 from backtrack.selection.search.space import anchors
 from backtrack.selection.stats.scores import read
 from backtrack.selection.stats.table import Setting, tabulate
-from tests.selection.fakes import STEPS, Stand, make_recipe, make_run, measured, pair
+from tests.selection.fakes import STEPS, FakePlacement, make_recipe, make_run, measured, pair
 
 FINAL = Point(step=40)
 
@@ -79,27 +85,27 @@ def test_equal_points_are_dropped_at_most_as_often_as_the_level_says():
 def test_the_most_promising_open_point_is_deepened_first():
     rows = {**ENDS, POOR: ((0.25, 0.88), 50), GOOD: ((0.65, 0.85), 50)}
     weighted = reading_of(rows)
-    assert promise(weighted)[3] > promise(weighted)[2]
+    assert probability_best(weighted)[3] > probability_best(weighted)[2]
     done = [2, 2, 1, 1]
-    unit = next_deep(weighted, done, [False, False, True, True], (), 0.95, list(ENDS))
-    assert unit == Unit(GOOD, 1, "user")
-    unit = next_deep(weighted, done, [False, False, True, True], {GOOD}, 0.95, list(ENDS))
-    assert unit == Unit(POOR, 1, "user")
-    assert next_deep(weighted, done, [False] * 4, (), 0.95, list(ENDS)) is None
+    unit = next_rung(weighted, done, [False, False, True, True], (), 0.95, list(ENDS))
+    assert unit == Evaluation(GOOD, 1, "user")
+    unit = next_rung(weighted, done, [False, False, True, True], {GOOD}, 0.95, list(ENDS))
+    assert unit == Evaluation(POOR, 1, "user")
+    assert next_rung(weighted, done, [False] * 4, (), 0.95, list(ENDS)) is None
 
 
 def test_anchors_are_taken_in_order_and_not_twice():
     points = [Point.base(), FINAL, GOOD]
-    assert next_first(points, [], ()) == Unit(Point.base(), 0, "anchor")
-    assert next_first(points, [Point.base()], {FINAL}) == Unit(GOOD, 0, "anchor")
-    assert next_first(points, points, ()) is None
+    assert next_anchor(points, [], ()) == Evaluation(Point.base(), 0, "anchor")
+    assert next_anchor(points, [Point.base()], {FINAL}) == Evaluation(GOOD, 0, "anchor")
+    assert next_anchor(points, points, ()) is None
 
 
 def items_scored(path: Path, **given: Any) -> int:
     """Of a search where the target falls again beyond the last step."""
     recipe = make_recipe(items={"selection": 200, "report": 200}, **given)
     objectives: Any = pair(lambda x: max(0.2 + 0.5 * x * (2 - x), 0), num_items=1000)
-    stand: Any = Stand()
+    stand: Any = FakePlacement()
     found = search(make_run(path, recipe), placement=stand, objectives=objectives)
     return sum(len(m.item_ids) for m in found)
 
@@ -129,7 +135,7 @@ def test_a_plan_is_told_before_anything_is_measured(tmp_path: Path):
     objectives: Any = pair()
     search(
         run,
-        placement=Stand(),  # type: ignore[arg-type]
+        placement=FakePlacement(),  # type: ignore[arg-type]
         objectives=objectives,
         on_plan=lambda plan: plans.append(plan) or plans.append(len(objectives[0].calls)),  # type: ignore[func-returns-value,arg-type]
     )
@@ -139,7 +145,7 @@ def test_a_plan_is_told_before_anything_is_measured(tmp_path: Path):
 
 
 def test_tokens_and_minutes_are_bounded_at_the_pace_so_far():
-    spent = Spent(items=100, tokens=5000, seconds=30.0)
+    spent = Cost(items=100, tokens=5000, seconds=30.0)
     assert Budget(BudgetSection(tokens=10_000)).allows(spent, 100)
     assert not Budget(BudgetSection(tokens=10_000)).allows(spent, 101)
     assert Budget(BudgetSection(minutes=1)).allows(spent, 190)

@@ -18,7 +18,15 @@ from backtrack.selection.choice.rule import INDIFFERENCE
 from backtrack.selection.choice.select import Choice, select
 from backtrack.selection.measure.evaluator import Evaluator
 from backtrack.selection.stats.bootstrap import split_items
-from tests.selection.fakes import Formula, Stand, make_info, make_recipe, make_run, measured, pair
+from tests.selection.fakes import (
+    FakePlacement,
+    Formula,
+    make_info,
+    make_recipe,
+    make_run,
+    measured,
+    pair,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +38,9 @@ ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 def pick(run: Run, objectives: Any, **given: Any) -> Choice:
     """Choose on a line of anchors; nothing is left to a sampler."""
-    return select(run, placement=given.pop("placement", Stand()), objectives=objectives, **given)
+    return select(
+        run, placement=given.pop("placement", FakePlacement()), objectives=objectives, **given
+    )
 
 
 def line(path: Path, num_items: int = 200, **search: Any) -> Run:
@@ -361,7 +371,7 @@ def test_reports_of_many_choices_are_honest(tmp_path: Path):
 
 
 def _truth(objective: Formula, point: Point) -> float:
-    stand = Stand()
+    stand = FakePlacement()
     stand.place(point.canonical)
     return float(np.mean(objective.measure(stand.model, None, objective.item_ids)))
 
@@ -444,7 +454,7 @@ def test_a_choice_after_a_spent_budget_reads_the_record_and_loads_nothing(tmp_pa
     first = pick(run, pair(num_items=1000)).selection
     assert any(c.share < 1 for c in first.candidates)
     assert Evaluator(run, None, None, pair(num_items=1000)).standing("selection") is not None  # type: ignore[arg-type]
-    again = pick(Run.open(run.path), pair(num_items=1000), placement=Stand()).selection
+    again = pick(Run.open(run.path), pair(num_items=1000), placement=FakePlacement()).selection
     assert again.chosen == first.chosen
     scored = sum(len(m.item_ids) for m in run.measurements() if m.split == "selection")
     assert scored <= 1500

@@ -8,7 +8,7 @@ import pytest
 from backtrack.point import Point
 from backtrack.recipe import SearchSection
 from backtrack.selection.search.sampler import distributions
-from backtrack.selection.search.space import Space, anchors, highest_alpha, spread
+from backtrack.selection.search.space import Space, anchors, farthest_first, max_alpha_on_grid
 
 STEPS = tuple(range(10, 110, 10))
 SPACE = Space(STEPS, 1.2)
@@ -61,15 +61,15 @@ def test_a_point_of_the_space_finds_its_place_again():
     for index in range(len(STEPS)):
         for hundredths in range(1, 121):
             point = point_at(index, hundredths / 100)
-            assert SPACE.place_of(point) == {"step": index, "alpha": hundredths / 100}
+            assert SPACE.parameters_of(point) == {"step": index, "alpha": hundredths / 100}
 
 
 def test_points_outside_the_space_have_no_place():
-    assert SPACE.place_of(Point(step=10, alpha=1.3)) is None
-    assert SPACE.place_of(Point(step=15, alpha=0.5)) is None
-    assert SPACE.place_of(Point(step=10, alpha=0.5, profile="safe")) is None
-    assert WIDE.place_of(Point(step=10, alpha=0.5, profile="depth(0.5,1.5)")) is None
-    assert WIDE.place_of(Point(step=10, alpha=0.5, profile="depth(0.5)")) is None
+    assert SPACE.parameters_of(Point(step=10, alpha=1.3)) is None
+    assert SPACE.parameters_of(Point(step=15, alpha=0.5)) is None
+    assert SPACE.parameters_of(Point(step=10, alpha=0.5, profile="safe")) is None
+    assert WIDE.parameters_of(Point(step=10, alpha=0.5, profile="depth(0.5,1.5)")) is None
+    assert WIDE.parameters_of(Point(step=10, alpha=0.5, profile="depth(0.5)")) is None
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_points_outside_the_space_have_no_place():
 )
 def test_a_profile_finds_its_place_again_spelled_as_it_was(profile: str):
     point = Point(step=40, alpha=0.35, profile=profile)
-    place = WIDE.place_of(point)
+    place = WIDE.parameters_of(point)
     assert place is not None
     assert set(place) == set(distributions(WIDE))
     assert WIDE.point_at(place) == point
@@ -110,7 +110,7 @@ def test_profiles_without_a_strength_to_search_are_anchors_too():
 
 def test_under_a_budget_the_first_few_anchors_lie_far_apart():
     found = anchors(STEPS, SearchSection(checkpoints=2))
-    ordered = spread(found)
+    ordered = farthest_first(found)
     assert sorted(map(str, ordered)) == sorted(map(str, found))
     assert ordered[:2] == found[:2]
     assert [point.alpha for point in ordered[2:5]] == [0.5, 0.8, 0.3]
@@ -121,4 +121,4 @@ def test_under_a_budget_the_first_few_anchors_lie_far_apart():
     ("asked", "highest"), [(1.2, 1.2), (1.0, 1.0), (0.119, 0.11), (0.002, 0.01)]
 )
 def test_the_highest_alpha_lies_on_the_grid(asked: float, highest: float):
-    assert highest_alpha(SearchSection(max_alpha=asked)) == highest
+    assert max_alpha_on_grid(SearchSection(max_alpha=asked)) == highest

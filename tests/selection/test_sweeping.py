@@ -14,7 +14,7 @@ from backtrack.selection.choice import sweep as sweeping
 from backtrack.selection.choice.candidates import judge
 from backtrack.selection.choice.sweep import sweep
 from backtrack.selection.stats.table import ScoreTable, Setting
-from tests.selection.fakes import Formula, Stand, make_info, pair
+from tests.selection.fakes import FakePlacement, Formula, make_info, pair
 
 FINAL = Point(step=40)
 
@@ -24,7 +24,7 @@ def make_table(points, objectives, num_items, seed=0) -> ScoreTable:
     rng = np.random.default_rng(seed)
     scores = {}
     for objective in objectives:
-        stand = Stand()
+        stand = FakePlacement()
         rows = []
         for point in points:
             stand.place(point)

@@ -23,7 +23,7 @@ from backtrack.records import ROLES
 from backtrack.run.directory import MEASURED
 from backtrack.run.files import write_atomically
 from backtrack.selection.measure.contamination import find_shared, write_shared
-from backtrack.selection.measure.items import ITEMS, Items, keep_items, read_items
+from backtrack.selection.measure.items import ITEMS, Items, read_items, save_items
 from backtrack.selection.stats.table import (
     Setting,
     Wanted,
@@ -218,7 +218,7 @@ class Evaluator:
         """The items by objective's name, in the parts a point earns them in; builds."""
         rungs = self._drawn.rungs(split)
         if len(rungs) > 1 and split not in self._kept:
-            keep_items(self.run.path / ITEMS, self._drawn.of(split))
+            save_items(self.run.path / ITEMS, self._drawn.of(split))
             self._kept.add(split)
         return rungs
 
@@ -308,7 +308,7 @@ class Evaluator:
     @property
     def _drawn(self) -> Items:
         if self._items is None:
-            self._items = Items.drawn(self.section, self.objectives)
+            self._items = Items.split(self.section, self.objectives)
         return self._items
 
     def _is_on_record(self) -> bool:

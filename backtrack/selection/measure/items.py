@@ -38,7 +38,7 @@ class Items:
         self._rungs: dict[Split, list[ByName]] = {}
 
     @classmethod
-    def drawn(cls, section: SearchSection, objectives: Sequence[Objective]) -> Items:
+    def split(cls, section: SearchSection, objectives: Sequence[Objective]) -> Items:
         """Disjoint ones for each purpose.
 
         Raises:
@@ -89,7 +89,7 @@ def read_items(path: Path) -> ByName:
     return {name: tuple(ids) for name, ids in json.loads(path.read_text("utf-8")).items()}
 
 
-def keep_items(path: Path, item_ids: Mapping[str, tuple[str, ...]]) -> None:
+def save_items(path: Path, item_ids: Mapping[str, tuple[str, ...]]) -> None:
     """Write down the sets that measurements name as the whole of theirs."""
     known = read_items(path)
     more = {items_digest(ids): ids for ids in item_ids.values()}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from backtrack.selection.search.study import Ledger
 
 
-def compare(evaluator: Evaluator, ledger: Ledger) -> None:
+def measure_baselines(evaluator: Evaluator, ledger: Ledger) -> None:
     """Measure what is not on record, and tell the study of what it does not know.
 
     Raises:
@@ -48,10 +48,10 @@ def compare(evaluator: Evaluator, ledger: Ledger) -> None:
                     table.setting,
                     baseline,
                 )
-        _tell(evaluator, ledger)
+        _add_to_study(evaluator, ledger)
 
 
-def _tell(evaluator: Evaluator, ledger: Ledger) -> None:
+def _add_to_study(evaluator: Evaluator, ledger: Ledger) -> None:
     table = evaluator.table(evaluator.setting("selection"))
     off, _ = off_the_path(evaluator.run, evaluator.section, is_in_process=evaluator.is_in_process)
     there = recorded(evaluator.run, table.setting, off)

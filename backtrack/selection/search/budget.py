@@ -1,4 +1,4 @@
-"""What a search costs: how much is spent, what is left, and what it will come to. Pure."""
+"""What a search has cost, may still cost and will cost in all. Pure."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a search will cost, said before it starts.
+    """What a search will cost, as shown before it starts.
 
     Attributes:
         num_points: Points it will measure.
-        least_items: Items scored if racing drops all it can.
-        most_items: Items scored if it drops nothing, or as many as the budget allows.
-        done_items: Of these, on record already.
-        seconds: For `most_items`, at the pace on record; none where nothing is on record.
+        least_items: Items scored if racing drops every point but base and final checkpoint.
+        most_items: Items scored if racing drops nothing, or as many as the budget allows.
+        done_items: How many of these are already recorded.
+        seconds: Time for the rest of `most_items` at the recorded pace; None if nothing is
+            recorded.
     """
 
     num_points: int
@@ -35,15 +36,15 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Spent:
-    """What measurements have cost."""
+class Cost:
+    """Items, tokens and wall time of measurements."""
 
     items: int = 0
     tokens: int = 0
     seconds: float = 0.0
 
     @classmethod
-    def on(cls, measurements: Sequence[Measurement]) -> Spent:
+    def of(cls, measurements: Sequence[Measurement]) -> Cost:
         """The sum over measurements."""
         return cls(
             items=sum(len(m.item_ids) for m in measurements),
@@ -51,17 +52,17 @@ class Spent:
             seconds=sum(m.seconds for m in measurements),
         )
 
-    def for_items(self, num_items: int) -> Spent:
-        """What as many items would cost at the same pace; nothing known is nothing."""
-        share = num_items / self.items if self.items else 0.0
-        return Spent(num_items, round(share * self.tokens), share * self.seconds)
+    def for_items(self, num_items: int) -> Cost:
+        """The cost of so many items at the same pace; no tokens and seconds if none is known."""
+        ratio = num_items / self.items if self.items else 0.0
+        return Cost(num_items, round(ratio * self.tokens), ratio * self.seconds)
 
 
 class Budget:
-    """What may still be spent.
+    """What a search may still cost; minutes count from when this object is made.
 
     Attributes:
-        bounds: As asked.
+        bounds: Limits given in the recipe or by the caller.
     """
 
     def __init__(self, bounds: BudgetSection, num_workers: int = 1) -> None:
@@ -73,8 +74,8 @@ class Budget:
     def is_bounded(self) -> bool:
         return any(bound is not None for bound in self.bounds.model_dump().values())
 
-    def allows(self, spent: Spent, num_items: int, share: float = 1.0) -> bool:
-        """Whether as many items more stay within a share of the budget."""
+    def allows(self, spent: Cost, num_items: int) -> bool:
+        """Whether `num_items` more stay within the budget."""
         more = spent.for_items(num_items)
         minutes = (time.monotonic() - self._started + more.seconds) / 60
         costs = {
@@ -83,13 +84,13 @@ class Budget:
             "minutes": minutes,
         }
         return all(
-            bound is None or costs[name] <= share * bound
+            bound is None or costs[name] <= bound
             for name, bound in self.bounds.model_dump().items()
         )
 
-    def most_items(self, asked: int, spent: Spent) -> int:
-        """Items the search may come to: those asked for, or fewer where the budget ends before."""
-        most = float(asked)
+    def most_items(self, planned: int, spent: Cost) -> int:
+        """Items the search may score in all: `planned`, or fewer if the budget ends before."""
+        most = float(planned)
         if self.bounds.items is not None:
             most = min(most, self.bounds.items)
         if self.bounds.tokens is not None and spent.tokens:
@@ -98,17 +99,17 @@ class Budget:
             left = 60 * self.bounds.minutes - (time.monotonic() - self._started)
             pace = spent.items / spent.seconds * self._num_workers
             most = min(most, spent.items + max(left, 0) * pace)
-        return max(int(most), min(spent.items, asked))
+        return max(int(most), min(spent.items, planned))
 
     def require(self, num_items: int) -> None:
-        """Refuse a budget that does not reach for both ends of the path.
+        """Refuse a budget of fewer than `num_items`, the cost of both ends of the path.
 
         Raises:
-            UsageError: With what is needed.
+            UsageError: Says how many are needed.
         """
         if self.bounds.items is not None and self.bounds.items < num_items:
             raise UsageError(
-                f"a budget of {self.bounds.items:,} items does not reach: base and final "
-                f"checkpoint alone take {num_items:,}. Raise it, or lower "
-                "`search.items.selection` in the recipe."
+                f"a budget of {self.bounds.items:,} items is too small: base and final checkpoint "
+                f"alone take {num_items:,}. Raise it, or lower `search.items.selection` in the "
+                "recipe."
             )

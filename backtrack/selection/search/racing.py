@@ -1,20 +1,19 @@
-"""Which point is measured next, on which part of the items. Pure numpy.
+"""Racing: which points are dropped, and which of the others gets its next rung. Pure numpy.
 
-Points earn the selection items part by part; the parts are nested, the same at every point. A
-UNIT of work is one point and the next part it lacks:
+The selection items are split into rungs, the same at every point, as in successive halving. An
+EVALUATION is one point and the next rung it lacks:
 
-1. Every anchor, base and final checkpoint before all, then every point of the sampler, gets the
-   first part.
-2. A point is DROPPED once it is surely worse than another on both roles: the paired bootstrap
-   interval of the difference lies above zero on each, one-sided, at the stated level divided by
-   the number of looks a point is given. What it was measured on still counts for its curve. Base
-   and final checkpoint are never dropped.
-3. The others get part after part, in the order of their PROMISE: how often a point is the highest
-   when utilities are drawn as they may be by the smoothing over all points (Thompson 1933), so
-   that few items at a point, or none near it, count as not knowing; summed over weights.
+1. Every anchor, base and final checkpoint first, then every point of the sampler, gets rung 0.
+2. A point is DROPPED once it is significantly worse than another point on both roles: on each, the
+   one-sided paired bootstrap interval of the difference lies above zero, at the recipe's level
+   divided by the number of rungs after which a point is tested (Bonferroni). Its measurements
+   still count in the Gaussian process. Base and final checkpoint are never dropped.
+3. The others get rung after rung. The point most likely to be the best comes first: its
+   probability, summed over weights, is estimated by samples of the Gaussian process's posterior
+   (Thompson sampling, 1933), so points with few items, or far from measured ones, stay uncertain.
 
-With a budget, step 1 takes at most `EXPLORED` of it, and step 3 goes on until it is spent.
-Without one it ends when every point that stayed in the race has all items.
+With a budget, step 1 takes at most `EXPLORATION_SHARE` of it, and step 3 continues until it is
+spent. Without one, step 3 ends when every point that was not dropped has all items.
 """
 
 from __future__ import annotations
@@ -39,36 +38,34 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Flags = NDArray[np.bool_]
 
-EXPLORED = 0.4
-"""Share of a budget that goes to first looks at new points."""
+EXPLORATION_SHARE = 0.4
+"""Share of a budget that goes to the first rung of new points."""
 NUM_RESAMPLES = 500
 WEIGHTS = (0.2, 0.35, 0.5, 0.65, 0.8)
+"""Weights of the target over which the probability of being the best is summed."""
 
 
 @dataclass(frozen=True)
-class Unit:
-    """One point and one part of the items.
+class Evaluation:
+    """One point and the next rung of items it is measured on.
 
     Attributes:
-        point: Where.
-        part: Which part, from 0.
-        origin: Who asked: `anchor` or `sampler`.
+        point: The point.
+        rung: Index of the rung, from 0.
+        origin: What proposed the point: `anchor` or `sampler`, or as recorded.
     """
 
     point: Point
     rung: int
     origin: str
 
-    def __str__(self) -> str:
-        return f"{self.point}, rung {self.rung}"
-
 
 def dropped(weighted: WeightedScores, level: float) -> Flags:
-    """Points that are surely worse than another on both roles, [points].
+    """Points that are significantly worse than another one on both roles, [points].
 
     Args:
-        weighted: The selection items.
-        level: How sure, at one look.
+        weighted: Scores of the selection items.
+        level: Confidence level of one test.
     """
     tail = 1 - level
     is_partial = weighted.table.shares < 1
@@ -81,62 +78,65 @@ def dropped(weighted: WeightedScores, level: float) -> Flags:
     return np.asarray(is_worse.any(axis=1) & is_partial)
 
 
-def promise(weighted: WeightedScores, weights: Sequence[float] = WEIGHTS) -> Floats:
-    """How often each point is the highest of the drawn ones, summed over weights, [points]."""
+def probability_best(weighted: WeightedScores, weights: Sequence[float] = WEIGHTS) -> Floats:
+    """Probability of each point to have the highest utility, summed over weights, [points]."""
     total = np.zeros(len(weighted.table.points))
     for weight in weights:
-        total += chances_best(_draws(weighted.at(weight).smoothed_scores, weighted.seed))
+        total += chances_best(
+            _posterior_samples(weighted.at(weight).smoothed_scores, weighted.seed)
+        )
     return total
 
 
-def _draws(smoothed_scores: SmoothedScores, seed: int) -> Floats:
-    """Utilities as they may be by what is fitted, [draws, points]."""
+def _posterior_samples(smoothed_scores: SmoothedScores, seed: int) -> Floats:
+    """Samples of the utilities from the Gaussian process's posterior, [samples, points]."""
     rng = np.random.default_rng([seed, len(smoothed_scores.points)])
     roles = np.empty_like(smoothed_scores.role_samples)
     means = smoothed_scores.smoothed_roles
-    for drawn, mean, smoothing in zip(roles, means, smoothed_scores.smoothings, strict=True):
+    for samples, mean, smoothing in zip(roles, means, smoothed_scores.smoothings, strict=True):
         root = np.linalg.cholesky(smoothing.covariance + 1e-6 * np.eye(len(mean)))
-        drawn[:] = mean + rng.standard_normal(drawn.shape) @ root.T
+        samples[:] = mean + rng.standard_normal(samples.shape) @ root.T
     return smoothed_scores.weigh(roles)
 
 
-def next_deep(
+def next_rung(
     weighted: WeightedScores,
     rungs_done: Sequence[int],
     is_open: Sequence[bool],
-    taken: Collection[Point],
+    running: Collection[Point],
     level: float,
     ends: Collection[Point],
-) -> Unit | None:
-    """The most promising point that is not dropped and lacks items; none where there is none.
+) -> Evaluation | None:
+    """The next rung of the point most likely to be the best; None if no point is left.
 
     Args:
-        weighted: The selection items.
+        weighted: Scores of the selection items.
         rungs_done: How many rungs each point has, [points].
-        is_open: Whether a point lacks a part that can be afforded, [points].
-        taken: Points under way elsewhere.
+        is_open: Whether a point lacks a rung that the budget allows, [points].
+        running: Points being measured now.
         level: See `dropped`.
         ends: Base and final checkpoint.
     """
     table = weighted.table
     is_out = dropped(weighted, level)
-    open_ones = [
+    candidates = [
         i
         for i, point in enumerate(table.points)
-        if is_open[i] and (not is_out[i] or point in ends) and point not in taken
+        if is_open[i] and (not is_out[i] or point in ends) and point not in running
     ]
-    if not open_ones:
+    if not candidates:
         return None
-    rank = promise(weighted) if len(open_ones) > 1 else np.zeros(len(table.points))
-    best = max(open_ones, key=lambda i: (rank[i], -i))
-    return Unit(table.points[best], rungs_done[best], table.origins[best])
+    # One candidate needs no ranking, which costs a Gaussian process.
+    rank = probability_best(weighted) if len(candidates) > 1 else np.zeros(len(table.points))
+    best = max(candidates, key=lambda i: (rank[i], -i))
+    return Evaluation(table.points[best], rungs_done[best], table.origins[best])
 
 
-def next_first(
-    points: Iterable[Point], known: Collection[Point], taken: Collection[Point]
-) -> Unit | None:
-    """The first of the anchors that nobody has measured or measures now."""
+def next_anchor(
+    points: Iterable[Point], known: Collection[Point], running: Collection[Point]
+) -> Evaluation | None:
+    """Rung 0 of the first anchor that is neither measured nor being measured; None if all are."""
     for point in points:
-        if point not in known and point not in taken:
-            return Unit(point, 0, "anchor")
+        if point not in known and point not in running:
+            return Evaluation(point, 0, "anchor")
     return None

@@ -1,8 +1,8 @@
-"""Which point Optuna's samplers propose next.
+"""Ask Optuna's samplers for the next point.
 
-A sampler is asked in a study of its own in memory, made anew from what is measured by then, so its
-proposals rest on the latest estimate of every point and not on what was once told; points under
-way elsewhere are in it as running. Its seed is the recipe's with the number of trials before.
+Each proposal comes from a new in-memory study of all points measured so far, so it rests on the
+latest score estimate of every point; points being measured by other workers are running trials in
+it. The sampler's seed is a hash of the recipe's seed and the number of proposals before.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ if TYPE_CHECKING:
     from backtrack.records import Direction
     from backtrack.selection.search.space import Space, Value
 
-_FEWEST_FOR_MODEL = 4
-"""Points before the Gaussian process takes over from chance; the anchors are usually more."""
+_NUM_STARTUP_TRIALS = 4
+"""Points the `gp` sampler needs before it fits a model; the anchors are usually more."""
 
 
 @dataclass(frozen=True)
-class Past:
-    """A measured point, as a sampler is told of it.
+class ObservedPoint:
+    """A measured point as a trial of the sampler's study.
 
     Attributes:
-        place: Values by parameter.
-        values: Both roles' scores.
-        constraints: At most 0 where met, by name.
-        notes: What the sampler itself left on its trial.
+        parameters: Its parameters in the search space; empty outside the space.
+        values: Scores of target and general, in the unit of each role.
+        constraints: Violations in points, by name; at most 0 if met.
+        notes: System attributes the sampler stored with its proposal.
     """
 
-    place: Mapping[str, Value]
+    parameters: Mapping[str, Value]
     values: Sequence[float]
     constraints: Mapping[str, float] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
@@ -50,71 +50,76 @@ class Past:
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
     """The space as Optuna's distributions."""
-    found: dict[str, BaseDistribution] = {
+    result: dict[str, BaseDistribution] = {
         STEP: IntDistribution(0, len(space.steps) - 1),
-        ALPHA: FloatDistribution(0.0, space.highest, step=ALPHA_STEP),
+        ALPHA: FloatDistribution(0.0, space.max_alpha, step=ALPHA_STEP),
     }
     if len(space.profiles) > 1:
-        found[PROFILE] = CategoricalDistribution(space.profiles)
+        result[PROFILE] = CategoricalDistribution(space.profiles)
     for name in space.multipliers:
-        found[name] = FloatDistribution(
+        result[name] = FloatDistribution(
             space.lowest_multiplier, space.highest_multiplier, step=MULTIPLIER_STEP
         )
-    return found
+    return result
 
 
 def propose(
     space: Space,
     section: SearchSection,
     directions: Sequence[Direction],
-    history: Sequence[Past],
+    history: Sequence[ObservedPoint],
     running: Sequence[Mapping[str, Value]],
     num_before: int,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The sampler's next place, and what it notes on its trial.
+    """The sampler's next parameters, and the system attributes it stores with them.
 
     Args:
-        space: What it draws from.
-        section: Names the sampler, and the seed.
-        directions: Of the roles.
-        history: What is measured, in the order of measuring.
-        running: Places under way elsewhere.
-        num_before: Proposals before this one.
+        space: The search space.
+        section: The recipe's search section: sampler and seed.
+        directions: Directions of target and general.
+        history: Measured points, in the order of measuring.
+        running: Parameters of points being measured by other workers.
+        num_before: Number of proposals before this one.
     """
-    where = distributions(space)
+    space_distributions = distributions(space)
     sampler = make_sampler(section, num_before)
     study = optuna.create_study(directions=list(directions), sampler=sampler)
-    for past in history:
+    for observed in history:
         study.add_trial(
             create_trial(
-                params=dict(past.place),
-                distributions=where,
-                values=list(past.values),
-                constraints=dict(past.constraints) or None,
-                system_attrs=dict(past.notes),
+                params=dict(observed.parameters),
+                distributions=space_distributions,
+                values=list(observed.values),
+                constraints=dict(observed.constraints) or None,
+                system_attrs=dict(observed.notes),
             )
         )
-    for place in running:
+    for parameters in running:
         study.add_trial(
-            create_trial(state=TrialState.RUNNING, params=dict(place), distributions=where)
+            create_trial(
+                state=TrialState.RUNNING,
+                params=dict(parameters),
+                distributions=space_distributions,
+            )
         )
-    # A low-discrepancy sequence knows its place only by what it was asked before.
+    # QMCSampler counts its own calls in the study, so earlier proposals are drawn again.
     asks = num_before + 1 if section.sampler == "qmc" else 1
-    number = [study.ask(where) for _ in range(asks)][-1].number
+    number = [study.ask(space_distributions) for _ in range(asks)][-1].number
     trial = study.get_trials(deepcopy=False)[number]
     return dict(trial.params), dict(trial.system_attrs)
 
 
 def make_sampler(section: SearchSection, num_before: int) -> BaseSampler:
-    """The recipe's sampler for the trial after `num_before` others.
+    """The recipe's sampler for the proposal after `num_before` others.
 
-    A scrambled low-discrepancy sequence needs one seed throughout; the others get one a trial.
+    A scrambled quasi-Monte Carlo sequence needs the same seed throughout; the other samplers get
+    one seed a proposal.
     """
     seed = int(hashlib.sha256(f"{section.seed}/{num_before}".encode()).hexdigest()[:7], 16)
     match section.sampler:
         case "gp":
             return optuna.samplers.GPSampler(
-                seed=seed, n_startup_trials=_FEWEST_FOR_MODEL, warn_independent_sampling=False
+                seed=seed, n_startup_trials=_NUM_STARTUP_TRIALS, warn_independent_sampling=False
             )
         case "tpe":
             return optuna.samplers.TPESampler(seed=seed, multivariate=True)

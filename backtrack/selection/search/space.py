@@ -1,8 +1,8 @@
-"""Which points are measured: the anchors, and the space a sampler draws from. Plain data.
+"""The anchors, and the search space a sampler draws from. Plain data.
 
-The sampler works on a grid of hundredths of alpha, and of twentieths of a profile's multipliers,
-so that two proposals for one point coincide. A profile's multipliers are parameters of their own,
-which count only where the profile is proposed.
+PARAMETERS are a point as Optuna sees it: index of the step, alpha, kind of profile, multipliers.
+Alpha lies on a grid of 0.01 and multipliers on a grid of 0.05, so that near proposals are the same
+point. The multipliers of every profile are parameters; those of other profiles have no effect.
 """
 
 from __future__ import annotations
@@ -29,58 +29,59 @@ MULTIPLIERS: dict[str, tuple[str, ...]] = {
     "blocks": ("blocks_early", "blocks_middle", "blocks_late"),
     "modules": ("modules_attention", "modules_mlp"),
 }
-"""Names of the parameters of each profile that has some, in the order they are spelled."""
+"""Parameters of each profile that has multipliers, in the order of its spelling."""
 
 
 def anchors(steps: Sequence[int], section: SearchSection) -> tuple[Point, ...]:
     """Points that are always measured: base, final checkpoint, its alphas, earlier checkpoints.
 
-    `safe` and `min`, where the search may propose them, are measured at strength 1: they are meant
-    to need no search for a strength.
+    The profiles `safe` and `min`, if the search may propose them, are measured at alpha 1: they
+    are designed to need no search for alpha.
 
     Args:
         steps: The run's steps, ascending; at least one.
-        section: Which alphas, as written there, how many checkpoints, which profiles.
+        section: The recipe's search section: alphas, number of checkpoints, profiles.
     """
     final = steps[-1]
     points = [Point.base(), Point(step=final)]
     points += [Point(step=final, alpha=alpha) for alpha in section.alphas]
-    points += [Point(step=step) for step in _evenly(steps, section.checkpoints)]
+    points += [Point(step=step) for step in _evenly_spaced(steps, section.checkpoints)]
     points += [Point(step=final, profile=p) for p in section.profiles if p in ("safe", "min")]
     return tuple(dict.fromkeys(points))
 
 
-def spread(points: Sequence[Point]) -> tuple[Point, ...]:
-    """The anchors in an order of which any first few lie far apart, for a budget that may end.
+def farthest_first(points: Sequence[Point]) -> tuple[Point, ...]:
+    """Sort the anchors so that any first few lie far apart, for a budget that may run out.
 
-    After the ends comes, again and again, the strength of the final checkpoint farthest from those
-    before, the larger of equals; then all else as it was.
+    Base and final checkpoint come first. Then alphas of the final checkpoint by farthest-first
+    traversal: always the one farthest from those before, the larger of two equals. Then the others
+    in their order.
 
     Args:
-        points: As `anchors` gives them.
+        points: The result of `anchors`.
     """
     ends, final = points[:2], points[1]
     rest = [p for p in points[2:] if (p.step, p.profile) == (final.step, final.profile)]
     others = [p for p in points[2:] if p not in rest]
-    found = list(ends)
+    ordered = list(ends)
 
-    def way(point: Point) -> tuple[float, float]:
-        return round(min(abs(point.alpha - p.alpha) for p in found), 9), point.alpha
+    def distance(point: Point) -> tuple[float, float]:
+        return round(min(abs(point.alpha - p.alpha) for p in ordered), 9), point.alpha
 
     while rest:
-        found.append(max(rest, key=way))
-        rest.remove(found[-1])
-    return (*found, *others)
+        ordered.append(max(rest, key=distance))
+        rest.remove(ordered[-1])
+    return (*ordered, *others)
 
 
-def _evenly(steps: Sequence[int], count: int) -> list[int]:
-    """`count` of the steps before the last, with equal gaps between start, picks and last."""
+def _evenly_spaced(steps: Sequence[int], count: int) -> list[int]:
+    """`count` of the steps before the last, evenly spaced between start and last step."""
     count = min(count, len(steps) - 1)
     return [steps[len(steps) * (i + 1) // (count + 1) - 1] for i in range(count)]
 
 
-def highest_alpha(section: SearchSection) -> float:
-    """The largest strength on the sampler's grid."""
+def max_alpha_on_grid(section: SearchSection) -> float:
+    """The largest alpha on the sampler's grid, at least one grid step."""
     return max(
         round(math.floor(section.max_alpha / ALPHA_STEP + 1e-9) * ALPHA_STEP, 2), ALPHA_STEP
     )
@@ -88,58 +89,58 @@ def highest_alpha(section: SearchSection) -> float:
 
 @dataclass(frozen=True)
 class Space:
-    """What a sampler draws from.
+    """The search space of a sampler.
 
     Attributes:
         steps: The run's steps, ascending.
-        highest: Largest alpha.
-        profiles: Kinds of profile.
-        lowest_multiplier: Of a profile.
-        highest_multiplier: Likewise.
+        max_alpha: Largest alpha, on the grid.
+        profiles: Kinds of profile, as in the recipe.
+        lowest_multiplier: Smallest multiplier of `depth`, `blocks` and `modules`.
+        highest_multiplier: Largest multiplier of these.
     """
 
     steps: tuple[int, ...]
-    highest: float
+    max_alpha: float
     profiles: tuple[str, ...] = ("uniform",)
     lowest_multiplier: float = 0.0
     highest_multiplier: float = 1.0
 
     @classmethod
     def of(cls, steps: Sequence[int], section: SearchSection) -> Space:
-        """The space a recipe's search describes."""
+        """The search space of a run under a recipe's search section."""
         profiles = tuple(dict.fromkeys(section.profiles))
-        return cls(tuple(steps), highest_alpha(section), profiles, *section.multipliers)
+        return cls(tuple(steps), max_alpha_on_grid(section), profiles, *section.multipliers)
 
     @property
     def multipliers(self) -> tuple[str, ...]:
         """Names of the parameters that are multipliers."""
         return tuple(name for kind in self.profiles for name in MULTIPLIERS.get(kind, ()))
 
-    def point_at(self, place: Mapping[str, Value]) -> Point:
-        """The point a sampler proposes.
+    def point_at(self, parameters: Mapping[str, Value]) -> Point:
+        """The point of a sampler's parameters.
 
-        Strength 0 of any step is the base, and a profile of equal multipliers is uniform.
+        Alpha 0 of any step is the base, and a profile of equal multipliers is uniform.
 
         Args:
-            place: Values by parameter: index of the step, alpha, kind of profile, multipliers.
+            parameters: Index of the step, alpha, kind of profile and multipliers, by name.
         """
-        profile = kind = str(place.get(PROFILE, self.profiles[0]))
-        alpha = float(place[ALPHA])
+        profile = kind = str(parameters.get(PROFILE, self.profiles[0]))
+        alpha = float(parameters[ALPHA])
         if kind in MULTIPLIERS:
-            values = [round(float(place[name]), 2) for name in MULTIPLIERS[kind]]
+            values = [round(float(parameters[name]), 2) for name in MULTIPLIERS[kind]]
             profile = f"{kind}({','.join(f'{value:g}' for value in values)})"
-            if len(set(values)) == 1 and alpha * values[0] <= self.highest:
+            if len(set(values)) == 1 and alpha * values[0] <= self.max_alpha:
                 profile, alpha = "uniform", alpha * values[0]
-        step = self.steps[int(place[STEP])]
+        step = self.steps[int(parameters[STEP])]
         return Point(step=step, alpha=_on_grid(alpha), profile=profile).canonical
 
-    def place_of(self, point: Point) -> dict[str, Value] | None:
-        """The place nearest a point; none if it lies outside the space.
+    def parameters_of(self, point: Point) -> dict[str, Value] | None:
+        """The parameters on the grid nearest a point; None if it lies outside the space.
 
-        The base is strength 0 of the last step under the first profile.
+        The base is alpha 0 of the last step under the first profile.
         """
         if point.is_base:
-            return self._place(len(self.steps) - 1, 0.0, self.profiles[0], {})
+            return self._parameters(len(self.steps) - 1, 0.0, self.profiles[0], {})
         alpha = _on_grid(point.alpha)
         profile = parse_known(point.profile)
         if profile is None:
@@ -149,33 +150,33 @@ class Space:
         is_inside = (
             point.step in self.steps
             and kind in self.profiles
-            and alpha <= self.highest
+            and alpha <= self.max_alpha
             and all(self.lowest_multiplier <= v <= self.highest_multiplier for v in values)
         )
         if not is_inside:
             return None
-        given = dict(zip(names, values, strict=True))
-        return self._place(self.steps.index(point.step), alpha, kind, given)
+        multipliers = dict(zip(names, values, strict=True))
+        return self._parameters(self.steps.index(point.step), alpha, kind, multipliers)
 
-    def places_of_base(self) -> list[dict[str, Value]]:
-        """Where the base lies, at up to four steps: a sampler cannot know that it is one point."""
+    def parameters_of_base(self) -> list[dict[str, Value]]:
+        """Alpha 0 at up to four steps: a sampler cannot know that all of them are the base."""
         last = len(self.steps) - 1
-        indices = dict.fromkeys(round(last * rung / 3) for rung in range(3, -1, -1))
-        return [self._place(index, 0.0, self.profiles[0], {}) for index in indices]
+        indices = dict.fromkeys(round(last * i / 3) for i in range(3, -1, -1))
+        return [self._parameters(index, 0.0, self.profiles[0], {}) for index in indices]
 
-    def _place(
-        self, index: int, alpha: float, kind: str, given: Mapping[str, float]
+    def _parameters(
+        self, index: int, alpha: float, kind: str, multipliers: Mapping[str, float]
     ) -> dict[str, Value]:
-        """Multipliers that do not count stand at their highest."""
-        place: dict[str, Value] = {STEP: index, ALPHA: alpha}
+        """Parameters by name; multipliers of other profiles are set to the highest."""
+        parameters: dict[str, Value] = {STEP: index, ALPHA: alpha}
         if len(self.profiles) > 1:
-            place[PROFILE] = kind
+            parameters[PROFILE] = kind
         for name in self.multipliers:
-            place[name] = self._nearest(given.get(name, self.highest_multiplier))
-        return place
+            parameters[name] = self._nearest(multipliers.get(name, self.highest_multiplier))
+        return parameters
 
     def _nearest(self, value: float) -> float:
-        """The multiplier on the grid nearest a value."""
+        """The multiplier on the grid nearest to a value."""
         low = self.lowest_multiplier
         num_steps = math.floor((self.highest_multiplier - low) / MULTIPLIER_STEP + 1e-9)
         index = min(round((value - low) / MULTIPLIER_STEP), num_steps)

@@ -1,14 +1,14 @@
-"""The study on disk: where workers meet, and what optuna-dashboard shows. Optuna.
+"""The Optuna study of a search: it coordinates workers and is what optuna-dashboard shows.
 
-Each unit of work is a trial: RUNNING while a worker measures it, then PRUNED where its point has
-but a part of the items, and COMPLETE, with both roles' scores and the constraints, where it has
-all. Scores of objectives, the share of items and the point's name are user attributes. Values are
-as they read, never negated.
+Each evaluation is a trial: RUNNING while a worker measures it, then COMPLETE, with both roles'
+scores and the constraints, if its point has all items, else PRUNED. The point's name, its rung,
+the objectives' scores and the share of items are user attributes. Values are in the unit of their
+role, never negated.
 
-Promised: a unit is measured by one worker at a time. Of two that claim it at once the trial of the
-lower number stays. A worker gives a sign of life while it measures; without one for
-`search.patience_seconds` its trial is failed and the unit is free again. Where the storage is a
-server, trials carry the measurements themselves, so machines that share nothing else have them.
+Promised: an evaluation is measured by one worker at a time. If two claim it at once, the trial of
+the lower number stays. A worker records a heartbeat while it measures; without one for
+`search.patience_seconds` its trial is failed and the evaluation is free again. If the storage is a
+server, trials also carry the measurements, for workers that do not share the run's folder.
 """
 
 from __future__ import annotations
@@ -41,34 +41,36 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from backtrack.records import Direction
-    from backtrack.selection.search.racing import Unit
-    from backtrack.selection.search.sampler import Past
+    from backtrack.selection.search.racing import Evaluation
+    from backtrack.selection.search.sampler import ObservedPoint
     from backtrack.selection.search.space import Space
 
 STUDY = "study.db"
-POINT, RUNG, ORIGIN, SLOT = "point", "part", "origin", "slot"
+POINT, RUNG, ORIGIN, SLOT = "point", "rung", "origin", "slot"
 CARRIED = "measurement"
+"""First word of the user attributes that carry measurements."""
 
 MAX_ATTEMPTS = 10
+"""Tries to open a storage whose tables other workers create at the same time."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A unit a worker has taken.
+    """An evaluation that one worker measures.
 
     Attributes:
-        unit: The unit.
-        trial_id: Of its trial.
-        number: Likewise.
+        evaluation: The point and its rung.
+        trial_id: Optuna's id of the trial, unique in the storage.
+        number: Optuna's number of the trial, unique in the study.
     """
 
-    unit: Unit
+    evaluation: Evaluation
     trial_id: int
     number: int
 
 
 class Ledger:
-    """The study of one search: who measures what, and what came of it."""
+    """The study of one search: which worker measures what, and the results."""
 
     def __init__(self, study: optuna.Study, storage: Any, space: Space, *, is_carrier: bool):
         self._study = study
@@ -80,7 +82,7 @@ class Ledger:
         self._seen: set[int] = set()
 
     def clear_stale(self, *, is_alone: bool) -> None:
-        """Fail trials of workers that are gone: all running ones where this worker is alone."""
+        """Fail trials of dead workers: all running ones if this worker is the only one."""
         if is_alone:
             for trial in self._trials(TrialState.RUNNING):
                 self._study.tell(trial.number, state=TrialState.FAIL)
@@ -88,53 +90,65 @@ class Ledger:
             optuna.storages.fail_stale_trials(self._study)
 
     def under_way(self) -> dict[tuple[Point, int], FrozenTrial]:
-        """Points and parts being measured, by this worker or others."""
-        return {_unit_of(trial): trial for trial in self._trials(TrialState.RUNNING)}
+        """Running trials by point and rung."""
+        return {_point_and_rung(trial): trial for trial in self._trials(TrialState.RUNNING)}
 
     def slots(self) -> set[int]:
-        """Which of the sampler's turns are taken."""
+        """Indices of the sampler's proposals that are running or measured."""
         states = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
         return {t.user_attrs[SLOT] for t in self._trials(*states) if SLOT in t.user_attrs}
 
     def notes(self) -> dict[str, dict[str, Any]]:
-        """What the sampler left on its proposals, by point."""
-        found = self._trials(TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
+        """System attributes the sampler stored with its proposals, by the point's name."""
+        trials = self._trials(TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
         return {
-            t.user_attrs[POINT]: t.user_attrs["notes"] for t in found if "notes" in t.user_attrs
+            t.user_attrs[POINT]: t.user_attrs["notes"] for t in trials if "notes" in t.user_attrs
         }
 
     def claim(
-        self, unit: Unit, slot: int | None = None, notes: Mapping[str, Any] | None = None
+        self,
+        evaluation: Evaluation,
+        slot: int | None = None,
+        notes: Mapping[str, Any] | None = None,
     ) -> Claim | None:
-        """Take a unit; none where another worker was faster."""
+        """Start the trial of an evaluation; None if another worker was faster.
+
+        Args:
+            evaluation: The point and its rung.
+            slot: Index among the sampler's proposals, if it proposed the point.
+            notes: System attributes the sampler stored with its proposal.
+        """
         attributes: dict[str, Any] = {
-            POINT: str(unit.point),
-            "canonical": unit.point.model_dump_json(),
-            RUNG: unit.rung,
-            ORIGIN: unit.origin,
+            POINT: str(evaluation.point),
+            "canonical": evaluation.point.model_dump_json(),
+            RUNG: evaluation.rung,
+            ORIGIN: evaluation.origin,
             "worker": f"{socket.gethostname()}:{os.getpid()}",
         }
         if slot is not None:
             attributes |= {SLOT: slot, "notes": dict(notes or {})}
         trial_id = self._storage.create_new_trial(
-            self._study_id, self._template(unit.point, attributes, TrialState.RUNNING)
+            self._study_id, self._template(evaluation.point, attributes, TrialState.RUNNING)
         )
         self._storage.record_heartbeat(trial_id)
         number = self._storage.get_trial_number_from_id(trial_id)
-        rivals = [
+        earlier = [
             trial
             for trial in self._trials(TrialState.RUNNING)
             if trial.number < number
-            and (_unit_of(trial)[0] == unit.point or slot == trial.user_attrs.get(SLOT, -1))
+            and (
+                _point_and_rung(trial)[0] == evaluation.point
+                or slot == trial.user_attrs.get(SLOT, -1)
+            )
         ]
-        if rivals:
+        if earlier:
             self._study.tell(number, state=TrialState.FAIL)
             return None
-        return Claim(unit, trial_id, number)
+        return Claim(evaluation, trial_id, number)
 
     @contextmanager
     def alive(self, claim: Claim) -> Iterator[None]:
-        """Give signs of life for a claim; fail its trial on any exception."""
+        """Record heartbeats while a claim is measured; fail its trial on any exception."""
         done = threading.Event()
         interval = self._storage.get_heartbeat_interval()
 
@@ -142,9 +156,9 @@ class Ledger:
             while not done.wait(interval):
                 self._storage.record_heartbeat(claim.trial_id)
 
-        heart = threading.Thread(target=beat, daemon=True) if interval else None
-        if heart is not None:
-            heart.start()
+        thread = threading.Thread(target=beat, daemon=True) if interval else None
+        if thread is not None:
+            thread.start()
         try:
             yield
         except BaseException:
@@ -152,57 +166,63 @@ class Ledger:
             raise
         finally:
             done.set()
-            if heart is not None:
-                heart.join()
+            if thread is not None:
+                thread.join()
 
     def carry(self, claim: Claim, measurements: Sequence[Measurement]) -> None:
-        """Put measurements where other machines find them."""
+        """Store measurements in the trial if the storage is a server, for other machines."""
         if self._is_carrier:
             for m in measurements:
                 key = f"{CARRIED} {m.objective.name}"
                 self._storage.set_trial_user_attr(claim.trial_id, key, m.model_dump_json())
 
     def carried(self) -> list[Measurement]:
-        """Measurements of other workers' trials that were not asked for before."""
+        """Measurements in trials that ended since the last call."""
         if not self._is_carrier:
             return []
-        found: list[Measurement] = []
+        measurements: list[Measurement] = []
         for trial in self._trials(*TrialState):
             if trial.state.is_finished() and trial.number not in self._seen:
                 self._seen.add(trial.number)
                 texts = [v for k, v in trial.user_attrs.items() if k.startswith(CARRIED)]
-                found += [Measurement.model_validate_json(text) for text in texts]
-        return found
+                measurements += [Measurement.model_validate_json(text) for text in texts]
+        return measurements
 
-    def settle(self, claim: Claim, past: Past | None, attributes: Mapping[str, Any]) -> None:
-        """Close a claim: complete where the point has its values, pruned where items miss."""
+    def settle(
+        self, claim: Claim, observed: ObservedPoint | None, attributes: Mapping[str, Any]
+    ) -> None:
+        """Close a claim's trial: complete if the point is observed on all items, else pruned."""
         trial = optuna.trial.Trial(self._study, claim.trial_id)
         for key, value in attributes.items():
             trial.set_user_attr(key, value)
-        if past is None:
+        if observed is None:
             self._study.tell(claim.number, state=TrialState.PRUNED)
             return
-        for key, value in past.constraints.items():
+        for key, value in observed.constraints.items():
             trial.set_constraint(key, value)
-        self._study.tell(claim.number, list(past.values))
+        self._study.tell(claim.number, list(observed.values))
 
     def known(self) -> set[str]:
-        """Points the study holds with their values."""
+        """Names of the points with a complete trial."""
         return {trial.user_attrs.get(POINT, "") for trial in self._trials(TrialState.COMPLETE)}
 
-    def add(self, point: Point, origin: str, past: Past, attributes: Mapping[str, Any]) -> None:
-        """Tell the study of a point that was measured without it."""
-        told = {POINT: str(point), ORIGIN: origin, **attributes}
+    def add(
+        self, point: Point, origin: str, observed: ObservedPoint, attributes: Mapping[str, Any]
+    ) -> None:
+        """Add a complete trial of a point that was measured without this study."""
+        user_attrs = {POINT: str(point), ORIGIN: origin, **attributes}
         self._study.add_trial(
-            self._template(point, told, TrialState.COMPLETE, past.values, past.constraints)
+            self._template(
+                point, user_attrs, TrialState.COMPLETE, observed.values, observed.constraints
+            )
         )
 
     def add_apart(
         self, name: str, values: Sequence[float], attributes: Mapping[str, object]
     ) -> None:
-        """Tell the study of a model that is no point, such as a baseline; it has no parameters."""
-        told = {POINT: name, ORIGIN: "baseline", **attributes}
-        self._study.add_trial(create_trial(values=list(values), user_attrs=told))
+        """Add a complete trial, without parameters, of a baseline that is not a point."""
+        user_attrs = {POINT: name, ORIGIN: "baseline", **attributes}
+        self._study.add_trial(create_trial(values=list(values), user_attrs=user_attrs))
 
     def _template(
         self,
@@ -212,12 +232,12 @@ class Ledger:
         values: Sequence[float] | None = None,
         constraints: Mapping[str, float] | None = None,
     ) -> FrozenTrial:
-        """A trial at a point; without parameters where the point lies outside the space."""
-        place = self._space.place_of(point)
+        """A trial at a point; without parameters if the point lies outside the space."""
+        parameters = self._space.parameters_of(point)
         return create_trial(
             state=state,
-            params=dict(place) if place else {},
-            distributions=self._distributions if place else {},
+            params=parameters or {},
+            distributions=self._distributions if parameters else {},
             values=list(values) if values is not None else None,
             user_attrs=dict(attributes),
             constraints=dict(constraints) if constraints else None,
@@ -227,7 +247,7 @@ class Ledger:
         return self._study.get_trials(deepcopy=False, states=states)
 
 
-def _unit_of(trial: FrozenTrial) -> tuple[Point, int]:
+def _point_and_rung(trial: FrozenTrial) -> tuple[Point, int]:
     point = Point.model_validate_json(trial.user_attrs["canonical"])
     return point, int(trial.user_attrs[RUNG])
 
@@ -236,18 +256,18 @@ def _unit_of(trial: FrozenTrial) -> tuple[Point, int]:
 def open_ledger(
     url: str, name: str, directions: Sequence[Direction], space: Space, patience_seconds: int
 ) -> Iterator[Ledger]:
-    """The study `name` in a database; it holds those of other searches beside it.
+    """Open or create the study `name` in a database, which may hold other searches' studies.
 
     Args:
-        url: Of the database: `sqlite:///FILE`, or `postgresql://...` for several machines.
-        name: Of the study.
-        directions: Of the roles.
-        space: What a sampler draws from.
-        patience_seconds: Without a sign of life for so long a worker is taken to be gone.
+        url: The database: `sqlite:///FILE`, or `postgresql://...` for several machines.
+        name: The study's name.
+        directions: The roles' directions.
+        space: The search space.
+        patience_seconds: Time without a heartbeat after which a worker counts as dead.
 
     Raises:
         RunError: The database is damaged, or does not answer.
-        UsageError: The URL is none, or its driver is not installed.
+        UsageError: `url` is not a database URL, or its driver is not installed.
     """
     storage = _open_storage(url, patience_seconds)
     try:
@@ -263,7 +283,7 @@ def open_ledger(
 def _open_storage(url: str, patience_seconds: int) -> Any:
     is_file = url.startswith("sqlite")
     try:
-        return _made_once(lambda: _storage(url, patience_seconds, is_file=is_file))
+        return _retry_creation(lambda: _storage(url, patience_seconds, is_file=is_file))
     except ImportError as error:
         raise UsageError(
             f"the storage needs a driver that is not installed ({error}). For PostgreSQL: "
@@ -271,19 +291,19 @@ def _open_storage(url: str, patience_seconds: int) -> Any:
         ) from error
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise UsageError(
-            "the storage is no database URL. Write postgresql://USER@HOST/NAME with --storage, "
-            "or leave it out to keep study.db in the run."
+            "the storage is not a database URL. Write postgresql://USER@HOST/NAME with --storage, "
+            "or leave it out to use study.db in the run."
         ) from error
     except DatabaseError as error:
         if is_file:
             raise RunError(
                 f"{url.removeprefix('sqlite:///')} is damaged ({error.orig}). Delete it: every "
-                "measurement is in measurements.jsonl, and the search goes on from there."
+                "measurement is in measurements.jsonl, and the search resumes from there."
             ) from error
         first = str(error.orig).strip().splitlines()[0]
         raise RunError(
             f"the database of --storage does not answer: {first}. Is it running, and reachable "
-            "from here? What was measured is in measurements.jsonl."
+            "from here? Earlier measurements are in measurements.jsonl."
         ) from error
 
 
@@ -298,36 +318,36 @@ def _storage(url: str, patience_seconds: int, *, is_file: bool) -> Any:
     )
 
 
-def _made_once(make: Callable[[], Any]) -> Any:
-    """Workers that start together all make the tables; those that come second try again."""
+def _retry_creation(make: Callable[[], Any]) -> Any:
+    """Retry if another worker that started at the same time has just created the tables."""
     for _ in range(MAX_ATTEMPTS - 1):
         try:
             return make()
         except DatabaseError as error:
-            said = str(error.orig).lower()
-            if not any(sign in said for sign in ("already exists", "duplicate", "unique")):
+            message = str(error.orig).lower()
+            if not any(sign in message for sign in ("already exists", "duplicate", "unique")):
                 raise
         time.sleep(0.3 * random.random())
     return make()
 
 
 def _with_driver(url: str) -> str:
-    """The URL with the driver we install."""
+    """Name psycopg, the driver of the extra `postgresql`, in a PostgreSQL URL."""
     for scheme in ("postgresql://", "postgres://"):
         if url.startswith(scheme):
             return f"postgresql+psycopg://{url.removeprefix(scheme)}"
     return url
 
 
-def study_name(rungs: object) -> str:
-    """A name for all that makes trials comparable: run, space and setting."""
-    digest = hashlib.sha256(json.dumps(rungs, sort_keys=True).encode()).hexdigest()
+def study_name(comparable: object) -> str:
+    """Hash all that two trials must share to be comparable: run, search space and setting."""
+    digest = hashlib.sha256(json.dumps(comparable, sort_keys=True).encode()).hexdigest()
     return f"search-{digest[:12]}"
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Optuna's reports of each trial, and its word that a feature is new, from the user."""
+    """Silence Optuna's report of each trial and its warnings about experimental features."""
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:

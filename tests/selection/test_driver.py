@@ -14,7 +14,15 @@ from backtrack.run.files import hold_lock
 from backtrack.selection.measure.progress import Progress
 from backtrack.selection.search.driver import search
 from backtrack.selection.search.space import anchors
-from tests.selection.fakes import STEPS, Formula, Stand, make_info, make_recipe, make_run, pair
+from tests.selection.fakes import (
+    STEPS,
+    FakePlacement,
+    Formula,
+    make_info,
+    make_recipe,
+    make_run,
+    pair,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +37,9 @@ def points(measurements: list[Measurement]) -> list[str]:
 
 
 def seek(run: Run, objectives: Any, **given: Any) -> list[Measurement]:
-    return search(run, placement=given.pop("placement", Stand()), objectives=objectives, **given)
+    return search(
+        run, placement=given.pop("placement", FakePlacement()), objectives=objectives, **given
+    )
 
 
 def dropped_of(run: Run) -> set[str]:
@@ -75,7 +85,7 @@ def test_what_is_returned_is_what_is_on_disk(tmp_path: Path):
 
 
 def test_a_model_is_not_placed_where_it_stands(tmp_path: Path):
-    stand = Stand()
+    stand = FakePlacement()
     seek(make_run(tmp_path / "run"), pair(), placement=stand)
     visits = stand.visits
     assert visits[:2] == [Point.base(), Point(step=40)]
@@ -92,7 +102,7 @@ def test_searching_again_measures_nothing(tmp_path: Path):
     run = make_run(tmp_path / "run")
     found = seek(run, pair())
     target, general = pair()
-    stand = Stand()
+    stand = FakePlacement()
     assert seek(run, (target, general), placement=stand) == found
     assert not target.calls + general.calls
     assert not stand.visits
@@ -192,7 +202,7 @@ def test_another_form_is_measured_anew(tmp_path: Path):
     run = make_run(tmp_path / "run")
     seek(run, pair(), trials=0)
     target, general = pair()
-    found = seek(run, (target, general), trials=0, placement=Stand(form="merged"))
+    found = seek(run, (target, general), trials=0, placement=FakePlacement(form="merged"))
     assert {m.form for m in found} == {"merged"}
     assert len(target.calls) == len(found) / 2
 
@@ -213,7 +223,7 @@ def test_every_sampler_works_on_a_run_of_one_checkpoint(tmp_path: Path, sampler:
 def test_a_proposal_already_measured_costs_nothing_and_counts(tmp_path: Path):
     run = make_run(tmp_path / "run", make_recipe(alphas=(), max_alpha=0.01, trials=5), steps=[40])
     target, general = pair()
-    stand = Stand()
+    stand = FakePlacement()
     found = seek(run, (target, general), placement=stand)
     assert set(points(found)) <= {"base", "step 40 alpha 1", "step 40 alpha 0.01"}
     assert len(target.calls) == 2 * len(points(found))
@@ -253,7 +263,7 @@ def test_a_damaged_study_is_named_with_the_way_out(tmp_path: Path):
 
 def test_without_objectives_the_way_to_give_some_is_named(tmp_path: Path):
     with pytest.raises(UsageError, match=r"--recipe FILE.*`objectives:`"):
-        search(make_run(tmp_path / "run"), placement=Stand())  # type: ignore[arg-type]
+        search(make_run(tmp_path / "run"), placement=FakePlacement())  # type: ignore[arg-type]
 
 
 def test_a_role_without_an_objective_is_refused(tmp_path: Path):

@@ -1,0 +1,95 @@
+"""Measured points as the sampler and the study are told of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from backtrack.records import ROLES
+from backtrack.records.selection import Constraints
+from backtrack.selection.search.racing import NUM_RESAMPLES
+from backtrack.selection.search.sampler import ObservedPoint
+from backtrack.selection.stats.scores import read
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from backtrack.point import Point
+    from backtrack.selection.measure.evaluator import Evaluator
+    from backtrack.selection.search.space import Space
+    from backtrack.selection.stats.scores import WeightedScores
+    from backtrack.selection.stats.table import ScoreTable
+
+
+class Observations:
+    """The measurements of the selection items, as tables, weighted scores and observed points."""
+
+    def __init__(self, evaluator: Evaluator, space: Space) -> None:
+        self._evaluator = evaluator
+        self._space = space
+
+    def table(self) -> ScoreTable:
+        """Scores of all points measured so far."""
+        return self._evaluator.table(self._evaluator.setting("selection"))
+
+    def weighted(self, table: ScoreTable) -> WeightedScores:
+        """The table at weight 0.5; base and final checkpoint must be in it."""
+        seed = self._evaluator.section.seed
+        return read(table, self._evaluator.run.final, 0.5, seed, NUM_RESAMPLES)
+
+    def has_ends(self, table: ScoreTable) -> bool:
+        """Whether base and final checkpoint are measured, which all scores are related to."""
+        return table.knows(self._evaluator.ends)
+
+    def history(
+        self, table: ScoreTable, notes: Mapping[str, Mapping[str, object]]
+    ) -> list[ObservedPoint]:
+        """All points inside the search space, in the order of measuring; the base several times.
+
+        Args:
+            table: The scores; base and final checkpoint must be in it.
+            notes: What the sampler stored with its proposals, by the point's name.
+        """
+        weighted = self.weighted(table)
+        history: list[ObservedPoint] = []
+        for point in table.points:
+            observed = self._observed(point, weighted)
+            observed = replace(observed, notes=notes.get(str(point), {}))
+            if point.is_base:
+                everywhere = self._space.parameters_of_base()
+                history += [replace(observed, parameters=parameters) for parameters in everywhere]
+            elif observed.parameters:
+                history.append(observed)
+        return history
+
+    def for_study(
+        self, point: Point, table: ScoreTable
+    ) -> tuple[ObservedPoint | None, dict[str, object]]:
+        """Values and user attributes of the point's trial; no values before it has all items."""
+        if point.canonical not in table.points:
+            return None, {}
+        column = table.column(point)
+        share = float(table.shares[column])
+        attributes: dict[str, object] = {
+            "share of items": round(share, 4),
+            **{name: float(means[column]) for name, means in table.means.items()},
+        }
+        if not self.has_ends(table) or share < 1:
+            return None, attributes
+        observed = self._observed(point, self.weighted(table))
+        return observed, attributes | dict(zip(ROLES, observed.values, strict=True))
+
+    def _observed(self, point: Point, weighted: WeightedScores) -> ObservedPoint:
+        column = weighted.table.column(point)
+        base, final = (weighted.table.column(end) for end in self._evaluator.ends)
+        scores = [float(weighted.role(role)[column]) for role in ROLES]
+        constraints = {
+            bound.name: bound.least - float(bound.values[column])
+            for bound in weighted.bounds(base, final, self._constraints)
+        }
+        return ObservedPoint(self._space.parameters_of(point) or {}, scores, constraints)
+
+    @property
+    def _constraints(self) -> Constraints:
+        recipe = self._evaluator.recipe
+        return recipe.select if recipe else Constraints()

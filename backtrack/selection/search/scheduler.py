@@ -1,0 +1,177 @@
+"""Decide the next evaluation: an anchor, a point the sampler proposes, or a next rung.
+
+One decision, from the recorded measurements alone:
+
+1. While the budget allows the first rung of one more point (`EXPLORATION_SHARE`): the first anchor
+   that nobody has measured; after the last anchor the sampler's next proposal, `trials` in all.
+2. Otherwise, if base and final checkpoint are measured: the next rung of the point most likely to
+   be the best (see `racing`).
+3. Otherwise nothing: the search ends when no other worker is measuring.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from backtrack.records import ROLES
+from backtrack.selection.search.budget import Budget, Cost, Plan
+from backtrack.selection.search.racing import (
+    EXPLORATION_SHARE,
+    Evaluation,
+    next_anchor,
+    next_rung,
+)
+from backtrack.selection.search.sampler import propose
+from backtrack.selection.search.space import Space, anchors, farthest_first
+from backtrack.selection.stats.scores import axes_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from backtrack.point import Point
+    from backtrack.selection.measure.evaluator import Evaluator
+    from backtrack.selection.search.observations import Observations
+    from backtrack.selection.search.study import Ledger
+    from backtrack.selection.stats.table import ScoreTable
+
+MAX_REPEATS = 40
+"""Random proposals, after the sampler proposed a known point, before the space is exhausted."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is measured next.
+
+    Attributes:
+        evaluation: The point and its rung.
+        slot: Index among the sampler's proposals; None if it did not propose the point.
+        notes: System attributes the sampler stored with its proposal.
+    """
+
+    evaluation: Evaluation
+    slot: int | None = None
+    notes: Mapping[str, object] | None = None
+
+
+class Scheduler:
+    """Decides the evaluations of one search.
+
+    Attributes:
+        anchors: Points that are always measured, in their order.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        observations: Observations,
+        space: Space,
+        ledger: Ledger,
+        budget: Budget,
+        num_trials: int,
+    ) -> None:
+        self._evaluator = evaluator
+        self._observations = observations
+        self._space = space
+        self._ledger = ledger
+        self._budget = budget
+        self._num_trials = num_trials
+        points = anchors(evaluator.run.steps, evaluator.section)
+        self.anchors = farthest_first(points) if budget.is_bounded else points
+        self._num_rungs = len(evaluator.rungs("selection"))
+        self._num_known_when_exhausted = -1
+
+    def plan(self) -> Plan:
+        """What the search will cost in all, by what is recorded now."""
+        spent = self.spent()
+        num_points = len(self.anchors) + self._num_trials
+        all_items, first_rung = self._evaluator.num_items(), self._evaluator.num_items(rung=0)
+        most = self._budget.most_items(num_points * all_items, spent)
+        return Plan(
+            num_points=num_points,
+            least_items=min(2 * all_items + (num_points - 2) * first_rung, most),
+            most_items=most,
+            done_items=min(spent.items, most),
+            seconds=spent.for_items(max(most - spent.items, 0)).seconds if spent.items else None,
+        )
+
+    def spent(self) -> Cost:
+        """What the recorded measurements of this search's setting have cost."""
+        return Cost.of(self._evaluator.fitting)
+
+    def next(self, running: Sequence[Point]) -> Decision | None:
+        """The next evaluation; None if there is none.
+
+        Args:
+            running: Points being measured by this worker or others.
+        """
+        table = self._observations.table()
+        has_ends = self._observations.has_ends(table)
+        if self._may_explore(table, has_ends=has_ends):
+            anchor = next_anchor(self.anchors, table.points, running)
+            if anchor is not None:
+                return Decision(anchor)
+            if has_ends:
+                proposal = self._propose(table, running)
+                if proposal is not None:
+                    return proposal
+        return self._next_rung(table, running) if has_ends else None
+
+    def _may_explore(self, table: ScoreTable, *, has_ends: bool) -> bool:
+        """Whether the budget allows one more first rung without using the share of later rungs."""
+        first_rung = self._evaluator.num_items(rung=0)
+        spent = self.spent()
+        if self._num_rungs == 1 or not has_ends:
+            return self._budget.allows(spent, first_rung)
+        explored = first_rung * len(table.points)
+        later = spent.items - explored
+        due = (explored + first_rung) * (1 - EXPLORATION_SHARE) / EXPLORATION_SHARE
+        return self._budget.allows(spent, first_rung + int(max(due - later, 0)))
+
+    def _propose(self, table: ScoreTable, running: Sequence[Point]) -> Decision | None:
+        """The sampler's next point; a random one if it proposes a known point."""
+        num_recorded = sum(origin == "sampler" for origin in table.origins)
+        slot = max(len(self._ledger.slots()), num_recorded)
+        known = {*table.points, *running}
+        if slot >= self._num_trials or len(known) == self._num_known_when_exhausted:
+            return None
+        history = self._observations.history(table, self._ledger.notes())
+        new = [self._space.parameters_of(point) for point in running if point not in table.points]
+        running_parameters = [parameters for parameters in new if parameters]
+        directions = [axes_of(table)[role].direction for role in ROLES]
+        section = self._evaluator.section
+        for attempt in range(1 + MAX_REPEATS):
+            parameters, notes = propose(
+                self._space,
+                section.model_copy(update={"sampler": "random"}) if attempt else section,
+                directions,
+                history,
+                running_parameters,
+                num_before=slot + attempt * self._num_trials,
+            )
+            point = self._space.point_at(parameters)
+            if point not in known:
+                return Decision(Evaluation(point, 0, "sampler"), slot, notes)
+        self._num_known_when_exhausted = len(known)
+        return None
+
+    def _next_rung(self, table: ScoreTable, running: Sequence[Point]) -> Decision | None:
+        spent = self.spent()
+        is_affordable = [
+            self._budget.allows(spent, self._evaluator.num_items(rung=rung))
+            for rung in range(self._num_rungs)
+        ]
+        done = [self._evaluator.rungs_done(point) for point in table.points]
+        is_open = [rung < self._num_rungs and is_affordable[rung] for rung in done]
+        if not any(is_open):
+            return None
+        evaluation = next_rung(
+            self._observations.weighted(table),
+            done,
+            is_open,
+            running,
+            # Bonferroni: the level is shared by the comparisons after each rung but the last.
+            level=1 - (1 - self._evaluator.section.racing.level) / max(self._num_rungs - 1, 1),
+            ends=self._evaluator.ends,
+        )
+        return None if evaluation is None else Decision(evaluation)
