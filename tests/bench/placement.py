@@ -175,7 +175,7 @@ def stock_seconds(run: Run, clock: Clock) -> float:
 
 def print_attached(name: str, run: Run, clock: Clock) -> None:
     placement = Placement(run, form="attached", device=clock.device)
-    handles: Any = placement._stand
+    handles: Any = placement._backend
     live = [handle.live.data for handle in handles.handles]
     other = [torch.empty_like(tensor) for tensor in live]
     copied = clock.median(lambda: copy_all(live, other))

@@ -100,7 +100,7 @@ def export_gap(run: Run, placement: Placement, base: Path) -> float:
 
 def cost(run: Run, stock: Any, base: Any) -> str:
     """Fastest attached forward pass over the base's fastest, taken in turn: load only adds."""
-    if not tuner_of(read_adapter_config(run.folder(20))).has_native:
+    if tuner_of(read_adapter_config(run.folder(20))).why_line_only:
         return "-"
     times: dict[str, list[float]] = {"base": [], "attached": []}
     for _ in range(ROUNDS):

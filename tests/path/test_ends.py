@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from backtrack.exporter import export
-from backtrack.path.backends import stored_ends as ends
+from backtrack.path.backends import end_storage as ends
 from backtrack.path.curves import line
 from backtrack.path.models.loading import probe
 from backtrack.path.placement import Placement
@@ -65,7 +65,7 @@ def test_the_fastest_place_that_fits_is_taken(
 ) -> None:
     memory = psutil.virtual_memory()._replace(available=available)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
-    assert ends.choose(1_000, torch.device("cpu")) == expected
+    assert ends.choose_storage(1_000, torch.device("cpu")) == expected
 
 
 def test_a_mapped_end_takes_no_memory_of_its_own_and_leaves_no_file(
@@ -73,7 +73,7 @@ def test_a_mapped_end_takes_no_memory_of_its_own_and_leaves_no_file(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     tensor = torch.arange(4_000_000, dtype=torch.float32)
-    kept = ends.store({"a": tensor}, "mapped", torch.device("cpu"))["a"]
+    kept = ends.store_end({"a": tensor}, "mapped", torch.device("cpu"))["a"]
     assert not list(tmp_path.iterdir())
     mapped = Path("/proc/self/maps").read_text()
     assert f"{tmp_path}" in mapped

@@ -162,8 +162,8 @@ def test_the_papers_profiles_even_out_a_real_run(
     strengths = placement.strengths(20)
     assert len(strengths) == 2
     assert strengths[0] != strengths[1]
-    shares = placement._shares(Point(step=20, profile=profile))
-    power = 1 if placement._stand.law == "linear" else 0.5
+    shares = placement._multipliers_at(Point(step=20, profile=profile))
+    power = 1 if placement._backend.law == "linear" else 0.5
     reached = [
         strengths[block] * shares[next(m for m in shares if block_of(m) == block)] ** power
         for block in (0, 1)

@@ -11,7 +11,7 @@ from peft import PeftModel, PeftType, get_peft_model
 
 from backtrack.errors import PlacementError, PointError
 from backtrack.exporter import export
-from backtrack.path.adapters.tuners import QUANTIZED
+from backtrack.path.adapters.tuners import TUNERS
 from backtrack.path.models.loading import load_model, probe
 from backtrack.path.placement import Placement
 from backtrack.point import Point
@@ -28,7 +28,7 @@ NO_WEIGHTS = {"lora-orthogonal", "lora-mica", "lora-tokens", "lora-embedding", "
 SERVED = [
     name
     for name, config in configs().items()
-    if PeftType(config.peft_type) in QUANTIZED and name not in NO_WEIGHTS
+    if TUNERS[PeftType(config.peft_type)].supports_quantized and name not in NO_WEIGHTS
 ]
 
 

@@ -49,7 +49,7 @@ INITS: dict[str, dict[str, Any]] = {
     "lora_ga": {"init_lora_weights": "lora_ga"},
     "kasa": {"kasa_config": peft.KasaConfig()},
 }
-REDONE = ["pissa", "pissa-patterns", "pissa-dora", "pissa-riders", "olora"]
+REPRODUCIBLE = ["pissa", "pissa-patterns", "pissa-dora", "pissa-riders", "olora"]
 """Those that can be read as they were saved."""
 SAVED_FIRST = ["pissa_niter", "corda", "lora_ga"]
 """Those that need the initial adapter."""
@@ -126,7 +126,7 @@ def check(run: Run, trained: Trained) -> Placement:
     return placement
 
 
-@pytest.mark.parametrize("name", REDONE)
+@pytest.mark.parametrize("name", REPRODUCIBLE)
 def test_saved_as_they_are_both_ends_are_right(name: str, base: Path, tmp_path: Path) -> None:
     trained = Trained(tmp_path, base, name)
     placement = check(trained.run(), trained)

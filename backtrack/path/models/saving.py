@@ -1,6 +1,6 @@
-"""Write a placed model as others load it: stock PEFT, transformers and vLLM.
+"""Write a placed model in the format that stock PEFT, transformers and vLLM load.
 
-Exports are written here, and so is what an engine measures: the same files.
+Exports are written by this module, and so are the files that a vLLM engine measures.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_SHARD = "5GB"
-"""Largest file of a written model."""
+"""Largest file of a written model, as `save_pretrained` takes it."""
 
-AskedForm = Literal["auto", "attached", "merged"]
+RequestedForm = Literal["auto", "attached", "merged"]
 
 
 def save_model(model: Any, folder: Path, *, is_untied: bool = False) -> None:
-    """Write a model as it stands: the adapter of a `PeftModel`, else the whole model.
+    """Write a model at its current point: the adapter of a `PeftModel`, else the whole model.
 
     Args:
         model: The live model of a placement.
-        folder: Where; made if it is not there.
-        is_untied: Write a head that is tied to the embedding as a tensor of its own, and say so in
-            the configuration.
+        folder: Folder to write into; created if missing.
+        is_untied: Write a head that is tied to the embedding as a separate tensor, and record it
+            as untied in config.json.
     """
     with untied(model) if is_untied else nullcontext():
         model.save_pretrained(str(folder), max_shard_size=MAX_SHARD)
@@ -42,9 +42,9 @@ def save_model(model: Any, folder: Path, *, is_untied: bool = False) -> None:
 
 
 def _make_uniform(folder: Path) -> None:
-    """Write a LoRA that has patterns as one rank and scaling, which every vLLM reads too.
+    """Rewrite a LoRA with patterns to one rank and scaling, which every release of vLLM reads.
 
-    Releases of vLLM before 0.32 drop `rank_pattern` and `alpha_pattern` without a word.
+    Releases before 0.32 silently ignore `rank_pattern` and `alpha_pattern`.
     """
     if not is_adapter(folder):
         return
@@ -52,7 +52,7 @@ def _make_uniform(folder: Path) -> None:
     if config.peft_type != PeftType.LORA or not (config.rank_pattern or config.alpha_pattern):
         return
     if config.target_parameters:
-        return  # a factor of stacked experts has their number in its rank
+        return  # the rank of a factor on stacked experts includes the number of experts
     uniform, tensors = uniform_lora(config, read_tensors(folder))
     path = folder / "adapter_model.safetensors"
     save_file({n: t.contiguous() for n, t in tensors.items()}, path, metadata={"format": "pt"})
@@ -60,14 +60,14 @@ def _make_uniform(folder: Path) -> None:
 
 
 def why_not_in_vllm(folder: Path) -> str:
-    """What of an adapter vLLM does not read; nothing where it reads all of it."""
+    """The features of an adapter that vLLM does not read; empty if it reads all of it."""
     config: Any = read_adapter_config(folder)
     if config.peft_type != PeftType.LORA:
         return f"{PeftType(config.peft_type).value} adapters"
     names = shapes(folder)
-    found = [
+    unread = [
         name
-        for name, is_there in {
+        for name, is_used in {
             "LoRA on the embedding": any("lora_embedding_" in n for n in names),
             # It drops the head's delta from a prompt's likelihoods (vLLM issue 51594).
             "LoRA on the head": any(".lm_head.lora_" in n for n in names),
@@ -78,25 +78,27 @@ def why_not_in_vllm(folder: Path) -> str:
             "LoRA on stacked experts (`target_parameters`)": config.target_parameters,
             "activated LoRA": config.alora_invocation_tokens,
         }.items()
-        if is_there
+        if is_used
     ]
-    return " or ".join(found)
+    return " or ".join(unread)
 
 
-def form_in_vllm(folder: Path, asked: AskedForm) -> AskedForm:
-    """How points of a run stand in a vLLM engine.
+def form_in_vllm(folder: Path, requested: RequestedForm) -> RequestedForm:
+    """The form in which a vLLM engine holds a run's points.
 
     Args:
         folder: A checkpoint.
-        asked: The form the recipe asks for; `auto` is attached where vLLM reads the adapter.
+        requested: The recipe's form; `auto` is attached if vLLM reads the adapter, else merged.
 
     Raises:
-        UsageError: Attached is asked for, and vLLM does not read the adapter.
+        UsageError: Attached is requested, and vLLM does not read the adapter.
     """
     unread = why_not_in_vllm(folder) if is_adapter(folder) else "whole models as adapters"
-    if unread and asked == "attached":
+    if unread and requested == "attached":
         raise UsageError(
             f"{folder}: vLLM does not read {unread}. With `engine: vllm` use `placement: {{form: "
             "merged}`, or `auto`; attached points are measured with `engine: transformers`."
         )
-    return asked if asked != "auto" else "merged" if unread else "attached"
+    if requested != "auto":
+        return requested
+    return "merged" if unread else "attached"
