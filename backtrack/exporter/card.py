@@ -104,46 +104,45 @@ class Card:
                 yield _result(f"{role} objectives", name, numbers | {"role": role})
 
     def _body(self) -> list[str]:
-        base, point, selection = self.run.base.model, self.point, self.selection
-        name = self.run.manifest.name
+        base, name, point = self.run.base.model, self.run.manifest.name, self.point
         lines = [
             f"# {name}, {point}",
             "",
-            f"The point at {point.alpha:g} of the way from `{base}` to the checkpoint of step "
-            f"{point.step} of the run `{name}` ({self._kind}), profile {point.profile}, found by "
-            "backtrack.",
+            f"The point at alpha {point.alpha:g} on the path from `{base}` to the checkpoint of "
+            f"step {point.step} of the run `{name}` ({self._kind}), profile {point.profile}, "
+            "found by backtrack.",
+            "",
+            *self._scores(),
+            "## Loading",
+            "",
+            "```python",
+            *_loading(base, self.form),
+            "```",
             "",
         ]
-        if selection is not None:
-            lines += _measured_table(selection)
-            if not self._is_chosen:
-                lines += [
-                    f"This is not the chosen point of that selection ({selection.chosen}).",
-                    "",
-                ]
-        if (
-            selection is not None
-            and not self.measured
-            and PLACEMENT_FORMS[self.form] != selection.form
-        ):
-            lines += [
-                f"Measured {selection.form} only, not in the form of this export.",
-                "",
-            ]
-        if self.measured and selection is not None:
+        if self.command:
+            lines += ["## Command", "", "```", self.command, "```", ""]
+        return lines
+
+    def _scores(self) -> list[str]:
+        """The selection's results, and whether they were measured in the form of this export."""
+        selection = self.selection
+        if selection is None:
+            return []
+        lines = _measured_table(selection)
+        if not self._is_chosen:
+            lines += [f"This is not the chosen point of that selection ({selection.chosen}).", ""]
+        if self.measured:
             lines += [
                 "Measured again in the form of this export, since the selection was measured "
                 f"{selection.form}:",
                 "",
-                *(
-                    f"- {m.objective.name}: {sum(m.scores) / len(m.scores):.4g}"
-                    for m in self.measured
-                ),
-                "",
             ]
-        lines += ["## Loading", "", "```python", *_loading(base, self.form), "```", ""]
-        if self.command:
-            lines += ["## Command", "", "```", self.command, "```", ""]
+            for m in self.measured:
+                lines.append(f"- {m.objective.name}: {sum(m.scores) / len(m.scores):.4g}")
+            lines.append("")
+        elif PLACEMENT_FORMS[self.form] != selection.form:
+            lines += [f"Measured {selection.form} only, not in the form of this export.", ""]
         return lines
 
 

@@ -57,7 +57,7 @@ class Export:
     measured: tuple[Measurement, ...] = ()
 
 
-def export(  # noqa: PLR0913  # the front door: every argument but the first three is optional
+def export(  # noqa: PLR0913  # every argument but the first three is optional
     run: Run,
     point: Point,
     folder: str | Path,

@@ -58,7 +58,7 @@ class Placement:
         point: The point that the model is at.
     """
 
-    def __init__(  # the front door: every argument but the run is optional
+    def __init__(  # every argument but the run is optional
         self,
         run: Run,
         *,
@@ -96,7 +96,7 @@ class Placement:
         self.keep = self._backend.end_storage
         if self.keep in {"pinned", "mapped"}:
             logger.warning(
-                "%s: the ends of the path are stored %s, not beside the model; moving to a point "
+                "%s: the ends of the path are stored %s, not on the device; moving to a point "
                 "takes as long as reading them.", run.path, _SLOW_STORAGE[self.keep],
             )  # fmt: skip
         self.point = Point.base()
@@ -158,17 +158,18 @@ class Placement:
         Raises:
             PointError: The run has no such step.
         """
-        self._require(Point(step=step))
+        self._require_known(Point(step=step))
         return block_strengths(self._measured_strengths(step))
 
     def _measured_strengths(self, step: int) -> dict[str, Strength]:
+        """Strength of each module at a checkpoint; the model is back at its point afterwards."""
         strengths = self._backend.strengths(step)
         self._backend.place(self.point, self._multipliers_at(self.point))
         return strengths
 
     def _multipliers_at(self, point: Point) -> Mapping[str, float]:
         """Each module's multiplier of alpha; empty if all are 1."""
-        self._require(point)
+        self._require_known(point)
         profile = parse(point.profile)
         if point.is_base or profile.kind == "uniform":
             return {}
@@ -181,7 +182,7 @@ class Placement:
             )
         return self._multipliers[key]
 
-    def _require(self, point: Point) -> None:
+    def _require_known(self, point: Point) -> None:
         parse(point.profile)
         if not point.is_base and point.step not in self._steps:
             known = ", ".join(str(step) for step in sorted(self._steps))

@@ -125,7 +125,7 @@ def _modules_of_parameters(model: PeftModel) -> dict[int, tuple[str, ...]]:
 
 def _identity(rule: Rule, model: PeftModel, parts: list[str], live: Tensor) -> Tensor | None:
     match rule:
-        case "still" | "turn":
+        case "fixed" | "turn":
             return None
         case "zero" | "generator" | "shared":
             return torch.zeros_like(live)
