@@ -20,7 +20,7 @@ from peft.utils.integrations import dequantize_module_weight
 from transformers.pytorch_utils import Conv1D
 
 from backtrack.errors import UsageError
-from backtrack.path.adapters.effective_weights import module_parts
+from backtrack.path.adapters.effective_weights import module_weights
 from backtrack.path.adapters.handles import plain_name
 from backtrack.path.profiles import block_of, part_of
 from backtrack.recipe import nearest
@@ -73,7 +73,7 @@ class LinearModule:
         layer = _layer(self.live)
         if adapter is None or layer is self.live:
             return _widened(layer)
-        for name, write in module_parts(self.name, self.live, adapter):
+        for name, write in module_weights(self.name, self.live, adapter):
             if name == f"{self.name}.weight":
                 found = torch.empty_like(layer.weight, dtype=torch.float32)
                 write(found)

@@ -1,4 +1,4 @@
-"""Handing a point back: written as others load it, with a card the Hub reads, and pushed there."""
+"""Export a point: write it as other tools load it, with a model card, and push it to the Hub."""
 
 from backtrack.exporter.card import AsForm
 from backtrack.exporter.push import push

@@ -1,8 +1,8 @@
-"""The README of an export, with the metadata that the Hub reads.
+"""The model card of an export (README.md), with the metadata that the Hub reads.
 
-The head names the base, the library and the tags, and lists the results on report items, each with
-its interval, as `model-index`. A base that lies in a folder is named in the text alone: the head
-takes names on the Hub only.
+The metadata names the base, the library and the tags, and lists the results on report items, each
+with its interval, as `model-index`. A base in a local folder is named in the text only: the
+metadata takes names on the Hub.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
     from backtrack.run.directory import Run
 
 AsForm = Literal["adapter", "merged"]
-STANDING: dict[AsForm, Form] = {"adapter": "attached", "merged": "merged"}
+PLACEMENT_FORMS: dict[AsForm, Form] = {"adapter": "attached", "merged": "merged"}
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a card tells.
+    """The contents of a model card.
 
     Attributes:
         run: The run.
-        point: Which point was written.
-        form: As what.
-        selection: The selection on record, if there is one.
-        measured: Scores measured again in the form of this export.
-        command: The way to make this again.
+        point: The exported point.
+        form: `adapter` or `merged`.
+        selection: The run's recorded selection; None if there is none.
+        measured: Measurements repeated in the form of this export.
+        command: The command that repeats this export; empty if unknown.
     """
 
     run: Run
@@ -50,7 +50,7 @@ class Card:
     command: str = ""
 
     def text(self) -> str:
-        """The whole card, in Markdown."""
+        """The card, in Markdown."""
         return "\n".join(["---", self._head(), "---", "", *self._body()])
 
     @property
@@ -82,7 +82,7 @@ class Card:
         return str(data.to_yaml()).strip()
 
     def _results(self) -> Iterator[Any]:
-        """Each objective on the report items, and each role's mean where it is of several."""
+        """Each objective on the report items, and the mean of roles with several objectives."""
         selection = self.selection
         if selection is None or not self._is_chosen or "chosen" not in selection.report:
             return
@@ -92,54 +92,57 @@ class Card:
             unit, factor = ("%", 100.0) if o.unit == "fraction" else (o.unit, 1.0)
             numbers = _numbers(factor * row.scores[o.name], factor * base.scores[o.name])
             if o.name in row.intervals:
-                numbers |= _ends(row.intervals[o.name], factor)
+                numbers |= _bounds(row.intervals[o.name], factor)
             name = f"{o.name} ({unit})"
             numbers |= {"role": o.role, "kind": o.kind, "items": num_items}
             yield _result(o.name, name, numbers)
         for role in ROLES:
             if sum(o.role == role for o in selection.objectives) > 1:
                 value, before = getattr(row, role), getattr(base, role)
-                numbers = _numbers(value.estimate, before.estimate) | _ends(value)
+                numbers = _numbers(value.estimate, before.estimate) | _bounds(value)
                 name = f"{role} mean ({selection.axes[role].unit})"
                 yield _result(f"{role} objectives", name, numbers | {"role": role})
 
     def _body(self) -> list[str]:
-        base, point, selection = self.run.base.model, self.point, self.selection
-        name = self.run.manifest.name
+        base, name, point = self.run.base.model, self.run.manifest.name, self.point
         lines = [
             f"# {name}, {point}",
             "",
-            f"The point at {point.alpha:g} of the way from `{base}` to the checkpoint of step "
-            f"{point.step} of the run `{name}` ({self._kind}), profile {point.profile}, found by "
-            "backtrack.",
+            f"The point at alpha {point.alpha:g} on the path from `{base}` to the checkpoint of "
+            f"step {point.step} of the run `{name}` ({self._kind}), profile {point.profile}, "
+            "found by backtrack.",
+            "",
+            *self._scores(),
+            "## Loading",
+            "",
+            "```python",
+            *_loading(base, self.form),
+            "```",
             "",
         ]
-        if selection is not None:
-            lines += _measured_table(selection)
-            if not self._is_chosen:
-                lines += [
-                    f"This is not the chosen point of that selection ({selection.chosen}).",
-                    "",
-                ]
-        if selection is not None and not self.measured and STANDING[self.form] != selection.form:
-            lines += [
-                f"Measured {selection.form} only: in the form of this export it was not.",
-                "",
-            ]
-        if self.measured and selection is not None:
+        if self.command:
+            lines += ["## Command", "", "```", self.command, "```", ""]
+        return lines
+
+    def _scores(self) -> list[str]:
+        """The selection's results, and whether they were measured in the form of this export."""
+        selection = self.selection
+        if selection is None:
+            return []
+        lines = _measured_table(selection)
+        if not self._is_chosen:
+            lines += [f"This is not the chosen point of that selection ({selection.chosen}).", ""]
+        if self.measured:
             lines += [
                 "Measured again in the form of this export, since the selection was measured "
                 f"{selection.form}:",
                 "",
-                *(
-                    f"- {m.objective.name}: {sum(m.scores) / len(m.scores):.4g}"
-                    for m in self.measured
-                ),
-                "",
             ]
-        lines += ["## Loading", "", "```python", *_loading(base, self.form), "```", ""]
-        if self.command:
-            lines += ["## Made by", "", "```", self.command, "```", ""]
+            for m in self.measured:
+                lines.append(f"- {m.objective.name}: {sum(m.scores) / len(m.scores):.4g}")
+            lines.append("")
+        elif PLACEMENT_FORMS[self.form] != selection.form:
+            lines += [f"Measured {selection.form} only, not in the form of this export.", ""]
         return lines
 
 
@@ -147,13 +150,13 @@ def _numbers(value: float, base: float) -> dict[str, Any]:
     return {"value": round(value, 4), "base": round(base, 4)}
 
 
-def _ends(interval: Interval, factor: float = 1.0) -> dict[str, float]:
-    ends = {"low": interval.low, "high": interval.high}
-    return {name: round(factor * end, 4) for name, end in ends.items()}
+def _bounds(interval: Interval, factor: float = 1.0) -> dict[str, float]:
+    bounds = {"low": interval.low, "high": interval.high}
+    return {name: round(factor * bound, 4) for name, bound in bounds.items()}
 
 
 def _result(dataset: str, metric: str, numbers: dict[str, Any]) -> Any:
-    """One result; the interval and the base's value are the metric's arguments."""
+    """One result; the interval and the base's value are passed as arguments of the metric."""
     from huggingface_hub import EvalResult
 
     value = numbers.pop("value")
@@ -161,7 +164,7 @@ def _result(dataset: str, metric: str, numbers: dict[str, Any]) -> Any:
     has_interval = low is not None and high is not None
     return EvalResult(
         task_type="text-generation",
-        dataset_type=dataset,  # the Hub tells results apart by it, not by the name
+        dataset_type=dataset,  # the Hub distinguishes results by this field, not by the name
         dataset_name=dataset,
         metric_type="score",
         metric_name=metric,
@@ -171,10 +174,10 @@ def _result(dataset: str, metric: str, numbers: dict[str, Any]) -> Any:
 
 
 def _measured_table(selection: Selection) -> list[str]:
-    """Base, chosen point and final on the items kept for the report."""
+    """Table of base, chosen point and final checkpoint on the report items."""
     target, general = (selection.axes[role] for role in ("target", "general"))
     rows = [
-        f"| {name} | {row.point} | {_shown(row.target)} | {_shown(row.general)} |"
+        f"| {name} | {row.point} | {_cell(row.target)} | {_cell(row.general)} |"
         for name, row in selection.report.items()
     ]
     return [
@@ -189,12 +192,12 @@ def _measured_table(selection: Selection) -> list[str]:
     ]
 
 
-def _shown(interval: Any) -> str:
+def _cell(interval: Any) -> str:
     return f"{interval.estimate:.4g} [{interval.low:.4g}, {interval.high:.4g}]"
 
 
-def served_by(folder: Path) -> str:
-    """What vLLM makes of an adapter: a line for the card, where there is something to say."""
+def vllm_note(folder: Path) -> str:
+    """A line for the card on whether vLLM reads the adapter; empty for a merged model."""
     if not is_adapter(folder):
         return ""
     unread = why_not_in_vllm(folder)

@@ -1,7 +1,7 @@
-"""Push what was exported to the Hub, in one commit.
+"""Push an export to the Hub, in one commit.
 
-Promised: a push that fails leaves the folder as it is, and says how to go on. Nothing is made
-public that the Hub would not make public by itself: a new repository is private where asked.
+Promised: a push that fails leaves the folder as it is, and the error says how to go on. A new
+repository is private if requested; otherwise its visibility is the Hub's default.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 def push(
     folder: Path, name: str, *, is_private: bool | None = None, endpoint: str | None = None
 ) -> str:
-    """Upload a folder to a repository of models, which is made if it is not there.
+    """Upload a folder to a model repository, which is created if missing.
 
     Args:
-        folder: What was exported.
+        folder: Folder of the export.
         name: `NAME` or `OWNER/NAME`.
-        is_private: Of a new repository; none leaves it to the owner's setting on the Hub.
-        endpoint: Address of the Hub; that of `HF_ENDPOINT` if not given.
+        is_private: Whether a new repository is private; None is the owner's default on the Hub.
+        endpoint: Address of the Hub; None is that of `HF_ENDPOINT`.
 
     Returns:
         Address of the repository.
 
     Raises:
-        UsageError: No such name can be, or nobody is logged in.
+        UsageError: The name is not valid, or nobody is logged in.
         ExportError: The Hub refused, or could not be reached.
     """
     from huggingface_hub import HfApi
@@ -38,22 +38,24 @@ def push(
     require_login()
     try:
         api = HfApi(endpoint=endpoint)
-        made = api.create_repo(name, private=is_private, exist_ok=True)
+        repository = api.create_repo(name, private=is_private, exist_ok=True)
         api.upload_folder(
-            repo_id=made.repo_id, folder_path=folder, commit_message="Operating point by backtrack"
+            repo_id=repository.repo_id,
+            folder_path=folder,
+            commit_message="Operating point by backtrack",
         )
     except HFValidationError as error:
         raise UsageError(f"--push {name!r}: {error}") from error
-    except Exception as error:  # its transport's errors have a home that depends on its version
+    except Exception as error:  # its transport's error types depend on its version
         raise ExportError(
-            f"{folder} could not be pushed to {name}: {_first_line(error)} It stays as it "
-            f"is; try again with `hf upload {name} {folder}`."
+            f"{folder} could not be pushed to {name}: {_first_line(error)} The folder "
+            f"is unchanged; try again with `hf upload {name} {folder}`."
         ) from error
-    return str(made)
+    return str(repository)
 
 
 def require_login() -> None:
-    """Refuse to go on where nobody is logged in; asked before anything is written.
+    """Refuse to go on if nobody is logged in; called before anything is written.
 
     Raises:
         UsageError: There is no token.
@@ -67,5 +69,5 @@ def require_login() -> None:
 
 
 def _first_line(error: Exception) -> str:
-    said = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(". ")
-    return f"{said}."
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(". ")
+    return f"{line}."

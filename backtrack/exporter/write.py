@@ -1,7 +1,7 @@
-"""Hand a point back as what other tools load: a PEFT adapter, or a merged model.
+"""Write a point as a PEFT adapter or a merged model that other tools load.
 
-Promised: what is written gives, loaded by stock PEFT or transformers, the logits of the model that
-was measured; it is loaded and compared before the folder takes its final name. What is measured is
+Promised: loaded by stock PEFT or transformers, the export gives the logits of the model that was
+measured; it is loaded and compared before the folder takes its final name. What is measured is
 what is exported: a point measured in the other form is measured again, and the card says so.
 """
 
@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backtrack.errors import ExportError, UsageError
-from backtrack.exporter.card import Card, served_by
-from backtrack.path.adapters.tuners import tuner_of, why_dense
+from backtrack.exporter.card import Card, vllm_note
+from backtrack.path.adapters.tuners import tuner_of
 from backtrack.path.curves import rounding
+from backtrack.path.form_and_curve import resolve_form_and_curve
 from backtrack.path.models.loading import (
     load_adapter,
     load_base,
@@ -24,7 +25,7 @@ from backtrack.path.models.loading import (
     probe,
     read_adapter_config,
 )
-from backtrack.path.placement import Placement, settle
+from backtrack.path.placement import Placement
 from backtrack.run.checkpoint_writer import is_adapter
 from backtrack.run.files import sync_folder
 
@@ -40,13 +41,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Export:
-    """What was written.
+    """A point that was written.
 
     Attributes:
-        folder: Where.
+        folder: The folder written.
         form: `adapter` or `merged`.
-        point: Which point.
-        measured: Scores measured again because the form differs from the selection's.
+        point: The point.
+        measured: Measurements repeated because the form differs from the selection's.
     """
 
     folder: Path
@@ -55,7 +56,7 @@ class Export:
     measured: tuple[Measurement, ...] = ()
 
 
-def export(  # noqa: PLR0913  # the front door: every argument but the first three is optional
+def export(  # noqa: PLR0913  # every argument but the first three is optional
     run: Run,
     point: Point,
     folder: str | Path,
@@ -69,28 +70,28 @@ def export(  # noqa: PLR0913  # the front door: every argument but the first thr
 
     Args:
         run: The run.
-        point: Where on its path.
-        folder: A new folder.
-        form: `adapter` where the points were measured attached, else `merged`, unless said.
+        point: The point to write.
+        folder: A new or empty folder.
+        form: None is `adapter` if the points were measured attached, else `merged`.
         device: A torch device; `auto` is the first GPU, else the CPU.
-        command: What the card gives as the way to make this again.
-        on_stage: Called as each stage begins, with what is being done.
+        command: The command that repeats this export, for the card.
+        on_stage: Called with a description as each stage begins.
 
     Returns:
-        What was written.
+        The point, form and folder written.
 
     Raises:
-        UsageError: The folder is not empty, or the run has no adapter to hand back.
-        ExportError: Loaded again, what was written gives other logits.
+        UsageError: The folder is not empty, or the run has no adapter to export.
+        ExportError: Loaded again, the export gives other logits.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} is there already and not empty. Name a new folder.")
+        raise UsageError(f"{folder} exists and is not empty. Name a new folder.")
     selection = run.selection()
-    form = form or _natural_form(run, selection)
+    form = form or _default_form(run, selection)
     on_stage("loading the model")
     placement = _placement(run, form, selection, device)
-    on_stage(f"going to {point}")
+    on_stage(f"placing the model at {point}")
     placement.place(point)
     measured = _measure_again(run, placement, selection)
     partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
@@ -100,7 +101,7 @@ def export(  # noqa: PLR0913  # the front door: every argument but the first thr
         placement.save(partial)
         placement.tokenizer.save_pretrained(str(partial))
         card = Card(run, point, form, selection, measured, command)
-        (partial / "README.md").write_text(card.text() + served_by(partial), encoding="utf-8")
+        (partial / "README.md").write_text(card.text() + vllm_note(partial), encoding="utf-8")
         on_stage("loading it back")
         _verify(run, partial, form, placement)
         if folder.exists():
@@ -113,17 +114,16 @@ def export(  # noqa: PLR0913  # the front door: every argument but the first thr
     return Export(folder, form, point.canonical, measured)
 
 
-def _natural_form(run: Run, selection: Selection | None) -> AsForm:
-    if selection is not None:
-        return "adapter" if selection.form == "attached" else "merged"
-    form, _ = settle(run.folder(run.final.step), "auto", "auto")
+def _default_form(run: Run, selection: Selection | None) -> AsForm:
+    """The form in which points were measured, or would be."""
+    form = selection.form if selection else resolve_form_and_curve(run, "auto", "auto")[0]
     return "adapter" if form == "attached" else "merged"
 
 
 def _placement(run: Run, form: AsForm, selection: Selection | None, device: str) -> Placement:
     if form == "adapter" and not is_adapter(run.folder(run.final.step)):
         raise UsageError(
-            f"{run.path} is a run of whole models: there is no adapter. Use --as merged."
+            f"{run.path} is a run of whole models: it has no adapter. Use --as merged."
         )
     if form == "adapter":
         _require_adapter_form(run)
@@ -135,19 +135,21 @@ def _placement(run: Run, form: AsForm, selection: Selection | None, device: str)
 
 def _require_adapter_form(run: Run) -> None:
     config = read_adapter_config(run.folder(run.final.step))
-    if not tuner_of(config).has_native:
+    why_line_only = tuner_of(config).why_line_only
+    if why_line_only:
         raise UsageError(
-            f"{run.path}: {why_dense(config)}, so no {config.peft_type} adapter stands between "
-            "the base and the checkpoint. Use --as merged."
+            f"{run.path}: {why_line_only}, so no {config.peft_type} adapter is between the base "
+            "and the checkpoint. Use --as merged."
         )
 
 
 def _measure_again(
     run: Run, placement: Placement, selection: Selection | None
 ) -> tuple[Measurement, ...]:
-    """Report items of the chosen point, where it was measured in the other form.
+    """Measure the chosen point's report items again if the selection's form is the other one.
 
-    Not of what an engine measured: these scores would be transformers', and no rows to compare.
+    Nothing is measured if the scores are a vLLM engine's: those of transformers would not be
+    comparable.
     """
     recipe = run.measured_recipe()
     if selection is None or placement.form == selection.form or recipe is None:
@@ -159,44 +161,45 @@ def _measure_again(
     from backtrack.evaluate.measure import measure
     from backtrack.evaluate.transformers_engine import TransformersEngine
 
-    kept = {
+    items_by_objective = {
         m.objective.name: m.item_ids
         for m in run.measurements()
         if m.split == "report" and m.point == selection.chosen and m.form == selection.form
     }
-    found: list[Measurement] = []
     facts = RunFacts(run.base, run.final, run.path, recipe.search.batch_size)
     engine = TransformersEngine(placement, recipe.engine, facts)
+    repeated: list[Measurement] = []
     for objective in build_objectives(recipe, placement.tokenizer):
-        if objective.info.name in kept:
-            items = kept[objective.info.name]
-            found.append(measure(objective, engine, items, split="report", origin="export"))
-            run.record(found[-1])
-    return tuple(found)
+        items = items_by_objective.get(objective.info.name)
+        if items is not None:
+            measurement = measure(objective, engine, items, split="report", origin="export")
+            run.record(measurement)
+            repeated.append(measurement)
+    return tuple(repeated)
 
 
 def _verify(run: Run, folder: Path, form: AsForm, placement: Placement) -> None:
-    """Load what was written as anybody would, and compare."""
+    """Load the export with stock libraries and compare its logits with the placed model's."""
     device = placement.model.device
     expected = probe(placement.model)
     if form == "adapter":
-        found = probe(load_adapter(load_base(run.base, device), folder))
+        loaded = probe(load_adapter(load_base(run.base, device), folder))
     else:
         code = run.base.trust_remote_code
-        found = probe(load_model(folder, "auto", device, trust_remote_code=code))
-    largest = float((found - expected).abs().max())
-    if not largest <= _allowance(placement, form) * float(expected.abs().max()):
+        loaded = probe(load_model(folder, "auto", device, trust_remote_code=code))
+    largest = float((loaded - expected).abs().max())
+    if not largest <= _tolerance(placement, form) * float(expected.abs().max()):
         raise ExportError(
             f"{folder}: loaded again, its logits differ by up to {largest:.3g} from the measured "
             "model's. Nothing was exported. Try the other form with --as."
         )
 
 
-def _allowance(placement: Placement, form: AsForm) -> float:
-    """How far the export's logits may be from the placed model's, as a share of the largest.
+def _tolerance(placement: Placement, form: AsForm) -> float:
+    """Largest allowed difference from the placed model's logits, relative to the largest logit.
 
-    None, but where a LoRA's own scalings were put into its factors, or a layer that is switched
-    off at alpha 0 (Householder vectors) is written as the vectors that cancel.
+    It is 0 unless a LoRA's scalings were multiplied into its factors, or a layer that is disabled
+    at alpha 0 (Householder vectors) is written as vectors that cancel.
     """
     config = placement.model.peft_config["default"] if form == "adapter" else None
     if config is None:

@@ -1,1 +1,1 @@
-"""The path between base and checkpoint: what a point's weights are, and a model that has them."""
+"""The path between base and checkpoint: the weights of a point, and a model set to them."""

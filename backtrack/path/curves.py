@@ -1,7 +1,7 @@
-"""How weights move with alpha. Pure: nothing here knows a model.
+"""How weights move with alpha. Pure functions of tensors.
 
-Both ends are exact: at 0 the base's bytes are copied and at 1 the tuned ones, so no rounding of
-`base + 1 * (tuned - base)` can creep in.
+Both ends are exact: at alpha 0 the base tensor is copied and at alpha 1 the tuned one, so
+`base + 1 * (tuned - base)` is never computed and never rounded.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Law = Literal["linear", "root", "turn"]
-"""How a tensor follows alpha: by alpha, by its root, or by turning through an angle."""
+"""How a tensor follows alpha: by alpha, by its square root, or by turning through an angle."""
 
 CHUNK = 1 << 20
-"""Numbers widened at a time where types or devices differ: small enough to stay in a cache."""
+"""Numbers widened at a time if types or devices differ: small enough to stay in a CPU cache."""
 
 
 def line(base: Tensor, tuned: Tensor, alpha: float, *, out: Tensor) -> None:
     """Write `base + alpha * (tuned - base)` into `out`.
 
-    Taken in fp32 and rounded once, into the dtype of `out`. All three have one shape; they may
-    differ in dtype and device. Where they do not, one pass reads both ends and writes `out`.
+    Computed in fp32 and rounded once, into the dtype of `out`. All three have one shape; they may
+    differ in dtype and device. If they do not, one pass reads both ends and writes `out`.
     """
     if alpha == 0:
         out.copy_(base)
@@ -38,26 +38,26 @@ def line(base: Tensor, tuned: Tensor, alpha: float, *, out: Tensor) -> None:
 
 
 def _line_across(base: Tensor, tuned: Tensor, alpha: float, out: Tensor) -> None:
-    """The line where types or devices differ, a piece at a time."""
+    """The line between tensors of different types or devices, one chunk at a time."""
     if not out.is_contiguous():
         out.copy_(torch.lerp(base.to(out.device).float(), tuned.to(out.device).float(), alpha))
         return
-    pieces = (torch.split(t.reshape(-1), CHUNK) for t in (base, tuned, out))
-    for start, end, here in zip(*pieces, strict=True):
+    chunks = (torch.split(t.reshape(-1), CHUNK) for t in (base, tuned, out))
+    for start, end, target in zip(*chunks, strict=True):
         wide = start.to(out.device, torch.float32, non_blocking=True, copy=True)
-        here.copy_(wide.lerp_(end.to(out.device, torch.float32, non_blocking=True), alpha))
+        target.copy_(wide.lerp_(end.to(out.device, torch.float32, non_blocking=True), alpha))
 
 
 def turn(trained: Tensor, alpha: float, *, out: Tensor) -> None:
-    """Turn the second Householder vector of every pair from the first to where it was trained.
+    """Turn the second Householder vector of every pair from the first towards its trained value.
 
     Two reflections in the same vector are the identity; in two vectors an angle t apart they
-    rotate by 2 t. The angle is taken times the root of alpha, as for a rotation's generator.
+    rotate by 2 t. The angle is multiplied by the root of alpha, as for a rotation's generator.
 
     Args:
-        trained: Vectors in columns, [features, an even rank].
+        trained: Vectors in columns, [features, rank], the rank even.
         alpha: Strength; at 1 the trained vectors are copied.
-        out: Written, of the same shape.
+        out: Result, of the same shape.
     """
     out.copy_(trained)
     if alpha == 1:
@@ -76,7 +76,7 @@ def turn(trained: Tensor, alpha: float, *, out: Tensor) -> None:
 
 
 def angles(trained: Tensor) -> Tensor:
-    """Angles between the vectors of every pair, in radians up to a right one, [rank / 2]."""
+    """Angles between the vectors of every pair, in radians from 0 to pi / 2, [rank / 2]."""
     first, second = trained.float()[:, 0::2], trained.float()[:, 1::2]
     cosine = (first * second).sum(dim=0) / (first.norm(dim=0) * second.norm(dim=0))
     return torch.arccos(cosine.abs().clamp(max=1))
@@ -97,5 +97,5 @@ def coefficient(law: Law, alpha: float) -> float:
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """How far merging may move logits, as a share of the largest, by rounding in `dtype`."""
+    """How far merging may move logits by rounding in `dtype`, relative to the largest logit."""
     return 1e-4 if dtype == torch.float32 else 16 * torch.finfo(dtype).eps

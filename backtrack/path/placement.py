@@ -1,47 +1,34 @@
-"""Put a live model at a point, in place. With its two stands, all that writes into a model.
+"""Set a live model's weights to a point. Only this module and its two backends write into a model.
 
-Two ways to stand at a point. ATTACHED: the adapter stays on the model and its handles are set; no
-weight is copied and both ends are exact in any type. MERGED: effective weights are written into a
-plain model.
+The backend `attached` keeps the adapter on the model and sets the adapter's tensors: no weight is
+copied and both ends are exact in any type. `merged` writes effective weights into a plain model.
 
 Promised: alpha 0 is the base bit for bit and alpha 1 the checkpoint bit for bit (in the live
 type), in any order of visits and after any number of them, since every visit starts from stored
 ends and never from the model's current weights. Both ends are checked when a run is loaded,
 against the bare base and against stock PEFT or transformers; a run that fails is refused.
-Not promised: bits of an adapter merged into a plain model at alpha 1, which PEFT itself rounds
-otherwise; there the check allows for the rounding of the weights' type.
+Not promised: the bits of an adapter merged into a plain model at alpha 1, which PEFT itself rounds
+differently; there the check allows for rounding in the type of the weights.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from backtrack.errors import PlacementError, PointError, UsageError
-from backtrack.path.adapters.tuners import (
-    MAX_ATTACHED_COST,
-    require_quantizable,
-    tuner_of,
-    why_dense,
-)
+from backtrack.errors import PlacementError, PointError
 from backtrack.path.backends.attached import Attached
-from backtrack.path.backends.merged import MergedLine, MergedModels, MergedNative
+from backtrack.path.backends.backend import build_backend
 from backtrack.path.backends.row_strengths import RowStrengths, can_scale_rows
 from backtrack.path.curves import rounding
-from backtrack.path.models.embeddings import num_tokens
-from backtrack.path.models.loading import (
-    is_quantized,
-    load_tokenizer,
-    pick_device,
-    probe,
-    read_adapter_config,
-)
+from backtrack.path.form_and_curve import resolve_form_and_curve
+from backtrack.path.models.embeddings import vocabulary_size
+from backtrack.path.models.loading import load_tokenizer, pick_device, probe
 from backtrack.path.models.saving import save_model
 from backtrack.path.profiles import block_strengths, multipliers, parse
 from backtrack.point import Point
-from backtrack.run.checkpoint_writer import is_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,33 +36,30 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from backtrack.path.backends.stored_ends import Keep
-    from backtrack.path.curves import Law
     from backtrack.path.profiles import Strength
-    from backtrack.records import CurveName, Form
     from backtrack.run.directory import Run
 
 
 logger = logging.getLogger(__name__)
 
-_KEPT = {"pinned": "in host memory", "mapped": "in files (see TMPDIR)"}
+_SLOW_STORAGE = {"pinned": "in host memory", "mapped": "in files (see TMPDIR)"}
 
 
 class Placement:
-    """A live model and the way to any point of a run's path.
+    """A live model that can be set to any point of a run's path.
 
     Attributes:
-        model: The live model; a `PeftModel` where attached. Use it, do not write into it.
+        model: The live model; a `PeftModel` if attached. Use it, do not write into it.
         tokenizer: The run's tokenizer.
-        form: How the model stands: `attached` or `merged`.
-        curve: Which curve it moves on: `native` or `line`.
-        keep: Where the ends of a merged path are kept: `device`, `pinned` or `mapped`; none where
+        form: How the model is held: `attached` or `merged`.
+        curve: The curve it moves on: `native` or `line`.
+        keep: Where the ends of a merged path are stored: `device`, `pinned` or `mapped`; None if
             attached.
-        point: Where it stands now.
+        point: The point that the model is at.
         row_strengths: Several strengths in one batch, for a plain LoRA; None for all else.
     """
 
-    def __init__(  # the front door: every argument but the run is optional
+    def __init__(  # every argument but the run is optional
         self,
         run: Run,
         *,
@@ -88,94 +72,94 @@ class Placement:
 
         Args:
             run: A run with at least one checkpoint.
-            form: `auto` is attached where the adapter has a native curve and its forward pass
-                costs at most twice the base's, else merged. What is measured should be what is
-                exported: name the form that will be served.
-            curve: `auto` is native where the method has one, else the dense line.
+            form: `auto` is attached if the adapter has a native curve and its forward pass costs
+                at most twice the base's, else merged. What is measured should be what is exported:
+                name the form that will be served.
+            curve: `auto` is native if the method has a native curve, else the line.
             device: A torch device; `auto` is the first GPU, else the CPU.
-            keep: Where the ends of a merged path are kept; `auto` is the fastest that fits.
+            keep: Where the ends of a merged path are stored; `auto` is the fastest that fits.
 
         Raises:
-            UsageError: The method does not stand in this form on this curve.
+            UsageError: The method does not support this form on this curve.
             PlacementError: An end is not exact, or the run does not fit its base.
             CheckpointError: Weights are truncated, damaged or not finite.
             RunError: The base is not the run's.
         """
-        folder = run.folder(run.final.step)
-        if is_quantized(run.base):
-            form = _require_quantizable(run, folder, form)
-        self.form, self.curve = settle(folder, form, curve)
-        self.tokenizer: Any = load_tokenizer(run.base, folder)
-        kept: Keep | None = None if keep == "auto" else keep
-        self._stand = _stand(run, self.form, self.curve, pick_device(device), kept)
+        self.form, self.curve = resolve_form_and_curve(run, form, curve)
+        self.tokenizer: Any = load_tokenizer(run.base, run.folder(run.final.step))
+        storage = None if keep == "auto" else keep
+        self._backend = build_backend(run, self.form, self.curve, pick_device(device), storage)
         self._steps = frozenset(run.steps)
         self._multipliers: dict[tuple[int, str], Mapping[str, float]] = {}
         self._distances: dict[Point, float] = {}
-        self.model: Any = self._stand.model
-        self.keep = self._stand.keep
+        self.model: Any = self._backend.model
+        self.keep = self._backend.end_storage
         if self.keep in {"pinned", "mapped"}:
             logger.warning(
-                "%s: the ends of the path do not fit beside the model; they are kept %s, and a "
-                "placement takes as long as reading them.", run.path, _KEPT[self.keep],
+                "%s: the ends of the path are stored %s, not on the device; moving to a point "
+                "takes as long as reading them.", run.path, _SLOW_STORAGE[self.keep],
             )  # fmt: skip
         self.point = Point.base()
         self._check_ends(run)
         self.row_strengths: RowStrengths | None = None
-        if isinstance(self._stand, Attached) and can_scale_rows(self._stand):
-            self.row_strengths = RowStrengths(self._stand)
+        if isinstance(self._backend, Attached) and can_scale_rows(self._backend):
+            self.row_strengths = RowStrengths(self._backend)
 
     @torch.no_grad()
     def place(self, point: Point) -> None:
-        """Put the model at `point`.
+        """Set the model's weights to `point`.
 
         Raises:
-            PointError: The run has no such step, no such profile is known, or the method cannot
-                stand there.
+            PointError: The run has no such step, there is no such profile, or the method does not
+                reach this strength.
             CheckpointError: The step's weights are damaged.
         """
-        here = point.canonical
-        self._stand.place(here, self._shares(here))
-        self.point = here
+        target = point.canonical
+        self._backend.place(target, self._multipliers_at(target))
+        self.point = target
 
     def save(self, folder: Path, *, is_untied: bool = False) -> None:
-        """Write the model as it stands, as stock PEFT, transformers and vLLM load it.
+        """Write the model at its current point, as stock PEFT, transformers and vLLM load it.
 
         Args:
-            folder: Where; an attached adapter is written as one, a merged model whole.
-            is_untied: Write a tied head as a tensor of its own.
+            folder: Folder to write into. Attached, the adapter is written, else the whole model.
+            is_untied: Write a tied head as a separate tensor.
         """
         save_model(self.model, folder, is_untied=is_untied)
 
     @torch.no_grad()
     def distance(self, point: Point) -> float:
-        """L2 norm of the way from the base to `point` along the curve, over the tensors that move.
+        """L2 norm of the path from the base to `point` along the curve, over tensors that move.
 
         Raises:
-            PointError: The run has no such step, or no such profile is known.
+            PointError: The run has no such step, or there is no such profile.
         """
         if point not in self._distances:
-            shares = self._shares(point)
-            self._distances[point] = 0.0 if point.is_base else self._stand.distance(point, shares)
+            by_module = self._multipliers_at(point)
+            self._distances[point] = (
+                0.0 if point.is_base else self._backend.distance(point, by_module)
+            )
         return self._distances[point]
 
     @torch.no_grad()
     def strengths(self, step: int) -> dict[int, float]:
-        """How far each block of layers moves at a checkpoint, by its index; see `profiles`.
+        """Strength of each block of layers at a checkpoint, by index; see `profiles`.
 
         Raises:
             PointError: The run has no such step.
         """
-        self._require(Point(step=step))
+        self._require_known(Point(step=step))
         return block_strengths(self._measured_strengths(step))
 
     def _measured_strengths(self, step: int) -> dict[str, Strength]:
-        found = self._stand.strengths(step)
-        self._stand.place(self.point, self._shares(self.point))
-        return found
+        """Strength of each module at a checkpoint; the model is back at its point afterwards."""
+        strengths = self._backend.strengths(step)
+        self._backend.place(self.point, self._multipliers_at(self.point))
+        return strengths
 
-    def _shares(self, point: Point) -> Mapping[str, float]:
-        """Each module's multiplier of alpha; empty where all are 1."""
-        self._require(point)
+    def _multipliers_at(self, point: Point) -> Mapping[str, float]:
+        """Each module's multiplier of alpha; empty if all are 1."""
+        self._require_known(point)
         profile = parse(point.profile)
         if point.is_base or profile.kind == "uniform":
             return {}
@@ -184,133 +168,42 @@ class Placement:
             measured = profile.kind in {"safe", "min"}
             strengths = self._measured_strengths(point.step) if measured else {}
             self._multipliers[key] = multipliers(
-                profile, self._stand.modules, strengths, self._stand.law
+                profile, self._backend.modules, strengths, self._backend.law
             )
         return self._multipliers[key]
 
-    def _require(self, point: Point) -> None:
+    def _require_known(self, point: Point) -> None:
         parse(point.profile)
         if not point.is_base and point.step not in self._steps:
             known = ", ".join(str(step) for step in sorted(self._steps))
-            raise PointError(f"there is no checkpoint of step {point.step}. There are: {known}.")
+            raise PointError(
+                f"there is no checkpoint of step {point.step}. The run has steps {known}."
+            )
 
     def _check_ends(self, run: Run) -> None:
-        stand = self._stand
+        backend = self._backend
         self.place(run.final)
-        _require_same(
-            probe(self.model, stand.vocabulary),
-            stand.probe_final,
-            stand.tolerance,
+        _require_same_logits(
+            probe(self.model, backend.vocabulary),
+            backend.probe_final,
+            backend.tolerance,
             f"{run.path}: alpha 1 is not the checkpoint",
         )
         self.place(Point.base())
-        is_resized = num_tokens(self.model) != stand.vocabulary
-        _require_same(
-            probe(self.model, stand.vocabulary),
-            stand.probe_base,
+        is_resized = vocabulary_size(self.model) != backend.vocabulary
+        _require_same_logits(
+            probe(self.model, backend.vocabulary),
+            backend.probe_base,
             rounding(self.model.dtype) if is_resized else 0.0,
             f"{run.path}: alpha 0 is not the base",
         )
 
 
-class Stand(Protocol):
-    """One way of standing at points.
-
-    Attributes:
-        model: The live model.
-        law: How the tensors that decide strength follow alpha.
-        modules: Paths of the modules that move, in the model's order.
-        vocabulary: Tokens of the bare base.
-        probe_base: Logits of the bare base.
-        probe_final: Logits of the last checkpoint as stock libraries load it.
-        tolerance: How far alpha 1 may be from `probe_final`, as a share of its largest logit.
-        keep: Where its ends are kept; none where no weight is copied.
-    """
-
-    model: Any
-    law: Law
-    vocabulary: int
-    probe_base: Tensor
-    probe_final: Tensor
-    tolerance: float
-    keep: Keep | None
-
-    @property
-    def modules(self) -> tuple[str, ...]: ...
-
-    def place(self, point: Point, multipliers: Mapping[str, float]) -> None: ...
-
-    def distance(self, point: Point, multipliers: Mapping[str, float]) -> float: ...
-
-    def strengths(self, step: int) -> dict[str, Strength]: ...
-
-
-def _stand(
-    run: Run, form: Form, curve: CurveName, device: torch.device, keep: Keep | None
-) -> Stand:
-    if form == "attached":
-        return Attached(run, device)
-    if not is_adapter(run.folder(run.final.step)):
-        return MergedModels(run, device, keep)
-    return MergedNative(run, device, keep) if curve == "native" else MergedLine(run, device, keep)
-
-
-def _require_quantizable(run: Run, folder: Path, form: str) -> Literal["attached"]:
-    """The form on a quantized base, where there is one."""
-    if not is_adapter(folder):
-        raise PlacementError(
-            f"{run.path}: whole models have no path from a quantized base. Give it in full "
-            "precision: without `quantization`, or another with --base."
-        )
-    require_quantizable(read_adapter_config(folder), form, str(run.path))
-    return "attached"
-
-
-def settle(folder: Path, form: str, curve: str) -> tuple[Form, CurveName]:
-    """The form and the curve for a checkpoint, `auto` resolved.
-
-    Raises:
-        UsageError: They do not go together.
-    """
-    if not is_adapter(folder):
-        if form == "attached" or curve == "native":
-            raise UsageError(
-                f"{folder} is a whole model: it has no adapter to attach and no native curve. "
-                "Use `placement: {form: merged, curve: line}`, or `auto`."
-            )
-        return "merged", "line"
-    config = read_adapter_config(folder)
-    tuner = tuner_of(config)
-    if curve == "native" and not tuner.has_native:
-        raise UsageError(
-            f"{folder}: {why_dense(config)}, so it has no native curve. Use "
-            "`placement: {form: merged, curve: line}`, or `auto`."
-        )
-    chosen: CurveName = "native" if tuner.has_native and curve != "line" else "line"
-    is_cheap = tuner.cost <= MAX_ATTACHED_COST or not tuner.can_merge
-    settled: Form = (
-        "attached"
-        if form == "attached" or (form == "auto" and chosen == "native" and is_cheap)
-        else "merged"
-    )
-    if settled == "attached" and chosen == "line":
-        raise UsageError(
-            f"{folder}: an attached adapter moves on its native curve. "
-            "For the dense line use `placement: {form: merged, curve: line}`."
-        )
-    if settled == "merged" and not tuner.can_merge:
-        raise UsageError(
-            f"{folder}: PEFT cannot write a {config.peft_type} adapter of this kind into the "
-            "base's weights. Use `placement: {form: attached}`, or `auto`."
-        )
-    return settled, chosen
-
-
-def _require_same(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
-    largest = float((found - expected).abs().max())
+def _require_same_logits(placed: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
+    largest = float((placed - expected).abs().max())
     if not largest <= tolerance * float(expected.abs().max()):
         raise PlacementError(
-            f"{what}: probe logits differ by up to {largest:.3g}. The adapter changes more than "
-            "its own weights (tied embeddings, an initialization that rewrites the base, a base "
-            "that was resized?), so points between would be wrong. Nothing was measured."
+            f"{what}: probe logits differ by up to {largest:.3g}. The checkpoint changes more "
+            "than its trained weights (tied embeddings, an initialization that rewrites the base, "
+            "a resized base?), so points between would be wrong. Nothing was measured."
         )

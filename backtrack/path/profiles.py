@@ -1,4 +1,4 @@
-"""Profiles: multipliers of a point's alpha, layer by layer. Pure: nothing here knows a model.
+"""Profiles: multipliers of a point's alpha, layer by layer. Pure functions of numbers.
 
     uniform                    1 everywhere
     depth(FIRST,LAST)          from FIRST in the first block to LAST in the last, linear in depth
@@ -13,14 +13,14 @@ For the paper's two, let s(b) be the STRENGTH of block b at alpha 1:
     rotations         s(b) = sqrt(sum of g^2 / number of g), over all numbers g of the block's
                       generators (or angles): how far it turns
     everything else   s(b) = sqrt(sum of ||dW||_F^2 / sum of ||W0||_F^2), over the block's
-                      weights: how much is added, relative to what is there
+                      weights: size of the delta relative to the base
 
 `safe` scales the generator or the delta of block b by c(b) = S / s(b), with S the mean of s over
-the first five blocks; `min` takes S = the least s(b). Since a generator goes with the root of
-alpha, its multiplier is c(b)^2; a delta's is c(b). A block that does not move is left alone.
+the first five blocks; `min` uses S = the smallest s(b). Since a generator follows the root of
+alpha, its multiplier is c(b)^2; a delta's is c(b). A block that does not move keeps multiplier 1.
 
 Tensors outside the blocks (embeddings, last norm, head) take the multiplier of the nearest block
-under `depth` and `blocks`, the mean of the two under `modules`, and 1 under `safe` and `min`.
+under `depth` and `blocks`, the mean of both values under `modules`, and 1 under `safe` and `min`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ NUM_VALUES: dict[Kind, int] = {
     "uniform": 0, "depth": 2, "blocks": 3, "modules": 2, "safe": 0, "min": 0
 }  # fmt: skip
 FIRST_BLOCKS = 5
-"""Blocks whose mean strength `safe` takes as safe."""
+"""Number of first blocks whose mean strength `safe` scales every block to."""
 
 _SPELLING = re.compile(r"^([a-z]+)(?:\(([^()]*)\))?$")
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer|decoder_layers)\.(\d+)(?:\.|$)")
@@ -54,7 +54,7 @@ _MLP = re.compile(r"mlp|ffn|feed_forward|expert|moe")
 
 @dataclass(frozen=True)
 class Profile:
-    """A profile by name, with its multipliers."""
+    """A profile's name and its multipliers."""
 
     kind: Kind
     values: tuple[float, ...] = ()
@@ -65,18 +65,18 @@ class Profile:
 
 
 class Strength(NamedTuple):
-    """How far a module moves at alpha 1: a sum of squares over what it is measured by."""
+    """How far a module moves at alpha 1: a sum of squares, and the size it is divided by."""
 
     moved: float
     size: float
 
 
 def parse(text: str) -> Profile:
-    """A profile from its spelling.
+    """Parse a profile.
 
     Raises:
-        PointError: There is no such profile, or its multipliers are not as many finite numbers
-            from 0 up as it takes.
+        PointError: There is no such profile, or the number of its multipliers is wrong, or one of
+            them is negative or not finite.
     """
     match = _SPELLING.match(text)
     kind = match.group(1) if match else text
@@ -89,8 +89,8 @@ def parse(text: str) -> Profile:
     is_sound = all(math.isfinite(value) and value >= 0 for value in values)
     if len(values) != NUM_VALUES[kind] or not is_sound:
         raise PointError(
-            f"profile {text!r}: {kind} takes {NUM_VALUES[kind] or 'no'} multipliers, numbers from "
-            f"0 up, as in {_SPELLINGS[list(NUM_VALUES).index(kind)]}."
+            f"profile {text!r}: {kind} takes {NUM_VALUES[kind] or 'no'} multipliers, each 0 or "
+            f"more, as in {_SPELLINGS[list(NUM_VALUES).index(kind)]}."
         )
     return Profile(kind, values)
 
@@ -100,17 +100,8 @@ _SPELLINGS = (
 )  # fmt: skip
 
 
-def require_known(profile: str) -> None:
-    """Refuse a profile that nothing here can follow.
-
-    Raises:
-        PointError: With the profiles there are.
-    """
-    parse(profile)
-
-
 def parse_known(profile: str) -> Profile | None:
-    """A profile from its spelling; none where nothing here can follow it."""
+    """Parse a profile; None if there is no such profile."""
     try:
         return parse(profile)
     except PointError:
@@ -118,7 +109,7 @@ def parse_known(profile: str) -> Profile | None:
 
 
 def block_of(module: str) -> int | None:
-    """Index of the block that a module lies in; none for one outside the blocks."""
+    """Index of the block that contains a module; None if it is outside the blocks."""
     match = _BLOCK.search(module)
     return int(match.group(1)) if match else None
 
@@ -138,13 +129,13 @@ def multipliers(
     strengths: Mapping[str, Strength],
     law: Law,
 ) -> dict[str, float]:
-    """What each module's alpha is multiplied by.
+    """The multiplier of each module's alpha.
 
     Args:
-        profile: Which.
+        profile: The profile.
         modules: Paths of all modules that move, in the model's order.
-        strengths: Of each at alpha 1; only `safe` and `min` read them.
-        law: How the modules' own tensors follow alpha.
+        strengths: Strength of each module at alpha 1; read by `safe` and `min` only.
+        law: How the modules' tensors follow alpha.
     """
     blocks = [block_of(module) for module in modules]
     inside = [b for b in blocks if b is not None]
@@ -159,8 +150,8 @@ def multipliers(
             return dict.fromkeys(modules, 1.0)
         case "depth":
             start, end = profile.values
-            share = [b / (count - 1) if count > 1 else 1.0 for b in nearest]
-            return {m: start + (end - start) * s for m, s in zip(modules, share, strict=True)}
+            depths = [b / (count - 1) if count > 1 else 1.0 for b in nearest]
+            return {m: start + (end - start) * d for m, d in zip(modules, depths, strict=True)}
         case "blocks":
             return {
                 m: profile.values[3 * b // count] for m, b in zip(modules, nearest, strict=True)
@@ -186,7 +177,7 @@ def _by_part(values: tuple[float, ...], part: Part) -> float:
 
 
 def block_strengths(strengths: Mapping[str, Strength]) -> dict[int, float]:
-    """Strength of each block, by its index, ascending; see the module's formulas."""
+    """Strength of each block, by ascending index; the formula is in the module's docstring."""
     sums: dict[int, Strength] = {}
     for module, (moved, size) in strengths.items():
         block = block_of(module)
@@ -203,6 +194,6 @@ def _scales(
     if not moving:
         return {}
     early = list(moving.values())[:FIRST_BLOCKS]
-    wanted = min(moving.values()) if kind == "min" else sum(early) / len(early)
+    goal = min(moving.values()) if kind == "min" else sum(early) / len(early)
     power = 1 if law == "linear" else 2
-    return {block: (wanted / s) ** power for block, s in moving.items()}
+    return {block: (goal / s) ** power for block, s in moving.items()}

@@ -1,14 +1,14 @@
-"""How fast a model moves along its path, beside the copy that no placement can beat.
+"""Time of placing a model at a point, compared with a plain copy of the same tensors.
 
     python tests/bench/placement.py [--device cuda] [--layers 8] [--width 2048] [--dtype bfloat16]
 
-Makes a Llama-shaped model of random weights (1.1 GB in bf16 unless asked otherwise) and runs of
-it: whole models, LoRA r16, OFT b32. Printed, each a median of several visits in one process:
+Creates a Llama-shaped model with random weights (1.1 GB in bf16 by default) and runs of it: whole
+models, LoRA r16, OFT b32. Prints, as medians of several placements in one process:
 
-    line      merged, whole models: bytes read and written a second, over those of `Tensor.copy_`
-              on the same tensors (floor of the design: 0.8)
-    lora, oft merged on their own curve: time over PEFT's `merge_adapter` of the same adapter
-    attached  time to set the handles over a copy of the adapter's own bytes
+    line      merged, whole models: bytes read and written a second, relative to `Tensor.copy_` on
+              the same tensors (the design requires 0.8)
+    lora, oft merged on their native curve: time relative to PEFT's `merge_adapter`
+    attached  time to set the handles, relative to a copy of the adapter's bytes
 """
 
 from __future__ import annotations
@@ -46,30 +46,30 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--vocabulary", type=int, default=32_000)
     parser.add_argument("--dtype", default="bfloat16")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
-        evaluator(Path(folder), asked)
+        run_benchmarks(Path(folder), options)
 
 
-def evaluator(folder: Path, asked: argparse.Namespace) -> None:
-    base = make_model(folder / "base", asked)
-    clock = Clock(asked.device)
+def run_benchmarks(folder: Path, options: argparse.Namespace) -> None:
+    base = make_model(folder / "base", options)
+    clock = Clock(options.device)
     size = sum(path.stat().st_size for path in base.glob("*.safetensors"))
-    print(f"model: {size / 1e9:.2f} GB in {asked.dtype} on {asked.device}")
+    print(f"model: {size / 1e9:.2f} GB in {options.dtype} on {options.device}")
     print_line(full_run(folder / "full", base), clock)
     for name, config in (
         ("lora r16", LoraConfig(task_type="CAUSAL_LM", r=16, target_modules=LINEAR)),
         ("oft b32", OFTConfig(task_type="CAUSAL_LM", oft_block_size=32, target_modules=LINEAR)),
     ):
-        run = adapter_run(folder / name.replace(" ", "-"), base, config, asked.device)
+        run = adapter_run(folder / name.replace(" ", "-"), base, config, options.device)
         print_merged(name, run, clock)
         print_attached(name, run, clock)
 
 
 class Clock:
-    """Wall time of a call, with the device's work finished."""
+    """Wall time of a call, including the device's work."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -90,16 +90,16 @@ class Clock:
             torch.cuda.synchronize()
 
 
-def make_model(folder: Path, asked: argparse.Namespace) -> Path:
+def make_model(folder: Path, options: argparse.Namespace) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=asked.vocabulary, hidden_size=asked.width,
-        intermediate_size=asked.width * 11 // 4, num_hidden_layers=asked.layers,
-        num_attention_heads=asked.width // 128, max_position_embeddings=256,
+        vocab_size=options.vocabulary, hidden_size=options.width,
+        intermediate_size=options.width * 11 // 4, num_hidden_layers=options.layers,
+        num_attention_heads=options.width // 128, max_position_embeddings=256,
         tie_word_embeddings=False,
     )  # fmt: skip
-    with torch.device(asked.device):
-        model: Any = LlamaForCausalLM(config).to(getattr(torch, asked.dtype))
+    with torch.device(options.device):
+        model: Any = LlamaForCausalLM(config).to(getattr(torch, options.dtype))
     model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
@@ -145,7 +145,7 @@ def print_line(run: Run, clock: Clock) -> None:
     ratio, placed, copied = sorted(rates)[1]
     print(
         f"line: {placed / 1e9:.1f} GB/s moved, copy_ {copied / 1e9:.1f} GB/s, "
-        f"ratio {ratio:.2f} (ends kept: {placement.keep})"
+        f"ratio {ratio:.2f} (end storage: {placement.keep})"
     )
 
 
@@ -176,8 +176,8 @@ def stock_seconds(run: Run, clock: Clock) -> float:
 
 def print_attached(name: str, run: Run, clock: Clock) -> None:
     placement = Placement(run, form="attached", device=clock.device)
-    handles: Any = placement._stand
-    live = [handle.live.data for handle in handles.handles]
+    backend: Any = placement._backend
+    live = [handle.live.data for handle in backend.handles]
     other = [torch.empty_like(tensor) for tensor in live]
     copied = clock.median(lambda: copy_all(live, other))
     placed = clock.median(lambda: placement.place(Point(step=1, alpha=0.37)))

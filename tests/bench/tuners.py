@@ -1,12 +1,12 @@
-"""Every served method on its path: how exact its ends are, what an attached forward pass costs.
+"""Exactness of both ends and cost of an attached forward pass, for every method with a path.
 
     python tests/bench/tuners.py [NAME ...]
 
-Prints a table in Markdown, fp32 and bf16: the largest difference of probe logits at alpha 0 to the
-base, at alpha 1 to stock PEFT, of both ends after 50 visits in random order, and of an export at
-alpha 0.37 that stock libraries load. Differences are shares of the largest logit. Beside them, how
-the method stands unless asked otherwise, how far the checkpoint's logits are from the base's, and
-the time of an attached forward pass over the base's.
+Prints a Markdown table for fp32 and bf16 with the largest difference of probe logits: at alpha 0
+from the base, at alpha 1 from stock PEFT, at both ends after 50 placements in random order, and of
+an export at alpha 0.37 that stock libraries load. Differences are relative to the largest logit.
+Further columns: the default form and curve, the difference of the checkpoint's logits from the
+base's, and the time of an attached forward pass relative to the base's.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     names = sys.argv[1:] or list(configs())
-    print("| method | type | stands | moved | alpha 0 | alpha 1 | 50 visits | export | cost |")
+    print(
+        "| method | type | form, curve | moved | alpha 0 | alpha 1 | 50 visits | export | cost |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for dtype in ("float32", "bfloat16"):
@@ -64,7 +66,8 @@ def row(name: str, dtype: str, run: Run, base: Path) -> str:
     after = max(ends_of(placement, start, end))
     exported = export_gap(run, placement, base)
     cells = [
-        name, dtype, f"{placement.form}, {placement.curve}", f"{share(end, start):.2f}",
+        name, dtype, f"{placement.form}, {placement.curve}",
+        f"{relative_difference(end, start):.2f}",
         *(f"{value:.1g}" for value in (*ends, after, exported)), cost(run, stock, load(base)),
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
@@ -74,15 +77,15 @@ def load(base: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(base).eval()
 
 
-def share(found: torch.Tensor, expected: torch.Tensor) -> float:
+def relative_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
 def ends_of(placement: Placement, start: torch.Tensor, end: torch.Tensor) -> tuple[float, float]:
     placement.place(Point(step=20, alpha=0.0))
-    at_base = share(probe(placement.model), start)
+    at_base = relative_difference(probe(placement.model), start)
     placement.place(Point(step=20, alpha=1.0))
-    return at_base, share(probe(placement.model), end)
+    return at_base, relative_difference(probe(placement.model), end)
 
 
 def export_gap(run: Run, placement: Placement, base: Path) -> float:
@@ -95,12 +98,12 @@ def export_gap(run: Run, placement: Placement, base: Path) -> float:
             if form == "adapter"
             else load(Path(out) / "out")
         )
-        return share(probe(loaded.eval()), probe(placement.model))
+        return relative_difference(probe(loaded.eval()), probe(placement.model))
 
 
 def cost(run: Run, stock: Any, base: Any) -> str:
-    """Fastest attached forward pass over the base's fastest, taken in turn: load only adds."""
-    if not tuner_of(read_adapter_config(run.folder(20))).has_native:
+    """Fastest attached forward pass over the base's fastest, timed alternately."""
+    if tuner_of(read_adapter_config(run.folder(20))).why_line_only:
         return "-"
     times: dict[str, list[float]] = {"base": [], "attached": []}
     for _ in range(ROUNDS):

@@ -1,4 +1,4 @@
-"""What users rely on when a model stands at a point."""
+"""What users rely on when a model is placed at a point."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from backtrack.errors import (
     RunError,
     UsageError,
 )
-from backtrack.path.curves import line
 from backtrack.path.models.loading import probe
 from backtrack.path.placement import Placement
 from backtrack.point import Point
@@ -107,7 +106,7 @@ def test_an_oft_point_scales_the_generator_by_the_root_of_alpha(
     torch.testing.assert_close(probe(placement.model), by_hand, atol=1e-6, rtol=0)
 
 
-def test_the_dense_line_of_a_rotation_is_another_path_than_its_native_curve(
+def test_the_line_of_a_rotation_is_another_path_than_its_native_curve(
     bases: dict[str, Path], tmp_path: Path
 ) -> None:
     run = make_peft_run(tmp_path / "run", bases["float32"], config_of("oft"))
@@ -133,17 +132,7 @@ def test_distance_grows_with_alpha_and_is_zero_at_the_base(
         assert distances == sorted(set(distances))
 
 
-def test_the_line_is_taken_in_fp32_and_rounded_once() -> None:
-    generator = torch.Generator().manual_seed(0)
-    base = torch.randn(4096, generator=generator).bfloat16()
-    tuned = (base.float() + 0.01 * torch.randn(4096, generator=generator)).bfloat16()
-    out = torch.empty_like(base)
-    line(base, tuned, 0.3, out=out)
-    exact = base.double() + 0.3 * (tuned.double() - base.double())
-    assert torch.equal(out, exact.float().bfloat16())
-
-
-def test_an_unknown_step_names_the_steps_there_are(bases: dict[str, Path], tmp_path: Path) -> None:
+def test_an_unknown_step_lists_the_known_steps(bases: dict[str, Path], tmp_path: Path) -> None:
     placement = Placement(make_peft_run(tmp_path / "run", bases["float32"], config_of("lora")))
     with pytest.raises(PointError, match="10, 20"):
         placement.place(Point(step=15, alpha=0.5))

@@ -1,4 +1,4 @@
-"""Multipliers by hand-made layers whose answer is known, and profiles on real runs."""
+"""Multipliers of hand-made layers with known answers, and profiles on real runs."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_blocks_are_thirds() -> None:
     assert (found["model.embed_tokens"], found["lm_head"]) == (0.2, 0.8)
 
 
-def test_modules_part_attention_from_the_mlp() -> None:
+def test_modules_separate_attention_from_the_mlp() -> None:
     found = scaled("modules(1,0.5)")
     assert (found[f"model.layers.1.{Q}"], found[f"model.layers.1.{UP}"]) == (1.0, 0.5)
     assert found["lm_head"] == 0.75
@@ -89,7 +89,7 @@ def strengths_of(per_block: tuple[float, ...]) -> dict[str, Strength]:
     return found
 
 
-def test_a_blocks_strength_is_what_it_moves_over_what_it_is() -> None:
+def test_a_blocks_strength_is_its_delta_relative_to_its_base() -> None:
     sizes = {
         f"model.layers.0.{Q}": Strength(9.0, 1.0),
         f"model.layers.0.{UP}": Strength(7.0, 3.0),
@@ -114,7 +114,7 @@ def test_min_brings_every_block_to_the_least() -> None:
     assert found["lm_head"] == 1.0
 
 
-def test_a_generator_takes_the_square_since_it_goes_with_the_root() -> None:
+def test_a_generators_multiplier_is_squared_since_it_follows_the_root() -> None:
     found = scaled("min", strengths_of((0.2, 0.1, 0.4)), "root")
     assert found[f"model.layers.2.{Q}"] == pytest.approx(0.25**2)
 
@@ -128,7 +128,7 @@ def test_a_block_that_does_not_move_is_left_alone() -> None:
 @pytest.mark.parametrize(
     "text", ["wavy", "depth", "depth(1)", "depth(1,-1)", "blocks(1,2,x)", "safe(1)", "min()x"]
 )
-def test_a_profile_that_is_none_is_refused_with_those_there_are(text: str) -> None:
+def test_an_unknown_profile_is_refused_with_the_known_ones(text: str) -> None:
     with pytest.raises(PointError, match=r"depth\(0.5,1\)|takes"):
         parse(text)
 
@@ -153,7 +153,7 @@ def run_of(name: str, base: Path, folder: Path) -> Run:
     [("full", "line"), ("lora", "native"), ("lora", "line"), ("oft", "native"), ("hra", "native")],
 )
 @pytest.mark.parametrize("profile", ["safe", "min"])
-def test_the_papers_profiles_even_out_a_real_run(
+def test_safe_and_min_equalize_the_blocks_of_a_real_run(
     name: str, curve: Any, profile: str, base: Path, tmp_path: Path
 ) -> None:
     """Measured strengths times their multipliers come out equal, at the value of the formula."""
@@ -162,14 +162,14 @@ def test_the_papers_profiles_even_out_a_real_run(
     strengths = placement.strengths(20)
     assert len(strengths) == 2
     assert strengths[0] != strengths[1]
-    shares = placement._shares(Point(step=20, profile=profile))
-    power = 1 if placement._stand.law == "linear" else 0.5
+    by_module = placement._multipliers_at(Point(step=20, profile=profile))
+    power = 1 if placement._backend.law == "linear" else 0.5
     reached = [
-        strengths[block] * shares[next(m for m in shares if block_of(m) == block)] ** power
+        strengths[block] * by_module[next(m for m in by_module if block_of(m) == block)] ** power
         for block in (0, 1)
     ]
-    wanted = min(strengths.values()) if profile == "min" else sum(strengths.values()) / 2
-    assert reached == pytest.approx([wanted, wanted])
+    goal = min(strengths.values()) if profile == "min" else sum(strengths.values()) / 2
+    assert reached == pytest.approx([goal, goal])
 
 
 def test_min_scales_the_generators_of_a_real_rotation(base: Path, tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_an_export_keeps_the_profile(base: Path, tmp_path: Path) -> None:
     assert not torch.equal(stock, probe(placement.model))
 
 
-def test_a_bank_shared_by_all_layers_has_no_profile(base: Path, tmp_path: Path) -> None:
+def test_a_bank_shared_by_all_layers_supports_no_profile(base: Path, tmp_path: Path) -> None:
     placement = Placement(run_of("vblora", base, tmp_path / "run"))
     with pytest.raises(PointError, match="shared"):
         placement.place(Point(step=20, profile="depth(0,1)"))
@@ -243,7 +243,7 @@ def test_both_ends_stay_exact_around_profiles(base: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["lora", "lora-rs", "lora-patterns"])
-def test_a_low_rank_strength_is_that_of_the_delta_it_stands_for(
+def test_a_strength_from_low_rank_factors_is_that_of_their_delta(
     name: str, base: Path, tmp_path: Path
 ) -> None:
     run = run_of(name, base, tmp_path / "run")
@@ -251,7 +251,7 @@ def test_a_low_rank_strength_is_that_of_the_delta_it_stands_for(
     assert by_factors.strengths(20) == pytest.approx(by_deltas.strengths(20), rel=1e-4)
 
 
-def test_measuring_a_profile_leaves_the_model_where_it_stands(base: Path, tmp_path: Path) -> None:
+def test_measuring_a_profile_leaves_the_model_at_its_point(base: Path, tmp_path: Path) -> None:
     placement = Placement(run_of("lora", base, tmp_path / "run"))
     placement.place(Point(step=10, alpha=0.3))
     before = probe(placement.model)

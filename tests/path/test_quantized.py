@@ -1,4 +1,4 @@
-"""Bases of packed 4-bit and 8-bit numbers: attached where that is right, refused elsewhere."""
+"""Quantized bases (4 bit, 8 bit): attached if that is exact, refused otherwise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from peft import PeftModel, PeftType, get_peft_model
 
 from backtrack.errors import PlacementError, PointError
 from backtrack.exporter import export
-from backtrack.path.adapters.tuners import QUANTIZED
+from backtrack.path.adapters.tuners import TUNERS
 from backtrack.path.models.loading import load_model, probe
 from backtrack.path.placement import Placement
 from backtrack.point import Point
@@ -24,11 +24,11 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 Bits = Literal["4bit", "8bit"]
 NO_WEIGHTS = {"lora-orthogonal", "lora-mica", "lora-tokens", "lora-embedding", "miss-bat"}
-"""Initializations that need weights as they are, and layers that no quantization touches."""
-SERVED = [
+"""Initializations that need unquantized weights, and layers that are never quantized."""
+SUPPORTED = [
     name
     for name, config in configs().items()
-    if PeftType(config.peft_type) in QUANTIZED and name not in NO_WEIGHTS
+    if TUNERS[PeftType(config.peft_type)].supports_quantized and name not in NO_WEIGHTS
 ]
 
 
@@ -54,7 +54,7 @@ def quantized_run(folder: Path, base: Path, name: str, bits: Bits) -> Run:
     return run
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", SUPPORTED)
 def test_both_ends_are_exact_on_a_four_bit_base(name: str, base: Path, tmp_path: Path) -> None:
     run = quantized_run(tmp_path / "run", base, name, "4bit")
     check_ends(run, base, "4bit")
@@ -89,12 +89,12 @@ def test_a_point_on_a_four_bit_base_is_exported_as_an_adapter(base: Path, tmp_pa
 
 def test_merging_into_a_quantized_base_is_refused(base: Path, tmp_path: Path) -> None:
     run = quantized_run(tmp_path / "run", base, "lora", "4bit")
-    with pytest.raises(PlacementError, match="quantize anew"):
+    with pytest.raises(PlacementError, match="quantized anew"):
         Placement(run, form="merged")
 
 
 @pytest.mark.parametrize("name", ["hra", "miss-bat", "shira"])
-def test_what_would_be_silently_wrong_is_refused_by_name(
+def test_methods_that_would_be_silently_wrong_are_refused_by_name(
     name: str, base: Path, tmp_path: Path
 ) -> None:
     run = quantized_run(tmp_path / "run", base, name, "8bit")
@@ -102,9 +102,7 @@ def test_what_would_be_silently_wrong_is_refused_by_name(
         Placement(run)
 
 
-def test_profiles_measure_lora_on_a_quantized_base_and_nothing_else(
-    base: Path, tmp_path: Path
-) -> None:
+def test_profiles_measure_only_lora_on_a_quantized_base(base: Path, tmp_path: Path) -> None:
     low_rank = Placement(quantized_run(tmp_path / "lora", base, "lora", "4bit"))
     strengths = low_rank.strengths(20)
     low_rank.place(Point(step=20, profile="min"))

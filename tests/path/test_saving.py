@@ -1,4 +1,4 @@
-"""What is written of a placed model: others read it, vLLM among them or refused by name."""
+"""Saved models: transformers reads them, and vLLM reads the adapter or the error names why not."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from backtrack.errors import UsageError
 from backtrack.evaluate.vllm.adapters import form_in_vllm
+from backtrack.exporter import export
 from backtrack.path.models.loading import probe
 from backtrack.path.placement import Placement
 from backtrack.point import Point
@@ -22,7 +23,7 @@ from tests.path.tuners import configs
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def test_a_tied_head_is_written_as_a_tensor_of_its_own_and_stays_tied(tmp_path: Path) -> None:
+def test_a_tied_head_is_written_as_a_separate_tensor_and_stays_tied(tmp_path: Path) -> None:
     run = make_full_run(tmp_path / "run", make_base(tmp_path / "base", tied=True))
     placement = Placement(run)
     placement.place(Point(step=20, alpha=0.5))
@@ -57,7 +58,7 @@ def test_a_tied_head_is_written_as_a_tensor_of_its_own_and_stays_tied(tmp_path: 
         ("oft", "OFT adapters"),
     ],
 )
-def test_vllm_is_given_adapters_it_reads_and_whole_weights_for_the_rest(
+def test_vllm_gets_the_adapters_it_reads_and_merged_weights_otherwise(
     tmp_path: Path, name: str, unread: str
 ) -> None:
     from peft import get_peft_model
@@ -72,3 +73,21 @@ def test_vllm_is_given_adapters_it_reads_and_whole_weights_for_the_rest(
     assert form_in_vllm(folder, "auto") == "merged"
     with pytest.raises(UsageError, match=f"vLLM does not read {unread}.*{{form: merged}}`"):
         form_in_vllm(folder, "attached")
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_an_export_of_many_shards_is_read_by_transformers(
+    tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backtrack.path.models.saving.MAX_SHARD", "40KB")
+    run = make_full_run(tmp_path / "run", make_base(tmp_path / "base", tied=tied))
+    export(run, Point(step=20, alpha=0.6), tmp_path / "out")
+    shards = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
+    assert len(shards) > 1
+    assert (tmp_path / "out" / "model.safetensors.index.json").is_file()
+    for name in ("generation_config.json", "tokenizer.json"):
+        assert (tmp_path / "out" / name).is_file()
+    placement = Placement(run)
+    placement.place(Point(step=20, alpha=0.6))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert torch.equal(probe(loaded), probe(placement.model))

@@ -1,1 +1,1 @@
-"""Adapters of PEFT: which tensors move, from where, and what weights they come to."""
+"""PEFT adapters: which of their tensors move, from which values, and the effective weights."""

@@ -1,8 +1,9 @@
-"""Effective weights: what a plain model needs to compute what an adapted one does.
+"""Effective weights: those with which a plain model computes what the adapted model does.
 
-Taken in fp32, layer by layer, and never by merging the live adapter in place (20 cycles of PEFT's
-merge and unmerge drift by 0.04 to 0.5 in bf16). Plain LoRA and OFT on linear layers are written
-straight into the target; every other layer is copied, widened and merged by PEFT itself.
+They are computed in fp32, layer by layer, and never by merging the live adapter in place (20
+cycles of PEFT's merge and unmerge drift by 0.04 to 0.5 in bf16). Plain LoRA and OFT on linear
+layers are written directly into the target; every other layer is copied, widened and merged by
+PEFT itself.
 """
 
 from __future__ import annotations
@@ -25,16 +26,17 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor
 
-    Part = tuple[str, Callable[[Tensor], None]]
-    """A name in the plain model, and what writes the weight into a tensor of its shape."""
+    WeightWriter = tuple[str, Callable[[Tensor], None]]
+    """A parameter's name in the plain model, and a function that writes its effective value into a
+    tensor of its shape."""
 
 
 @torch.no_grad()
-def effective_parts(model: PeftModel) -> Iterator[Part]:
-    """The weights that an adapter's layers change, as it stands now.
+def effective_weights(model: PeftModel) -> Iterator[WeightWriter]:
+    """Writers for the weights that an adapter's layers change, at its current point.
 
-    A writer is good until the next part is asked for. What it writes into may be of any type and
-    on any device; the arithmetic is fp32 on that device.
+    A writer is valid until the next one is taken. The tensor it writes into may have any type and
+    device; the arithmetic is fp32 on that device.
 
     Args:
         model: The adapted model.
@@ -43,24 +45,24 @@ def effective_parts(model: PeftModel) -> Iterator[Part]:
         PlacementError: PEFT cannot merge a layer.
     """
     for path, module in model.named_modules():
-        yield from module_parts(path, module, model.active_adapter)
+        yield from module_weights(path, module, model.active_adapter)
 
 
-def overwritten_parts(model: PeftModel, names: Iterable[str]) -> Iterator[Part]:
-    """The base's own parameters of these names, which the adapter overwrote."""
-    wanted = set(names)
+def overwritten_weights(model: PeftModel, names: Iterable[str]) -> Iterator[WeightWriter]:
+    """Writers for base parameters of these names, which the adapter overwrote."""
+    selected = set(names)
     for name, parameter in model.named_parameters():
-        if plain_name(name) in wanted:
+        if plain_name(name) in selected:
             yield plain_name(name), _copier(parameter.detach())
 
 
-def module_parts(path: str, module: torch.nn.Module, adapter: str) -> Iterator[Part]:
-    """What one module changes, as `effective_parts` gives it for all."""
+def module_weights(path: str, module: torch.nn.Module, adapter: str) -> Iterator[WeightWriter]:
+    """Writers for the weights that one module changes; see `effective_weights`."""
     if isinstance(module, ModulesToSaveWrapper):
         for name, parameter in module.modules_to_save[adapter].named_parameters():
             yield plain_name(f"{path}.{name}"), _copier(parameter.detach())
     elif isinstance(module, BaseTunerLayer):
-        yield from _layer_parts(path, module, adapter)
+        yield from _layer_weights(path, module, adapter)
 
 
 def _copier(tensor: Tensor) -> Callable[[Tensor], None]:
@@ -70,7 +72,7 @@ def _copier(tensor: Tensor) -> Callable[[Tensor], None]:
     return write
 
 
-def _layer_parts(path: str, module: BaseTunerLayer, adapter: str) -> Iterator[Part]:
+def _layer_weights(path: str, module: BaseTunerLayer, adapter: str) -> Iterator[WeightWriter]:
     name = plain_name(f"{path}.weight")
     if isinstance(module, LoraLinear) and _is_plain_lora(module, adapter):
         yield name, lambda out: _add_low_rank(module, adapter, out)
@@ -95,7 +97,7 @@ def _is_plain_lora(module: Any, adapter: str) -> bool:
 
 
 def _add_low_rank(module: Any, adapter: str, out: Tensor) -> None:
-    """`W0 + scaling B A` into `out`, [out features, in features]."""
+    """Write `W0 + scaling B A` into `out`, [out features, in features]."""
     weight = module.get_base_layer().weight.detach()
     down = module.lora_A[adapter].weight.detach().to(out.device, torch.float32)
     up = module.lora_B[adapter].weight.detach().to(out.device, torch.float32)
@@ -112,10 +114,11 @@ def _add_low_rank(module: Any, adapter: str, out: Tensor) -> None:
 
 
 def _rotate_blocks(module: Any, adapter: str, out: Tensor) -> None:
-    """`W0 R^T` into `out`, [out features, in features], block by block.
+    """Write `W0 R^T` into `out`, [out features, in features], block by block.
 
-    PEFT's own merge multiplies by the whole block-diagonal matrix, in features squared; the blocks
-    are PEFT's (its two branches are transposes of each other, so R is never made here).
+    PEFT's own merge multiplies by the full block-diagonal matrix, [in features, in features]. The
+    blocks are PEFT's; R itself is never built, since PEFT's two branches are transposes of each
+    other.
     """
     rotation = module.oft_R[adapter]
     vectors = rotation.weight.detach().to(out.device, torch.float32)
@@ -123,12 +126,12 @@ def _rotate_blocks(module: Any, adapter: str, out: Tensor) -> None:
     count = rotation.in_features // rotation.block_size
     weight = module.get_base_layer().weight.detach().to(out.device, torch.float32)
     pieces = weight.view(weight.shape[0], count, rotation.block_size)
-    turned = torch.einsum("onk,njk->onj", pieces, blocks.expand(count, -1, -1))
-    out.copy_(turned.reshape(weight.shape))
+    rotated = torch.einsum("onk,njk->onj", pieces, blocks.expand(count, -1, -1))
+    out.copy_(rotated.reshape(weight.shape))
 
 
 def _blocks(rotation: Any, vectors: Tensor) -> Tensor:
-    """The rotation's diagonal blocks, [blocks or 1, size, size], by PEFT's own Cayley branch."""
+    """The rotation's diagonal blocks, [blocks or 1, size, size], by PEFT's Cayley transform."""
     if rotation.coft:
         vectors = rotation._project_batch(vectors, eps=rotation.eps)  # noqa: SLF001
     blocks: Tensor = rotation._cayley_batch(  # noqa: SLF001
@@ -138,14 +141,14 @@ def _blocks(rotation: Any, vectors: Tensor) -> Tensor:
     return blocks
 
 
-def _merged_by_peft(path: str, module: BaseTunerLayer) -> Iterator[Part]:
+def _merged_by_peft(path: str, module: BaseTunerLayer) -> Iterator[WeightWriter]:
     layer: Any = copy.deepcopy(module)
     layer.float()
     try:
         layer.merge()
     except Exception as error:
         raise PlacementError(
-            f"PEFT cannot merge {path}: {error}. Stand attached instead."
+            f"PEFT cannot merge {path}: {error}. Use `placement: {{form: attached}}`."
         ) from error
     for name, parameter in layer.get_base_layer().named_parameters():
         yield plain_name(f"{path}.{name}"), _copier(parameter.detach())

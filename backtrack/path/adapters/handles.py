@@ -1,7 +1,7 @@
-"""Handles: the tensors of a live adapter that move with alpha, from which identity, by which law.
+"""Find the handles of a live adapter: the tensors that move with alpha.
 
-An adapter whose handles stand at their identities is the base. Which tensors these are is the
-table of `tuners`; here they are found in a live model, with the riders trained beside them.
+With every handle at its identity, the adapted model is the base. The table in `tuners` says which
+tensors are handles; extra parameters trained beside the adapter are handles too.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Handle:
-    """A tensor of the live adapter.
+    """A trained tensor of the live model, and the value at which it does nothing.
 
     Attributes:
-        name: Its parameter name in the live model.
+        name: Parameter name in the live model.
         live: The parameter.
-        identity: Its value at the base; none for a tensor that stays at its trained value, or
-            whose identity is part of the trained value (`turn`).
-        law: How it follows alpha.
-        modules: Paths in the plain model of the modules it is part of; several where shared.
+        identity: Value at the base; None if the tensor keeps its trained value, or if its identity
+            is computed from the trained value (`turn`).
+        law: How the tensor follows alpha.
+        modules: Paths in the plain model of the modules that use it; several if it is shared.
     """
 
     name: str
@@ -48,11 +48,12 @@ class Handle:
     modules: tuple[str, ...]
 
     @property
-    def is_still(self) -> bool:
+    def is_fixed(self) -> bool:
+        """Whether it keeps its trained value at every alpha."""
         return self.identity is None and self.law != "turn"
 
-    def place(self, trained: Tensor, alpha: float) -> None:
-        """Write the tensor's value at `alpha` into the live model."""
+    def write(self, trained: Tensor, alpha: float) -> None:
+        """Write the tensor's value at `alpha` into the live parameter."""
         if self.law == "turn":
             turn(trained, alpha, out=self.live)
         elif self.identity is None:
@@ -62,66 +63,69 @@ class Handle:
 
 
 def find_handles(model: PeftModel, base_tensors: Mapping[str, Tensor]) -> tuple[Handle, ...]:
-    """Every tensor of a live adapter that was trained, in the model's order.
+    """Find every handle of a live adapter, in the model's order.
 
     Args:
-        model: Loaded with `is_trainable=True`, so that what was trained requires gradients.
-        base_tensors: The base's own values of what an adapter may overwrite (biases, embeddings),
-            by their names in the base model.
+        model: Loaded with `is_trainable=True`, so that trained tensors require gradients.
+        base_tensors: The base's own values of parameters that the adapter overwrites (biases,
+            embeddings), by their names in the base model.
 
     Raises:
         PlacementError: A trained tensor has no known identity.
     """
     config = model.peft_config[model.active_adapter]
     tuner = tuner_of(config)
-    layers = _layers(model)
-    shared = _owners(model)
-    found = []
+    layers = _tuner_layers(model)
+    modules = _modules_of_parameters(model)
+    handles = []
     for name, live in model.named_parameters():
         parts = name.split(".")
-        rule = rule_of(tuner, parts) if _in_tuner(parts, layers, tuner.rules) else None
-        is_rider = live.requires_grad or plain_name(name) in base_tensors
-        if rule is None and not is_rider:
+        is_tuners = _is_tuner_parameter(parts, layers, tuner.rules)
+        rule = rule_of(tuner, parts) if is_tuners else None
+        is_extra = live.requires_grad or plain_name(name) in base_tensors
+        if rule is None and not is_extra:
             continue
         identity = (
-            _rider(model, name, base_tensors)
+            _extra_identity(model, name, base_tensors)
             if rule is None
             else _identity(rule, model, parts, live)
         )
-        kept = None if identity is None else identity.detach().clone().to(live.dtype)
+        copied = None if identity is None else identity.detach().clone().to(live.dtype)
         law = "linear" if rule is None else law_of(rule)
-        found.append(Handle(name, live, kept, law, shared[id(live)]))
-    return tuple(found)
+        handles.append(Handle(name, live, copied, law, modules[id(live)]))
+    return tuple(handles)
 
 
-def _layers(model: PeftModel) -> frozenset[str]:
+def _tuner_layers(model: PeftModel) -> frozenset[str]:
     return frozenset(
         p for p, module in model.named_modules() if isinstance(module, BaseTunerLayer)
     )
 
 
-def _in_tuner(parts: list[str], layers: frozenset[str], rules: Mapping[str, Rule]) -> bool:
-    """Whether a parameter is one of the tuner's, and not one of the layer that it wraps."""
+def _is_tuner_parameter(
+    parts: list[str], layers: frozenset[str], rules: Mapping[str, Rule]
+) -> bool:
+    """Whether a parameter is the tuner's own, and not the wrapped layer's."""
     inside = any(".".join(parts[:end]) in layers for end in range(1, len(parts)))
     at_top = any(part.startswith(tuple(rules)) for part in parts)
     return (inside or at_top) and not {"base_layer", "modules_to_save"} & set(parts)
 
 
-def _owners(model: PeftModel) -> dict[int, tuple[str, ...]]:
-    """The modules of the plain model that each parameter is part of, by the parameter's id."""
-    owners: dict[int, list[str]] = {}
+def _modules_of_parameters(model: PeftModel) -> dict[int, tuple[str, ...]]:
+    """Paths in the plain model of the modules that use each parameter, by the parameter's id."""
+    modules: dict[int, list[str]] = {}
     for path, module in model.named_modules():
         if isinstance(module, BaseTunerLayer) and isinstance(module, torch.nn.Module):
             for parameter in module.parameters():
-                owners.setdefault(id(parameter), []).append(plain_name(path))
+                modules.setdefault(id(parameter), []).append(plain_name(path))
     for name, parameter in model.named_parameters():
-        owners.setdefault(id(parameter), [plain_name(name).rpartition(".")[0]])
-    return {key: tuple(dict.fromkeys(paths)) for key, paths in owners.items()}
+        modules.setdefault(id(parameter), [plain_name(name).rpartition(".")[0]])
+    return {key: tuple(dict.fromkeys(paths)) for key, paths in modules.items()}
 
 
 def _identity(rule: Rule, model: PeftModel, parts: list[str], live: Tensor) -> Tensor | None:
     match rule:
-        case "still" | "turn":
+        case "fixed" | "turn":
             return None
         case "zero" | "generator" | "shared":
             return torch.zeros_like(live)
@@ -136,13 +140,13 @@ def _identity(rule: Rule, model: PeftModel, parts: list[str], live: Tensor) -> T
 
 
 def _magnitude(model: PeftModel, parts: list[str]) -> Tensor:
-    """Row norms of W0, computed as PEFT's forward does, so that their ratio is exactly 1."""
+    """Row norms of W0, computed as in PEFT's forward pass, so that DoRA's ratio is exactly 1."""
     at = parts.index("lora_magnitude_vector")
     layer = model.get_submodule(".".join(parts[:at]))
     adapter = parts[at + 1]
     if not isinstance(layer, LoraLayer):
         raise PlacementError(
-            f"{'.'.join(parts)} belongs to no LoRA layer; nothing here knows its base value."
+            f"{'.'.join(parts)} is in no LoRA layer, so its value in the base is not known."
         )
     weight: Any = dequantize_module_weight(layer.get_base_layer())
     dora: Any = layer.lora_magnitude_vector[adapter]
@@ -154,22 +158,22 @@ def _magnitude(model: PeftModel, parts: list[str]) -> Tensor:
 
 
 def _own_value(model: PeftModel, parts: list[str]) -> Tensor:
-    """The base's value of what LN tuning or trainable tokens replace."""
-    ends = [
+    """The base's value of a parameter that LN tuning or trainable tokens replace."""
+    at = next(
         i for i, part in enumerate(parts) if part.startswith(("ln_tuning", "trainable_tokens"))
-    ]
-    layer: Any = model.get_submodule(".".join(parts[: ends[0]]))
+    )
+    layer: Any = model.get_submodule(".".join(parts[:at]))
     base: Any = layer.get_base_layer()
-    if parts[ends[0]] == "trainable_tokens_delta":
+    if parts[at] == "trainable_tokens_delta":
         rows: Tensor = base.weight[layer.token_indices[parts[-1]]]
         return rows
     own: Tensor = base.get_parameter(parts[-1])
     return own
 
 
-def _rider(model: PeftModel, name: str, base_tensors: Mapping[str, Tensor]) -> Tensor:
-    """The base's value of a tensor that is trained beside the adapter."""
-    for path, module in _modules_around(model, name):
+def _extra_identity(model: PeftModel, name: str, base_tensors: Mapping[str, Tensor]) -> Tensor:
+    """The base's value of an extra parameter, trained beside the adapter."""
+    for path, module in _parent_modules(model, name):
         if isinstance(module, ModulesToSaveWrapper):
             inner = name.removeprefix(f"{path}.modules_to_save.").partition(".")[2]
             original: Tensor = module.original_module.get_parameter(inner)
@@ -183,19 +187,19 @@ def _rider(model: PeftModel, name: str, base_tensors: Mapping[str, Tensor]) -> T
     if plain in base_tensors:
         return base_tensors[plain]
     raise PlacementError(
-        f"{name} was trained, but nothing here knows its value in the base. "
-        "Stand on the dense line: `placement: {form: merged, curve: line}` in the recipe."
+        f"{name} was trained, but its value in the base is not known. "
+        "Use the line: `placement: {form: merged, curve: line}` in the recipe."
     )
 
 
-def _modules_around(model: PeftModel, name: str) -> Iterator[tuple[str, torch.nn.Module]]:
+def _parent_modules(model: PeftModel, name: str) -> Iterator[tuple[str, torch.nn.Module]]:
     for path, module in model.named_modules():
         if path and name.startswith(f"{path}."):
             yield path, module
 
 
 def plain_name(name: str) -> str:
-    """A parameter's or module's name in the model without its adapter."""
+    """The name of a parameter or module in the plain model, without the adapter's wrappers."""
     parts = name.removeprefix("base_model.model.").split(".")
     plain = [p for p in parts if p not in {"base_layer", "original_module", "token_adapter"}]
     if "modules_to_save" in plain:

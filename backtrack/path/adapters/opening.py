@@ -1,4 +1,4 @@
-"""Open a run's adapter on its base: the last checkpoint loaded, the others at hand."""
+"""Load a run's adapter on its base with the last checkpoint, and read the other checkpoints."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from backtrack.path.adapters.rewritten_base import (
     without_initial,
 )
 from backtrack.path.curves import rounding
-from backtrack.path.models.embeddings import fit_vocabulary, num_tokens, overwritten
+from backtrack.path.models.embeddings import fit_vocabulary, overwritten_names, vocabulary_size
 from backtrack.path.models.loading import (
     load_adapter,
     load_base,
@@ -41,19 +41,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OpenedAdapter:
-    """An adapter on its base.
+    """A run's adapter on its base.
 
     Attributes:
         run: The run.
-        model: With the last checkpoint loaded, what was trained requiring gradients.
-        config: The adapter's configuration, of the plain LoRA where it was made one.
+        model: The model with the last checkpoint loaded; trained tensors require gradients.
+        config: The adapter's configuration; that of the plain LoRA if it was converted to one.
         originals: The base's own values of parameters that the adapter overwrites, by name.
-        vocabulary: Tokens of the bare base.
-        probe_base: Logits of the bare base.
-        probe_final: Logits of the last checkpoint as stock libraries load it.
-        tolerance: How far `model` may be from those, as a share of the largest logit.
-        initial: Initial factors that the base was rewritten by; none where it was not.
-        saved_config: The configuration as it was saved.
+        vocabulary: Number of tokens of the bare base.
+        probe_base: Probe logits of the bare base, [2, 24, vocabulary].
+        probe_final: Probe logits of the last checkpoint as stock libraries load it.
+        tolerance: Largest allowed difference of `model` from `probe_final`, relative to the
+            largest logit.
+        saved_config: The configuration as saved.
+        initial: Initial factors that were subtracted from the base; None if the base was left
+            alone.
     """
 
     run: Run
@@ -69,35 +71,35 @@ class OpenedAdapter:
     _base: dict[str, Tensor] = field(default_factory=dict)
 
     def read(self, step: int) -> dict[str, Tensor]:
-        """Tensors of a checkpoint, by their names in a file for this adapter.
+        """Read a checkpoint's tensors, by their names in an adapter file of `config`.
 
         Raises:
             CheckpointError: Damaged, or not finite.
-            PlacementError: Its configuration is not the last checkpoint's.
+            PlacementError: Its configuration differs from the last checkpoint's.
         """
-        _require_same_method(self.run.folder(step), self.saved_config)
+        _require_same_config(self.run.folder(step), self.saved_config)
         tensors = read_checkpoint(self.run, step)
         if self.initial is None:
             return tensors
-        return _plain(self.saved_config, tensors, self.initial)[1]
+        return _as_plain_lora(self.saved_config, tensors, self.initial)[1]
 
     def base_value(self, name: str) -> Tensor:
         """The base's own tensor of this name in the plain model."""
         if not self._base:
-            every = self.model.named_parameters(remove_duplicate=False)
+            parameters = self.model.named_parameters(remove_duplicate=False)
             self._base.update(
-                {plain_name(n): p for n, p in every if "modules_to_save" not in n.split(".")}
+                {plain_name(n): p for n, p in parameters if "modules_to_save" not in n.split(".")}
             )
             self._base.update(self.originals)
         return self._base[name].detach()
 
 
 def open_adapter(run: Run, device: torch.device) -> OpenedAdapter:
-    """A run's last checkpoint on its base.
+    """Load a run's last checkpoint on its base.
 
     Raises:
-        PlacementError: The method has no path, the adapter does not fit the base, or the base was
-            rewritten in a way that cannot be undone from what is there.
+        PlacementError: The method has no path, the adapter does not fit the base, or its
+            initialization rewrote the base and the initial factors are missing.
         CheckpointError: Damaged, or not finite.
         RunError: The base is not the run's.
     """
@@ -108,20 +110,20 @@ def open_adapter(run: Run, device: torch.device) -> OpenedAdapter:
         return _open_rewritten(run, config, device)
     if getattr(config, "init_lora_weights", True) == "loftq" and not torch.cuda.is_available():
         raise PlacementError(
-            f"{folder}: loading a LoftQ adapter quantizes the base again, which PEFT does on a "
-            "GPU only. Open the run on a machine that has one."
+            f"{folder}: loading a LoftQ adapter quantizes the base again, which PEFT does only on "
+            "a GPU. Use the run on a machine that has one."
         )
     tensors = read_checkpoint(run, step)
     base = load_base(run.base, device)
-    vocabulary, probe_base = num_tokens(base), probe(base)
+    vocabulary, probe_base = vocabulary_size(base), probe(base)
     fit_vocabulary(base, {plain_name(name): tensor for name, tensor in tensors.items()})
-    originals = _clones(base, overwritten(base, tensors))
+    originals = _clones(base, overwritten_names(base, tensors))
     model = load_adapter(base, folder)
     return OpenedAdapter(
         run=run,
         model=model,
         config=config,
-        originals=_not_wrapped(originals, model),
+        originals=_without_saved_modules(originals, model),
         vocabulary=vocabulary,
         probe_base=probe_base,
         probe_final=_stock_probe(model, vocabulary),
@@ -135,35 +137,35 @@ def _clones(base: Any, names: tuple[str, ...]) -> dict[str, Tensor]:
     return {name: parameters[name].detach().clone() for name in names}
 
 
-def _not_wrapped(originals: dict[str, Tensor], model: PeftModel) -> dict[str, Tensor]:
-    """Without what `modules_to_save` keeps an original of."""
+def _without_saved_modules(originals: dict[str, Tensor], model: PeftModel) -> dict[str, Tensor]:
+    """Drop parameters of `modules_to_save`, of which PEFT itself keeps the original."""
     names = [name for name, _ in model.named_parameters() if "modules_to_save" in name.split(".")]
     wrapped = {plain_name(name) for name in names}
     return {name: tensor for name, tensor in originals.items() if name not in wrapped}
 
 
 def _stock_probe(model: PeftModel, vocabulary: int) -> Tensor:
-    """Logits as loaded. Some tuners write into their own tensors in a forward pass: put back."""
-    kept = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    """Probe logits as loaded; tensors that a tuner's forward pass overwrites are restored."""
+    saved = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     logits = probe(model, vocabulary)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name in kept:
-                parameter.copy_(kept[name])
+            if name in saved:
+                parameter.copy_(saved[name])
     return logits
 
 
 def _open_rewritten(run: Run, config: PeftConfig, device: torch.device) -> OpenedAdapter:
-    """As plain LoRA of twice the rank on the original base."""
+    """Load an adapter that rewrote its base as plain LoRA of twice the rank on the original."""
     step = run.final.step
     folder = run.folder(step)
     tensors = read_checkpoint(run, step)
     initial = read_initial(run, config, folder)
     probe_final, factors = _probe_rewritten(run, config, tensors, initial, device)
-    plain_config, plain_tensors = _plain(config, tensors, factors)
+    plain_config, plain_tensors = _as_plain_lora(config, tensors, factors)
     base = load_base(run.base, device)
-    vocabulary, probe_base = num_tokens(base), probe(base)
-    originals = _clones(base, overwritten(base, tensors))
+    vocabulary, probe_base = vocabulary_size(base), probe(base)
+    originals = _clones(base, overwritten_names(base, tensors))
     plain_config.inference_mode = False
     model = get_peft_model(base, plain_config)
     set_peft_model_state_dict(model, plain_tensors)
@@ -171,7 +173,7 @@ def _open_rewritten(run: Run, config: PeftConfig, device: torch.device) -> Opene
         run=run,
         model=model.eval(),
         config=plain_config,
-        originals=_not_wrapped(originals, model),
+        originals=_without_saved_modules(originals, model),
         vocabulary=vocabulary,
         probe_base=probe_base,
         probe_final=probe_final,
@@ -181,9 +183,10 @@ def _open_rewritten(run: Run, config: PeftConfig, device: torch.device) -> Opene
     )
 
 
-def _plain(
+def _as_plain_lora(
     config: PeftConfig, tensors: Mapping[str, Tensor], initial: Mapping[str, Tensor]
 ) -> tuple[Any, dict[str, Tensor]]:
+    """Configuration and tensors of the same adapter as plain LoRA on the original base."""
     lora: Any = config
     return uniform_lora(lora, without_initial(lora, tensors, initial), is_scaled=True)
 
@@ -196,23 +199,23 @@ def _probe_rewritten(
     initial: Mapping[str, Tensor] | None,
     device: torch.device,
 ) -> tuple[Tensor, Mapping[str, Tensor]]:
-    """Logits of the adapter on the base it was trained on, and its initial factors."""
-    own: Any = copy.deepcopy(config)
+    """Probe logits of the adapter on the base that it was trained on, and its initial factors."""
+    trained_config: Any = copy.deepcopy(config)
     if initial is not None:
-        own.init_lora_weights = True
-        own.corda_config = own.lora_ga_config = None
-    model = get_peft_model(load_base(run.base, device), own)
+        trained_config.init_lora_weights = True
+        trained_config.corda_config = trained_config.lora_ga_config = None
+    model = get_peft_model(load_base(run.base, device), trained_config)
     if initial is None:
         state: dict[str, Tensor] = get_peft_model_state_dict(model)
         initial = {n: t.detach().cpu().clone() for n, t in state.items() if is_factor(n)}
     else:
         set_peft_model_state_dict(model, dict(initial))
-        _take_out(model)
+        _subtract_products(model)
     set_peft_model_state_dict(model, dict(tensors))
     return probe(model.eval()), initial
 
 
-def _take_out(model: PeftModel) -> None:
+def _subtract_products(model: PeftModel) -> None:
     """Subtract every layer's `scaling B A` from its base, as these initializations do."""
     layers: list[Any] = [m for m in model.modules() if isinstance(m, LoraLayer)]
     for layer in layers:
@@ -220,12 +223,12 @@ def _take_out(model: PeftModel) -> None:
         weight.copy_(weight.float() - layer.get_delta_weight(model.active_adapter).float())
 
 
-def _require_same_method(folder: Path, config: PeftConfig) -> None:
+def _require_same_config(folder: Path, config: PeftConfig) -> None:
     ours, theirs = config.to_dict(), read_adapter_config(folder).to_dict()
     differing = [key for key in ours if ours[key] != theirs.get(key) and key != "inference_mode"]
     if differing:
         raise PlacementError(
-            f"{folder}: its {differing[0]} is {theirs.get(differing[0])!r}, the last "
-            f"checkpoint's is {ours[differing[0]]!r}. A run's checkpoints share one adapter "
-            "configuration."
+            f"{folder}: {differing[0]} is {theirs.get(differing[0])!r}, but "
+            f"{ours[differing[0]]!r} in the last checkpoint. All checkpoints of a run must have "
+            "one adapter configuration."
         )

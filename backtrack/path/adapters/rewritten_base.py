@@ -1,21 +1,21 @@
-"""Adapters whose initialization rewrote the base: made plain LoRA on the original base.
+"""Convert adapters whose initialization rewrote the base into plain LoRA on the original base.
 
-PiSSA, OLoRA, CorDA and LoRA-GA begin at factors A0, B0 and take `scaling B0 A0` out of the base,
-so that the trained model is `W0 + scaling (B A - B0 A0)`: a plain LoRA of twice the rank on W0,
-whose strength 0 is W0 bit for bit. (Scaling B of the adapter as it stands leads to the residual
-instead, 4 to 5 off in the logits.) Where the factors come from:
+PiSSA, OLoRA, CorDA and LoRA-GA start from factors A0, B0 and subtract `scaling B0 A0` from the
+base, so that the trained model is `W0 + scaling (B A - B0 A0)`: a plain LoRA of twice the rank on
+W0, which is W0 bit for bit at alpha 0. (Scaling B of the adapter as saved leads to the residual
+base instead, 4 to 5 off in the logits.) Sources of the initial factors:
 
     saved as            the initial factors
-    pissa, olora        taken again from W0, as stock PEFT does when it loads
-    pissa_niter_*,      the adapter as it was saved before the first step: kept by our callback
-    corda, lora_ga      as `initial/`, named by `backtrack adopt --initial`, or `pissa_init/`
-                        beside the checkpoint
+    pissa, olora        computed again from W0, as stock PEFT does when it loads
+    pissa_niter_*,      the adapter as saved before the first step: by our callback in `initial/`,
+    corda, lora_ga      named by `backtrack adopt --initial`, or in `pissa_init/` beside the
+                        checkpoint
     LLaMA-Factory       `pissa_backup/` belongs to the residual base and needs `pissa_init/`;
-                        `pissa_converted/` is a plain LoRA already
-    converted by PEFT   none needed: a plain LoRA already
+                        `pissa_converted/` is already a plain LoRA
+    converted by PEFT   not needed: already a plain LoRA
 
-LoftQ and KaSA put something else than W0 minus a product in the base's place, which no adapter on
-W0 can undo: they stand on the dense line from W0.
+LoftQ and KaSA replace the base by something other than W0 minus a product, which no adapter on W0
+can undo: they move on the line from W0.
 """
 
 from __future__ import annotations
@@ -41,57 +41,57 @@ if TYPE_CHECKING:
 
     from backtrack.run.directory import Run
 
-REDONE = frozenset({"pissa", "olora"})
-"""Decompositions that loading takes again and that give the same factors."""
-LEAVES_BASE = frozenset({"gaussian", "orthogonal", "eva", "mica", "loftq"})
-"""Initializations by name that need no factors here."""
+REPRODUCIBLE = frozenset({"pissa", "olora"})
+"""Initializations that give the same factors when computed again."""
+BASE_PRESERVING = frozenset({"gaussian", "orthogonal", "eva", "mica", "loftq"})
+"""Named initializations that leave the base alone, or (loftq) have no factors to subtract."""
 
 _DOWN = ("lora_A", "lora_embedding_A")
 _UP = ("lora_B", "lora_embedding_B")
 
 
 def initial_folder(run: Run, folder: Path) -> Path | None:
-    """Where the initial factors of a checkpoint were saved, if anywhere."""
+    """Folder with the initial factors of a checkpoint; None if there is none."""
     named = [Path(run.manifest.initial)] if run.manifest.initial else []
-    beside = [run.path / INITIAL, folder / "pissa_init", folder.parent / "pissa_init"]
-    for path in [*named, *beside]:
+    default = [run.path / INITIAL, folder / "pissa_init", folder.parent / "pissa_init"]
+    for path in [*named, *default]:
         if is_adapter(path) and _has_shapes_of(path, folder):
             return path
     return None
 
 
 def _has_shapes_of(initial: Path, folder: Path) -> bool:
-    """Whether ranks agree; a converted adapter has twice the initial one's."""
+    """Whether ranks agree; a converted adapter has twice the initial adapter's rank."""
     ours, theirs = shapes(folder), shapes(initial)
     return all(ours[name] == theirs.get(name) for name in ours if is_factor(name))
 
 
 def rewrote_base(config: PeftConfig, folder: Path) -> bool:
-    """Whether a checkpoint, as saved, belongs to another base than the original."""
+    """Whether a checkpoint as saved belongs to another base than the original."""
     init = getattr(config, "init_lora_weights", True)
-    by_name = isinstance(init, str) and init not in LEAVES_BASE
+    by_name = isinstance(init, str) and init not in BASE_PRESERVING
     return by_name or folder.name == "pissa_backup"
 
 
 def read_initial(run: Run, config: PeftConfig, folder: Path) -> dict[str, Tensor] | None:
-    """The initial factors from files; none where loading takes them again.
+    """Read the initial factors from files; None if they can be computed again.
 
     Raises:
-        PlacementError: They are needed and nowhere to be found.
+        PlacementError: They are needed and missing.
     """
-    found = initial_folder(run, folder)
-    if found is not None:
-        return {name: t for name, t in read_tensors(found).items() if is_factor(name)}
+    source = initial_folder(run, folder)
+    if source is not None:
+        return {name: t for name, t in read_tensors(source).items() if is_factor(name)}
     init = getattr(config, "init_lora_weights", True)
-    if init in REDONE:
+    if init in REPRODUCIBLE:
         return None
     what = "pissa_backup" if folder.name == "pissa_backup" else f"init_lora_weights={init!r}"
     raise PlacementError(
-        f"{folder}: {what} took its initial factors out of the base, and they cannot be found "
-        "again from the base alone, so no strength would lead back to it. Needed is the adapter "
-        "as saved before the first step, a folder with adapter_config.json and "
-        "adapter_model.safetensors: name it with `backtrack adopt --initial FOLDER`, or put it "
-        f"beside as {folder.parent / 'pissa_init'}. Or convert when saving "
+        f"{folder}: {what} subtracted its initial factors from the base, and they cannot be "
+        "computed again from the base alone, so no strength would lead back to it. Needed is the "
+        "adapter as saved before the first step, a folder with adapter_config.json and "
+        "adapter_model.safetensors: name it with `backtrack adopt --initial FOLDER`, or copy it "
+        f"to {folder.parent / 'pissa_init'}. Or convert the adapter when saving it "
         "(`path_initial_model_for_weight_conversion` of PEFT's save_pretrained) and adopt that."
     )
 
@@ -99,7 +99,7 @@ def read_initial(run: Run, config: PeftConfig, folder: Path) -> dict[str, Tensor
 def without_initial(
     config: LoraConfig, tensors: Mapping[str, Tensor], initial: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Factors of `scaling (B A - B0 A0)`, of twice the rank and with the scaling in B."""
+    """Factors of `scaling (B A - B0 A0)`, of twice the rank, with the scaling in B."""
     plain = dict(tensors)
     for name, start in initial.items():
         scaling = scaling_of(config, name, initial)
@@ -114,7 +114,7 @@ def without_initial(
 
 
 def scaling_of(config: LoraConfig, name: str, tensors: Mapping[str, Tensor]) -> float:
-    """What PEFT multiplies `B A` by, for the layer of the factor `name`."""
+    """The factor by which PEFT multiplies `B A`, in the layer of the tensor `name`."""
     rank = _rank(name, tensors)
     module = name.partition(".lora_")[0]
     alphas: dict[str, float] = dict(config.alpha_pattern or {})
@@ -125,14 +125,14 @@ def scaling_of(config: LoraConfig, name: str, tensors: Mapping[str, Tensor]) -> 
 def uniform_lora(
     config: LoraConfig, tensors: Mapping[str, Tensor], *, is_scaled: bool = False
 ) -> tuple[LoraConfig, dict[str, Tensor]]:
-    """The same adapter with one rank and scaling 1 everywhere, for readers without patterns.
+    """The same adapter with one rank and scaling 1 in every layer, for readers without patterns.
 
-    Smaller ranks are filled up with zeros; each layer's own scaling goes into its B.
+    Smaller ranks are padded with zeros; each layer's own scaling is multiplied into its B.
 
     Args:
-        config: The adapter's.
-        tensors: By their names in its file.
-        is_scaled: Whether the scaling is in B already.
+        config: The adapter's configuration.
+        tensors: The adapter's tensors, by their names in its file.
+        is_scaled: Whether B already contains the scaling.
     """
     names = [name for name in tensors if is_factor(name)]
     rank = max(_rank(name, tensors) for name in names)
@@ -156,7 +156,7 @@ def uniform_lora(
 
 
 def is_factor(name: str) -> bool:
-    """Whether a tensor of this name in an adapter's file is one of LoRA's factors."""
+    """Whether the name in an adapter's file is one of LoRA's factors."""
     return _part(name, _DOWN) or _part(name, _UP)
 
 

@@ -1,1 +1,1 @@
-"""What holds a model at a point: an adapter attached, or weights merged."""
+"""Backends: what holds a model at a point, an adapter attached or weights merged."""

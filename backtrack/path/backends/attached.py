@@ -1,7 +1,7 @@
-"""Stand at points with the adapter on the model: its handles are set, no weight is copied.
+"""The backend that keeps the adapter on the model and sets its handles; no weight is copied.
 
 Promised: both ends are exact in any type, since a handle at its end is copied, not computed; a
-layer whose identity is exact to rounding only (Householder vectors) is switched off at 0.
+layer whose identity is exact to rounding only (Householder vectors) is disabled at alpha 0.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 from peft import set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from backtrack.errors import PlacementError, PointError
+from backtrack.errors import PointError
 from backtrack.path.adapters.handles import find_handles, plain_name
 from backtrack.path.adapters.opening import open_adapter
 from backtrack.path.adapters.strength import (
     delta_strengths,
+    displacement,
     generator_norms,
     generator_strengths,
-    way,
 )
-from backtrack.path.adapters.tuners import is_clamped, tuner_of, why_dense
+from backtrack.path.adapters.tuners import clips_generator, tuner_of
 from backtrack.path.curves import coefficient
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from backtrack.path.adapters.handles import Handle
-    from backtrack.path.backends.stored_ends import Keep
+    from backtrack.path.backends.end_storage import EndStorage
     from backtrack.path.curves import Law
     from backtrack.path.profiles import Strength
     from backtrack.point import Point
@@ -41,33 +41,32 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-KEPT_STEPS = 4
-"""Checkpoints whose tensors are kept at hand; the oldest visited goes first."""
+CACHED_STEPS = 4
+"""Checkpoints whose trained handles stay in memory; the least recently used is dropped first."""
 
-ORTHOGONAL_UP_TO = 0.5
-"""Norm of a generator past which a truncated Cayley series is no rotation: the singular values of
-the five-term one are off by the norm's fourth power."""
+MAX_CAYLEY_NORM = 0.5
+"""Spectral norm of a generator above which a truncated Cayley series is no longer a rotation: with
+five terms, the singular values are off by the fourth power of the norm."""
 
 
 class Attached:
-    """The adapter stays on the model; its handles are set from a snapshot of each step."""
+    """Sets the adapter's handles from a snapshot of each step; see `Backend` for attributes.
 
-    keep: Keep | None = None
+    Attributes:
+        handles: The tensors that move with alpha, in the model's order.
+    """
+
+    end_storage: EndStorage | None = None
 
     def __init__(self, run: Run, device: torch.device) -> None:
         self._opened = open_adapter(run, device)
         self._config = self._opened.config
         self.model = self._opened.model
         tuner = tuner_of(self._config)
-        if not tuner.has_native:
-            raise PlacementError(
-                f"{run.path}: {why_dense(self._config)}, so it has no native curve. "
-                "Stand on the dense line: `placement: {form: merged, curve: line}` in the recipe."
-            )
         self.handles = find_handles(self.model, self._opened.originals)
         self.law: Law = "root" if tuner.is_rotation else "linear"
         self.modules = tuple(dict.fromkeys(m for h in self.handles for m in h.modules))
-        self._switched = self._find_switched() if "turn" in tuner.rules.values() else {}
+        self._disabled_at_base = self._tuner_layers() if "turn" in tuner.rules.values() else {}
         self._final_step = run.final.step
         self._snapshots: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
         self._snapshots[self._final_step] = self._snapshot()
@@ -82,30 +81,31 @@ class Attached:
         step = point.step or self._final_step
         trained = self._trained(step)
         for handle in self.handles:
-            handle.place(trained[handle.name], point.alpha * _one(handle, multipliers, point))
-        for module, layer in self._switched.items():
+            alpha = point.alpha * _multiplier(handle, multipliers, point)
+            handle.write(trained[handle.name], alpha)
+        for module, layer in self._disabled_at_base.items():
             layer.enable_adapters(point.alpha * multipliers.get(module, 1.0) != 0)
         strongest = point.alpha * max(multipliers.values(), default=1.0)
         if strongest > 1:
-            self._require_sound_past_one(step, strongest)
+            self._check_beyond_one(step, strongest)
 
     def distance(self, point: Point, multipliers: Mapping[str, float]) -> float:
         trained = self._trained(point.step)
         squares = 0.0
         for handle in self.handles:
-            if not handle.is_still:
-                alpha = point.alpha * _one(handle, multipliers, point)
-                moved = way(handle, trained[handle.name])
+            if not handle.is_fixed:
+                alpha = point.alpha * _multiplier(handle, multipliers, point)
+                moved = displacement(handle, trained[handle.name])
                 squares += (coefficient(handle.law, alpha) * float(moved.norm())) ** 2
         return math.sqrt(squares)
 
     def strengths(self, step: int) -> dict[str, Strength]:
-        """Strength of each module at alpha 1, where the adapter is left; see `profiles`."""
+        """Strength of each module at alpha 1; may leave the adapter there. See `profiles`."""
         trained = self._trained(step)
         if self.law == "root":
             return generator_strengths(self.handles, trained)
         for handle in self.handles:
-            handle.place(trained[handle.name], 1.0)
+            handle.write(trained[handle.name], 1.0)
         return delta_strengths(self.model, self.originals, self.base_value)
 
     def base_value(self, name: str) -> Tensor:
@@ -114,14 +114,14 @@ class Attached:
 
     @property
     def originals(self) -> Mapping[str, Tensor]:
-        """The base's own tensors that the adapter overwrote."""
+        """The base's own values of parameters that the adapter overwrote, by name."""
         return self._opened.originals
 
     def _trained(self, step: int) -> dict[str, Tensor]:
         if step not in self._snapshots:
             set_peft_model_state_dict(self.model, self._opened.read(step))
             self._snapshots[step] = self._snapshot()
-            while len(self._snapshots) > KEPT_STEPS:
+            while len(self._snapshots) > CACHED_STEPS:
                 self._snapshots.popitem(last=False)
         self._snapshots.move_to_end(step)
         return self._snapshots[step]
@@ -129,45 +129,45 @@ class Attached:
     def _snapshot(self) -> dict[str, Tensor]:
         return {handle.name: handle.live.detach().clone() for handle in self.handles}
 
-    def _find_switched(self) -> dict[str, BaseTunerLayer]:
+    def _tuner_layers(self) -> dict[str, BaseTunerLayer]:
         return {
             plain_name(path): module
             for path, module in self.model.named_modules()
             if isinstance(module, BaseTunerLayer)
         }
 
-    def _require_sound_past_one(self, step: int, alpha: float) -> None:
-        """Refuse a strength that the method clips; warn of one that leaves the rotations."""
-        if is_clamped(self._config):
+    def _check_beyond_one(self, step: int, alpha: float) -> None:
+        """Refuse a strength that the method clips; warn once a step of one beyond rotations."""
+        if clips_generator(self._config):
             raise PointError(
                 f"{self._config.peft_type} with a bound on its generator (coft, "
-                "cayley_neumann_eps) clips strengths above 1. Stay at or below alpha 1: "
+                "cayley_neumann_eps) clips strengths above 1. Use alpha 1 at most: "
                 "`search: {max_alpha: 1}` in the recipe."
             )
         if step in self._warned or not getattr(self._config, "use_cayley_neumann", False):
             return
         trained = self._snapshots[step]
         norm = max(generator_norms(self.model, self.handles, trained), default=0.0)
-        if math.sqrt(alpha) * norm > ORTHOGONAL_UP_TO:
+        if math.sqrt(alpha) * norm > MAX_CAYLEY_NORM:
             self._warned.add(step)
             logger.warning(
-                "step %d at strength %g: a generator of norm %.2g is past %g, where the Cayley "
-                "series of this adapter is no rotation any more (singular values off by up to "
+                "step %d at strength %g: a generator has norm %.2g, above %g, so the Cayley "
+                "series of this adapter is no longer a rotation (singular values off by up to "
                 "%.2g). Points this far shrink or stretch weights.",
-                step, alpha, math.sqrt(alpha) * norm, ORTHOGONAL_UP_TO, (alpha * norm**2) ** 2,
+                step, alpha, math.sqrt(alpha) * norm, MAX_CAYLEY_NORM, (alpha * norm**2) ** 2,
             )  # fmt: skip
 
 
-def _one(handle: Handle, multipliers: Mapping[str, float], point: Point) -> float:
-    """The multiplier of a handle.
+def _multiplier(handle: Handle, multipliers: Mapping[str, float], point: Point) -> float:
+    """The multiplier of alpha for a handle.
 
     Raises:
-        PointError: It is part of several modules that have different ones.
+        PointError: The handle is shared by modules that have different multipliers.
     """
-    found = {multipliers.get(module, 1.0) for module in handle.modules}
-    if len(found) > 1:
+    values = {multipliers.get(module, 1.0) for module in handle.modules}
+    if len(values) > 1:
         raise PointError(
             f"profile {point.profile}: {handle.name} is shared by {len(handle.modules)} modules, "
             "which this profile would move differently. Use the uniform profile."
         )
-    return found.pop()
+    return values.pop()

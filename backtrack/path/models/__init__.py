@@ -1,1 +1,1 @@
-"""Base models, tokenizers and adapters from disk and back."""
+"""Base models, tokenizers, adapters and checkpoints: read from disk and written back."""

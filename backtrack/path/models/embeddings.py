@@ -1,4 +1,4 @@
-"""Embedding and head: tied or not, and vocabularies that grew in training."""
+"""Embeddings and output heads: tied or untied, and vocabularies that grew in training."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def num_tokens(model: Any) -> int:
-    """Rows of a model's embedding."""
+def vocabulary_size(model: Any) -> int:
+    """Number of rows of a model's embedding."""
     rows: int = model.get_input_embeddings().weight.shape[0]
     return rows
 
 
-def overwritten(model: PreTrainedModel, tensors: Iterable[str]) -> tuple[str, ...]:
-    """Parameters of a plain model that an adapter's tensors take the place of, by name."""
+def overwritten_names(model: PreTrainedModel, tensors: Iterable[str]) -> tuple[str, ...]:
+    """Names of a plain model's parameters that an adapter's tensors overwrite, sorted."""
     own = {name for name, _ in model.named_parameters()}
     return tuple(sorted(own & {plain_name(name) for name in tensors}))
 
 
 @torch.no_grad()
 def fit_vocabulary(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
-    """Give a base the rows that a trained embedding or head has beyond its own.
+    """Resize a base to a trained embedding or head that has more rows.
 
     The new rows take the trained values: the base has none for them.
     """
-    vocabulary = num_tokens(model)
+    vocabulary = vocabulary_size(model)
     names = [n for n, p in _embeddings(model).items() if n in tensors and p.shape[0] == vocabulary]
     rows = max((tensors[name].shape[0] for name in names), default=vocabulary)
     if rows <= vocabulary:
@@ -46,16 +46,16 @@ def fit_vocabulary(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> Non
 
 
 def _embeddings(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Weights of the embedding and the head, by every name they have."""
+    """Weights of the embedding and the head, under all of their names."""
     loaded: Any = model
-    ends = (loaded.get_input_embeddings(), loaded.get_output_embeddings())
-    weights = {id(end.weight) for end in ends if end is not None}
-    every = model.named_parameters(remove_duplicate=False)
-    return {name: parameter for name, parameter in every if id(parameter) in weights}
+    modules = (loaded.get_input_embeddings(), loaded.get_output_embeddings())
+    weights = {id(module.weight) for module in modules if module is not None}
+    parameters = model.named_parameters(remove_duplicate=False)
+    return {name: parameter for name, parameter in parameters if id(parameter) in weights}
 
 
 def untie(model: PreTrainedModel, moved: Iterable[str]) -> None:
-    """Part a head from the embedding it is tied to, where only one of the two moves."""
+    """Untie the head from the embedding if only one of them is in `moved`."""
     loaded: Any = model
     names = set(_embeddings(model))
     is_tied = not names <= dict(model.named_parameters()).keys()
@@ -68,9 +68,9 @@ def untie(model: PreTrainedModel, moved: Iterable[str]) -> None:
 
 @contextmanager
 def untied(model: PreTrainedModel) -> Iterator[None]:
-    """Give a head that is tied to the embedding a copy of its own inside; afterwards it is tied.
+    """Untie a tied head inside the context, and tie it again afterwards.
 
-    vLLM replaces a tied embedding in place and leaves what it made of the head behind.
+    Needed for vLLM, which updates a tied embedding in place and keeps the old head.
     """
     loaded: Any = model
     head, embedding = loaded.get_output_embeddings(), loaded.get_input_embeddings()
@@ -78,13 +78,13 @@ def untied(model: PreTrainedModel) -> Iterator[None]:
         yield
         return
     configs = [model.config, model.config.get_text_config(decoder=True)]
-    kept = head.weight
-    head.weight = torch.nn.Parameter(kept.detach().clone(), requires_grad=False)
+    tied = head.weight
+    head.weight = torch.nn.Parameter(tied.detach().clone(), requires_grad=False)
     for config in configs:
         config.tie_word_embeddings = False
     try:
         yield
     finally:
-        head.weight = kept
+        head.weight = tied
         for config in configs:
             config.tie_word_embeddings = True

@@ -1,6 +1,6 @@
-"""Write a placed model as others load it: stock PEFT, transformers and vLLM.
+"""Write a placed model in the format that stock PEFT, transformers and vLLM load.
 
-Exports are written here, and so is what an engine measures: the same files.
+Exports are written by this module, and so are the files that a vLLM engine measures.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_SHARD = "5GB"
-"""Largest file of a written model."""
+"""Largest file of a written model, as `save_pretrained` takes it."""
 
 
 def save_model(model: Any, folder: Path, *, is_untied: bool = False) -> None:
-    """Write a model as it stands: the adapter of a `PeftModel`, else the whole model.
+    """Write a model at its current point: the adapter of a `PeftModel`, else the whole model.
 
     Args:
         model: The live model of a placement.
-        folder: Where; made if it is not there.
-        is_untied: Write a head that is tied to the embedding as a tensor of its own, and say so in
-            the configuration.
+        folder: Folder to write into; created if missing.
+        is_untied: Write a head that is tied to the embedding as a separate tensor, and record it
+            as untied in config.json.
     """
     with untied(model) if is_untied else nullcontext():
         model.save_pretrained(str(folder), max_shard_size=MAX_SHARD)
@@ -39,9 +39,9 @@ def save_model(model: Any, folder: Path, *, is_untied: bool = False) -> None:
 
 
 def _make_uniform(folder: Path) -> None:
-    """Write a LoRA that has patterns as one rank and scaling, which every vLLM reads too.
+    """Rewrite a LoRA with patterns to one rank and scaling, which every release of vLLM reads.
 
-    Releases of vLLM before 0.32 drop `rank_pattern` and `alpha_pattern` without a word.
+    Releases before 0.32 silently ignore `rank_pattern` and `alpha_pattern`.
     """
     if not is_adapter(folder):
         return
@@ -49,7 +49,7 @@ def _make_uniform(folder: Path) -> None:
     if config.peft_type != PeftType.LORA or not (config.rank_pattern or config.alpha_pattern):
         return
     if config.target_parameters:
-        return  # a factor of stacked experts has their number in its rank
+        return  # the rank of a factor on stacked experts includes the number of experts
     uniform, tensors = uniform_lora(config, read_tensors(folder))
     path = folder / "adapter_model.safetensors"
     save_file({n: t.contiguous() for n, t in tensors.items()}, path, metadata={"format": "pt"})

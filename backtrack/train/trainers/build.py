@@ -22,7 +22,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from backtrack.errors import PlacementError, RecipeError, RunError, UsageError
 from backtrack.path.adapters.tuners import require_quantizable
-from backtrack.path.models.loading import quantizing
+from backtrack.path.models.loading import quantization_options
 from backtrack.recipe import FullMethod, PeftMethod
 from backtrack.train.methods.adalora import RankAllocation, orthogonality, set_total_step
 from backtrack.train.methods.configs import MILORA, peft_config
@@ -238,7 +238,7 @@ def _evaluating(recipe: Recipe) -> dict[str, Any]:
 
 def _load_base(base: BaseSection) -> Any:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    packed: Mapping[str, Any] = quantizing(base.quantization, device)
+    packed: Mapping[str, Any] = quantization_options(base.quantization, device)
     return load_pretrained(AutoModelForCausalLM, base, dtype=base.dtype, **packed)
 
 

@@ -1,4 +1,4 @@
-"""Pushing an export: real huggingface_hub against a Hub of the test's own, on loopback."""
+"""Pushing an export: the real huggingface_hub against a local test server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CARD = "---\nlibrary_name: peft\ntags: [backtrack]\n---\n\n# A point\n"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Takes a repository and a commit; every file is small enough to travel in the commit."""
+    """Accepts a repository and a commit; every file is small enough to be inside the commit."""
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -30,9 +30,9 @@ class Hub(BaseHTTPRequestHandler):
         if self.path == "/api/repos/create" and b"taken" in body:
             self._answer({"error": "You don't have the rights to create a model here"}, 403)
         elif self.path == "/api/repos/create":
-            asked = json.loads(body)
-            owner = asked.get("organization") or "me"
-            self._answer({"url": f"{self._origin}/{owner}/{asked['name']}"})
+            request = json.loads(body)
+            owner = request.get("organization") or "me"
+            self._answer({"url": f"{self._origin}/{owner}/{request['name']}"})
         elif "/preupload/" in self.path:
             files = [file["path"] for file in json.loads(body)["files"]]
             modes = [{"path": f, "uploadMode": "regular", "shouldIgnore": False} for f in files]
@@ -69,7 +69,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A Hub that keeps what it was asked; the library may reach it and nothing else is there."""
+    """A Hub that records its requests; the library may reach it."""
     monkeypatch.setenv("HF_TOKEN", "hf_of_the_test")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
@@ -84,12 +84,12 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    made = tmp_path / "chosen"
-    made.mkdir()
-    (made / "README.md").write_text(CARD)
-    (made / "adapter_config.json").write_text("{}")
-    (made / "adapter_model.safetensors").write_bytes(bytes(range(256)))
-    return made
+    export = tmp_path / "chosen"
+    export.mkdir()
+    (export / "README.md").write_text(CARD)
+    (export / "adapter_config.json").write_text("{}")
+    (export / "adapter_model.safetensors").write_bytes(bytes(range(256)))
+    return export
 
 
 def address(server: Any) -> str:
@@ -97,28 +97,28 @@ def address(server: Any) -> str:
 
 
 def committed(server: Any) -> dict[str, bytes]:
-    """Files of the commit by their path."""
+    """Files of the commit, by path."""
     (body,) = [body for path, body, _ in server.seen if "/commit/" in path]
     lines = [json.loads(line) for line in body.splitlines()]
     files = [line["value"] for line in lines if line["key"] == "file"]
     return {file["path"]: base64.b64decode(file["content"]) for file in files}
 
 
-def test_a_push_makes_the_repository_and_commits_every_file_at_once(
+def test_a_push_creates_the_repository_and_commits_all_files_at_once(
     hub: Any, folder: Path
 ) -> None:
-    where = push(folder, "me/point", is_private=True, endpoint=address(hub))
-    assert where == f"{address(hub)}/me/point"
+    url = push(folder, "me/point", is_private=True, endpoint=address(hub))
+    assert url == f"{address(hub)}/me/point"
     created = json.loads(hub.seen[0][1])
     assert (created["name"], created["organization"]) == ("point", "me")
     assert created.get("private") is True or created.get("visibility") == "private"
-    found = committed(hub)
-    assert found == {path.name: path.read_bytes() for path in folder.iterdir()}
+    files = committed(hub)
+    assert files == {path.name: path.read_bytes() for path in folder.iterdir()}
     assert {token for _, _, token in hub.seen} == {"Bearer hf_of_the_test"}
-    assert ModelCard(found["README.md"].decode()).data.to_dict()["library_name"] == "peft"
+    assert ModelCard(files["README.md"].decode()).data.to_dict()["library_name"] == "peft"
 
 
-def test_a_refusal_of_the_hub_leaves_the_folder_and_says_how_to_go_on(
+def test_if_the_hub_refuses_the_folder_stays_and_the_error_says_how_to_go_on(
     hub: Any, folder: Path
 ) -> None:
     with pytest.raises(ExportError, match=r"could not be pushed.*hf upload me/taken"):
@@ -126,17 +126,17 @@ def test_a_refusal_of_the_hub_leaves_the_folder_and_says_how_to_go_on(
     assert (folder / "README.md").read_text() == CARD
 
 
-def test_a_hub_out_of_reach_is_one_clear_error(hub: Any, folder: Path) -> None:
+def test_an_unreachable_hub_is_one_clear_error(hub: Any, folder: Path) -> None:
     with pytest.raises(ExportError, match="could not be pushed"):
         push(folder, "me/point", endpoint="http://127.0.0.1:9")
 
 
-def test_a_name_that_cannot_be_one_is_refused(hub: Any, folder: Path) -> None:
+def test_an_invalid_name_is_refused(hub: Any, folder: Path) -> None:
     with pytest.raises(UsageError, match="--push 'not/a/name'"):
         push(folder, "not/a/name", endpoint=address(hub))
 
 
-def test_without_a_login_nothing_is_asked(
+def test_without_a_login_nothing_is_sent(
     hub: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)

@@ -1,14 +1,14 @@
-"""Where the stored ends of a merged path are kept: on the device, in host memory, or in files.
+"""Store the two ends of a merged path on the device, in host memory or in files.
 
-`auto` takes the fastest that fits, with a tenth to spare:
+`auto` takes the fastest storage that fits, with a tenth to spare:
 
-    place    on a CPU                          on a GPU
+    storage  on a CPU                          on a GPU
     device   memory                            the GPU's memory
     pinned   memory                            page-locked host memory, copied over as needed
-    mapped   a file on disk, read through the page cache, of which nothing must fit
+    mapped   a file on disk, read through the page cache; nothing of it must fit into memory
 
-A mapped end is a safetensors file without a name: its space is given back with the process, at any
-kill. TMPDIR says on which disk it lies.
+A mapped end is a safetensors file that is unlinked once it is mapped: its disk space is freed with
+the process, however that ends. TMPDIR decides on which disk it lies.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-Keep = Literal["device", "pinned", "mapped"]
+EndStorage = Literal["device", "pinned", "mapped"]
 
-SPARE = 1.1
-"""Room asked for, over the bytes that are to be kept."""
+HEADROOM = 1.1
+"""Free memory required, as a multiple of the bytes to be stored."""
 
 
-def choose(num_bytes: int, device: torch.device) -> Keep:
-    """The fastest place with room for so many bytes beside what is there already."""
-    wanted = num_bytes * SPARE
-    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] > wanted:
+def choose_storage(num_bytes: int, device: torch.device) -> EndStorage:
+    """The fastest storage that has room for `num_bytes` beside what is already in memory."""
+    required = num_bytes * HEADROOM
+    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] > required:
         return "device"
-    if psutil.virtual_memory().available > wanted:
+    if psutil.virtual_memory().available > required:
         return "pinned" if device.type == "cuda" else "device"
     return "mapped"
 
@@ -47,9 +47,11 @@ def total_bytes(tensors: Mapping[str, Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
-def store(tensors: Mapping[str, Tensor], keep: Keep, device: torch.device) -> dict[str, Tensor]:
-    """The same tensors where they are to be kept, sharing no memory with those given."""
-    match keep:
+def store_end(
+    tensors: Mapping[str, Tensor], storage: EndStorage, device: torch.device
+) -> dict[str, Tensor]:
+    """Copies of the tensors in the given storage; they share no memory with the originals."""
+    match storage:
         case "device":
             return {n: t.detach().to(device, copy=True).contiguous() for n, t in tensors.items()}
         case "pinned":
@@ -59,8 +61,8 @@ def store(tensors: Mapping[str, Tensor], keep: Keep, device: torch.device) -> di
 
 
 def _pin(tensor: Tensor) -> Tensor:
-    held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=torch.cuda.is_available())
-    return held.copy_(tensor.detach())
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=torch.cuda.is_available())
+    return pinned.copy_(tensor.detach())
 
 
 def _map(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

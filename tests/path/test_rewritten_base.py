@@ -1,4 +1,4 @@
-"""Initializations that take something out of the base: alpha 0 is the original all the same."""
+"""Initializations that rewrite the base: alpha 0 is still the original base."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ INITS: dict[str, dict[str, Any]] = {
         "use_rslora": True,
     },
     "pissa-dora": {"init_lora_weights": "pissa", "use_dora": True},
-    "pissa-riders": {
+    "pissa-extra": {
         "init_lora_weights": "pissa",
         "bias": "all",
         "modules_to_save": ["norm"],
@@ -49,14 +49,14 @@ INITS: dict[str, dict[str, Any]] = {
     "lora_ga": {"init_lora_weights": "lora_ga"},
     "kasa": {"kasa_config": peft.KasaConfig()},
 }
-REDONE = ["pissa", "pissa-patterns", "pissa-dora", "pissa-riders", "olora"]
-"""Those that can be read as they were saved."""
+REPRODUCIBLE = ["pissa", "pissa-patterns", "pissa-dora", "pissa-extra", "olora"]
+"""Initializations whose factors can be computed again."""
 SAVED_FIRST = ["pissa_niter", "corda", "lora_ga"]
-"""Those that need the initial adapter."""
+"""Initializations that need the initial adapter."""
 
 
 class Trained:
-    """A short training by hand: the initial adapter saved, then two checkpoints, and the truth."""
+    """A simulated training: the initial adapter, two checkpoints, and their true logits."""
 
     def __init__(self, folder: Path, base: Path, name: str) -> None:
         self.folder, self.base = folder, base
@@ -87,7 +87,7 @@ class Trained:
 
 
 def prepared(model: Any, config: LoraConfig) -> LoraConfig:
-    """What CorDA and LoRA-GA measure on the model before they begin."""
+    """Run the measurements that CorDA and LoRA-GA make before they start."""
     ids = torch.randint(80, (4, 16), generator=torch.Generator().manual_seed(0))
     if config.init_lora_weights == "corda":
         config.corda_config = CordaConfig(corda_method="kpm")
@@ -113,21 +113,23 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def check(run: Run, trained: Trained) -> Placement:
     placement = Placement(run)
     original = AutoModelForCausalLM.from_pretrained(trained.base)
-    start, share = probe(original), rounding(original.dtype)
+    start, tolerance = probe(original), rounding(original.dtype)
     for step, alpha in ((20, 0.5), (10, 1.0), (20, 0.0), (20, 1.0), (10, 0.0)):
         placement.place(Point(step=step, alpha=alpha))
-        found = probe(placement.model)
+        logits = probe(placement.model)
         if alpha == 0:
-            assert torch.equal(found, start)
+            assert torch.equal(logits, start)
         if alpha == 1:
             truth = trained.truth[step]
             moved = float((truth - start).abs().max())
-            assert float((found - truth).abs().max()) < min(share, moved / 10)
+            assert float((logits - truth).abs().max()) < min(tolerance, moved / 10)
     return placement
 
 
-@pytest.mark.parametrize("name", REDONE)
-def test_saved_as_they_are_both_ends_are_right(name: str, base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", REPRODUCIBLE)
+def test_without_the_initial_adapter_both_ends_are_right(
+    name: str, base: Path, tmp_path: Path
+) -> None:
     trained = Trained(tmp_path, base, name)
     placement = check(trained.run(), trained)
     assert (placement.form, placement.curve) == ("attached", "native")
@@ -142,9 +144,7 @@ def test_with_the_initial_adapter_both_ends_are_right(
 
 
 @pytest.mark.parametrize("name", SAVED_FIRST)
-def test_without_it_the_file_that_is_needed_is_named(
-    name: str, base: Path, tmp_path: Path
-) -> None:
+def test_a_missing_initial_adapter_is_named(name: str, base: Path, tmp_path: Path) -> None:
     run = Trained(tmp_path, base, name).run()
     with pytest.raises(PlacementError, match=r"before the first step.*--initial"):
         Placement(run)
@@ -152,9 +152,7 @@ def test_without_it_the_file_that_is_needed_is_named(
         Placement(run, form="merged", curve="line")
 
 
-def test_an_adopted_run_is_told_later_where_its_initial_adapter_lies(
-    base: Path, tmp_path: Path
-) -> None:
+def test_an_adopted_run_takes_its_initial_adapter_later(base: Path, tmp_path: Path) -> None:
     trained = Trained(tmp_path, base, "pissa_niter")
     source = tmp_path / "step-20"
     runs = tmp_path / "runs"
@@ -166,7 +164,7 @@ def test_an_adopted_run_is_told_later_where_its_initial_adapter_lies(
         adopt(source, base=str(base), runs=runs, initial=tmp_path)
 
 
-def test_half_way_is_the_line_between_the_original_base_and_the_trained_model(
+def test_half_strength_is_the_middle_of_the_original_base_and_the_trained_model(
     base: Path, tmp_path: Path
 ) -> None:
     trained = Trained(tmp_path, base, "pissa")
@@ -217,23 +215,23 @@ def check_final(run: Run, trained: Trained) -> None:
     assert torch.equal(probe(placement.model), probe(original))
 
 
-@pytest.mark.parametrize("kept", ["pissa_backup", "pissa_converted"])
-def test_the_pissa_folders_of_llama_factory_are_told_apart(
-    kept: str, base: Path, tmp_path: Path
+@pytest.mark.parametrize("saved_as", ["pissa_backup", "pissa_converted"])
+def test_the_pissa_folders_of_llama_factory_are_distinguished(
+    saved_as: str, base: Path, tmp_path: Path
 ) -> None:
-    """All three say `init_lora_weights: true`; only shapes and names tell them apart."""
+    """All three say `init_lora_weights: true`; only shapes and names differ."""
     trained = Trained(tmp_path, base, "pissa_niter")
     out = tmp_path / "out"
-    if kept == "pissa_backup":
-        trained.model.save_pretrained(str(out / kept))
+    if saved_as == "pissa_backup":
+        trained.model.save_pretrained(str(out / saved_as))
     else:
         trained.model.save_pretrained(
-            str(out / kept), path_initial_model_for_weight_conversion=str(tmp_path / "initial")
+            str(out / saved_as), path_initial_model_for_weight_conversion=str(tmp_path / "initial")
         )
     (tmp_path / "initial").rename(out / "pissa_init")
-    for folder in (out / "pissa_init", out / kept):
+    for folder in (out / "pissa_init", out / saved_as):
         claim_plain(folder)
-    run = adopt(out / kept, base=str(base), runs=tmp_path / "runs")
+    run = adopt(out / saved_as, base=str(base), runs=tmp_path / "runs")
     check_final(run, trained)
 
 
@@ -253,7 +251,7 @@ def test_a_backup_without_its_initial_adapter_is_refused(base: Path, tmp_path: P
         Placement(run)
 
 
-def test_a_base_that_kasa_truncates_stands_on_the_dense_line(base: Path, tmp_path: Path) -> None:
+def test_a_base_that_kasa_truncates_moves_on_the_line(base: Path, tmp_path: Path) -> None:
     trained = Trained(tmp_path, base, "kasa")
     placement = check(trained.run(), trained)
     assert (placement.form, placement.curve) == ("merged", "line")

@@ -1,4 +1,4 @@
-"""What is exported is what stock PEFT and transformers load, with the placed model's logits."""
+"""Stock PEFT and transformers load an export, with the placed model's logits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CONFIGS = {
         task_type="CAUSAL_LM", target_modules=LINEAR, r=4, rank_pattern={"v_proj": 2}
     ),
     "dora": LoraConfig(task_type="CAUSAL_LM", target_modules=LINEAR, r=4, use_dora=True),
-    "riders": LoraConfig(
+    "extra": LoraConfig(
         task_type="CAUSAL_LM", target_modules=LINEAR, r=4, bias="all", modules_to_save=["norm"]
     ),
     "oft": OFTConfig(task_type="CAUSAL_LM", target_modules=LINEAR, oft_block_size=8),
@@ -85,7 +85,7 @@ def test_stock_transformers_loads_the_point_as_a_model(
 def test_lora_with_patterns_is_exported_with_one_rank_and_scaling(
     base: Path, tmp_path: Path
 ) -> None:
-    """vLLM drops rank_pattern and alpha_pattern without a word, and reads one lora_alpha / r."""
+    """vLLM silently ignores rank_pattern and alpha_pattern, and reads one lora_alpha / r."""
     config = LoraConfig(
         task_type="CAUSAL_LM", target_modules=LINEAR, r=4, lora_alpha=7,
         rank_pattern={"v_proj": 2, "q_proj": 3}, alpha_pattern={"down_proj": 5}, use_rslora=True,
@@ -128,7 +128,7 @@ def test_an_exported_base_is_the_base(base: Path, tmp_path: Path) -> None:
         assert all(not bool(file.get_tensor(name).any()) for name in names)
 
 
-def test_a_folder_in_use_is_left_alone(base: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_left_alone(base: Path, tmp_path: Path) -> None:
     run = make_peft_run(tmp_path / "run", base, CONFIGS["lora"])
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
@@ -138,13 +138,13 @@ def test_a_folder_in_use_is_left_alone(base: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".out*"))
 
 
-def test_whole_models_have_no_adapter_to_hand_back(base: Path, tmp_path: Path) -> None:
+def test_whole_models_have_no_adapter_to_export(base: Path, tmp_path: Path) -> None:
     run = make_full_run(tmp_path / "run", base)
     with pytest.raises(UsageError, match="--as merged"):
         export(run, POINT, tmp_path / "out", form="adapter")
 
 
-def test_a_point_chosen_by_a_recipe_the_run_does_not_hold_is_measured_again_too(
+def test_a_point_chosen_with_another_recipe_is_measured_again_too(
     base: Path, tmp_path: Path
 ) -> None:
     run = make_peft_run(tmp_path / "run", base, CONFIGS["lora"])
@@ -166,10 +166,10 @@ def test_a_point_chosen_by_a_recipe_the_run_does_not_hold_is_measured_again_too(
 
 
 def _has_results_with_intervals(path: Path, selection: Selection) -> None:
-    """The card's head, as the Hub's own library reads it."""
+    """The card's metadata, as the Hub's own library reads it."""
     data = ModelCard.load(path).data
     assert data.library_name == "transformers"
-    assert data.base_model is None, "a folder is no name on the Hub"
+    assert data.base_model is None, "a folder is not a name on the Hub"
     results = {result.dataset_name: result for result in data.eval_results or ()}
     assert set(results) == {"sums", "words"}
     row = selection.report["chosen"]
@@ -184,9 +184,7 @@ def _has_results_with_intervals(path: Path, selection: Selection) -> None:
         )
 
 
-def test_the_card_names_a_base_that_is_on_the_hub_and_what_was_made_of_it(
-    base: Path, tmp_path: Path
-) -> None:
+def test_the_card_names_a_base_on_the_hub_and_its_relation(base: Path, tmp_path: Path) -> None:
     run = make_peft_run(tmp_path / "run", base, CONFIGS["lora"])
     reference = run.base.model_copy(update={"model": "Qwen/Qwen2.5-7B"})
     run.manifest = run.manifest.model_copy(update={"base": reference})

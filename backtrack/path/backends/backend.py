@@ -1,0 +1,91 @@
+"""The interface of a backend: what holds a model at a point and moves it to another.
+
+`attached` keeps the adapter on the model and sets the adapter's tensors; `merged` writes effective
+weights into a plain model. `Placement` builds one of them and asks nothing else what kind it is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from backtrack.path.backends.attached import Attached
+from backtrack.path.backends.merged import (
+    MergedAdapterOnCurve,
+    MergedAdapterOnLine,
+    MergedFullModel,
+)
+from backtrack.run.checkpoint_writer import is_adapter
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+    from torch import Tensor
+
+    from backtrack.path.backends.end_storage import EndStorage
+    from backtrack.path.curves import Law
+    from backtrack.path.profiles import Strength
+    from backtrack.point import Point
+    from backtrack.records import CurveName, Form
+    from backtrack.run.directory import Run
+
+
+class Backend(Protocol):
+    """Holds a live model at a point of a run's path.
+
+    Attributes:
+        model: The live model; a `PeftModel` if attached, else a plain one.
+        law: How the tensors that decide a module's strength follow alpha.
+        modules: Paths of the modules that move, in the model's order.
+        vocabulary: Number of tokens of the bare base.
+        probe_base: Probe logits of the bare base, [2, 24, vocabulary].
+        probe_final: Probe logits of the last checkpoint as stock PEFT or transformers loads it.
+        tolerance: Largest allowed difference between alpha 1 and `probe_final`, relative to the
+            largest logit.
+        end_storage: Where the ends of the path are stored; None if no weight is copied.
+    """
+
+    model: Any
+    law: Law
+    vocabulary: int
+    probe_base: Tensor
+    probe_final: Tensor
+    tolerance: float
+    end_storage: EndStorage | None
+
+    @property
+    def modules(self) -> tuple[str, ...]: ...
+
+    def place(self, point: Point, multipliers: Mapping[str, float]) -> None:
+        """Set the model's weights to a point; alpha is multiplied module by module."""
+
+    def distance(self, point: Point, multipliers: Mapping[str, float]) -> float:
+        """L2 norm of the path from the base to `point`, over the tensors that move."""
+
+    def strengths(self, step: int) -> dict[str, Strength]:
+        """Strength of each module at alpha 1; may leave the model there."""
+
+
+def build_backend(
+    run: Run,
+    form: Form,
+    curve: CurveName,
+    device: torch.device,
+    storage: EndStorage | None,
+) -> Backend:
+    """Load a run's base and last checkpoint into the backend for this form and curve.
+
+    Args:
+        run: The run.
+        form: How the model is held.
+        curve: How its weights move with alpha; supported by the run's method in this form.
+        device: Device of the live model.
+        storage: Where the ends of a merged path are stored; None takes the fastest that fits.
+    """
+    if form == "attached":
+        return Attached(run, device)
+    if not is_adapter(run.folder(run.final.step)):
+        return MergedFullModel(run, device, storage)
+    if curve == "native":
+        return MergedAdapterOnCurve(run, device, storage)
+    return MergedAdapterOnLine(run, device, storage)

@@ -1,0 +1,112 @@
+"""Move named tensors of a live model along the line between two stored ends."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from backtrack.errors import PlacementError
+from backtrack.path.adapters.strength import relative_strength
+from backtrack.path.backends.end_storage import store_end
+from backtrack.path.curves import line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import torch
+    from torch import Tensor
+
+    from backtrack.path.backends.end_storage import EndStorage
+    from backtrack.path.profiles import Strength
+    from backtrack.point import Point
+
+    Tensors = Mapping[str, Tensor]
+
+
+class LineMixture:
+    """Named tensors of a live model on the line between two stored ends.
+
+    Moving to a point reads both ends once and writes the live tensors once.
+    """
+
+    def __init__(
+        self,
+        live: Tensors,
+        storage: EndStorage,
+        device: torch.device,
+        read: Callable[[int], Tensors],
+    ) -> None:
+        """Store the values that `live` holds now as the base end.
+
+        Args:
+            live: Tensors of the live model, by name.
+            storage: Where both ends are stored.
+            device: Device of the live model.
+            read: Returns the trained tensors of a step, by the same names.
+        """
+        self._live = live
+        self._storage: EndStorage = storage
+        self._device = device
+        self._read = read
+        self._base = store_end(live, storage, device)
+        self._trained: dict[str, Tensor] = {}
+        self._step = 0
+        self._norms: dict[str, float] = {}
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(_module(name) for name in self._live))
+
+    def load(self, step: int, trained: Tensors | None = None) -> None:
+        """Make a checkpoint the trained end.
+
+        Args:
+            step: The checkpoint; nothing is done for the base (0) or the step already loaded.
+            trained: Its tensors, if the caller has read them.
+
+        Raises:
+            PlacementError: Shapes differ from the base's.
+        """
+        if step not in {0, self._step}:
+            self._trained, self._norms = {}, {}  # free the old end before reading the new one
+            trained = self._read(step) if trained is None else trained
+            _require_shapes(trained, self._base, step)
+            self._trained = store_end(trained, self._storage, self._device)
+            self._step = step
+
+    def place(self, point: Point, multipliers: Mapping[str, float]) -> None:
+        self.load(point.step)
+        for name, trained in self._trained.items():
+            alpha = point.alpha * multipliers.get(_module(name), 1.0)
+            line(self._base[name], trained, alpha, out=self._live[name])
+
+    def distance(self, point: Point, multipliers: Mapping[str, float]) -> float:
+        self.load(point.step)
+        if not self._norms:
+            self._norms = {n: math.sqrt(self._strength(n).moved) for n in self._trained}
+        scaled = (n * multipliers.get(_module(name), 1.0) for name, n in self._norms.items())
+        return point.alpha * math.hypot(*scaled)
+
+    def strengths(self, step: int) -> dict[str, Strength]:
+        """Strength of each module's weight at alpha 1; see `profiles`."""
+        self.load(step)
+        weights = [name for name in self._trained if name.endswith(".weight")]
+        return {_module(name): self._strength(name) for name in weights}
+
+    def _strength(self, name: str) -> Strength:
+        base, trained = (tensors[name].to(self._device) for tensors in (self._base, self._trained))
+        return relative_strength(trained, base)
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _require_shapes(trained: Tensors, base: Tensors, step: int) -> None:
+    wrong = [name for name in base if base[name].shape != trained[name].shape]
+    if wrong:
+        raise PlacementError(
+            f"step {step}: {len(wrong)} tensors do not fit the base. The first is {wrong[0]!r}, "
+            f"of shape {tuple(trained[wrong[0]].shape)} in the checkpoint and "
+            f"{tuple(base[wrong[0]].shape)} in the base. Was the run trained on another base?"
+        )

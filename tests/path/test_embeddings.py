@@ -1,0 +1,93 @@
+"""Bases whose vocabulary grew in training, or whose head must be untied."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from backtrack.exporter import export
+from backtrack.path.models.loading import probe
+from backtrack.path.placement import Placement
+from backtrack.point import Point
+from backtrack.run.checkpoint_writer import write_checkpoint
+from backtrack.run.directory import Run
+from tests.models import (
+    jitter,
+    make_base,
+    make_manifest,
+    make_peft_run,
+)
+from tests.path.tuners import configs
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("ends") / "base", tied=request.param)
+
+
+def grown(base: Path, *, rows: int = 3) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(model.config.vocab_size + rows, mean_resizing=False)
+    return model
+
+
+def check_grown(run: Run, base: Path, stock: Any) -> None:
+    original = AutoModelForCausalLM.from_pretrained(base)
+    tokens = original.config.vocab_size
+    for form in ("attached", "merged"):
+        if form == "attached" and run.manifest.method.kind == "full":
+            continue
+        placement = Placement(run, form=form)
+        for point in (Point(step=20, alpha=0.4), Point.base()):
+            placement.place(point)
+        torch.testing.assert_close(
+            probe(placement.model, tokens), probe(original), atol=1e-6, rtol=0
+        )
+        placement.place(run.final)
+        assert placement.model.get_input_embeddings().weight.shape[0] == tokens + 3
+        torch.testing.assert_close(probe(placement.model), probe(stock), atol=2e-6, rtol=0)
+
+
+def test_a_vocabulary_grown_under_lora_moves_with_the_other_weights(
+    base: Path, tmp_path: Path
+) -> None:
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "down_proj"], r=4)
+    model = get_peft_model(grown(base), config)
+    jitter(model, 0.05, seed=1)
+    embedding: Any = model.get_input_embeddings()
+    jitter(embedding, 0.05, seed=2, only_trainable=False)
+    run = Run.create(tmp_path / "run", make_manifest(base, "lora"))
+    write_checkpoint(
+        run, 20, lambda path: model.save_pretrained(str(path), save_embedding_layers=True)
+    )
+    check_grown(run, base, model.eval())
+
+
+def test_a_vocabulary_grown_in_full_fine_tuning_moves_with_the_other_weights(
+    base: Path, tmp_path: Path
+) -> None:
+    model = grown(base)
+    jitter(model, 0.02, seed=1, only_trainable=False)
+    run = Run.create(tmp_path / "run", make_manifest(base, "full"))
+    write_checkpoint(run, 20, lambda path: model.save_pretrained(path))
+    check_grown(run, base, model.eval())
+
+
+@pytest.mark.parametrize("name", ["lora-embedding", "lora-head", "lora-modules", "lora-tokens"])
+def test_a_merged_export_is_untied_if_only_embedding_or_head_was_trained(
+    name: str, base: Path, tmp_path: Path
+) -> None:
+    """Stock PEFT merges LoRA on tied embeddings into both, silently wrong."""
+    run = make_peft_run(tmp_path / "run", base, configs()[name])
+    export(run, Point(step=20, alpha=0.6), tmp_path / "out", form="merged")
+    attached = Placement(run, form="attached")
+    attached.place(Point(step=20, alpha=0.6))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    torch.testing.assert_close(probe(loaded), probe(attached.model), atol=2e-6, rtol=0)
