@@ -32,8 +32,9 @@ from transformers import (
 
 from backtrack.recipe import TrajectorySection
 from backtrack.run.directory import Run
-from backtrack.train.trajectory.callback import TrajectoryCallback, create_run
+from backtrack.train.trajectory.callback import TrajectoryCallback
 from backtrack.train.trajectory.live_weights import LiveWeights
+from backtrack.train.trajectory.new_run import create_run
 from backtrack.train.trajectory.saver import Keeper
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -38,7 +38,7 @@ from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.run.directory import Run
 from backtrack.run.reader import fingerprint, read_checkpoint
-from backtrack.train.trajectory.base import write_base
+from backtrack.train.trajectory.base_model import write_base
 from backtrack.train.trajectory.callback import TrajectoryCallback
 from tests.models import jitter, load_whole, make_tokenizer
 

@@ -15,8 +15,8 @@ from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
 from backtrack.errors import PlacementError, UsageError
 from backtrack.path.adapters.tuners import NO_PATH, TUNERS, tuner_of
 from backtrack.recipe import nearest
-from backtrack.train.trainers.settings import typed_fields
-from backtrack.train.trajectory.base import require_start_without_data
+from backtrack.train.library_fields import typed_fields
+from backtrack.train.trajectory.initializations import require_lasting_start
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -85,7 +85,7 @@ def method_faults(kind: str, values: Mapping[str, Any]) -> list[str]:
     faults = []
     theirs = dict(values)
     try:
-        require_start_without_data(str(theirs.get("init_lora_weights", "")))
+        _require_start_without_data(str(theirs.get("init_lora_weights", "")))
     except UsageError as error:
         faults.append(f"method: {error}")
         del theirs["init_lora_weights"]
@@ -122,6 +122,21 @@ def peft_config(kind: str, values: Mapping[str, Any]) -> PeftConfig:
     if start is not None and start != MILORA:
         typed["init_lora_weights"] = start
     return _class_of(kind)(**{**defaults, **typed})
+
+
+def _require_start_without_data(start: str) -> None:
+    """Refuse what a recipe cannot prepare: CorDA and LoRA-GA measure the model on data first.
+
+    Raises:
+        UsageError: Names the start.
+    """
+    require_lasting_start(start)
+    if start in {"corda", "lora_ga"}:
+        raise UsageError(
+            f"init_lora_weights={start!r} is prepared on data before training, which a recipe "
+            "does not do. Prepare it in a script of your own with TrajectoryCallback, or start "
+            "from `pissa` or the default."
+        )
 
 
 def _class_of(kind: str) -> type[PeftConfig]:

@@ -303,7 +303,7 @@ def require_plannable(recipe: Recipe) -> None:
         RunError: Its name is taken.
     """
     from backtrack.train.trainers.build import require_trainable
-    from backtrack.train.trajectory.callback import require_free
+    from backtrack.train.trajectory.new_run import require_free
 
     require_trainable(recipe)
     require_free(Path(recipe.output) / recipe.name, hint="go on with --resume")

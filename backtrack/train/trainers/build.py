@@ -34,7 +34,7 @@ from backtrack.train.trainers.grpo_saves import WholeGenerations
 from backtrack.train.trainers.mixin import Additions
 from backtrack.train.trainers.rewards import reward_function
 from backtrack.train.trainers.settings import grpo_config, sft_config
-from backtrack.train.trajectory.base import INITS_THAT_MOVE_THE_BASE
+from backtrack.train.trajectory.initializations import INITS_THAT_MOVE_THE_BASE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

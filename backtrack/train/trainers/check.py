@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.sft_config import SFTConfig
 
+from backtrack.train.library_fields import typed_fields
 from backtrack.train.methods.configs import kind_fault, method_faults
-from backtrack.train.trainers.settings import grpo_config, sft_config, typed_fields
+from backtrack.train.trainers.settings import grpo_config, sft_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

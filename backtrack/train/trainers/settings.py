@@ -16,16 +16,13 @@ number. What differs from TRL's own defaults:
 
 from __future__ import annotations
 
-import dataclasses
-import typing
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.sft_config import SFTConfig
 
-from backtrack.recipe import nearest
+from backtrack.train.library_fields import typed_fields
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,38 +58,6 @@ def grpo_config(
         "output_dir": str(folder), "seed": seed, "data_seed": seed, "reward_weights": [*weights]
     }  # fmt: skip
     return GRPOConfig(**{**_defaults(typed), **typed, **fixed})
-
-
-def typed_fields(
-    kind: type, values: Mapping[str, Any], section: str
-) -> tuple[dict[str, Any], list[str]]:
-    """Values read by the type of the dataclass field they are for, and one sentence a fault."""
-    hints = typing.get_type_hints(kind)
-    known = [field.name for field in dataclasses.fields(kind) if field.init]
-    typed: dict[str, Any] = {}
-    faults = []
-    for key, value in values.items():
-        if key not in known:
-            faults.append(f"{section}.{key}: unknown key.{nearest(str(key), known)}")
-            continue
-        try:
-            typed[key] = _reader(hints[key]).validate_python(value)
-        except ValidationError as error:
-            faults.append(f"{section}.{key}: {_reason(error)}, got {value!r}")
-    return typed, faults
-
-
-def _reason(error: ValidationError) -> str:
-    """The most telling of the reasons, one a type the field may have: a list of choices."""
-    reasons = sorted(error.errors(), key=lambda reason: reason["type"] != "literal_error")
-    message = reasons[0]["msg"]
-    return message[0].lower() + message[1:]
-
-
-def _reader(hint: Any) -> TypeAdapter[Any]:
-    if dataclasses.is_dataclass(hint):
-        return TypeAdapter(hint)
-    return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
 
 
 def _defaults(asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,8 +35,9 @@ from backtrack.train.trainers.resume import (
     write_end,
 )
 from backtrack.train.trainers.trajectory_log import Figures
-from backtrack.train.trajectory.base import reference_to
-from backtrack.train.trajectory.callback import TrajectoryCallback, create_run, require_free
+from backtrack.train.trajectory.base_model import reference_to
+from backtrack.train.trajectory.callback import TrajectoryCallback
+from backtrack.train.trajectory.new_run import create_run, require_free
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -13,8 +13,6 @@ Not promised: weights flattened by FSDP1; those are refused by name.
 
 from __future__ import annotations
 
-import shutil
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -26,33 +24,21 @@ from typing_extensions import override
 
 from backtrack.errors import RunError, UsageError
 from backtrack.recipe import TrajectorySection
-from backtrack.records import Manifest
-from backtrack.run.directory import INITIAL, MANIFEST, Run, now, sync_folder
-from backtrack.train.trajectory.base import (
-    active_config,
+from backtrack.run.directory import MANIFEST, Run
+from backtrack.train.trajectory.base_model import (
     find_base,
     main_dtype,
-    method_of,
     plain_model,
     reference_to,
-    require_lasting_start,
-    start_of,
-    write_base,
-    write_initial,
 )
+from backtrack.train.trajectory.initializations import require_lasting_start
+from backtrack.train.trajectory.live_method import active_config, method_of, start_of
 from backtrack.train.trajectory.live_weights import whole_weights
+from backtrack.train.trajectory.new_run import create_run, require_free
 from backtrack.train.trajectory.saver import Keeper
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
     from transformers import TrainerControl, TrainerState, TrainingArguments
-
-    from backtrack.recipe import Recipe
-    from backtrack.records import BaseModelReference
-
-_LIBRARIES = ("backtrack", "torch", "transformers", "peft", "trl", "safetensors")
 
 
 class TrajectoryCallback(TrainerCallback):
@@ -222,73 +208,6 @@ class TrajectoryCallback(TrainerCallback):
         )  # fmt: skip
 
 
-def create_run(  # noqa: PLR0913  # one run has that many facts
-    path: Path,
-    model: Any,
-    base: BaseModelReference | None,
-    *,
-    seed: int | None,
-    tokenizer: Any = None,
-    weights: Mapping[str, Tensor] | None = None,
-    recipe: Recipe | None = None,
-    recipe_text: str | None = None,
-    is_untouched: bool = True,
-) -> Run:
-    """Make a run's directory in one stroke: whatever happens, it is there whole or not at all.
-
-    Args:
-        path: Where; it must not exist, or be empty.
-        model: The live model, before training.
-        base: Its base; where none is given the live weights are written into the run.
-        seed: Of training.
-        tokenizer: Kept beside a base that is written.
-        weights: The live model's own tensors in full, where it is sharded.
-        recipe: What made the run, if a recipe did.
-        recipe_text: The recipe in the user's words.
-        is_untouched: Whether training has not begun.
-    """
-    staging = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
-        if base is None:
-            write_base(model, tokenizer, staging / "base", weights=weights)
-            base = reference_to(staging / "base").model_copy(
-                update={"model": str(path.resolve() / "base")}
-            )
-        manifest = Manifest(
-            name=path.name,
-            base=base,
-            method=method_of(model),
-            seed=seed,
-            versions=_versions(),
-            created=now(),
-        )
-        run = Run.create(staging / "run", manifest, recipe, recipe_text)
-        write_initial(
-            model, run.path / INITIAL, is_untouched=is_untouched, is_sharded=weights is not None
-        )
-        if (staging / "base").is_dir():
-            (staging / "base").rename(run.path / "base")
-        run.path.rename(path)
-        sync_folder(path.parent)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return Run.open(path)
-
-
-def require_free(path: Path, *, hint: str) -> None:
-    """Refuse a directory that is taken.
-
-    Raises:
-        RunError: It holds a run, or other files.
-    """
-    if (path / MANIFEST).exists():
-        raise RunError(f"{path} holds a run already. Take another name, or {hint}.")
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise RunError(f"{path} is taken by other files and holds no run. Take another name.")
-
-
 def _continued(path: Path, model: Any) -> Run:
     run = Run.open(path)
     kind = method_of(model).kind
@@ -323,13 +242,3 @@ def _require_no_flat_weights() -> None:
             "accelerate's configuration, or let the Trainer save its own checkpoints and take "
             "them over: `backtrack adopt OUTPUT_DIR`."
         )
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

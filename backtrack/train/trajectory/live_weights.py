@@ -19,7 +19,8 @@ from transformers.utils import logging as transformers_logging
 
 from backtrack.errors import UsageError
 from backtrack.run.bits import Bits, bits_of, tensor_of
-from backtrack.train.trajectory.base import active_config, plain_model
+from backtrack.train.trajectory.base_model import plain_model
+from backtrack.train.trajectory.live_method import active_config
 from backtrack.train.trajectory.snapshot import is_sharded, whole
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from backtrack.errors import UsageError
 from backtrack.run.background import Offered, TrajectoryWriter
 from backtrack.run.budget import Budget
 from backtrack.run.reader import base_folder, read_checkpoint
-from backtrack.train.trajectory.base import is_vocabulary_resized
+from backtrack.train.trajectory.base_model import is_vocabulary_resized
 from backtrack.train.trajectory.cadence import ByDistance, EverySteps, LogSteps, axis_of
 from backtrack.train.trajectory.live_weights import LiveWeights
 from backtrack.train.trajectory.snapshot import Snapshots

@@ -7,10 +7,8 @@ are written out before training moves them, under the names a plain model has.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections import Counter
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,21 +20,18 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from backtrack.errors import CheckpointError, RunError, UsageError
-from backtrack.records import BaseModelReference, Method
+from backtrack.records import BaseModelReference
 from backtrack.run.reader import base_folder, fingerprint
 from backtrack.run.writer import weight_files
+from backtrack.train.trajectory.initializations import INITS_THAT_MOVE_THE_BASE
+from backtrack.train.trajectory.live_method import active_config, start_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from peft import PeftConfig
     from torch import Tensor
 
-INITS_THAT_MOVE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-INITS_THAT_NEED_THEIR_START = ("pissa_niter", "corda", "lora_ga")
-"""Of these, the ones whose initial factors no later loading finds again."""
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-_NOT_SETTINGS = {"peft_type", "peft_version", "base_model_name_or_path", "inference_mode"}
 
 
 def reference_to(name: str | Path, *, dtype: str = "auto", **fields: Any) -> BaseModelReference:
@@ -115,72 +110,6 @@ def write_base(
         tokenizer.save_pretrained(folder)
 
 
-def require_lasting_start(start: str) -> None:
-    """Refuse adapters whose saved files do not give the trained model back on the original base.
-
-    Args:
-        start: `init_lora_weights` of the adapter; empty where it has none.
-
-    Raises:
-        UsageError: Names the start.
-    """
-    if start == "loftq":
-        raise UsageError(
-            "init_lora_weights='loftq' puts a quantized matrix in the base's place, and an "
-            "adapter saved from it does not fit the original base. Train on a base that LoftQ "
-            "saved, or start from `pissa` or the default."
-        )
-
-
-def require_start_without_data(start: str) -> None:
-    """Refuse what a recipe cannot prepare: CorDA and LoRA-GA measure the model on data first.
-
-    Raises:
-        UsageError: Names the start.
-    """
-    require_lasting_start(start)
-    if start in {"corda", "lora_ga"}:
-        raise UsageError(
-            f"init_lora_weights={start!r} is prepared on data before training, which a recipe "
-            "does not do. Prepare it in a script of your own with TrajectoryCallback, or start "
-            "from `pissa` or the default."
-        )
-
-
-def write_initial(
-    model: PreTrainedModel | PeftModel, folder: Path, *, is_untouched: bool, is_sharded: bool
-) -> bool:
-    """Keep the adapter as it starts, where no later loading finds its factors again.
-
-    Args:
-        model: The live model.
-        folder: Where to.
-        is_untouched: Whether training has not begun.
-        is_sharded: Whether its weights are spread over processes.
-
-    Returns:
-        Whether there was something to keep.
-
-    Raises:
-        UsageError: They must be kept and cannot be any more.
-    """
-    if not isinstance(model, PeftModel):
-        return False
-    start = start_of(active_config(model))
-    if not start.startswith(INITS_THAT_NEED_THEIR_START):
-        return False
-    if is_sharded or not is_untouched:
-        raise UsageError(
-            f"init_lora_weights={start!r} took its initial factors out of the base, and they "
-            "cannot be kept "
-            + ("of sharded weights." if is_sharded else "once training has begun.")
-            + " Save the adapter before the first step and convert it when saving "
-            "(`path_initial_model_for_weight_conversion` of PEFT's save_pretrained)."
-        )
-    model.save_pretrained(str(folder))
-    return True
-
-
 def plain_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The transformers model, out of PEFT's wrapper; adapters stay on its layers.
 
@@ -232,71 +161,11 @@ def _plain_name(name: str, wrappers: Iterable[tuple[str, str]]) -> str | None:
     return name
 
 
-def method_of(model: PreTrainedModel | PeftModel) -> Method:
-    """How a live model is trained."""
-    if not isinstance(model, PeftModel):
-        return Method(kind="full")
-    config = active_config(model)
-    kind = str(getattr(config.peft_type, "value", config.peft_type)).lower()
-    return Method(kind=kind, settings=changed_settings(config))
-
-
-def active_config(model: PeftModel) -> PeftConfig:
-    """The configuration of the one adapter that is trained.
-
-    Raises:
-        UsageError: Several adapters are active.
-    """
-    if len(model.active_adapters) != 1:
-        names = ", ".join(model.active_adapters)
-        raise UsageError(f"a trajectory is of one adapter, but these are active: {names}.")
-    return model.peft_config[model.active_adapters[0]]
-
-
-def start_of(config: PeftConfig) -> str:
-    """How a LoRA adapter's weights begin; empty for other adapters."""
-    return str(getattr(config, "init_lora_weights", ""))
-
-
-def changed_settings(config: PeftConfig) -> dict[str, Any]:
-    """The fields of a PEFT configuration that are not at their default, fit for JSON."""
-    values: Mapping[str, Any] = config.to_dict()
-    return {
-        field.name: _jsonable(values[field.name])
-        for field in dataclasses.fields(config)
-        if field.name in values
-        and field.name not in _NOT_SETTINGS
-        and values[field.name] != _default(field)
-    }
-
-
 def is_vocabulary_resized(model: PeftModel, base: Path) -> bool:
     """Whether the vocabulary is not the base's, so that an adapter must carry its embedding."""
     written = json.loads((base / "config.json").read_text(encoding="utf-8")).get("vocab_size")
     live = getattr(plain_model(model).config, "vocab_size", None)
     return written is not None and live is not None and written != live
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return None if field.default is dataclasses.MISSING else field.default
-
-
-def _jsonable(value: object) -> Any:
-    match value:
-        case Enum():
-            return value.value
-        case None | bool() | int() | float() | str():
-            return value
-        case set() | frozenset():
-            return sorted(_jsonable(member) for member in value)
-        case list() | tuple():
-            return [_jsonable(member) for member in value]
-        case dict():
-            return {str(key): _jsonable(member) for key, member in value.items()}
-        case _:
-            return str(value)
 
 
 def _base_name(model: PreTrainedModel | PeftModel) -> str:
