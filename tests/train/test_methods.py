@@ -136,13 +136,13 @@ def test_adalora_resumes_with_what_it_has_averaged(make_recipe: MakeRecipe) -> N
 
         return stop
 
-    whole = train(make_recipe(name="whole", method=ADALORA))
+    uninterrupted = train(make_recipe(name="whole", method=ADALORA))
     for step in (3, 6):
         recipe = make_recipe(name=f"cut-{step}", method=ADALORA, sft={"save_steps": 2})
         with pytest.raises(KeyboardInterrupt):
             train(recipe, on_progress=until(step))
         resumed = train(recipe, resume=True)
-        assert resumed.entry(7).sha256 == whole.entry(7).sha256
+        assert resumed.entry(7).sha256 == uninterrupted.entry(7).sha256
 
 
 def test_adalora_is_regularized_as_peft_does_it(make_recipe: MakeRecipe) -> None:

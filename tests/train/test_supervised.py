@@ -54,8 +54,8 @@ def test_only_what_the_assistant_says_is_learned(
     trainer = build_trainer(recipe, tmp_path / "unused")
     batch = trainer.data_collator([trainer.train_dataset[3]])
     learned = batch["input_ids"][0][batch["labels"][0] != -100]
-    whole = str(tokenizer.decode(batch["input_ids"][0]))
-    assert whole.startswith("system: Add.\nuser: 3 + 4 =\nassistant: 7")
+    text = str(tokenizer.decode(batch["input_ids"][0]))
+    assert text.startswith("system: Add.\nuser: 3 + 4 =\nassistant: 7")
     assert str(tokenizer.decode(learned)).strip() == "7"
     assert train(recipe).steps == (3, 6, 7)
 

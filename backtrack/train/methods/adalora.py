@@ -62,7 +62,7 @@ def orthogonality(model: Any) -> Tensor:
     return weighted
 
 
-class RankAllocation(TrainerCallback):
+class AdaLoraCallback(TrainerCallback):
     """Masks the least important ranks at every step that AdaLoRA's schedule says."""
 
     def __init__(self) -> None:

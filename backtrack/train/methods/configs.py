@@ -16,7 +16,7 @@ from backtrack.errors import PlacementError, UsageError
 from backtrack.path.adapters.tuners import NO_PATH, TUNERS, tuner_of
 from backtrack.recipe import nearest
 from backtrack.train.library_fields import typed_fields
-from backtrack.train.trajectory.initializations import require_lasting_start
+from backtrack.train.trajectory.initializations import require_reloadable_initialization
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,9 +29,21 @@ MILORA = "milora"
 """A start of LoRA that PEFT does not have: see `backtrack.train.methods.milora`."""
 
 _PATHLESS: Mapping[str, str] = {kind.value.lower(): why for kind, why in NO_PATH.items()}
-_LORA_STARTS = ("pissa", "olora", "eva", "corda", "lora_ga", "loftq", "orthogonal", "mica", MILORA)
+_LORA_INITIALIZATIONS = (
+    "pissa",
+    "olora",
+    "eva",
+    "corda",
+    "lora_ga",
+    "loftq",
+    "orthogonal",
+    "mica",
+    MILORA,
+)
 _SETTINGS: Mapping[str, str] = {
-    **{start: f"`kind: lora` with `init_lora_weights: {start}`" for start in _LORA_STARTS},
+    **{
+        start: f"`kind: lora` with `init_lora_weights: {start}`" for start in _LORA_INITIALIZATIONS
+    },
     "dora": "`kind: lora` with `use_dora: true`",
     "rslora": "`kind: lora` with `use_rslora: true`",
     "qlora": "`kind: lora`, and the base as `{model: NAME, quantization: 4bit}`",
@@ -85,7 +97,7 @@ def method_faults(kind: str, values: Mapping[str, Any]) -> list[str]:
     faults = []
     theirs = dict(values)
     try:
-        _require_start_without_data(str(theirs.get("init_lora_weights", "")))
+        _require_initialization_without_data(str(theirs.get("init_lora_weights", "")))
     except UsageError as error:
         faults.append(f"method: {error}")
         del theirs["init_lora_weights"]
@@ -124,13 +136,13 @@ def peft_config(kind: str, values: Mapping[str, Any]) -> PeftConfig:
     return _class_of(kind)(**{**defaults, **typed})
 
 
-def _require_start_without_data(start: str) -> None:
+def _require_initialization_without_data(start: str) -> None:
     """Refuse what a recipe cannot prepare: CorDA and LoRA-GA measure the model on data first.
 
     Raises:
         UsageError: Names the start.
     """
-    require_lasting_start(start)
+    require_reloadable_initialization(start)
     if start in {"corda", "lora_ga"}:
         raise UsageError(
             f"init_lora_weights={start!r} is prepared on data before training, which a recipe "

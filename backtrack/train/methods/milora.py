@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
 
-def doubled(config: LoraConfig) -> LoraConfig:
+def double_rank(config: LoraConfig) -> LoraConfig:
     """The configuration with room for both halves and the same scaling; changed in place."""
     config.r, config.lora_alpha = 2 * config.r, 2 * config.lora_alpha
     config.rank_pattern = {name: 2 * r for name, r in (config.rank_pattern or {}).items()}
@@ -33,7 +33,7 @@ def doubled(config: LoraConfig) -> LoraConfig:
     return config
 
 
-class LeastDirections(TrainerCallback):
+class MiloraCallback(TrainerCallback):
     """Keeps the second half of every factor where it began, whatever the optimizer does."""
 
     def __init__(self, model: Any) -> None:

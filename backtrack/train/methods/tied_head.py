@@ -30,7 +30,7 @@ class _Head(NamedTuple):
     bias: Tensor | None = None
 
 
-def show_trained_tokens(model: PreTrainedModel) -> None:
+def expose_trained_tokens(model: PreTrainedModel) -> None:
     """Make a plain model's `get_output_embeddings` answer with the rows that are trained.
 
     Args:

@@ -24,17 +24,17 @@ from backtrack.errors import PlacementError, RecipeError, RunError, UsageError
 from backtrack.path.adapters.tuners import require_quantizable
 from backtrack.path.models.loading import quantizing
 from backtrack.recipe import FullMethod, PeftMethod
-from backtrack.train.methods.adalora import RankAllocation, orthogonality, set_total_step
+from backtrack.train.methods.adalora import AdaLoraCallback, orthogonality, set_total_step
 from backtrack.train.methods.configs import MILORA, peft_config
-from backtrack.train.methods.milora import LeastDirections, doubled
-from backtrack.train.methods.tied_head import show_trained_tokens
+from backtrack.train.methods.milora import MiloraCallback, double_rank
+from backtrack.train.methods.tied_head import expose_trained_tokens
 from backtrack.train.trainers.check import library_faults
 from backtrack.train.trainers.data import load_prompts, load_training_data
-from backtrack.train.trainers.grpo_saves import WholeGenerations
-from backtrack.train.trainers.mixin import Additions
+from backtrack.train.trainers.grpo_saves import DelayedSaveCallback
+from backtrack.train.trainers.mixin import TrainerExtensions
 from backtrack.train.trainers.rewards import reward_function
 from backtrack.train.trainers.settings import grpo_config, sft_config
-from backtrack.train.trajectory.initializations import INITS_THAT_MOVE_THE_BASE
+from backtrack.train.trajectory.initializations import BASE_CHANGING_INITIALIZATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,11 +50,11 @@ CHECKED = {"sft", "grpo", "method", "data", "early_stop"}
 """Sections whose keys the libraries know."""
 
 
-class SupervisedTrainer(Additions, SFTTrainer):  # type: ignore[misc]  # TRL has no types
+class ExtendedSFTTrainer(TrainerExtensions, SFTTrainer):  # type: ignore[misc]  # TRL has no types
     """TRL's trainer on given completions, with our additions."""
 
 
-class RewardTrainer(Additions, GRPOTrainer):  # type: ignore[misc]  # TRL has no types
+class ExtendedGRPOTrainer(TrainerExtensions, GRPOTrainer):  # type: ignore[misc]  # TRL has no types
     """TRL's trainer on the model's own completions, with our additions."""
 
 
@@ -100,9 +100,9 @@ def build_trainer(recipe: Recipe, folder: Path) -> Any:
 
 def _made(recipe: Recipe, model: Any, settings: Any, fields: dict[str, Any]) -> Any:
     if recipe.grpo is None:
-        return SupervisedTrainer(model, settings, **fields)
+        return ExtendedSFTTrainer(model, settings, **fields)
     functions = [reward_function(reward) for reward in recipe.rewards]
-    return RewardTrainer(model, functions, settings, **fields)
+    return ExtendedGRPOTrainer(model, functions, settings, **fields)
 
 
 def require_trainable(recipe: Recipe) -> FullMethod | PeftMethod:
@@ -126,7 +126,7 @@ def require_trainable(recipe: Recipe) -> FullMethod | PeftMethod:
 def _require_reference(grpo: Mapping[str, Any], method: PeftMethod) -> None:
     """TRL's reference is the model without its adapter, which must then be the base."""
     start = str(method.settings.get("init_lora_weights", ""))
-    if float(grpo.get("beta", 0.0)) and start.startswith(INITS_THAT_MOVE_THE_BASE):
+    if float(grpo.get("beta", 0.0)) and start.startswith(BASE_CHANGING_INITIALIZATIONS):
         raise UsageError(
             f"init_lora_weights={start!r} takes its factors out of the base, so that the model "
             "without its adapter, from which `grpo.beta` measures, would not be the base. Set "
@@ -157,7 +157,7 @@ def _add(trainer: Any, recipe: Recipe) -> None:
     if isinstance(recipe.method, PeftMethod):
         _begin_adapter(trainer, recipe.method)
     if recipe.grpo is not None:
-        trainer.add_callback(WholeGenerations())
+        trainer.add_callback(DelayedSaveCallback())
     if recipe.early_stop is not None:
         stop = recipe.early_stop
         trainer.add_callback(EarlyStoppingCallback(stop.patience, stop.min_improvement))
@@ -181,10 +181,10 @@ def _model_and_adapter(
         except PlacementError as error:
             raise UsageError(str(error)) from error
     if method.settings.get("init_lora_weights") == MILORA:
-        adapter = doubled(adapter)
+        adapter = double_rank(adapter)
     model = _load_base(base)
     if method.kind == "trainable_tokens" or method.settings.get("trainable_token_indices"):
-        show_trained_tokens(model)
+        expose_trained_tokens(model)
     return model, adapter
 
 
@@ -192,7 +192,7 @@ def _begin_adapter(trainer: Any, method: PeftMethod) -> None:
     """What a method needs after PEFT has made its adapter, and while it is trained."""
     start = method.settings.get("init_lora_weights")
     if start == MILORA:
-        trainer.add_callback(LeastDirections(trainer.model))
+        trainer.add_callback(MiloraCallback(trainer.model))
     elif start == "eva":
         initialize_lora_eva_weights(
             trainer.model, trainer.get_train_dataloader(), show_progress_bar=False
@@ -200,7 +200,7 @@ def _begin_adapter(trainer: Any, method: PeftMethod) -> None:
     if method.kind == "adalora":
         set_total_step(trainer.model.peft_config["default"], num_steps(trainer))
         trainer.penalty = orthogonality
-        trainer.add_callback(RankAllocation())
+        trainer.add_callback(AdaLoraCallback())
 
 
 def num_steps(trainer: Any) -> int:

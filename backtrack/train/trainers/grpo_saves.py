@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
 
-class WholeGenerations(TrainerCallback):
+class DelayedSaveCallback(TrainerCallback):
     """Puts a save off until what was generated is used up; the last step is always saved."""
 
     def __init__(self) -> None:

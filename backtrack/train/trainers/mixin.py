@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Additions:
+class TrainerExtensions:
     """Put before a TRL trainer among a class's bases; abstract.
 
     Attributes:
@@ -32,7 +32,9 @@ class Additions:
         trainer: Any = self
         optimizer = super().create_optimizer(model)  # type: ignore[misc]
         if self.learning_rates:
-            set_rates(optimizer, trainer.model if model is None else model, self.learning_rates)
+            set_learning_rates(
+                optimizer, trainer.model if model is None else model, self.learning_rates
+            )
         return optimizer
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **fields: Any) -> Any:
@@ -45,7 +47,7 @@ class Additions:
         return (result[0] + added, *result[1:]) if isinstance(result, tuple) else result + added
 
 
-def set_rates(optimizer: Any, model: Any, rates: Mapping[str, float]) -> None:
+def set_learning_rates(optimizer: Any, model: Any, rates: Mapping[str, float]) -> None:
     """Divide an optimizer's groups, before its first step, so that each has one rate.
 
     Args:

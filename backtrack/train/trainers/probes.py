@@ -41,7 +41,7 @@ from backtrack.selection.stats.bootstrap import (
     split_items,
 )
 from backtrack.selection.stats.front import FRACTION, of_role, role_shares
-from backtrack.train.trainers.trajectory_log import log_beside
+from backtrack.train.trainers.trajectory_log import log_extra_values
 from backtrack.train.trajectory.snapshot import is_sharded
 
 if TYPE_CHECKING:
@@ -57,11 +57,11 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-WATCH = "watch.jsonl"
+PROBE_FILE = "watch.jsonl"
 _SAMPLES_IN_THE_TAIL = 10
 
 
-class Look(Record):
+class ProbeEvaluation(Record):
     """Both roles at one step, and what changed since the base.
 
     Attributes:
@@ -70,7 +70,7 @@ class Look(Record):
         general: Likewise.
         gain: Of the target since the base, better counted up, with its 95% interval.
         drop: Of general ability since the base, worse counted up, likewise.
-        sure_drop: What it has fallen by at least, at the level that decides.
+        drop_lower_bound: What it has fallen by at least, at the level that decides.
         seconds: The look took.
         scores: Of each objective's items.
         item_ids: Of each objective; at the first look only.
@@ -81,13 +81,13 @@ class Look(Record):
     general: float
     gain: Interval
     drop: Interval
-    sure_drop: float
+    drop_lower_bound: float
     seconds: float
     scores: dict[str, tuple[float, ...]]
     item_ids: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
 
-class Watch(TrainerCallback):
+class ProbeCallback(TrainerCallback):
     """Looks every so many steps.
 
     Attributes:
@@ -99,7 +99,7 @@ class Watch(TrainerCallback):
         recipe: Recipe,
         trainer: Any,
         path: Path,
-        on_look: Callable[[Look], None] | None = None,
+        on_evaluation: Callable[[ProbeEvaluation], None] | None = None,
     ) -> None:
         """Build the objectives and draw their items.
 
@@ -107,7 +107,7 @@ class Watch(TrainerCallback):
             recipe: Has a section `watch`.
             trainer: That trains; its logs get the figures.
             path: The run's directory.
-            on_look: Called after each look.
+            on_evaluation: Called after each look.
 
         Raises:
             UsageError: A bound is asked for where general objectives share no unit.
@@ -116,14 +116,14 @@ class Watch(TrainerCallback):
         assert recipe.watch is not None
         self._section: WatchSection = recipe.watch
         self._trainer = trainer
-        self._path = path / WATCH
-        self._on_look = on_look
+        self._path = path / PROBE_FILE
+        self._on_evaluation = on_evaluation
         self._seed = recipe.search.seed
         self._objectives = build_objectives(recipe, trainer.processing_class)
         self._infos = [objective.info for objective in self._objectives]
         self._items = {o.info.name: self._draw(o, recipe) for o in self._objectives}
-        self._base: Look | None = None
-        self._num_looks = 1
+        self._base: ProbeEvaluation | None = None
+        self._num_evaluations = 1
         self.reason: str | None = None
         if self._section.max_general_drop is not None:
             require_one_unit(self._infos)
@@ -138,17 +138,21 @@ class Watch(TrainerCallback):
                 "`watch` generates with the live model, whose weights are sharded. Drop `watch`, "
                 "or train without sharding."
             )
-        self._num_looks = max(math.ceil(state.max_steps / self._section.every_steps), 1)
+        self._num_evaluations = max(math.ceil(state.max_steps / self._section.every_steps), 1)
         if not state.is_world_process_zero:
             return
-        before = [look for look in read_lines(self._path, Look) if look.step <= state.global_step]
+        before = [
+            look
+            for look in read_lines(self._path, ProbeEvaluation)
+            if look.step <= state.global_step
+        ]
         kept = {look.step: look for look in before}
         if kept:
             lines = [look.model_dump_json() for look in kept.values()]
             write_atomically(self._path, "\n".join([*lines, ""]))
         self._base = kept.get(0)
         if self._base is None and state.global_step == 0:
-            self._look(state, control, live["model"])
+            self._evaluate(state, control, live["model"])
 
     @override
     def on_step_end(
@@ -159,7 +163,7 @@ class Watch(TrainerCallback):
         if not is_due and state.global_step < state.max_steps:
             return
         if state.is_world_process_zero and self._base is not None:
-            self.reason = self._too_much(self._look(state, control, live["model"]))
+            self.reason = self._too_much(self._evaluate(state, control, live["model"]))
         if args.world_size > 1:
             shared = [self.reason]
             broadcast_object_list(shared)
@@ -167,7 +171,9 @@ class Watch(TrainerCallback):
         if self.reason is not None:
             control.should_training_stop = control.should_save = True
 
-    def _look(self, state: TrainerState, control: TrainerControl, model: Any) -> Look:
+    def _evaluate(
+        self, state: TrainerState, control: TrainerControl, model: Any
+    ) -> ProbeEvaluation:
         begin = time.perf_counter()
         with _unseen():
             scores = {
@@ -180,15 +186,17 @@ class Watch(TrainerCallback):
             require_scores(name, f"step {state.global_step}", self._items[name], found)
         look = self._read(state.global_step, scores, time.perf_counter() - begin)
         append_line(self._path, look.model_dump_json())
-        log_beside(self._trainer, control, figures(look))
-        if self._on_look is not None:
-            self._on_look(look)
+        log_extra_values(self._trainer, control, figures(look))
+        if self._on_evaluation is not None:
+            self._on_evaluation(look)
         return look
 
-    def _read(self, step: int, scores: dict[str, tuple[float, ...]], seconds: float) -> Look:
+    def _read(
+        self, step: int, scores: dict[str, tuple[float, ...]], seconds: float
+    ) -> ProbeEvaluation:
         first = scores if self._base is None else self._base.scores
         pairs = {name: np.array([first[name], scores[name]]) for name in scores}
-        level = (1 - self._section.level) / self._num_looks
+        level = (1 - self._section.level) / self._num_evaluations
         num = max(NUM_RESAMPLES, math.ceil(_SAMPLES_IN_THE_TAIL / level))
         values = {
             role: self._role(role, {n: p.mean(axis=1) for n, p in pairs.items()}) for role in ROLES
@@ -202,13 +210,13 @@ class Watch(TrainerCallback):
         drawn = {role: self._role(role, samples) for role in ROLES}
         gain, gains = _change(values["target"], drawn["target"], since=0, now=1)
         drop, drops = _change(values["general"], drawn["general"], since=1, now=0)
-        look = Look(
+        look = ProbeEvaluation(
             step=step,
             target=self._natural("target", values["target"][1]),
             general=self._natural("general", values["general"][1]),
             gain=interval(gain, gains, LEVEL),
             drop=interval(drop, drops, LEVEL),
-            sure_drop=float(np.quantile(drops, level)),
+            drop_lower_bound=float(np.quantile(drops, level)),
             seconds=seconds,
             scores=scores,
             item_ids=self._items if self._base is None else {},
@@ -238,14 +246,14 @@ class Watch(TrainerCallback):
         selection, _ = split_items(objective.item_ids, asked.selection, asked.report, self._seed)
         return tuple(sorted(nested_order(selection, self._seed)[: self._section.items]))
 
-    def _too_much(self, look: Look) -> str | None:
+    def _too_much(self, look: ProbeEvaluation) -> str | None:
         bound = self._section.max_general_drop
-        if bound is None or look.sure_drop <= bound:
+        if bound is None or look.drop_lower_bound <= bound:
             return None
         return (
             f"general ability has fallen by {look.drop.estimate:.3g} since the base at step "
-            f"{look.step}, surely by more than {bound:g} (by {look.sure_drop:.3g} at least, at "
-            f"{self._section.level:.0%} over all {self._num_looks} looks)"
+            f"{look.step}, surely by more than {bound:g} (by {look.drop_lower_bound:.3g} at least, at "
+            f"{self._section.level:.0%} over all {self._num_evaluations} looks)"
         )
 
 
@@ -254,14 +262,14 @@ def _change(values: Floats, drawn: Floats, *, since: int, now: int) -> tuple[flo
     return float(values[now] - values[since]), drawn[:, now] - drawn[:, since]
 
 
-def figures(look: Look) -> dict[str, float]:
+def figures(look: ProbeEvaluation) -> dict[str, float]:
     """What of a look is logged beside the loss."""
     return {
         "backtrack/target": look.target,
         "backtrack/general": look.general,
         "backtrack/target_gain": look.gain.estimate,
         "backtrack/general_drop": look.drop.estimate,
-        "backtrack/general_drop_at_least": look.sure_drop,
+        "backtrack/general_drop_at_least": look.drop_lower_bound,
     }
 
 

@@ -25,7 +25,7 @@ from backtrack.errors import RunError
 from backtrack.run.directory import MANIFEST, Run
 from backtrack.run.reader import verify_base
 from backtrack.train.trainers.build import build_trainer
-from backtrack.train.trainers.probes import Watch
+from backtrack.train.trainers.probes import ProbeCallback
 from backtrack.train.trainers.resume import (
     TRAINER_FOLDER,
     End,
@@ -34,7 +34,7 @@ from backtrack.train.trainers.resume import (
     require_same_recipe,
     write_end,
 )
-from backtrack.train.trainers.trajectory_log import Figures
+from backtrack.train.trainers.trajectory_log import TrajectoryLogCallback
 from backtrack.train.trajectory.base_model import reference_to
 from backtrack.train.trajectory.callback import TrajectoryCallback
 from backtrack.train.trajectory.new_run import create_run, require_free
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from backtrack.recipe import BaseSection, Recipe
     from backtrack.records import BaseModelReference
-    from backtrack.train.trainers.probes import Look
+    from backtrack.train.trainers.probes import ProbeEvaluation
 
 # `torch.save` says it by a RuntimeError without a type or an errno of its own.
 _SIGNS_OF_A_FULL_DISK = ("inline_container", "PytorchStreamWriter", "iostream error")
@@ -70,7 +70,7 @@ class TrainingProgress:
     loss: float | None
     seconds: float
     reward: float | None = None
-    look: Look | None = None
+    probe: ProbeEvaluation | None = None
 
 
 def train(
@@ -114,7 +114,7 @@ def train(
             )  # fmt: skip
         callback = _trajectory(run if trainer.is_world_process_zero() else None, path, recipe)
         trainer.add_callback(callback)
-        trainer.add_callback(Figures(trainer, run))
+        trainer.add_callback(TrajectoryLogCallback(trainer, run))
         try:
             _take_steps(trainer, path / TRAINER_FOLDER)
         finally:
@@ -130,20 +130,20 @@ def _add_reports(
     recipe: Recipe,
     path: Path,
     on_progress: Callable[[TrainingProgress], None] | None,
-) -> Watch | None:
+) -> ProbeCallback | None:
     """Callbacks that tell the caller how training goes, and may stop it."""
     reporter = None if on_progress is None else _Reporter(on_progress)
     watch = None
     if recipe.watch is not None:
-        on_look = None if reporter is None else reporter.looked
-        watch = Watch(recipe, trainer, path, on_look)
+        on_evaluation = None if reporter is None else reporter.on_probe_evaluation
+        watch = ProbeCallback(recipe, trainer, path, on_evaluation)
         trainer.add_callback(watch)
     if reporter is not None:
         trainer.add_callback(reporter)
     return watch
 
 
-def _end(trainer: Any, watch: Watch | None) -> End:
+def _end(trainer: Any, watch: ProbeCallback | None) -> End:
     state = trainer.state
     reason = None if watch is None else watch.reason
     if reason is None and state.global_step < state.max_steps:
@@ -210,11 +210,11 @@ class _Reporter(TrainerCallback):
     def __init__(self, on_progress: Callable[[TrainingProgress], None]) -> None:
         self._on_progress = on_progress
         self._begun = time.monotonic()
-        self._look: Look | None = None
+        self._probe: ProbeEvaluation | None = None
 
-    def looked(self, look: Look) -> None:
+    def on_probe_evaluation(self, probe: ProbeEvaluation) -> None:
         """Take what was measured, for the next report."""
-        self._look = look
+        self._probe = probe
 
     @override
     def on_train_begin(
@@ -238,7 +238,7 @@ class _Reporter(TrainerCallback):
                     loss=_last(state, "loss"),
                     seconds=time.monotonic() - self._begun,
                     reward=_last(state, "reward"),
-                    look=self._look,
+                    probe=self._probe,
                 )
             )
 

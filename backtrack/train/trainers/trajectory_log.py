@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from backtrack.run.directory import Run
 
 
-class Figures(TrainerCallback):
+class TrajectoryLogCallback(TrainerCallback):
     """Logs how many checkpoints there are and their bytes, when either has changed."""
 
     def __init__(self, trainer: Any, run: Run | None) -> None:
@@ -38,10 +38,10 @@ class Figures(TrainerCallback):
             "backtrack/checkpoints": float(len(self._steps)),
             "backtrack/trajectory_bytes": float(sum(e.num_bytes for e in self._run.entries())),
         }
-        log_beside(self._trainer, control, found)
+        log_extra_values(self._trainer, control, found)
 
 
-def log_beside(trainer: Any, control: TrainerControl, figures: dict[str, float]) -> None:
+def log_extra_values(trainer: Any, control: TrainerControl, figures: dict[str, float]) -> None:
     """Log figures of ours, and leave the step's own log as due as it was.
 
     Args:

@@ -23,8 +23,8 @@ from backtrack.errors import CheckpointError, RunError, UsageError
 from backtrack.records import BaseModelReference
 from backtrack.run.reader import base_folder, fingerprint
 from backtrack.run.writer import weight_files
-from backtrack.train.trajectory.initializations import INITS_THAT_MOVE_THE_BASE
-from backtrack.train.trajectory.live_method import active_config, start_of
+from backtrack.train.trajectory.initializations import BASE_CHANGING_INITIALIZATIONS
+from backtrack.train.trajectory.live_method import active_config, initialization_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -50,14 +50,14 @@ def reference_to(name: str | Path, *, dtype: str = "auto", **fields: Any) -> Bas
 def find_base(
     model: PreTrainedModel | PeftModel,
     *,
-    is_untouched: bool,
+    is_untrained: bool,
     weights: Mapping[str, Tensor] | None = None,
 ) -> BaseModelReference | None:
     """A reference to the files a live model was loaded from; none where the base must be written.
 
     Args:
         model: The model.
-        is_untouched: No step has been taken, so a fully trained model still holds its base.
+        is_untrained: No step has been taken, so a fully trained model still holds its base.
         weights: The model's own tensors in full, where it is sharded.
     """
     plain = plain_model(model)
@@ -74,7 +74,7 @@ def find_base(
     except (RunError, CheckpointError):
         return None
     live = plain.state_dict() if weights is None else weights
-    if is_untouched and plain is model and not _holds(live, base_folder(reference)):
+    if is_untrained and plain is model and not _holds(live, base_folder(reference)):
         return None
     return reference
 
@@ -98,8 +98,8 @@ def write_base(
         UsageError: The adapter's start has changed the base already.
     """
     if isinstance(model, PeftModel):
-        start = start_of(active_config(model))
-        if start.startswith(INITS_THAT_MOVE_THE_BASE):
+        start = initialization_of(active_config(model))
+        if start.startswith(BASE_CHANGING_INITIALIZATIONS):
             raise UsageError(
                 f"init_lora_weights={start!r} has changed the base already, and its files are not "
                 "at hand. Name them: TrajectoryCallback(..., base=FOLDER)."

@@ -31,11 +31,11 @@ from backtrack.train.trajectory.base_model import (
     plain_model,
     reference_to,
 )
-from backtrack.train.trajectory.initializations import require_lasting_start
-from backtrack.train.trajectory.live_method import active_config, method_of, start_of
-from backtrack.train.trajectory.live_weights import whole_weights
+from backtrack.train.trajectory.initializations import require_reloadable_initialization
+from backtrack.train.trajectory.live_method import active_config, initialization_of, method_of
+from backtrack.train.trajectory.live_weights import gather_weights
 from backtrack.train.trajectory.new_run import create_run, require_free
-from backtrack.train.trajectory.saver import Keeper
+from backtrack.train.trajectory.saver import CheckpointSaver
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -78,7 +78,7 @@ class TrajectoryCallback(TrainerCallback):
         self._run: Run | None = None
         self._is_given = False
         self._keeps_tokenizer = False
-        self._keeper: Keeper | None = None
+        self._saver: CheckpointSaver | None = None
 
     @classmethod
     def onto(
@@ -120,9 +120,9 @@ class TrajectoryCallback(TrainerCallback):
         Raises:
             CheckpointError: A checkpoint could not be written.
         """
-        keeper, self._keeper = self._keeper, None
-        if keeper is not None:
-            keeper.close()
+        saver, self._saver = self._saver, None
+        if saver is not None:
+            saver.close()
 
     @override
     def on_train_begin(
@@ -132,44 +132,44 @@ class TrajectoryCallback(TrainerCallback):
         model = live["model"]
         plain_model(model)
         if isinstance(model, PeftModel):
-            require_lasting_start(start_of(active_config(model)))
+            require_reloadable_initialization(initialization_of(active_config(model)))
         _require_no_flat_weights()
         self.close()
         # With auto_find_batch_size the Trainer begins again by itself when memory runs out.
         if not self._is_given and (self._run is None or not args.auto_find_batch_size):
             self._run = self._open_run(model, live.get("processing_class"), args, state)
         tokenizer = live.get("processing_class") if self._keeps_tokenizer else None
-        self._keeper = Keeper(self._run, self._section, model, args, state, tokenizer)
-        self._keeper.step_taken(state)
+        self._saver = CheckpointSaver(self._run, self._section, model, args, state, tokenizer)
+        self._saver.save_if_due(state)
 
     @override
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
     ) -> None:
         """Keep a step that is due, and be done with it if the Trainer saves now."""
-        if self._keeper is not None:
-            self._keeper.step_taken(state)
+        if self._saver is not None:
+            self._saver.save_if_due(state)
             if control.should_save:
-                self._keeper.flush()
+                self._saver.flush()
 
     @override
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
     ) -> None:
         """Be done with every step before the Trainer may save the one it found best."""
-        if self._keeper is not None:
-            self._keeper.flush()
+        if self._saver is not None:
+            self._saver.flush()
 
     @override
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
     ) -> None:
         """Keep the weights that `load_best_model_at_end` may replace before training ends."""
-        if self._keeper is not None:
+        if self._saver is not None:
             if args.load_best_model_at_end:
-                self._keeper.keep(state)
+                self._saver.keep(state)
             if control.should_save:
-                self._keeper.flush()
+                self._saver.flush()
 
     @override
     def on_train_end(
@@ -177,34 +177,34 @@ class TrajectoryCallback(TrainerCallback):
     ) -> None:
         """Keep the last step of a training that stopped early."""
         # With load_best_model_at_end the live weights are those of another step by now.
-        if self._keeper is not None and not args.load_best_model_at_end:
-            self._keeper.keep(state)
+        if self._saver is not None and not args.load_best_model_at_end:
+            self._saver.keep(state)
         self.close()
 
     def _open_run(
         self, model: Any, tokenizer: Any, args: TrainingArguments, state: TrainerState
     ) -> Run | None:
         """The run, on the main process; the others only help to gather a base."""
-        weights = whole_weights(model)
+        weights = gather_weights(model)
         if not state.is_world_process_zero:
             return None
         if state.global_step > 0 and (self._path / MANIFEST).is_file():
             return _continued(self._path, model)
         require_free(self._path, hint="resume the Trainer with `resume_from_checkpoint=True`")
-        is_untouched = state.global_step == 0
+        is_untrained = state.global_step == 0
         base = (
-            find_base(model, is_untouched=is_untouched, weights=weights)
+            find_base(model, is_untrained=is_untrained, weights=weights)
             if self._base is None
             else reference_to(self._base, dtype=main_dtype(plain_model(model)))
         )
-        if base is None and not is_untouched and not isinstance(model, PeftModel):
+        if base is None and not is_untrained and not isinstance(model, PeftModel):
             raise UsageError(
                 f"training goes on at step {state.global_step}, and the model before it is not at "
                 "hand. Name it: TrajectoryCallback(..., base=FOLDER_OR_NAME)."
             )
         return create_run(
             self._path, model, base, seed=args.seed, tokenizer=tokenizer, weights=weights,
-            is_untouched=is_untouched,
+            is_untrained=is_untrained,
         )  # fmt: skip
 
 

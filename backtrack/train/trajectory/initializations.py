@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 from peft import PeftModel
 
 from backtrack.errors import UsageError
-from backtrack.train.trajectory.live_method import active_config, start_of
+from backtrack.train.trajectory.live_method import active_config, initialization_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from transformers import PreTrainedModel
 
-INITS_THAT_MOVE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-INITS_THAT_NEED_THEIR_START = ("pissa_niter", "corda", "lora_ga")
+BASE_CHANGING_INITIALIZATIONS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+INITIALIZATIONS_TO_SAVE = ("pissa_niter", "corda", "lora_ga")
 """Of these, the ones whose initial factors no later loading finds again."""
 
 
-def require_lasting_start(start: str) -> None:
+def require_reloadable_initialization(start: str) -> None:
     """Refuse adapters whose saved files do not give the trained model back on the original base.
 
     Args:
@@ -36,15 +36,15 @@ def require_lasting_start(start: str) -> None:
         )
 
 
-def write_initial(
-    model: PreTrainedModel | PeftModel, folder: Path, *, is_untouched: bool, is_sharded: bool
+def save_initial_adapter(
+    model: PreTrainedModel | PeftModel, folder: Path, *, is_untrained: bool, is_sharded: bool
 ) -> bool:
     """Keep the adapter as it starts, where no later loading finds its factors again.
 
     Args:
         model: The live model.
         folder: Where to.
-        is_untouched: Whether training has not begun.
+        is_untrained: Whether training has not begun.
         is_sharded: Whether its weights are spread over processes.
 
     Returns:
@@ -55,10 +55,10 @@ def write_initial(
     """
     if not isinstance(model, PeftModel):
         return False
-    start = start_of(active_config(model))
-    if not start.startswith(INITS_THAT_NEED_THEIR_START):
+    start = initialization_of(active_config(model))
+    if not start.startswith(INITIALIZATIONS_TO_SAVE):
         return False
-    if is_sharded or not is_untouched:
+    if is_sharded or not is_untrained:
         raise UsageError(
             f"init_lora_weights={start!r} took its initial factors out of the base, and they "
             "cannot be kept "

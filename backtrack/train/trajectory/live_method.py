@@ -41,7 +41,7 @@ def active_config(model: PeftModel) -> PeftConfig:
     return model.peft_config[model.active_adapters[0]]
 
 
-def start_of(config: PeftConfig) -> str:
+def initialization_of(config: PeftConfig) -> str:
     """How a LoRA adapter's weights begin; empty for other adapters."""
     return str(getattr(config, "init_lora_weights", ""))
 

@@ -21,7 +21,7 @@ from backtrack.errors import UsageError
 from backtrack.run.bits import Bits, bits_of, tensor_of
 from backtrack.train.trajectory.base_model import plain_model
 from backtrack.train.trajectory.live_method import active_config
-from backtrack.train.trajectory.snapshot import is_sharded, whole
+from backtrack.train.trajectory.snapshot import full_tensor, is_sharded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -141,7 +141,7 @@ class LiveWeights:
         return files
 
 
-def whole_weights(model: Any) -> dict[str, Tensor] | None:
+def gather_weights(model: Any) -> dict[str, Tensor] | None:
     """A sharded model's own tensors in full on the CPU; none where it is not sharded.
 
     Every process must call this; each gets them.
@@ -151,6 +151,6 @@ def whole_weights(model: Any) -> dict[str, Tensor] | None:
         return None
     gathered = {}
     for name, tensor in state.items():
-        with whole(tensor) as value:
+        with full_tensor(tensor) as value:
             gathered[name] = value.detach().cpu().clone()
     return gathered

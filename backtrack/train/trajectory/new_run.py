@@ -10,7 +10,7 @@ from backtrack.errors import RunError
 from backtrack.records import Manifest
 from backtrack.run.directory import INITIAL, MANIFEST, Run, now, sync_folder
 from backtrack.train.trajectory.base_model import reference_to, write_base
-from backtrack.train.trajectory.initializations import write_initial
+from backtrack.train.trajectory.initializations import save_initial_adapter
 from backtrack.train.trajectory.live_method import method_of
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def create_run(  # noqa: PLR0913  # one run has that many facts
     weights: Mapping[str, Tensor] | None = None,
     recipe: Recipe | None = None,
     recipe_text: str | None = None,
-    is_untouched: bool = True,
+    is_untrained: bool = True,
 ) -> Run:
     """Make a run's directory in one stroke: whatever happens, it is there whole or not at all.
 
@@ -48,7 +48,7 @@ def create_run(  # noqa: PLR0913  # one run has that many facts
         weights: The live model's own tensors in full, where it is sharded.
         recipe: What made the run, if a recipe did.
         recipe_text: The recipe in the user's words.
-        is_untouched: Whether training has not begun.
+        is_untrained: Whether training has not begun.
     """
     staging = path.with_name(f".{path.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
@@ -68,8 +68,8 @@ def create_run(  # noqa: PLR0913  # one run has that many facts
             created=now(),
         )
         run = Run.create(staging / "run", manifest, recipe, recipe_text)
-        write_initial(
-            model, run.path / INITIAL, is_untouched=is_untouched, is_sharded=weights is not None
+        save_initial_adapter(
+            model, run.path / INITIAL, is_untrained=is_untrained, is_sharded=weights is not None
         )
         if (staging / "base").is_dir():
             (staging / "base").rename(run.path / "base")

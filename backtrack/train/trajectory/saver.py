@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from backtrack.train.trajectory.snapshot import Snapshot
 
 
-class Keeper:
+class CheckpointSaver:
     """What turns live weights into checkpoints, from the begin of a training to its end.
 
     Where weights are sharded it stands on every process, for all must gather; else on the main one
@@ -58,7 +58,7 @@ class Keeper:
         """
         self._run = run
         is_adapter = isinstance(model, PeftModel)
-        dtype = kept_dtype(section, args, is_adapter=is_adapter)
+        dtype = stored_dtype(section, args, is_adapter=is_adapter)
         is_resized = run is not None and is_adapter and _is_resized(model, run)
         self._live = LiveWeights(model, is_resized=is_resized, dtype=dtype)
         self._snapshots = Snapshots(dtype)
@@ -78,7 +78,7 @@ class Keeper:
                 begun_at=step,
             )
 
-    def step_taken(self, state: TrainerState) -> None:
+    def save_if_due(self, state: TrainerState) -> None:
         """Keep the step if it is due, or the last one known in advance."""
         if state.global_step == 0 or not (self._live.is_sharded or self._writer):
             return
@@ -159,7 +159,7 @@ class Keeper:
         return ByDistance(section.every_distance, weights, travelled, dtype)
 
 
-def kept_dtype(
+def stored_dtype(
     section: TrajectorySection, args: TrainingArguments, *, is_adapter: bool
 ) -> torch.dtype | None:
     """The type checkpoints are kept in; none is the live one.

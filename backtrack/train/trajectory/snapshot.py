@@ -73,7 +73,7 @@ class Snapshots:
         """Copy tensors sharded over processes, for the main one; all must call this."""
         buffers = self._buffers(live) if is_main else None
         for name, tensor in live.items():
-            with whole(tensor) as value:
+            with full_tensor(tensor) as value:
                 if buffers is not None:
                     buffers[name].copy_(value.detach())
         return None if buffers is None else Snapshot(buffers, None, self._finish)
@@ -124,7 +124,7 @@ def is_sharded(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor) or getattr(tensor, "ds_id", None) is not None
 
 
-def whole(tensor: Any) -> AbstractContextManager[Tensor]:
+def full_tensor(tensor: Any) -> AbstractContextManager[Tensor]:
     """A sharded tensor in full, on every process; all must enter together."""
     if isinstance(tensor, DTensor):
         return nullcontext(tensor.full_tensor())

@@ -15,7 +15,12 @@ from backtrack.errors import UsageError
 from backtrack.records import ObjectiveInfo
 from backtrack.run.directory import Run, read_lines
 from backtrack.selection.choice.select import select
-from backtrack.train.trainers.probes import WATCH, Look, Watch, require_one_unit
+from backtrack.train.trainers.probes import (
+    PROBE_FILE,
+    ProbeCallback,
+    ProbeEvaluation,
+    require_one_unit,
+)
 from backtrack.train.trainers.resume import read_end
 from backtrack.train.trainers.train import TrainingProgress, train
 from tests.train.conftest import MakeRecipe
@@ -39,8 +44,8 @@ def objectives(folder: Path) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def looks(run: Run) -> list[Look]:
-    return list(read_lines(run.path / WATCH, Look))
+def probes(run: Run) -> list[ProbeEvaluation]:
+    return list(read_lines(run.path / PROBE_FILE, ProbeEvaluation))
 
 
 def test_training_is_stopped_when_general_ability_has_surely_fallen(
@@ -61,12 +66,12 @@ def test_training_is_stopped_when_general_ability_has_surely_fallen(
     assert end.step < 40
     # The last step is kept, what was seen is on disk, and nothing is trained any more.
     assert run.steps[-1] == end.step
-    found = looks(run)
-    assert [look.step for look in found] == list(range(0, end.step + 1, 2))
+    found = probes(run)
+    assert [probe.step for probe in found] == list(range(0, end.step + 1, 2))
     assert found[0].drop.estimate == 0
-    assert found[-1].sure_drop > 0.05 >= max(look.sure_drop for look in found[:-1])
+    assert found[-1].drop_lower_bound > 0.05 >= max(probe.drop_lower_bound for probe in found[:-1])
     assert found[-1].general > found[0].general, "nats a token, which rise where ability falls"
-    assert heard[-1].look == found[-1]
+    assert heard[-1].probe == found[-1]
     assert train(watched, resume=True).steps == run.steps
     # Items of the looks are the search's own, none of them in the report.
     choice = select(run, weight=0.5)
@@ -87,16 +92,18 @@ def test_watching_leaves_training_as_it_was_and_resumes(
             raise KeyboardInterrupt
 
     plain = train(make_recipe(name="plain", method=method))
-    whole = train(make_recipe(name="whole", method=method, **watching))
+    uninterrupted = train(make_recipe(name="whole", method=method, **watching))
     cut = make_recipe(name="cut", method=method, **watching, sft={"save_steps": 4})
     with pytest.raises(KeyboardInterrupt):
         train(cut, on_progress=stop)
     resumed = train(cut, resume=True)
-    assert {run.entry(7).sha256["adapter_model.safetensors"] for run in (whole, resumed)} == {
-        plain.entry(7).sha256["adapter_model.safetensors"]
-    }
-    assert [look.step for look in looks(resumed)] == [0, 3, 6, 7]
-    assert [look.scores for look in looks(resumed)] == [look.scores for look in looks(whole)]
+    assert {
+        run.entry(7).sha256["adapter_model.safetensors"] for run in (uninterrupted, resumed)
+    } == {plain.entry(7).sha256["adapter_model.safetensors"]}
+    assert [probe.step for probe in probes(resumed)] == [0, 3, 6, 7]
+    assert [probe.scores for probe in probes(resumed)] == [
+        probe.scores for probe in probes(uninterrupted)
+    ]
 
 
 class _Coin:
@@ -120,13 +127,13 @@ def _is_stopped(monkeypatch: pytest.MonkeyPatch, folder: Path, chances: Any, see
     """Whether twenty looks at objectives that come out by chance stop a training."""
     coins = tuple(_Coin(role, chances, seed + i) for i, role in enumerate(("target", "general")))
     monkeypatch.setattr("backtrack.train.trainers.probes.build_objectives", lambda *_: coins)
-    monkeypatch.setattr("backtrack.train.trainers.probes.log_beside", lambda *_: None)
+    monkeypatch.setattr("backtrack.train.trainers.probes.log_extra_values", lambda *_: None)
     monkeypatch.setattr("backtrack.train.trainers.probes.append_line", lambda *_: None)
     recipe: Any = SimpleNamespace(
         watch=SimpleNamespace(every_steps=1, items=50, max_general_drop=5.0, level=0.95),
         search=SimpleNamespace(seed=seed, items=SimpleNamespace(selection=100, report=100)),
     )
-    watch = Watch(recipe, SimpleNamespace(processing_class=None), folder)
+    watch = ProbeCallback(recipe, SimpleNamespace(processing_class=None), folder)
     args: Any = SimpleNamespace(world_size=1)
     control, state = TrainerControl(), TrainerState(max_steps=20)
     live = {"model": SimpleNamespace(state_dict=lambda **_: {})}
