@@ -36,7 +36,7 @@ from backtrack.train.trainers.resume import (
 )
 from backtrack.train.trainers.trajectory_log import TrajectoryLogCallback
 from backtrack.train.trajectory.base_model import reference_to
-from backtrack.train.trajectory.callback import TrajectoryCallback
+from backtrack.train.trajectory.callback import ExistingRunCallback
 from backtrack.train.trajectory.new_run import create_run, require_free
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def train(
                 path, trainer.model, base,
                 seed=recipe.seed, recipe=recipe, recipe_text=recipe_text,
             )  # fmt: skip
-        callback = _trajectory(run if trainer.is_world_process_zero() else None, path, recipe)
+        callback = _checkpoint_callback(run if trainer.is_world_process_zero() else None, recipe)
         trainer.add_callback(callback)
         trainer.add_callback(TrajectoryLogCallback(trainer, run))
         try:
@@ -159,11 +159,9 @@ def _begun(path: Path, recipe: Recipe) -> Run | None:
     return run
 
 
-def _trajectory(run: Run | None, path: Path, recipe: Recipe) -> TrajectoryCallback:
+def _checkpoint_callback(run: Run | None, recipe: Recipe) -> ExistingRunCallback:
     is_tokenizer_changed = not {"chat_template_path", "eos_token"}.isdisjoint(recipe.sft)
-    return TrajectoryCallback.onto(
-        run, path, recipe.trajectory, keep_tokenizer=is_tokenizer_changed
-    )
+    return ExistingRunCallback(run, recipe.trajectory, saves_tokenizer=is_tokenizer_changed)
 
 
 def _reference(base: BaseSection) -> BaseModelReference:

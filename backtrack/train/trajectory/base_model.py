@@ -1,8 +1,8 @@
-"""The base of a model that is about to be trained, and the method it is trained by.
+"""Find the base of a model that is about to be trained, or write it.
 
-The base's own files are referred to where they are at hand and are what the live model holds.
-Where they are not (a model built in memory, resized, or changed since it was loaded), its weights
-are written out before training moves them, under the names a plain model has.
+If the live model was loaded from files and still holds their weights, the run refers to those
+files. Otherwise (a model built in memory, resized, or changed since it was loaded) the weights are
+written before training changes them, under the names of a model without adapters.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: 
 
 
 def reference_to(name: str | Path, *, dtype: str = "auto", **fields: Any) -> BaseModelReference:
-    """A reference to a base by folder or Hub name, with its fingerprint.
+    """Return a reference to a base by folder or Hub name, with its fingerprint.
 
     Raises:
         RunError: There is no such base.
-        CheckpointError: Its weights are no safetensors, or truncated.
+        CheckpointError: Its weights are not safetensors, or are truncated.
     """
     folder = Path(name)
     model = str(folder.resolve()) if folder.is_dir() else str(name)
@@ -53,12 +53,16 @@ def find_base(
     is_untrained: bool,
     weights: Mapping[str, Tensor] | None = None,
 ) -> BaseModelReference | None:
-    """A reference to the files a live model was loaded from; none where the base must be written.
+    """Return a reference to the files a live model was loaded from.
 
     Args:
-        model: The model.
-        is_untrained: No step has been taken, so a fully trained model still holds its base.
-        weights: The model's own tensors in full, where it is sharded.
+        model: The live model.
+        is_untrained: No step has been taken, so under full fine-tuning the live weights are still
+            the base's and are compared with the files.
+        weights: The model's tensors in full if it is sharded.
+
+    Returns:
+        The reference; None if the base must be written.
     """
     plain = plain_model(model)
     name = _base_name(model)
@@ -74,7 +78,7 @@ def find_base(
     except (RunError, CheckpointError):
         return None
     live = plain.state_dict() if weights is None else weights
-    if is_untrained and plain is model and not _holds(live, base_folder(reference)):
+    if is_untrained and plain is model and not _equal_files(live, base_folder(reference)):
         return None
     return reference
 
@@ -89,20 +93,20 @@ def write_base(
     """Write a live model's base, and its tokenizer if any, for stock transformers to load.
 
     Args:
-        model: The model.
-        tokenizer: Its tokenizer.
-        folder: Where to.
-        weights: The model's own tensors in full, where it is sharded.
+        model: The live model.
+        tokenizer: Its tokenizer, or None.
+        folder: The folder to write.
+        weights: The model's tensors in full if it is sharded.
 
     Raises:
-        UsageError: The adapter's start has changed the base already.
+        UsageError: The adapter's initialization has already changed the base.
     """
     if isinstance(model, PeftModel):
-        start = initialization_of(active_config(model))
-        if start.startswith(BASE_CHANGING_INITIALIZATIONS):
+        initialization = initialization_of(active_config(model))
+        if initialization.startswith(BASE_CHANGING_INITIALIZATIONS):
             raise UsageError(
-                f"init_lora_weights={start!r} has changed the base already, and its files are not "
-                "at hand. Name them: TrajectoryCallback(..., base=FOLDER)."
+                f"init_lora_weights={initialization!r} has changed the base already, and the "
+                "base's files are not known. Name them: TrajectoryCallback(..., base=FOLDER)."
             )
     plain = plain_model(model)
     plain.save_pretrained(folder, state_dict=plain_weights(plain, weights))
@@ -111,10 +115,11 @@ def write_base(
 
 
 def plain_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """The transformers model, out of PEFT's wrapper; adapters stay on its layers.
+    """Return the transformers model inside PEFT's wrapper; adapters stay on its layers.
 
     Raises:
-        UsageError: It is neither a transformers nor a PEFT model, or carries adapters on its own.
+        UsageError: It is neither a transformers nor a PEFT model, or its adapters were added by
+            `add_adapter`.
     """
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(plain, PreTrainedModel):
@@ -123,7 +128,7 @@ def plain_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
         )
     if plain is model and getattr(model, "peft_config", None):
         raise UsageError(
-            "the model carries adapters through `add_adapter`. Wrap it with "
+            "the model's adapters were added by `add_adapter`. Wrap it with "
             "`peft.get_peft_model(model, config)` instead."
         )
     return plain
@@ -132,11 +137,11 @@ def plain_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 def plain_weights(
     plain: PreTrainedModel, weights: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """Weights without adapters, by the names they have in a model that never had any.
+    """Return the weights without adapters, by their names in a model without adapters.
 
     Args:
-        plain: The model.
-        weights: Its tensors in full, where it is sharded.
+        plain: The transformers model; its layers may be wrapped by PEFT.
+        weights: Its tensors in full if it is sharded.
     """
     inner_names: dict[str, str] = {}
     for name, module in plain.named_modules():
@@ -162,34 +167,34 @@ def _plain_name(name: str, wrappers: Iterable[tuple[str, str]]) -> str | None:
 
 
 def is_vocabulary_resized(model: PeftModel, base: Path) -> bool:
-    """Whether the vocabulary is not the base's, so that an adapter must carry its embedding."""
-    written = json.loads((base / "config.json").read_text(encoding="utf-8")).get("vocab_size")
+    """Whether the vocabulary size differs from the base's, so adapters must save the embedding."""
+    in_file = json.loads((base / "config.json").read_text(encoding="utf-8")).get("vocab_size")
     live = getattr(plain_model(model).config, "vocab_size", None)
-    return written is not None and live is not None and written != live
+    return in_file is not None and live is not None and in_file != live
 
 
 def _base_name(model: PreTrainedModel | PeftModel) -> str:
-    named = active_config(model).base_model_name_or_path if isinstance(model, PeftModel) else None
-    return str(named or plain_model(model).config.name_or_path or "")
+    name = active_config(model).base_model_name_or_path if isinstance(model, PeftModel) else None
+    return str(name or plain_model(model).config.name_or_path or "")
 
 
 def main_dtype(plain: PreTrainedModel) -> str:
-    """The type most of the base's values are of; adapters may be kept in another."""
+    """Return the dtype of most of the base's values; an adapter's dtype may differ."""
     counts: Counter[torch.dtype] = Counter()
     for tensor in plain_weights(plain).values():
         counts[tensor.dtype] += tensor.numel()
     return _DTYPES.get(counts.most_common(1)[0][0], "auto")
 
 
-def _holds(live: Mapping[str, Tensor], folder: Path) -> bool:
-    """Whether live weights are those of the files, in the live type, wherever the names agree."""
+def _equal_files(live: Mapping[str, Tensor], folder: Path) -> bool:
+    """Whether live weights equal the files' in the live dtype, for all names found in both."""
     for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
             for name in set(file.keys()) & set(live):
-                if not _same(file.get_tensor(name), live[name]):
+                if not _are_equal(file.get_tensor(name), live[name]):
                     return False
     return True
 
 
-def _same(stored: Tensor, live: Tensor) -> bool:
+def _are_equal(stored: Tensor, live: Tensor) -> bool:
     return stored.shape == live.shape and torch.equal(stored.to(live.dtype), live.cpu())

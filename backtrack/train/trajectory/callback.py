@@ -1,20 +1,20 @@
-"""Keep a trajectory while any transformers Trainer trains.
+"""Save a trajectory while any transformers Trainer trains.
 
     trainer = SFTTrainer(..., callbacks=[TrajectoryCallback("runs/mine", every_steps=10)])
 
-Promised: training is held for a copy of what is trained and no longer, unless checkpoints come
-faster than the disk takes them. A step is on the trajectory before the Trainer saves its own state
-of that step, so a run resumed from any Trainer checkpoint misses none. A run's directory appears
-whole or not at all. A write that fails stops the training with an error and leaves every earlier
-checkpoint as it was. Of several processes the main one writes; weights sharded by FSDP2 or
-DeepSpeed ZeRO-3 are gathered one tensor at a time, and what is frozen is not.
-Not promised: weights flattened by FSDP1; those are refused by name.
+Promised: a save holds training up only for a copy of the trained tensors, unless checkpoints come
+faster than they can be written. A step is on disk before the Trainer saves its own state of that
+step, so a run resumed from any Trainer checkpoint misses none. A run's folder appears complete or
+not at all. A failed write stops training with an error and leaves every earlier checkpoint as it
+was. Of several processes the main one writes; weights sharded by FSDP2 or DeepSpeed ZeRO-3 are
+gathered one tensor at a time, frozen ones not at all.
+Not promised: weights flattened by FSDP1. They are refused with an error that names FSDP1.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from accelerate.state import AcceleratorState, DistributedType, is_initialized
 from peft import PeftModel
@@ -41,81 +41,28 @@ if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
 
-class TrajectoryCallback(TrainerCallback):
-    """Keeps the trained weights of chosen optimizer steps, and of the last, in a run.
+class _CheckpointCallback(TrainerCallback):
+    """Saves due checkpoints into a run, at the Trainer's events; abstract."""
 
-    The run is made when training begins and continued when the Trainer resumes; a step taken again
-    after a resume replaces the older one.
-    """
-
-    def __init__(
-        self,
-        path: str | Path,
-        every_steps: int | None = None,
-        *,
-        base: str | Path | None = None,
-        **trajectory: Any,
-    ) -> None:
-        """Say where and how often.
+    def __init__(self, section: TrajectorySection, *, saves_tokenizer: bool = False) -> None:
+        """Set what is saved.
 
         Args:
-            path: The run's directory; it must not exist unless the Trainer resumes.
-            every_steps: Optimizer steps between checkpoints, 10 unless another cadence is given;
-                the last step is always kept.
-            base: Folder or Hub name of the model before training; found by itself where the model
-                was loaded from files, and written into the run where it was not.
-            **trajectory: Other keys of a recipe's `trajectory`: `log_checkpoints`,
-                `every_distance`, `max_checkpoints`, `max_bytes`, `storage`, `key_every`, `dtype`.
-
-        Raises:
-            UsageError: A key is unknown, or its value out of range.
+            section: Which steps are saved, and in which form.
+            saves_tokenizer: Save the tokenizer with each checkpoint, since it is not the base's.
         """
-        if every_steps is not None:
-            trajectory = {"every_steps": every_steps, **trajectory}
-        self._section = _section(trajectory)
-        self._path = Path(path)
-        self._base = base
-        self._run: Run | None = None
-        self._is_given = False
-        self._keeps_tokenizer = False
+        self._section = section
+        self._saves_tokenizer = saves_tokenizer
         self._saver: CheckpointSaver | None = None
 
-    @classmethod
-    def onto(
-        cls,
-        run: Run | None,
-        path: Path,
-        section: TrajectorySection,
-        *,
-        keep_tokenizer: bool = False,
-    ) -> Self:
-        """A callback that writes into a run made before training began.
-
-        Args:
-            run: The run; none on processes other than the main one.
-            path: Its directory.
-            section: Which steps, and how they are kept.
-            keep_tokenizer: Put the tokenizer beside each checkpoint, since it is not the base's.
-        """
-        callback = cls(path)
-        callback._section = section
-        callback._run, callback._is_given = run, True
-        callback._keeps_tokenizer = keep_tokenizer
-        return callback
-
-    @property
-    def run(self) -> Run:
-        """The run.
-
-        Raises:
-            RunError: Training has not begun, or this is not the main process.
-        """
-        if self._run is None:
-            raise RunError(f"there is no run in {self._path} yet: training has not begun.")
-        return self._run
+    def _prepare_run(
+        self, model: Any, tokenizer: Any, args: TrainingArguments, state: TrainerState
+    ) -> Run | None:
+        """Return the run to write into; None on processes other than the main one."""
+        raise NotImplementedError
 
     def close(self) -> None:
-        """Wait for the last byte; called by itself when training ends without an error.
+        """Wait until all is on disk; called automatically when training ends without an error.
 
         Raises:
             CheckpointError: A checkpoint could not be written.
@@ -128,25 +75,23 @@ class TrajectoryCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
     ) -> None:
-        """Make the run, or continue it."""
-        model = live["model"]
+        """Create the run or continue it, and start the writer."""
+        model, tokenizer = live["model"], live.get("processing_class")
         plain_model(model)
         if isinstance(model, PeftModel):
             require_reloadable_initialization(initialization_of(active_config(model)))
         _require_no_flat_weights()
         self.close()
-        # With auto_find_batch_size the Trainer begins again by itself when memory runs out.
-        if not self._is_given and (self._run is None or not args.auto_find_batch_size):
-            self._run = self._open_run(model, live.get("processing_class"), args, state)
-        tokenizer = live.get("processing_class") if self._keeps_tokenizer else None
-        self._saver = CheckpointSaver(self._run, self._section, model, args, state, tokenizer)
+        run = self._prepare_run(model, tokenizer, args, state)
+        saved_tokenizer = tokenizer if self._saves_tokenizer else None
+        self._saver = CheckpointSaver(run, self._section, model, args, state, saved_tokenizer)
         self._saver.save_if_due(state)
 
     @override
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
     ) -> None:
-        """Keep a step that is due, and be done with it if the Trainer saves now."""
+        """Save the step if it is due, and finish writing if the Trainer is about to save."""
         if self._saver is not None:
             self._saver.save_if_due(state)
             if control.should_save:
@@ -156,7 +101,7 @@ class TrajectoryCallback(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
     ) -> None:
-        """Be done with every step before the Trainer may save the one it found best."""
+        """Finish writing, since the Trainer may save after an evaluation."""
         if self._saver is not None:
             self._saver.flush()
 
@@ -164,10 +109,10 @@ class TrajectoryCallback(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
     ) -> None:
-        """Keep the weights that `load_best_model_at_end` may replace before training ends."""
+        """Save the weights that `load_best_model_at_end` may replace before training ends."""
         if self._saver is not None:
             if args.load_best_model_at_end:
-                self._saver.keep(state)
+                self._saver.save(state)
             if control.should_save:
                 self._saver.flush()
 
@@ -175,16 +120,73 @@ class TrajectoryCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
     ) -> None:
-        """Keep the last step of a training that stopped early."""
-        # With load_best_model_at_end the live weights are those of another step by now.
+        """Save the last step of a training that stopped early."""
+        # With load_best_model_at_end the live weights are by now those of another step.
         if self._saver is not None and not args.load_best_model_at_end:
-            self._saver.keep(state)
+            self._saver.save(state)
         self.close()
+
+
+class TrajectoryCallback(_CheckpointCallback):
+    """Saves the trained weights at chosen optimizer steps, and at the last, in a run.
+
+    The run is created when training begins and continued when the Trainer resumes; a step trained
+    again after a resume replaces the older one.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        every_steps: int | None = None,
+        *,
+        base: str | Path | None = None,
+        **trajectory: Any,
+    ) -> None:
+        """Set the run's folder and how often to save.
+
+        Args:
+            path: The run's folder; it must not exist unless the Trainer resumes.
+            every_steps: Optimizer steps between checkpoints; 10 unless another cadence is given.
+                The last step is always saved.
+            base: Folder or Hub name of the model before training. By default it is found if the
+                model was loaded from files, and written into the run if it was not.
+            **trajectory: Other keys of a recipe's `trajectory`: `log_checkpoints`,
+                `every_distance`, `max_checkpoints`, `max_bytes`, `storage`, `key_every`, `dtype`.
+
+        Raises:
+            UsageError: A key is unknown, or its value out of range.
+        """
+        if every_steps is not None:
+            trajectory = {"every_steps": every_steps, **trajectory}
+        super().__init__(_section(trajectory))
+        self._path = Path(path)
+        self._base = base
+        self._run: Run | None = None
+
+    @property
+    def run(self) -> Run:
+        """The run.
+
+        Raises:
+            RunError: Training has not begun, or this is not the main process.
+        """
+        if self._run is None:
+            raise RunError(f"there is no run in {self._path} yet: training has not begun.")
+        return self._run
+
+    @override
+    def _prepare_run(
+        self, model: Any, tokenizer: Any, args: TrainingArguments, state: TrainerState
+    ) -> Run | None:
+        # With auto_find_batch_size the Trainer restarts by itself when memory runs out.
+        if self._run is None or not args.auto_find_batch_size:
+            self._run = self._open_run(model, tokenizer, args, state)
+        return self._run
 
     def _open_run(
         self, model: Any, tokenizer: Any, args: TrainingArguments, state: TrainerState
     ) -> Run | None:
-        """The run, on the main process; the others only help to gather a base."""
+        """Create or continue the run on the main process; the others help to gather the base."""
         weights = gather_weights(model)
         if not state.is_world_process_zero:
             return None
@@ -199,8 +201,8 @@ class TrajectoryCallback(TrainerCallback):
         )
         if base is None and not is_untrained and not isinstance(model, PeftModel):
             raise UsageError(
-                f"training goes on at step {state.global_step}, and the model before it is not at "
-                "hand. Name it: TrajectoryCallback(..., base=FOLDER_OR_NAME)."
+                f"training resumes at step {state.global_step}, and the model before training is "
+                "not known. Name it: TrajectoryCallback(..., base=FOLDER_OR_NAME)."
             )
         return create_run(
             self._path, model, base, seed=args.seed, tokenizer=tokenizer, weights=weights,
@@ -208,13 +210,36 @@ class TrajectoryCallback(TrainerCallback):
         )  # fmt: skip
 
 
+class ExistingRunCallback(_CheckpointCallback):
+    """Saves the same into a run that was created before training begins."""
+
+    def __init__(
+        self, run: Run | None, section: TrajectorySection, *, saves_tokenizer: bool = False
+    ) -> None:
+        """Set the run and what is saved.
+
+        Args:
+            run: The run; None on processes other than the main one.
+            section: Which steps are saved, and in which form.
+            saves_tokenizer: Save the tokenizer with each checkpoint, since it is not the base's.
+        """
+        super().__init__(section, saves_tokenizer=saves_tokenizer)
+        self._run = run
+
+    @override
+    def _prepare_run(
+        self, model: Any, tokenizer: Any, args: TrainingArguments, state: TrainerState
+    ) -> Run | None:
+        return self._run
+
+
 def _continued(path: Path, model: Any) -> Run:
     run = Run.open(path)
     kind = method_of(model).kind
     if run.manifest.method.kind != kind:
         raise RunError(
-            f"{path} was trained by `{run.manifest.method.kind}`, the model that resumes by "
-            f"`{kind}`. Resume with the same method, or take another name."
+            f"{path} was trained by `{run.manifest.method.kind}`, but the model that resumes has "
+            f"method `{kind}`. Resume with the same method, or use another name."
         )
     return run
 
@@ -232,13 +257,13 @@ def _section(values: dict[str, Any]) -> TrajectorySection:
 
 
 def _require_no_flat_weights() -> None:
-    # Accelerate keeps one state a process; by the time training begins a Trainer has filled it.
+    # Accelerate has one state per process; a Trainer has set it before training begins.
     if not is_initialized():
         return
     state = AcceleratorState()
     if state.distributed_type == DistributedType.FSDP and state.fsdp_plugin.fsdp_version != 2:
         raise UsageError(
-            "weights flattened by FSDP1 cannot be kept step by step. Set `fsdp_version: 2` in "
-            "accelerate's configuration, or let the Trainer save its own checkpoints and take "
-            "them over: `backtrack adopt OUTPUT_DIR`."
+            "weights flattened by FSDP1 cannot be saved during training. Set `fsdp_version: 2` in "
+            "accelerate's configuration, or let the Trainer save its own checkpoints and adopt "
+            "them: `backtrack adopt OUTPUT_DIR`."
         )

@@ -1,4 +1,4 @@
-"""Initializations of LoRA that change the base, and the initial factors a run must save."""
+"""LoRA initializations that change the base, and the initial adapters a run must save for them."""
 
 from __future__ import annotations
 
@@ -15,56 +15,53 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BASE_CHANGING_INITIALIZATIONS = ("pissa", "olora", "corda", "loftq", "lora_ga")
-INITIALIZATIONS_TO_SAVE = ("pissa_niter", "corda", "lora_ga")
-"""Of these, the ones whose initial factors no later loading finds again."""
+"""Prefixes of `init_lora_weights` for which PEFT changes the base's weights."""
+_INITIALIZATIONS_TO_SAVE = ("pissa_niter", "corda", "lora_ga")
+"""Of these, the ones whose initial factors cannot be computed again from the base alone."""
 
 
-def require_reloadable_initialization(start: str) -> None:
-    """Refuse adapters whose saved files do not give the trained model back on the original base.
+def require_reloadable_initialization(initialization: str) -> None:
+    """Refuse adapters that do not restore the trained model when loaded on the original base.
 
     Args:
-        start: `init_lora_weights` of the adapter; empty where it has none.
+        initialization: `init_lora_weights` of the adapter; empty if it has none.
 
     Raises:
-        UsageError: Names the start.
+        UsageError: The initialization is LoftQ.
     """
-    if start == "loftq":
+    if initialization == "loftq":
         raise UsageError(
-            "init_lora_weights='loftq' puts a quantized matrix in the base's place, and an "
+            "init_lora_weights='loftq' replaces the base's weights by quantized ones, and an "
             "adapter saved from it does not fit the original base. Train on a base that LoftQ "
-            "saved, or start from `pissa` or the default."
+            "saved, or use `pissa` or the default."
         )
 
 
 def save_initial_adapter(
     model: PreTrainedModel | PeftModel, folder: Path, *, is_untrained: bool, is_sharded: bool
-) -> bool:
-    """Keep the adapter as it starts, where no later loading finds its factors again.
+) -> None:
+    """Save the untrained adapter if its initial factors cannot be computed again.
 
     Args:
         model: The live model.
-        folder: Where to.
-        is_untrained: Whether training has not begun.
-        is_sharded: Whether its weights are spread over processes.
-
-    Returns:
-        Whether there was something to keep.
+        folder: The folder to write.
+        is_untrained: No step has been taken.
+        is_sharded: The weights are sharded over processes.
 
     Raises:
-        UsageError: They must be kept and cannot be any more.
+        UsageError: The adapter must be saved, but is sharded or already trained.
     """
     if not isinstance(model, PeftModel):
-        return False
-    start = initialization_of(active_config(model))
-    if not start.startswith(INITIALIZATIONS_TO_SAVE):
-        return False
+        return
+    initialization = initialization_of(active_config(model))
+    if not initialization.startswith(_INITIALIZATIONS_TO_SAVE):
+        return
     if is_sharded or not is_untrained:
         raise UsageError(
-            f"init_lora_weights={start!r} took its initial factors out of the base, and they "
-            "cannot be kept "
-            + ("of sharded weights." if is_sharded else "once training has begun.")
-            + " Save the adapter before the first step and convert it when saving "
+            f"init_lora_weights={initialization!r} subtracted the initial adapter from the base, "
+            "and that adapter cannot be saved "
+            + ("while weights are sharded." if is_sharded else "once training has begun.")
+            + " Save it before the first step and convert it when saving "
             "(`path_initial_model_for_weight_conversion` of PEFT's save_pretrained)."
         )
     model.save_pretrained(str(folder))
-    return True

@@ -21,33 +21,35 @@ _NOT_SETTINGS = {"peft_type", "peft_version", "base_model_name_or_path", "infere
 
 
 def method_of(model: PreTrainedModel | PeftModel) -> Method:
-    """How a live model is trained."""
+    """Return the method a live model is trained by and its settings, for the manifest."""
     if not isinstance(model, PeftModel):
         return Method(kind="full")
     config = active_config(model)
     kind = str(getattr(config.peft_type, "value", config.peft_type)).lower()
-    return Method(kind=kind, settings=changed_settings(config))
+    return Method(kind=kind, settings=_changed_settings(config))
 
 
 def active_config(model: PeftModel) -> PeftConfig:
-    """The configuration of the one adapter that is trained.
+    """Return the configuration of the adapter that is trained.
 
     Raises:
         UsageError: Several adapters are active.
     """
     if len(model.active_adapters) != 1:
         names = ", ".join(model.active_adapters)
-        raise UsageError(f"a trajectory is of one adapter, but these are active: {names}.")
+        raise UsageError(
+            f"a trajectory holds one adapter, but several are active: {names}. Activate one."
+        )
     return model.peft_config[model.active_adapters[0]]
 
 
 def initialization_of(config: PeftConfig) -> str:
-    """How a LoRA adapter's weights begin; empty for other adapters."""
+    """Return `init_lora_weights` as text; empty for adapters without it."""
     return str(getattr(config, "init_lora_weights", ""))
 
 
-def changed_settings(config: PeftConfig) -> dict[str, Any]:
-    """The fields of a PEFT configuration that are not at their default, fit for JSON."""
+def _changed_settings(config: PeftConfig) -> dict[str, Any]:
+    """Return a PEFT configuration's fields that differ from their defaults, as JSON values."""
     values: Mapping[str, Any] = config.to_dict()
     return {
         field.name: _jsonable(values[field.name])

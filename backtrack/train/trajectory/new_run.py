@@ -1,4 +1,4 @@
-"""Make the directory of a run that is about to be trained."""
+"""Create the folder of a run that is about to be trained."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _LIBRARIES = ("backtrack", "torch", "transformers", "peft", "trl", "safetensors")
 
 
-def create_run(  # noqa: PLR0913  # one run has that many facts
+def create_run(  # noqa: PLR0913  # the facts a manifest needs
     path: Path,
     model: Any,
     base: BaseModelReference | None,
@@ -37,18 +37,18 @@ def create_run(  # noqa: PLR0913  # one run has that many facts
     recipe_text: str | None = None,
     is_untrained: bool = True,
 ) -> Run:
-    """Make a run's directory in one stroke: whatever happens, it is there whole or not at all.
+    """Create a run's folder atomically: after a kill it is either complete or absent.
 
     Args:
-        path: Where; it must not exist, or be empty.
+        path: The folder; it must be absent or empty.
         model: The live model, before training.
-        base: Its base; where none is given the live weights are written into the run.
-        seed: Of training.
-        tokenizer: Kept beside a base that is written.
-        weights: The live model's own tensors in full, where it is sharded.
-        recipe: What made the run, if a recipe did.
-        recipe_text: The recipe in the user's words.
-        is_untrained: Whether training has not begun.
+        base: Its base; if None, the live weights are written into the run as its base.
+        seed: The training seed.
+        tokenizer: Saved with a base that is written.
+        weights: The live model's tensors in full if it is sharded.
+        recipe: The recipe the run is trained from, if any.
+        recipe_text: The recipe as the user wrote it.
+        is_untrained: No step has been taken.
     """
     staging = path.with_name(f".{path.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
@@ -81,22 +81,26 @@ def create_run(  # noqa: PLR0913  # one run has that many facts
 
 
 def require_free(path: Path, *, hint: str) -> None:
-    """Refuse a directory that is taken.
+    """Refuse a path that a run or other files already occupy.
+
+    Args:
+        path: The folder of the new run.
+        hint: What to do if it is the run the user meant, for the message.
 
     Raises:
-        RunError: It holds a run, or other files.
+        RunError: The path is occupied.
     """
     if (path / MANIFEST).exists():
-        raise RunError(f"{path} holds a run already. Take another name, or {hint}.")
+        raise RunError(f"{path} holds a run already. Use another name, or {hint}.")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise RunError(f"{path} is taken by other files and holds no run. Take another name.")
+        raise RunError(f"{path} contains other files and no run. Use another name.")
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in _LIBRARIES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
