@@ -1,7 +1,7 @@
-"""Read keys of a recipe as fields of a library's dataclass: TRL's and PEFT's configurations.
+"""Read keys of a recipe as fields of TRL's and PEFT's configuration dataclasses.
 
-Values are read by the type the field is declared with, so `1e-4`, which YAML takes for text, is a
-number.
+Values are converted to the type the field is declared with, so `1e-4`, which YAML reads as text,
+becomes a number.
 """
 
 from __future__ import annotations
@@ -21,7 +21,16 @@ if TYPE_CHECKING:
 def typed_fields(
     kind: type, values: Mapping[str, Any], section: str
 ) -> tuple[dict[str, Any], list[str]]:
-    """Values read by the type of the dataclass field they are for, and one sentence a fault."""
+    """Convert values to the types of a dataclass's fields.
+
+    Args:
+        kind: The dataclass.
+        values: By field name.
+        section: Section of the recipe the values are from, for messages.
+
+    Returns:
+        The values of known fields that could be converted, and one sentence for each fault.
+    """
     hints = typing.get_type_hints(kind)
     known = [field.name for field in dataclasses.fields(kind) if field.init]
     typed: dict[str, Any] = {}
@@ -38,7 +47,7 @@ def typed_fields(
 
 
 def _reason(error: ValidationError) -> str:
-    """The most telling of the reasons, one a type the field may have: a list of choices."""
+    """Return one of the reasons, which are one for each type of a union; prefer listed choices."""
     reasons = sorted(error.errors(), key=lambda reason: reason["type"] != "literal_error")
     message = reasons[0]["msg"]
     return message[0].lower() + message[1:]

@@ -96,7 +96,7 @@ def test_evaluation_is_logged_and_stops_a_training_that_no_longer_gains(
     losses = [line["eval_loss"] for line in history(run) if "eval_loss" in line]
     end = read_end(run)
     assert end is not None
-    assert end.reason == "eval_loss no longer got better"
+    assert end.reason == "eval_loss stopped improving"
     assert 2 * len(losses) == end.step == run.steps[-1] < 20
     assert min(losses[-2:]) >= min(losses[:-2])
     # A run that a rule has stopped is finished: resuming takes no step.

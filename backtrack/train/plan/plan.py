@@ -306,7 +306,7 @@ def require_plannable(recipe: Recipe) -> None:
     from backtrack.train.trajectory.new_run import require_free
 
     require_trainable(recipe)
-    require_free(Path(recipe.output) / recipe.name, hint="go on with --resume")
+    require_free(Path(recipe.output) / recipe.name, hint="continue with --resume")
     if recipe.data is not None and Path(recipe.data.train).exists():
         try:
             load_records(recipe.data.train, recipe.data.subset, recipe.data.split)

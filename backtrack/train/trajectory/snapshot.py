@@ -74,7 +74,7 @@ class Snapshots:
 
     @torch.no_grad()
     def gather(self, live: Mapping[str, Tensor], *, is_main: bool) -> Snapshot | None:
-        """Copy sharded tensors, one at a time, on the main process; all processes must call this."""
+        """Copy sharded tensors one by one on the main process; all processes must call this."""
         buffers = self._buffers(live) if is_main else None
         for name, tensor in live.items():
             with full_tensor(tensor) as value:
