@@ -141,13 +141,13 @@ def adopt(
 def _plan(path: Path, overrides: Sequence[str], *, is_json: bool) -> None:
     """Say what training would take, after checking all that can be checked without it."""
     from backtrack.recipe import load_recipe
-    from backtrack.train.plan.plan import lacking_room, make_plan, require_plannable
+    from backtrack.train.plan.plan import make_plan, require_plannable, resource_shortages
     from backtrack.train.trainers.check import library_faults
 
     loaded = load_recipe(path, overrides, checks=[library_faults])
     require_plannable(loaded)
     plan = make_plan(loaded)
-    lacking = lacking_room(plan, Path(loaded.output))
+    lacking = resource_shortages(plan, Path(loaded.output))
     if is_json:
         print_json({**plan.as_dict(), "lacking": lacking})
         return
@@ -161,9 +161,9 @@ def _plan(path: Path, overrides: Sequence[str], *, is_json: bool) -> None:
 def _doing(progress: TrainingProgress, recipe: Recipe) -> str:
     """The figures of a training under way, the most telling first, and what is on disk."""
     parts = []
-    if progress.look is not None:
-        look = progress.look
-        parts.append(f"general {look.general:.3g}, target {look.target:.3g} at {look.step}")
+    if progress.probe is not None:
+        probe = progress.probe
+        parts.append(f"general {probe.general:.3g}, target {probe.target:.3g} at {probe.step}")
     if progress.reward is not None:
         parts.append(f"reward {progress.reward:.3g}")
     elif progress.loss is not None:

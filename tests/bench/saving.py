@@ -32,9 +32,10 @@ from transformers import (
 
 from backtrack.recipe import TrajectorySection
 from backtrack.run.directory import Run
-from backtrack.train.trajectory.callback import TrajectoryCallback, create_run
+from backtrack.train.trajectory.callback import TrajectoryCallback
 from backtrack.train.trajectory.live_weights import LiveWeights
-from backtrack.train.trajectory.saver import Keeper
+from backtrack.train.trajectory.new_run import create_run
+from backtrack.train.trajectory.saver import CheckpointSaver
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT.parent / "shared" / "models" / "tiny-en"
@@ -125,7 +126,7 @@ def stall(name: str, model: Any, *, every_seconds: float, num_saves: int = 60) -
     args = TrainingArguments(output_dir=str(folder / "out"), use_cpu=not torch.cuda.is_available())
     state = Trainer(model=model, args=args).state
     state.max_steps = 10**6
-    keeper = Keeper(run, TrajectorySection(every_steps=1), model, args, state, None)
+    saver = CheckpointSaver(run, TrajectorySection(every_steps=1), model, args, state, None)
     live = LiveWeights(model, is_resized=False, dtype=None).tensors
     bare = bare_copy(live)
     ours, copies = [], []
@@ -133,9 +134,9 @@ def stall(name: str, model: Any, *, every_seconds: float, num_saves: int = 60) -
         state.global_step = step
         nudge(live)
         copies.append(timed(bare))
-        ours.append(timed(lambda: keeper.step_taken(state)))
+        ours.append(timed(lambda: saver.save_if_due(state)))
         time.sleep(every_seconds)
-    keeper.close()
+    saver.close()
     held, copy = statistics.median(ours[6:]), statistics.median(copies[6:])
     num_bytes = sum(t.numel() * t.element_size() for t in live.values())
     entries = Run.open(run.path).entries()

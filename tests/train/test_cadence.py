@@ -59,9 +59,9 @@ def test_checkpoints_by_distance_lie_as_far_apart_as_asked(tmp_path: Path) -> No
         moved = math.sqrt(sum(float((new[n] - old[n]).square().sum()) for n in new))
         norm = math.sqrt(sum(float(old[n].square().sum()) for n in old))
         assert 0.02 <= moved / norm < 0.05
-    places = [run.entry(step).distance or 0.0 for step in run.steps]
-    assert places == sorted(places)
-    assert places[0] > 0
+    distances = [run.entry(step).distance or 0.0 for step in run.steps]
+    assert distances == sorted(distances)
+    assert distances[0] > 0
 
 
 @pytest.mark.parametrize("settings", [{"every_distance": 0.02}, {"log_checkpoints": 6}])
@@ -85,8 +85,8 @@ def test_distance_is_measured_on_a_sample_of_large_models() -> None:
     cadence = ByDistance(0.1, start, 0.0, None)
     assert not cadence.is_due(2, {"w": torch.full((1 << 22,), 1.09)})
     assert cadence.is_due(2, {"w": torch.full((1 << 22,), 1.11)})
-    cadence.keep({"w": torch.full((1 << 22,), 1.5)})
-    assert cadence.travelled == pytest.approx(0.5)
+    cadence.record_save({"w": torch.full((1 << 22,), 1.5)})
+    assert cadence.distance == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(

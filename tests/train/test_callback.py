@@ -38,7 +38,7 @@ from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.run.checkpoint_reader import fingerprint, read_checkpoint
 from backtrack.run.directory import Run
-from backtrack.train.trajectory.base import write_base
+from backtrack.train.trajectory.base_model import write_base
 from backtrack.train.trajectory.callback import TrajectoryCallback
 from tests.models import jitter, load_whole, make_tokenizer
 
@@ -326,7 +326,7 @@ def test_a_new_training_does_not_mix_into_an_old_run(tmp_path: Path) -> None:
 def test_a_folder_of_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").touch()
-    with pytest.raises(RunError, match="taken by other files"):
+    with pytest.raises(RunError, match="contains other files"):
         trainer_for(
             model_in_memory(), tmp_path / "out", TrajectoryCallback(tmp_path / "run")
         ).train()

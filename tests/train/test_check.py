@@ -52,7 +52,7 @@ def test_every_mistake_is_listed_at_once(tmp_path: Path) -> None:
         ({"sft": {"resume_from_checkpoint": "x"}}, "--resume"),
         ({"sft": {"peft_config": {}}}, "set `method`"),
         ({"sft": {"eval_strategy": "steps"}}, "set `data.eval`"),
-        ({"early_stop": {}, "data": {"train": "x"}}, "early_stop: it needs an evaluation"),
+        ({"early_stop": {}, "data": {"train": "x"}}, "early_stop: it needs evaluation data"),
         ({"grpo": {"reward_weights": [1]}}, "set `weight` in `rewards`"),
         ({"grpo": {"num_generation": 4}}, "Did you mean 'num_generations'?"),
         ({"grpo": {"num_generations": 1}}, "grpo: TRL refuses"),

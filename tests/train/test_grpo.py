@@ -127,7 +127,7 @@ def test_a_killed_training_by_rewards_resumes_bit_for_bit(
             raise KeyboardInterrupt
 
     grpo = {**grpo, "save_steps": 3}
-    whole = train(tiny(base, sums, tmp_path / "whole", grpo=grpo))
+    uninterrupted = train(tiny(base, sums, tmp_path / "whole", grpo=grpo))
     with pytest.raises(KeyboardInterrupt):
         train(tiny(base, sums, tmp_path / "cut", grpo=grpo), on_progress=stop)
     saved = newest_checkpoint(tmp_path / "cut/tiny/trainer")
@@ -135,9 +135,9 @@ def test_a_killed_training_by_rewards_resumes_bit_for_bit(
     assert saved is not None
     assert saved.name == ("checkpoint-4" if "num_iterations" in grpo else "checkpoint-3")
     resumed = train(tiny(base, sums, tmp_path / "cut", grpo=grpo), resume=True)
-    assert resumed.entry(6).sha256 == whole.entry(6).sha256
+    assert resumed.entry(6).sha256 == uninterrupted.entry(6).sha256
     assert [line["reward"] for line in logged(resumed)] == [
-        line["reward"] for line in logged(whole)
+        line["reward"] for line in logged(uninterrupted)
     ]
 
 

@@ -96,9 +96,9 @@ def test_a_method_without_a_path_is_refused_with_the_reason(kind: str) -> None:
         ({"kind": "qlora"}, "quantization: 4bit"),
         ({"kind": "keeplora"}, "gradients of the training data"),
         ({"kind": "vera", "r": 4, "d_inital": 0.1}, "Did you mean 'd_initial'?"),
-        ({"kind": "adalora", "init_r": 4, "target_r": 4}, "no rank to take away"),
+        ({"kind": "adalora", "init_r": 4, "target_r": 4}, "no rank to remove"),
         ({"kind": "lora", "init_lora_weights": "pisa"}, "got 'pisa'"),
-        ({"kind": "lora", "init_lora_weights": "milora", "use_dora": True}, "without `use_dora`"),
+        ({"kind": "lora", "init_lora_weights": "milora", "use_dora": True}, "works only without"),
         ({"kind": "lora", "layer_replication": [[0, 2], [1, 2]]}, "layer_replication"),
     ],
 )
@@ -136,13 +136,13 @@ def test_adalora_resumes_with_what_it_has_averaged(make_recipe: MakeRecipe) -> N
 
         return stop
 
-    whole = train(make_recipe(name="whole", method=ADALORA))
+    uninterrupted = train(make_recipe(name="whole", method=ADALORA))
     for step in (3, 6):
         recipe = make_recipe(name=f"cut-{step}", method=ADALORA, sft={"save_steps": 2})
         with pytest.raises(KeyboardInterrupt):
             train(recipe, on_progress=until(step))
         resumed = train(recipe, resume=True)
-        assert resumed.entry(7).sha256 == whole.entry(7).sha256
+        assert resumed.entry(7).sha256 == uninterrupted.entry(7).sha256
 
 
 def test_adalora_is_regularized_as_peft_does_it(make_recipe: MakeRecipe) -> None:
@@ -192,7 +192,7 @@ def test_a_packed_base_is_trained_as_it_is_packed(make_recipe: MakeRecipe, base:
     run = train(make_recipe(base=packed, method={"kind": "lora", "r": 4}))
     assert run.base.quantization == "4bit"
     Placement(run, device="cpu").place(run.final)
-    with pytest.raises(UsageError, match="packed weights are not trained"):
+    with pytest.raises(UsageError, match="quantized weights cannot be trained"):
         train(make_recipe(name="whole", base=packed))
 
 

@@ -11,7 +11,7 @@ import pytest
 from backtrack.cli import app
 from backtrack.errors import RunError, UsageError
 from backtrack.recipe import find_recipe, load_recipe
-from backtrack.train.plan.plan import lacking_room, make_plan, require_plannable
+from backtrack.train.plan.plan import make_plan, require_plannable, resource_shortages
 from backtrack.train.trainers.build import build_trainer, num_steps
 from backtrack.train.trainers.train import train
 from tests.train.conftest import MakeRecipe
@@ -58,7 +58,7 @@ def test_a_plan_is_what_training_takes(make_recipe: MakeRecipe, method: dict[str
     # A safetensors file begins with a table of its tensors.
     assert plan.checkpoint_bytes == pytest.approx(sum(weights), rel=0.3)
     assert (plan.checkpoint_bytes or 0) < sum(weights)
-    assert not lacking_room(plan, Path(recipe.output))
+    assert not resource_shortages(plan, Path(recipe.output))
     with pytest.raises(RunError, match="holds a run already"):
         require_plannable(recipe)
 
@@ -88,7 +88,7 @@ def test_what_cannot_be_known_is_said(make_recipe: MakeRecipe) -> None:
     huge = load_recipe(find_recipe(Path("qwen2.5-7b-math-full")))
     plan = make_plan(huge)
     plan.trajectory_bytes = 1 << 60
-    assert "of disk are needed" in lacking_room(plan, Path("runs"))[0]
+    assert "of disk are needed" in resource_shortages(plan, Path("runs"))[0]
 
 
 def test_a_dry_run_says_what_training_takes_and_makes_nothing(

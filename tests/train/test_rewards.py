@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from backtrack.errors import UsageError
 from backtrack.recipe import DataSection, Reward
 from backtrack.train.trainers.data import load_prompts
-from backtrack.train.trainers.rewards import letter_in, number_in, reward_function
+from backtrack.train.trainers.rewards import extract_letter, extract_number, reward_function
 from tests.models import make_tokenizer
 
 
@@ -52,7 +52,7 @@ def scored(completion: Any, answer: str = "", **section: Any) -> float | None:
     ],
 )
 def test_the_number_of_an_answer(text: str, number: Fraction | None) -> None:
-    assert number_in(text) == number
+    assert extract_number(text) == number
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_the_number_of_an_answer(text: str, number: Fraction | None) -> None:
     ],
 )
 def test_the_letter_of_an_answer(text: str, letter: str | None) -> None:
-    assert letter_in(text, "ABCDE") == letter
+    assert extract_letter(text, "ABCDE") == letter
 
 
 @pytest.mark.parametrize(

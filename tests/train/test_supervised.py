@@ -54,8 +54,8 @@ def test_only_what_the_assistant_says_is_learned(
     trainer = build_trainer(recipe, tmp_path / "unused")
     batch = trainer.data_collator([trainer.train_dataset[3]])
     learned = batch["input_ids"][0][batch["labels"][0] != -100]
-    whole = str(tokenizer.decode(batch["input_ids"][0]))
-    assert whole.startswith("system: Add.\nuser: 3 + 4 =\nassistant: 7")
+    text = str(tokenizer.decode(batch["input_ids"][0]))
+    assert text.startswith("system: Add.\nuser: 3 + 4 =\nassistant: 7")
     assert str(tokenizer.decode(learned)).strip() == "7"
     assert train(recipe).steps == (3, 6, 7)
 
@@ -96,7 +96,7 @@ def test_evaluation_is_logged_and_stops_a_training_that_no_longer_gains(
     losses = [line["eval_loss"] for line in history(run) if "eval_loss" in line]
     end = read_end(run)
     assert end is not None
-    assert end.reason == "eval_loss no longer got better"
+    assert end.reason == "eval_loss stopped improving"
     assert 2 * len(losses) == end.step == run.steps[-1] < 20
     assert min(losses[-2:]) >= min(losses[:-2])
     # A run that a rule has stopped is finished: resuming takes no step.

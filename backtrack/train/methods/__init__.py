@@ -1,1 +1,1 @@
-"""Methods by name, and what PEFT leaves to whoever trains them."""
+"""PEFT methods by name, and what PEFT leaves to whoever trains them."""

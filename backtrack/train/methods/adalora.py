@@ -1,13 +1,13 @@
-"""Take AdaLoRA's ranks to their budget while training goes on.
+"""Allocate AdaLoRA's ranks during training, and regularize its loss.
 
-PEFT leaves the allocation to the training loop, and TRL's fused loss leaves the regularization
-out that PEFT adds to a model's own loss (`orth_reg_weight`). Both are done here.
+PEFT leaves the rank allocation to the training loop. The orthogonal regularization that PEFT adds
+to a model's own loss (`orth_reg_weight`) is missing from TRL's fused loss. Both are done here.
 
-PEFT's `update_and_allocate` notes the pattern of ranks in the configuration, after which it saves
-pruned factors; but a rank that is masked now may come back, so training resumed from such a save
-would be another training. Here the pattern stays out of the configuration: files hold all ranks,
-zero where masked, which is the same function. What the allocator has averaged so far lies beside
-the Trainer's checkpoints, written before each of them.
+PEFT's `update_and_allocate` records the rank pattern in the configuration, and from then on saves
+pruned factors. But a masked rank may be unmasked later, so a training resumed from such a save
+would differ. Here the pattern is not recorded: files contain all ranks, with zeros where masked,
+which is the same function. The allocator's running averages are saved beside the Trainer's
+checkpoints, before each of them.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ _FINAL = "final"
 
 
 def set_total_step(config: Any, num_steps: int) -> None:
-    """Tell AdaLoRA how long training is, unless the recipe did.
+    """Set AdaLoRA's `total_step` unless the recipe did.
 
     Args:
-        config: The configuration; changed in place.
-        num_steps: Optimizer steps in all.
+        config: The AdaLoRA configuration; changed in place.
+        num_steps: Optimizer steps of the training.
 
     Raises:
-        UsageError: No step is left between warming up and the end.
+        UsageError: No step is left between `tinit` and `tfinal`.
     """
     if config.total_step > num_steps * 1000:
         config.total_step = num_steps
     if config.tinit >= config.total_step - config.tfinal:
         raise UsageError(
-            f"AdaLoRA has no step to take ranks away in: tinit={config.tinit}, "
+            f"AdaLoRA has no step in which to remove ranks: tinit={config.tinit}, "
             f"tfinal={config.tfinal}, and training takes {config.total_step} steps. Lower "
             "`method.tinit` or `method.tfinal`, or train longer."
         )
 
 
 def orthogonality(model: Any) -> Tensor:
-    """AdaLoRA's regularization, weighted: mean over factors of |P P' - I|, Frobenius norm."""
+    """Return the weighted mean over factors P of the Frobenius norm of P P' - I."""
     config = model.peft_config[model.active_adapters[0]]
     norms = []
     for name, factor in model.named_parameters():
@@ -62,63 +62,57 @@ def orthogonality(model: Any) -> Tensor:
     return weighted
 
 
-class RankAllocation(TrainerCallback):
-    """Masks the least important ranks at every step that AdaLoRA's schedule says."""
+class AdaLoraCallback(TrainerCallback):
+    """Masks the least important ranks at the steps of AdaLoRA's schedule."""
 
     def __init__(self) -> None:
-        self._final: dict[str, list[bool]] | None = None
+        self._final_pattern: dict[str, list[bool]] | None = None
 
     @override
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
     ) -> None:
-        """Go on from what was averaged before a resume."""
+        """Restore the running averages if training resumes."""
         if state.global_step == 0:
             return
         path = _file(args, state.global_step)
         if not path.is_file():
             raise RunError(
-                f"{path} is gone, and AdaLoRA cannot resume without it. Train anew under another "
-                "`name`."
+                f"{path} is missing, and AdaLoRA cannot resume without it. Train again under "
+                "another `name`."
             )
         tensors = load_file(path)
         allocator = live["model"].base_model.rankallocator
         device = live["model"].device
-        for part in _AVERAGES:
-            own = {
-                n.removeprefix(f"{part}/"): t
-                for n, t in tensors.items()
-                if n.startswith(f"{part}/")
-            }
-            setattr(allocator, part, {name: tensor.to(device) for name, tensor in own.items()})
-        final = {n: t for n, t in tensors.items() if n.startswith(f"{_FINAL}/")}
-        self._final = {
-            name.removeprefix(f"{_FINAL}/"): mask.tolist() for name, mask in final.items()
-        } or None
+        for average in _AVERAGES:
+            saved = _with_prefix(tensors, average)
+            setattr(allocator, average, {name: t.to(device) for name, t in saved.items()})
+        final = _with_prefix(tensors, _FINAL)
+        self._final_pattern = {name: mask.tolist() for name, mask in final.items()} or None
 
     @override
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
     ) -> None:
-        """Average importances and mask, while the step's gradients are there."""
+        """Update the importances and mask, before the step's gradients are cleared."""
         tuner = live["model"].base_model
         config = tuner.peft_config[tuner.trainable_adapter_name]
         allocator, last = tuner.rankallocator, config.total_step - config.tfinal
         if state.global_step < last:
             allocator.update_and_allocate(tuner.model, state.global_step)
-        elif self._final is None:
-            _, self._final = allocator.update_and_allocate(
+        elif self._final_pattern is None:
+            _, self._final_pattern = allocator.update_and_allocate(
                 tuner.model, state.global_step, force_mask=True
             )
             allocator.reset_ipt()
         else:
-            allocator.mask_using_rank_pattern(tuner.model, self._final)
+            allocator.mask_using_rank_pattern(tuner.model, self._final_pattern)
 
     @override
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
     ) -> None:
-        """Write what was averaged, before the Trainer saves."""
+        """Save the running averages before the Trainer saves."""
         if control.should_save:
             self._write(args, state, live["model"])
 
@@ -133,7 +127,7 @@ class RankAllocation(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
     ) -> None:
-        """Write before a save that the evaluation may call for."""
+        """Save the running averages before a save that the evaluation may trigger."""
         if args.save_strategy == "best":
             self._write(args, state, live["model"])
 
@@ -141,7 +135,7 @@ class RankAllocation(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
     ) -> None:
-        """Drop what belongs to checkpoints that the Trainer has dropped."""
+        """Delete the averages of checkpoints that the Trainer has deleted."""
         if state.is_world_process_zero:
             for path in Path(str(args.output_dir)).glob("adalora-*.safetensors"):
                 step = path.stem.removeprefix("adalora-")
@@ -153,17 +147,23 @@ class RankAllocation(TrainerCallback):
             return
         allocator = model.base_model.rankallocator
         tensors = {
-            f"{part}/{name}": tensor.contiguous()
-            for part in _AVERAGES
-            for name, tensor in getattr(allocator, part).items()
+            f"{average}/{name}": tensor.contiguous()
+            for average in _AVERAGES
+            for name, tensor in getattr(allocator, average).items()
         }
-        for name, mask in (self._final or {}).items():
+        for name, mask in (self._final_pattern or {}).items():
             tensors[f"{_FINAL}/{name}"] = torch.tensor(mask)
         path = _file(args, state.global_step)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         save_file(tensors, partial)
         partial.replace(path)
+
+
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with `prefix/`, without it."""
+    begin = f"{prefix}/"
+    return {n.removeprefix(begin): t for n, t in tensors.items() if n.startswith(begin)}
 
 
 def _file(args: TrainingArguments, step: int) -> Path:

@@ -1,11 +1,11 @@
-"""MiLoRA: begin LoRA in the base's least singular directions, and leave the base alone.
+"""MiLoRA: initialize LoRA with the base's smallest singular components, without changing the base.
 
-MiLoRA (Wang et al., arXiv 2406.09044) takes the r least singular values of W0 for its factors,
-`scaling B0 A0`, and freezes the rest: the trained weight is W0 + scaling (B A - B0 A0). PEFT has
-no such initialization, and one that moved the base would need the initial factors to walk back.
-So the adapter has twice the rank here: its first half, [A; B], is trained, and its second,
-[A0; -B0], stays as it is. At the start the halves cancel; scaling all of B walks exactly back to
-W0, and stock PEFT loads what is saved as a plain LoRA.
+MiLoRA (Wang et al., arXiv 2406.09044) initializes its factors by the r smallest singular values of
+W0, `scaling B0 A0`, and freezes the rest: the trained weight is W0 + scaling (B A - B0 A0). PEFT
+has no such initialization, and one that changed the base would need the initial factors to return
+to it. So the adapter has twice the rank here: the first half, [A; B], is trained, and the second,
+[A0; -B0], is frozen. Initially the halves cancel. Scaling all of B to zero gives exactly W0, and
+stock PEFT loads the saved adapter as a plain LoRA.
 """
 
 from __future__ import annotations
@@ -25,38 +25,38 @@ if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
 
-def doubled(config: LoraConfig) -> LoraConfig:
-    """The configuration with room for both halves and the same scaling; changed in place."""
+def double_rank(config: LoraConfig) -> LoraConfig:
+    """Double the ranks of a configuration in place, keeping the scaling."""
     config.r, config.lora_alpha = 2 * config.r, 2 * config.lora_alpha
     config.rank_pattern = {name: 2 * r for name, r in (config.rank_pattern or {}).items()}
     config.alpha_pattern = {name: 2 * a for name, a in (config.alpha_pattern or {}).items()}
     return config
 
 
-class LeastDirections(TrainerCallback):
-    """Keeps the second half of every factor where it began, whatever the optimizer does."""
+class MiloraCallback(TrainerCallback):
+    """Initializes the adapter, and freezes the second half of every factor."""
 
     def __init__(self, model: Any) -> None:
-        """Begin in the least directions.
+        """Initialize the adapter.
 
         Args:
-            model: With a LoRA adapter that nothing has trained, of the `doubled` configuration.
+            model: A PEFT model with an untrained LoRA adapter of a `double_rank` configuration.
 
         Raises:
-            UsageError: It adapts something else than plain linear layers.
+            UsageError: It adapts layers other than plain linear ones.
         """
-        self._halves: list[tuple[Tensor, tuple[slice, ...], Tensor]] = []
+        self._frozen: list[tuple[Tensor, tuple[slice, ...], Tensor]] = []
         for name, layer in model.named_modules():
             if isinstance(layer, LoraLayer):
-                self._begin(name, layer, model.active_adapters[0])
+                self._initialize(name, layer, model.active_adapters[0])
 
     @torch.no_grad()
-    def _begin(self, name: str, layer: Any, adapter: str) -> None:
+    def _initialize(self, name: str, layer: Any, adapter: str) -> None:
         base = layer.get_base_layer()
         if not isinstance(base, torch.nn.Linear) or not base.weight.is_floating_point():
             raise UsageError(
-                f"MiLoRA needs the singular values of linear layers in full precision, and {name} "
-                f"is a {type(base).__name__}. Leave it out of `method.target_modules`."
+                f"MiLoRA needs the singular values of unquantized linear layers, and {name} is a "
+                f"{type(base).__name__}. Remove it from `method.target_modules`."
             )
         down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
         rank = down.shape[0] // 2
@@ -67,37 +67,37 @@ class LeastDirections(TrainerCallback):
             )
         left, values, right = torch.linalg.svd(base.weight.float(), full_matrices=False)
         root = (values[-rank:] / layer.scaling[adapter]).sqrt()
-        first_down = (root[:, None] * right[-rank:]).to(down)
-        first_up = (left[:, -rank:] * root).to(up)
-        down.copy_(torch.cat([first_down, first_down]))
-        up.copy_(torch.cat([first_up, -first_up], dim=1))
+        initial_down = (root[:, None] * right[-rank:]).to(down)
+        initial_up = (left[:, -rank:] * root).to(up)
+        down.copy_(torch.cat([initial_down, initial_down]))
+        up.copy_(torch.cat([initial_up, -initial_up], dim=1))
         for factor, half in ((down, (slice(rank, None),)), (up, (slice(None), slice(rank, None)))):
-            self._halves.append((factor, half, factor[half].clone()))
-            # Its gradient must not weigh in the norm that gradients are clipped by.
-            factor.register_hook(lambda gradient, half=half: _without(gradient, half))
+            self._frozen.append((factor, half, factor[half].clone()))
+            # A frozen half's gradient must not count in the norm used for gradient clipping.
+            factor.register_hook(lambda gradient, half=half: _zeroed(gradient, half))
 
     @override
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
     ) -> None:
-        """Go on from the half that a resumed training began with."""
+        """If training resumes, take the frozen halves from the loaded adapter."""
         if state.global_step > 0:
-            self._halves = [(f, half, f[half].detach().clone()) for f, half, _ in self._halves]
+            self._frozen = [(f, half, f[half].detach().clone()) for f, half, _ in self._frozen]
 
     @override
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
     ) -> None:
-        """Undo weight decay."""
+        """Undo weight decay of the frozen halves."""
         self._restore()
 
     @torch.no_grad()
     def _restore(self) -> None:
-        for factor, half, start in self._halves:
-            factor[half] = start.to(factor)
+        for factor, half, initial in self._frozen:
+            factor[half] = initial.to(factor)
 
 
-def _without(gradient: Tensor, half: tuple[slice, ...]) -> Tensor:
+def _zeroed(gradient: Tensor, half: tuple[slice, ...]) -> Tensor:
     gradient = gradient.clone()
     gradient[half] = 0
     return gradient

@@ -1,8 +1,9 @@
-"""Let TRL see trained tokens in a tied output head.
+"""Give TRL the output head's weight with its trained tokens, if the embedding is tied.
 
-TRL computes log-probabilities from the weight of the output head directly, not by calling it.
-Where single rows of a tied embedding are trained, that weight is the base's: the loss would be
-another model's. TRL fails there, or refuses. It takes the weight from here, with the rows in it.
+TRL computes log-probabilities from the weight of the output head directly, not by calling it. If
+single rows of a tied embedding are trained, that weight is still the base's, and TRL fails or
+refuses, since the loss would be another model's. Here `get_output_embeddings` returns the weight
+with the trained rows merged.
 """
 
 from __future__ import annotations
@@ -19,27 +20,27 @@ if TYPE_CHECKING:
 
 
 class _Head(NamedTuple):
-    """What TRL reads of an output head.
+    """The attributes of an output head that TRL reads.
 
     Attributes:
-        weight: Of shape (vocabulary, width).
-        bias: Of shape (vocabulary,), if any.
+        weight: Shape (vocabulary, hidden).
+        bias: Shape (vocabulary,), or None.
     """
 
     weight: Tensor
     bias: Tensor | None = None
 
 
-def show_trained_tokens(model: PreTrainedModel) -> None:
-    """Make a plain model's `get_output_embeddings` answer with the rows that are trained.
+def expose_trained_tokens(model: PreTrainedModel) -> None:
+    """Make a model's `get_output_embeddings` return the head with its trained rows merged.
 
     Args:
-        model: Before PEFT wraps it.
+        model: The transformers model, before PEFT wraps it.
     """
-    untouched: Any = model.get_output_embeddings
+    original: Any = model.get_output_embeddings
 
     def with_trained_rows(self: PreTrainedModel) -> Any:  # noqa: ARG001  # bound as a method
-        head = untouched()
+        head = original()
         if isinstance(head, TrainableTokensWrapper):
             head = head.token_adapter
         if isinstance(head, TrainableTokensLayer):

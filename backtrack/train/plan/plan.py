@@ -26,7 +26,7 @@ from backtrack.errors import ObjectiveError, UsageError
 from backtrack.evaluate.objectives.documents import load_records
 from backtrack.recipe import PeftMethod
 from backtrack.train.methods.configs import MILORA, peft_config
-from backtrack.train.methods.milora import doubled
+from backtrack.train.methods.milora import double_rank
 from backtrack.train.plan.shapes import SHAPES
 from backtrack.train.plan.tokens import tokens_per_item
 
@@ -122,7 +122,7 @@ def _adapter(method: PeftMethod) -> Any:
     settings = {k: v for k, v in method.settings.items() if k != "init_lora_weights"}
     adapter: Any = peft_config(method.kind, settings)
     is_milora = method.settings.get("init_lora_weights") == MILORA
-    return doubled(adapter) if is_milora else adapter
+    return double_rank(adapter) if is_milora else adapter
 
 
 def _is_milora(recipe: Recipe) -> bool:
@@ -257,7 +257,7 @@ def _count_tokens(plan: Plan, recipe: Recipe) -> None:
         plan.evaluation_tokens = total
 
 
-def lacking_room(plan: Plan, folder: Path) -> list[str]:
+def resource_shortages(plan: Plan, folder: Path) -> list[str]:
     """What this machine lacks of what a plan needs, one sentence each; empty where it is enough.
 
     Args:
@@ -303,10 +303,10 @@ def require_plannable(recipe: Recipe) -> None:
         RunError: Its name is taken.
     """
     from backtrack.train.trainers.build import require_trainable
-    from backtrack.train.trajectory.callback import require_free
+    from backtrack.train.trajectory.new_run import require_free
 
     require_trainable(recipe)
-    require_free(Path(recipe.output) / recipe.name, hint="go on with --resume")
+    require_free(Path(recipe.output) / recipe.name, hint="continue with --resume")
     if recipe.data is not None and Path(recipe.data.train).exists():
         try:
             load_records(recipe.data.train, recipe.data.subset, recipe.data.split)

@@ -1,1 +1,1 @@
-"""From a recipe to a trainer of TRL, and through its steps."""
+"""Train a recipe: data, rewards, TRL's SFT or GRPO trainer, probe evaluations and resuming."""

@@ -1,7 +1,7 @@
-"""Build the trainer a recipe asks for: TRL's, with model, data and adapter.
+"""Build TRL's trainer for a recipe, with its model, data and adapter.
 
-What the libraries leave to whoever calls them is done here: AdaLoRA's allocation, EVA's and
-MiLoRA's beginnings, rates by layer.
+Also set up here is what the libraries leave to their caller: AdaLoRA's rank allocation, EVA's and
+MiLoRA's initialization, learning rates by layer.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from backtrack.errors import PlacementError, RecipeError, RunError, UsageError
 from backtrack.path.adapters.tuners import require_quantizable
 from backtrack.path.models.loading import quantization_options
 from backtrack.recipe import FullMethod, PeftMethod
-from backtrack.train.methods.adalora import RankAllocation, orthogonality, set_total_step
+from backtrack.train.methods.adalora import AdaLoraCallback, orthogonality, set_total_step
 from backtrack.train.methods.configs import MILORA, peft_config
-from backtrack.train.methods.milora import LeastDirections, doubled
-from backtrack.train.methods.tied_head import show_trained_tokens
+from backtrack.train.methods.milora import MiloraCallback, double_rank
+from backtrack.train.methods.tied_head import expose_trained_tokens
 from backtrack.train.trainers.check import library_faults
 from backtrack.train.trainers.data import load_prompts, load_training_data
-from backtrack.train.trainers.grpo_saves import WholeGenerations
-from backtrack.train.trainers.mixin import Additions
+from backtrack.train.trainers.grpo_saves import DelayedSaveCallback
+from backtrack.train.trainers.mixin import TrainerExtensions
 from backtrack.train.trainers.rewards import reward_function
 from backtrack.train.trainers.settings import grpo_config, sft_config
-from backtrack.train.trajectory.base import INITS_THAT_MOVE_THE_BASE
+from backtrack.train.trajectory.initializations import BASE_CHANGING_INITIALIZATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,44 +46,43 @@ if TYPE_CHECKING:
     from backtrack.recipe import BaseSection, Recipe
 
 
-CHECKED = {"sft", "grpo", "method", "data", "early_stop"}
-"""Sections whose keys the libraries know."""
+_CHECKED_SECTIONS = {"sft", "grpo", "method", "data", "early_stop"}
 
 
-class SupervisedTrainer(Additions, SFTTrainer):  # type: ignore[misc]  # TRL has no types
-    """TRL's trainer on given completions, with our additions."""
+class ExtendedSFTTrainer(TrainerExtensions, SFTTrainer):  # type: ignore[misc]  # TRL has no types
+    """TRL's SFT trainer with our extensions."""
 
 
-class RewardTrainer(Additions, GRPOTrainer):  # type: ignore[misc]  # TRL has no types
-    """TRL's trainer on the model's own completions, with our additions."""
+class ExtendedGRPOTrainer(TrainerExtensions, GRPOTrainer):  # type: ignore[misc]  # TRL has no types
+    """TRL's GRPO trainer with our extensions."""
 
 
 def build_trainer(recipe: Recipe, folder: Path) -> Any:
-    """The trainer, ready to take its first step.
+    """Build the trainer, ready for its first step.
 
     Args:
         recipe: The recipe.
-        folder: Where TRL may make folders until the run is there.
+        folder: Folder in which TRL may create folders before the run exists.
 
     Raises:
-        RecipeError: Keys of TRL's or PEFT's are wrong.
+        RecipeError: Keys for TRL or PEFT are wrong.
         UsageError: The recipe does not fit the model, the data or this machine.
         RunError: The base cannot be loaded.
     """
     method = require_trainable(recipe)
     settings = _settings(recipe, folder)
     tokenizer = load_pretrained(AutoTokenizer, recipe.base)
-    data, evaluated = _data(recipe, tokenizer, settings)
+    train_data, eval_data = _data(recipe, tokenizer, settings)
     model, adapter = _model_and_adapter(recipe.base, method)
     fields: dict[str, Any] = {
-        "train_dataset": data, "eval_dataset": evaluated, "processing_class": tokenizer,
+        "train_dataset": train_data, "eval_dataset": eval_data, "processing_class": tokenizer,
         "peft_config": adapter,
     }  # fmt: skip
     section = "sft" if recipe.grpo is None else "grpo"
     try:
-        trainer = _made(recipe, model, settings, fields)
+        trainer = _construct(recipe, model, settings, fields)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
-        # A tracker that is not there is said by a RuntimeError without a type of its own.
+        # A tracker that is not installed raises a plain RuntimeError.
         if isinstance(error, RuntimeError) and "to be installed" not in str(error):
             raise
         raise UsageError(
@@ -91,31 +90,31 @@ def build_trainer(recipe: Recipe, folder: Path) -> Any:
         ) from error
     if len(trainer.train_dataset) == 0:
         raise UsageError(
-            f"no example is left: every completion lies past max_length={settings.max_length} "
+            f"no example is left: every completion begins after max_length={settings.max_length} "
             "tokens. Raise `sft.max_length`."
         )
-    _add(trainer, recipe)
+    _extend(trainer, recipe)
     return trainer
 
 
-def _made(recipe: Recipe, model: Any, settings: Any, fields: dict[str, Any]) -> Any:
+def _construct(recipe: Recipe, model: Any, settings: Any, fields: dict[str, Any]) -> Any:
     if recipe.grpo is None:
-        return SupervisedTrainer(model, settings, **fields)
+        return ExtendedSFTTrainer(model, settings, **fields)
     functions = [reward_function(reward) for reward in recipe.rewards]
-    return RewardTrainer(model, functions, settings, **fields)
+    return ExtendedGRPOTrainer(model, functions, settings, **fields)
 
 
 def require_trainable(recipe: Recipe) -> FullMethod | PeftMethod:
-    """The method of a recipe that can be trained, as far as its words tell.
+    """Return the method of a recipe that can be trained, as far as the recipe alone tells.
 
     Raises:
-        UsageError: It has no method or no data, or its parts do not go together.
-        RecipeError: Keys of TRL's or PEFT's are wrong.
+        UsageError: It has no method or no data, or its sections contradict each other.
+        RecipeError: Keys for TRL or PEFT are wrong.
     """
     if recipe.method is None or recipe.data is None:
         missing = "method" if recipe.method is None else "data"
         raise UsageError(f"the recipe has no `{missing}`, which training needs. Add it.")
-    faults = library_faults(recipe.model_dump(include=CHECKED))
+    faults = library_faults(recipe.model_dump(include=_CHECKED_SECTIONS))
     if faults:
         raise RecipeError(f"the recipe {recipe.name!r}", faults)
     if recipe.grpo is not None and isinstance(recipe.method, PeftMethod):
@@ -124,18 +123,18 @@ def require_trainable(recipe: Recipe) -> FullMethod | PeftMethod:
 
 
 def _require_reference(grpo: Mapping[str, Any], method: PeftMethod) -> None:
-    """TRL's reference is the model without its adapter, which must then be the base."""
-    start = str(method.settings.get("init_lora_weights", ""))
-    if float(grpo.get("beta", 0.0)) and start.startswith(INITS_THAT_MOVE_THE_BASE):
+    """Refuse a KL penalty if TRL's reference, the model without its adapter, is not the base."""
+    initialization = str(method.settings.get("init_lora_weights", ""))
+    if float(grpo.get("beta", 0.0)) and initialization.startswith(BASE_CHANGING_INITIALIZATIONS):
         raise UsageError(
-            f"init_lora_weights={start!r} takes its factors out of the base, so that the model "
-            "without its adapter, from which `grpo.beta` measures, would not be the base. Set "
-            "`beta` to 0, or start from the default."
+            f"init_lora_weights={initialization!r} subtracts the initial adapter from the base. "
+            "The reference of `grpo.beta` is the model without its adapter, which would not be "
+            "the base. Set `beta` to 0, or use the default initialization."
         )
 
 
 def _data(recipe: Recipe, tokenizer: Any, settings: Any) -> tuple[Any, Any]:
-    """What is trained on, and what is evaluated on if anything."""
+    """Load the training data, and the evaluation data or None."""
     section = recipe.data
     assert section is not None
 
@@ -145,19 +144,19 @@ def _data(recipe: Recipe, tokenizer: Any, settings: Any) -> tuple[Any, Any]:
         field = settings.dataset_text_field
         return load_training_data(section, tokenizer, text_field=field, is_eval=is_eval)
 
-    is_evaluated = section.eval is not None or section.eval_split is not None
-    return load(is_eval=False), load(is_eval=True) if is_evaluated else None
+    has_eval = section.eval is not None or section.eval_split is not None
+    return load(is_eval=False), load(is_eval=True) if has_eval else None
 
 
-def _add(trainer: Any, recipe: Recipe) -> None:
-    """What the recipe asks for beside TRL's own."""
+def _extend(trainer: Any, recipe: Recipe) -> None:
+    """Set up what the recipe configures beyond TRL's arguments."""
     if trainer.args.disable_tqdm:
         trainer.remove_callback(PrinterCallback)
     trainer.learning_rates = recipe.learning_rates
     if isinstance(recipe.method, PeftMethod):
-        _begin_adapter(trainer, recipe.method)
+        _initialize_adapter(trainer, recipe.method)
     if recipe.grpo is not None:
-        trainer.add_callback(WholeGenerations())
+        trainer.add_callback(DelayedSaveCallback())
     if recipe.early_stop is not None:
         stop = recipe.early_stop
         trainer.add_callback(EarlyStoppingCallback(stop.patience, stop.min_improvement))
@@ -166,12 +165,12 @@ def _add(trainer: Any, recipe: Recipe) -> None:
 def _model_and_adapter(
     base: BaseSection, method: FullMethod | PeftMethod
 ) -> tuple[Any, PeftConfig | None]:
-    """The base as training takes it, and the adapter that is to be put on it."""
+    """Load the base for training; return it with the adapter's configuration, if any."""
     if isinstance(method, FullMethod):
         if base.quantization is not None:
             raise UsageError(
-                "packed weights are not trained: `method: {kind: full}` needs the base without "
-                "`quantization`. Train an adapter, or drop it."
+                "quantized weights cannot be trained: `method: {kind: full}` needs the base "
+                "without `quantization`. Train an adapter, or remove `quantization`."
             )
         return _load_base(base), None
     adapter: Any = peft_config(method.kind, method.settings)
@@ -181,37 +180,40 @@ def _model_and_adapter(
         except PlacementError as error:
             raise UsageError(str(error)) from error
     if method.settings.get("init_lora_weights") == MILORA:
-        adapter = doubled(adapter)
+        adapter = double_rank(adapter)
     model = _load_base(base)
     if method.kind == "trainable_tokens" or method.settings.get("trainable_token_indices"):
-        show_trained_tokens(model)
+        expose_trained_tokens(model)
     return model, adapter
 
 
-def _begin_adapter(trainer: Any, method: PeftMethod) -> None:
-    """What a method needs after PEFT has made its adapter, and while it is trained."""
-    start = method.settings.get("init_lora_weights")
-    if start == MILORA:
-        trainer.add_callback(LeastDirections(trainer.model))
-    elif start == "eva":
+def _initialize_adapter(trainer: Any, method: PeftMethod) -> None:
+    """Initialize an adapter beyond what PEFT does, and add what its training needs."""
+    initialization = method.settings.get("init_lora_weights")
+    if initialization == MILORA:
+        trainer.add_callback(MiloraCallback(trainer.model))
+    elif initialization == "eva":
         initialize_lora_eva_weights(
             trainer.model, trainer.get_train_dataloader(), show_progress_bar=False
         )
     if method.kind == "adalora":
         set_total_step(trainer.model.peft_config["default"], num_steps(trainer))
         trainer.penalty = orthogonality
-        trainer.add_callback(RankAllocation())
+        trainer.add_callback(AdaLoraCallback())
 
 
 def num_steps(trainer: Any) -> int:
-    """Optimizer steps a trainer will take."""
+    """Return the number of optimizer steps a trainer will take."""
     loader = trainer.get_train_dataloader()
     return int(trainer.set_initial_training_values(trainer.args, loader)[-1])
 
 
 def _settings(recipe: Recipe, folder: Path) -> SFTConfig | GRPOConfig:
     section = "sft" if recipe.grpo is None else "grpo"
-    values = {**_evaluating(recipe), **(recipe.sft if recipe.grpo is None else recipe.grpo)}
+    values = {
+        **_evaluation_defaults(recipe),
+        **(recipe.sft if recipe.grpo is None else recipe.grpo),
+    }
     try:
         if recipe.grpo is None:
             return sft_config(values, folder, recipe.seed)
@@ -219,34 +221,34 @@ def _settings(recipe: Recipe, folder: Path) -> SFTConfig | GRPOConfig:
         return grpo_config(values, folder, recipe.seed, weights)
     except (ValueError, ImportError) as error:
         raise UsageError(
-            f"`{section}` asks for what this machine has not: {' '.join(str(error).split())}"
+            f"`{section}` needs what this machine does not have: {' '.join(str(error).split())}"
         ) from error
 
 
-def _evaluating(recipe: Recipe) -> dict[str, Any]:
-    """Settings that an evaluation during training has unless the recipe says other."""
+def _evaluation_defaults(recipe: Recipe) -> dict[str, Any]:
+    """Return the defaults for evaluating during training, if there is evaluation data."""
     data = recipe.data
     if data is None or (data.eval is None and data.eval_split is None):
         return {}
-    evaluating: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 0.1}
+    defaults: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 0.1}
     if recipe.early_stop is not None:
-        # The count of evaluations without improvement goes on after a resume.
-        evaluating["metric_for_best_model"] = recipe.early_stop.metric
-        evaluating["restore_callback_states_from_checkpoint"] = True
-    return evaluating
+        # Restore the count of evaluations without improvement after a resume.
+        defaults["metric_for_best_model"] = recipe.early_stop.metric
+        defaults["restore_callback_states_from_checkpoint"] = True
+    return defaults
 
 
 def _load_base(base: BaseSection) -> Any:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    packed: Mapping[str, Any] = quantization_options(base.quantization, device)
-    return load_pretrained(AutoModelForCausalLM, base, dtype=base.dtype, **packed)
+    quantization: Mapping[str, Any] = quantization_options(base.quantization, device)
+    return load_pretrained(AutoModelForCausalLM, base, dtype=base.dtype, **quantization)
 
 
 def load_pretrained(kind: Any, base: BaseSection, **fields: Any) -> Any:
     """Load a base's model, tokenizer or configuration.
 
     Raises:
-        RunError: It is not there, or cannot be loaded.
+        RunError: It is missing or cannot be loaded.
     """
     try:
         return kind.from_pretrained(
@@ -263,6 +265,6 @@ def load_pretrained(kind: Any, base: BaseSection, **fields: Any) -> Any:
 
 
 def _source(base: BaseSection) -> str:
-    """Folder or Hub name; a folder in full, since PEFT writes it into every adapter."""
+    """Return folder or Hub name; a folder as absolute path, since PEFT writes it into adapters."""
     folder = Path(base.model)
     return str(folder.resolve()) if folder.is_dir() else base.model

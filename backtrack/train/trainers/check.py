@@ -1,4 +1,4 @@
-"""Check the keys of a recipe that belong to TRL and PEFT, before anything is loaded.
+"""Check a recipe's keys for TRL and PEFT, before any model or data is loaded.
 
 recipe = load_recipe(path, overrides, checks=[library_faults])
 """
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.sft_config import SFTConfig
 
+from backtrack.train.library_fields import typed_fields
 from backtrack.train.methods.configs import kind_fault, method_faults
-from backtrack.train.trainers.settings import grpo_config, sft_config, typed_fields
+from backtrack.train.trainers.settings import grpo_config, sft_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +23,7 @@ _TRL: dict[str, str] = {
     "seed": "set `seed` at the top of the recipe",
     "data_seed": "set `seed` at the top of the recipe",
     "resume_from_checkpoint": "resume with `backtrack train RECIPE --resume`",
-    "save_only_model": "a run that cannot resume is not kept; drop this key",
+    "save_only_model": "the Trainer's full state is needed to resume; drop this key",
     "model_init_kwargs": "set `base.dtype`, `base.revision` or `base.trust_remote_code`",
     "trust_remote_code": "set `base.trust_remote_code`",
     "model": "set `base`",
@@ -47,7 +48,7 @@ _OURS: dict[str, dict[str, str]] = {
 
 
 def library_faults(raw: Mapping[str, Any]) -> list[str]:
-    """One sentence for each fault of the keys under `sft`, `grpo` and `method`, and of `data`."""
+    """Return one sentence for each fault in `sft`, `grpo`, `method`, `data` and `early_stop`."""
     return [
         *_trl_faults(raw, "sft", SFTConfig),
         *_trl_faults(raw, "grpo", GRPOConfig),
@@ -60,18 +61,18 @@ def _trl_faults(raw: Mapping[str, Any], name: str, kind: type) -> list[str]:
     section = raw.get(name)
     if not isinstance(section, dict):
         return []
-    theirs, faults = _without_ours(section, name)
-    faults += typed_fields(kind, theirs, name)[1]
-    if _asks_for_evaluation(theirs) and not _has_evaluation(raw.get("data")):
+    fields, faults = _without_ours(section, name)
+    faults += typed_fields(kind, fields, name)[1]
+    if _evaluates(fields) and not _has_evaluation_data(raw.get("data")):
         faults.append(
-            f"{name}.eval_strategy: there is nothing to evaluate on; set `data.eval` or "
+            f"{name}.eval_strategy: there is no evaluation data; set `data.eval` or "
             "`data.eval_split`. To measure `objectives` during training, set `watch`."
         )
     if faults:
         return faults
     try:
-        # What the file says is checked, not this machine: a recipe for a GPU is right on a laptop.
-        _config(name, {**theirs, "use_cpu": True})
+        # `use_cpu` leaves this machine out of the check: a recipe for a GPU is valid on a laptop.
+        _config(name, {**fields, "use_cpu": True})
     except (ValueError, TypeError, KeyError, ImportError) as error:
         return [f"{name}: TRL refuses these values: {_one_line(error)}"]
     return []
@@ -84,20 +85,20 @@ def _config(name: str, values: Mapping[str, Any]) -> object:
     return grpo_config(values, folder, seed=0, weights=[])
 
 
-def _asks_for_evaluation(section: Mapping[str, Any]) -> bool:
+def _evaluates(section: Mapping[str, Any]) -> bool:
     return section.get("eval_strategy", "no") not in {"no", False} or any(
         section.get(key) for key in ("do_eval", "eval_on_start", "load_best_model_at_end")
     )
 
 
-def _has_evaluation(data: object) -> bool:
+def _has_evaluation_data(data: object) -> bool:
     return isinstance(data, dict) and bool(data.get("eval") or data.get("eval_split"))
 
 
 def _data_faults(raw: Mapping[str, Any]) -> list[str]:
     data = raw.get("data")
-    if raw.get("early_stop") is not None and not _has_evaluation(data):
-        return ["early_stop: it needs an evaluation; set `data.eval` or `data.eval_split`."]
+    if raw.get("early_stop") is not None and not _has_evaluation_data(data):
+        return ["early_stop: it needs evaluation data; set `data.eval` or `data.eval_split`."]
     if not isinstance(data, dict) or raw.get("grpo") is not None:
         return []
     if data.get("prompt") is not None and data.get("completion") is None:
@@ -111,8 +112,8 @@ def _method_faults(section: object) -> list[str]:
     fault = kind_fault(section["kind"])
     if fault is not None:
         return [fault]
-    theirs, faults = _without_ours({k: v for k, v in section.items() if k != "kind"}, "method")
-    return faults + method_faults(section["kind"], theirs)
+    fields, faults = _without_ours({k: v for k, v in section.items() if k != "kind"}, "method")
+    return faults + method_faults(section["kind"], fields)
 
 
 def _without_ours(section: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[str]]:

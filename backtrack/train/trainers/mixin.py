@@ -1,7 +1,4 @@
-"""What TRL's trainers are given that they lack: rates by layer, a method's part of the loss.
-
-Mixed into TRL's own classes, so that supervised and reinforcement training have the same.
-"""
+"""Extend TRL's trainers: learning rates by parameter name, and a penalty added to the loss."""
 
 from __future__ import annotations
 
@@ -16,13 +13,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Additions:
-    """Put before a TRL trainer among a class's bases; abstract.
+class TrainerExtensions:
+    """A mixin for TRL's trainers, to be listed before them among a class's bases.
 
     Attributes:
-        learning_rates: Peak rate by a regular expression for parameters' names; the first that is
-            found in a name decides, and the rest have the common rate.
-        penalty: Added to the loss while training, given the model.
+        learning_rates: Peak learning rate by a regular expression for parameter names. The first
+            expression found in a name applies; other parameters have the Trainer's rate.
+        penalty: Function of the model whose value is added to the training loss; None for none.
     """
 
     learning_rates: Mapping[str, float] = {}
@@ -32,7 +29,9 @@ class Additions:
         trainer: Any = self
         optimizer = super().create_optimizer(model)  # type: ignore[misc]
         if self.learning_rates:
-            set_rates(optimizer, trainer.model if model is None else model, self.learning_rates)
+            set_learning_rates(
+                optimizer, trainer.model if model is None else model, self.learning_rates
+            )
         return optimizer
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **fields: Any) -> Any:
@@ -40,44 +39,44 @@ class Additions:
         result = super().compute_loss(model, inputs, *args, **fields)  # type: ignore[misc]
         if self.penalty is None or not trainer.model.training:
             return result
-        # The mean over the micro-batches of a step, as the loss itself is.
+        # Averaged over a step's micro-batches, as the loss itself is.
         added = self.penalty(trainer.model) / trainer.current_gradient_accumulation_steps
         return (result[0] + added, *result[1:]) if isinstance(result, tuple) else result + added
 
 
-def set_rates(optimizer: Any, model: Any, rates: Mapping[str, float]) -> None:
-    """Divide an optimizer's groups, before its first step, so that each has one rate.
+def set_learning_rates(optimizer: Any, model: Any, rates: Mapping[str, float]) -> None:
+    """Split an optimizer's parameter groups by learning rate, before its first step.
 
     Args:
-        optimizer: Over parameters of `model`.
-        model: Gives the parameters' names.
-        rates: By regular expression, the first found in a name deciding.
+        optimizer: An optimizer of parameters of `model`.
+        model: The model, for the parameters' names.
+        rates: Rate by regular expression; the first expression found in a name applies.
 
     Raises:
-        UsageError: An expression is found in no name of a trained parameter.
+        UsageError: An expression matches no trained parameter.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    found: set[str] = set()
+    used: set[str] = set()
     groups = []
     for group in optimizer.param_groups:
-        parts: dict[str | None, list[Any]] = {}
+        by_pattern: dict[str | None, list[Any]] = {}
         for parameter in group["params"]:
-            pattern = _first_found(rates, names[id(parameter)])
-            parts.setdefault(pattern, []).append(parameter)
-        found |= {pattern for pattern in parts if pattern is not None}
+            pattern = _first_match(rates, names[id(parameter)])
+            by_pattern.setdefault(pattern, []).append(parameter)
+        used |= {pattern for pattern in by_pattern if pattern is not None}
         groups += [
             {**group, "params": params, "lr": group["lr"] if pattern is None else rates[pattern]}
-            for pattern, params in parts.items()
+            for pattern, params in by_pattern.items()
         ]
-    unused = [pattern for pattern in rates if pattern not in found]
+    unused = [pattern for pattern in rates if pattern not in used]
     if unused:
         trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         raise UsageError(
-            f"learning_rates: {unused[0]!r} is found in no trained parameter's name that an "
-            f"earlier key has not taken. Names look like {trained[0]!r}."
+            f"learning_rates: {unused[0]!r} is found in no trained parameter's name that does not "
+            f"match an earlier key. A name is {trained[0]!r}, for example."
         )
     optimizer.param_groups = groups
 
 
-def _first_found(rates: Mapping[str, float], name: str) -> str | None:
+def _first_match(rates: Mapping[str, float], name: str) -> str | None:
     return next((pattern for pattern in rates if re.search(pattern, name)), None)

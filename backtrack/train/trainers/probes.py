@@ -1,15 +1,15 @@
-"""Measure both roles on a few items while training goes on, and stop before too much is lost.
+"""Evaluate both roles on a few items during training, and stop before too much is lost.
 
-A LOOK scores the recipe's objectives on the same few selection items of each (the report items
-stay unseen) where the live model stands; the first is at the base. What is compared is paired,
-item by item. Training stops at a look where general ability has SURELY fallen by more than the
-bound: where the lower end of a one-sided bootstrap interval of the drop lies above it. The
-interval's level is shared among all looks of the training (Bonferroni), so that of a hundred
-trainings that lose no more than the bound at any look, five at most are stopped by noise.
+A PROBE EVALUATION scores the live model by the recipe's objectives, each on the same few selection
+items every time (the report items stay unseen); the first is at the base. Scores are compared with
+the base's item by item. Training stops if the lower bound of the drop in general ability exceeds
+`watch.max_general_drop`; the bound is that of a one-sided bootstrap interval. Its level is divided
+among all evaluations of the training (Bonferroni), so at the default level, of a hundred trainings
+that never lose more than the bound, at most five are stopped by noise.
 
-Promised: training goes on exactly as it would have without being looked at; each look is on disk,
-in the run's `watch.jsonl`, before the next step; a resumed training keeps the looks before it.
-Not promised: that a drop is seen on few items. Fifty yes-or-no items see one of about 15 points.
+Promised: training continues exactly as it would have without evaluations; each evaluation is on
+disk, in the run's `watch.jsonl`, before the next step; a resumed training keeps the earlier ones.
+Not promised: that few items show a small drop. Fifty yes-or-no items show one of about 15 points.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from backtrack.selection.stats.bootstrap import (
     split_items,
 )
 from backtrack.selection.stats.front import FRACTION, of_role, role_shares
-from backtrack.train.trainers.trajectory_log import log_beside
+from backtrack.train.trainers.trajectory_log import log_extra_values
 from backtrack.train.trajectory.snapshot import is_sharded
 
 if TYPE_CHECKING:
@@ -58,23 +58,23 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-WATCH = "watch.jsonl"
+PROBE_FILE = "watch.jsonl"
 _SAMPLES_IN_THE_TAIL = 10
 
 
-class Look(Record):
-    """Both roles at one step, and what changed since the base.
+class ProbeEvaluation(Record):
+    """Scores of both roles at one step, and their changes since the base.
 
     Attributes:
         step: Optimizer steps taken.
-        target: Score of the role, in percent where its objectives are fractions.
-        general: Likewise.
-        gain: Of the target since the base, better counted up, with its 95% interval.
-        drop: Of general ability since the base, worse counted up, likewise.
-        sure_drop: What it has fallen by at least, at the level that decides.
-        seconds: The look took.
-        scores: Of each objective's items.
-        item_ids: Of each objective; at the first look only.
+        target: Score of the target role; in percent if its objectives are fractions.
+        general: Score of the general role; in percent if its objectives are fractions.
+        gain: Increase of the target since the base, positive if better, with its 95% interval.
+        drop: Decrease of general ability since the base, positive if worse, with its 95% interval.
+        drop_lower_bound: Lower bound of the drop, at the level that decides about stopping.
+        seconds: Wall time of the evaluation.
+        scores: Item scores by objective.
+        item_ids: Item ids by objective; in the first evaluation only.
     """
 
     step: int
@@ -82,17 +82,17 @@ class Look(Record):
     general: float
     gain: Interval
     drop: Interval
-    sure_drop: float
+    drop_lower_bound: float
     seconds: float
     scores: dict[str, tuple[float, ...]]
     item_ids: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
 
-class Watch(TrainerCallback):
-    """Looks every so many steps.
+class ProbeCallback(TrainerCallback):
+    """Runs a probe evaluation at the base, every `watch.every_steps` and at the last step.
 
     Attributes:
-        reason: Why training was stopped; none while it was not.
+        stop_reason: Why training was stopped; None unless it was.
     """
 
     def __init__(
@@ -100,33 +100,33 @@ class Watch(TrainerCallback):
         recipe: Recipe,
         trainer: Any,
         path: Path,
-        on_look: Callable[[Look], None] | None = None,
+        on_evaluation: Callable[[ProbeEvaluation], None] | None = None,
     ) -> None:
-        """Build the objectives and draw their items.
+        """Build the objectives and choose their items.
 
         Args:
-            recipe: Has a section `watch`.
-            trainer: That trains; its logs get the figures.
-            path: The run's directory.
-            on_look: Called after each look.
+            recipe: A recipe with a section `watch`.
+            trainer: The trainer; the scores are logged with it.
+            path: The run's folder.
+            on_evaluation: Called after each evaluation.
 
         Raises:
-            UsageError: A bound is asked for where general objectives share no unit.
+            UsageError: A bound is set, but the general objectives have different units.
             ObjectiveError: An objective is not as the recipe says.
         """
         assert recipe.watch is not None
         self._section: WatchSection = recipe.watch
         self._trainer = trainer
-        self._path = path / WATCH
-        self._on_look = on_look
+        self._path = path / PROBE_FILE
+        self._on_evaluation = on_evaluation
         self._seed = recipe.search.seed
         self._batch_size = recipe.search.batch_size
         self._objectives = build_objectives(recipe, trainer.processing_class)
         self._infos = [objective.info for objective in self._objectives]
-        self._items = {o.info.name: self._draw(o, recipe) for o in self._objectives}
-        self._base: Look | None = None
-        self._num_looks = 1
-        self.reason: str | None = None
+        self._items = {o.info.name: self._choose_items(o, recipe) for o in self._objectives}
+        self._at_base: ProbeEvaluation | None = None
+        self._num_evaluations = 1
+        self.stop_reason: str | None = None
         if self._section.max_general_drop is not None:
             require_one_unit(self._infos)
 
@@ -134,90 +134,97 @@ class Watch(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
     ) -> None:
-        """Look at the base, or go on from the looks before a resume."""
+        """Evaluate the base, or read the evaluations before a resume."""
         if any(is_sharded(tensor) for tensor in live["model"].state_dict(keep_vars=True).values()):
             raise UsageError(
-                "`watch` generates with the live model, whose weights are sharded. Drop `watch`, "
-                "or train without sharding."
+                "`watch` generates with the live model, whose weights are sharded. Remove "
+                "`watch`, or train without sharding."
             )
-        self._num_looks = max(math.ceil(state.max_steps / self._section.every_steps), 1)
+        self._num_evaluations = max(math.ceil(state.max_steps / self._section.every_steps), 1)
         if not state.is_world_process_zero:
             return
-        before = [look for look in read_lines(self._path, Look) if look.step <= state.global_step]
-        kept = {look.step: look for look in before}
-        if kept:
-            lines = [look.model_dump_json() for look in kept.values()]
+        earlier = {
+            evaluation.step: evaluation
+            for evaluation in read_lines(self._path, ProbeEvaluation)
+            if evaluation.step <= state.global_step
+        }
+        if earlier:
+            lines = [evaluation.model_dump_json() for evaluation in earlier.values()]
             write_atomically(self._path, "\n".join([*lines, ""]))
-        self._base = kept.get(0)
-        if self._base is None and state.global_step == 0:
-            self._look(state, control, live["model"])
+        self._at_base = earlier.get(0)
+        if self._at_base is None and state.global_step == 0:
+            self._evaluate(state, control, live["model"])
 
     @override
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
     ) -> None:
-        """Look if it is time, and stop if too much is lost."""
+        """Evaluate if it is due, and stop training if general ability has fallen too far."""
         is_due = state.global_step % self._section.every_steps == 0
         if not is_due and state.global_step < state.max_steps:
             return
-        if state.is_world_process_zero and self._base is not None:
-            self.reason = self._too_much(self._look(state, control, live["model"]))
+        if state.is_world_process_zero and self._at_base is not None:
+            self.stop_reason = self._reason_to_stop(self._evaluate(state, control, live["model"]))
         if args.world_size > 1:
-            shared = [self.reason]
+            shared = [self.stop_reason]
             broadcast_object_list(shared)
-            self.reason = shared[0]
-        if self.reason is not None:
+            self.stop_reason = shared[0]
+        if self.stop_reason is not None:
             control.should_training_stop = control.should_save = True
 
-    def _look(self, state: TrainerState, control: TrainerControl, model: Any) -> Look:
+    def _evaluate(
+        self, state: TrainerState, control: TrainerControl, model: Any
+    ) -> ProbeEvaluation:
         begin = time.perf_counter()
         asked = TorchModel(model, self._trainer.processing_class, self._batch_size)
-        with _unseen():
+        with _restored_random_states():
             scores = {
                 o.info.name: o.measure(asked, self._items[o.info.name]) for o in self._objectives
             }
-        for name, found in scores.items():
-            require_scores(name, f"step {state.global_step}", self._items[name], found)
-        look = self._read(state.global_step, scores, time.perf_counter() - begin)
-        append_line(self._path, look.model_dump_json())
-        log_beside(self._trainer, control, figures(look))
-        if self._on_look is not None:
-            self._on_look(look)
-        return look
+        for name, item_scores in scores.items():
+            require_scores(name, f"step {state.global_step}", self._items[name], item_scores)
+        evaluation = self._summarize(state.global_step, scores, time.perf_counter() - begin)
+        append_line(self._path, evaluation.model_dump_json())
+        log_extra_values(self._trainer, control, logged_values(evaluation))
+        if self._on_evaluation is not None:
+            self._on_evaluation(evaluation)
+        return evaluation
 
-    def _read(self, step: int, scores: dict[str, tuple[float, ...]], seconds: float) -> Look:
-        first = scores if self._base is None else self._base.scores
-        pairs = {name: np.array([first[name], scores[name]]) for name in scores}
-        level = (1 - self._section.level) / self._num_looks
+    def _summarize(
+        self, step: int, scores: dict[str, tuple[float, ...]], seconds: float
+    ) -> ProbeEvaluation:
+        base_scores = scores if self._at_base is None else self._at_base.scores
+        pairs = {name: np.array([base_scores[name], scores[name]]) for name in scores}
+        level = (1 - self._section.level) / self._num_evaluations
         num = max(NUM_RESAMPLES, math.ceil(_SAMPLES_IN_THE_TAIL / level))
         values = {
             role: self._role(role, {n: p.mean(axis=1) for n, p in pairs.items()}) for role in ROLES
         }
-        samples = {
+        means = {
             name: resample_means(
                 pair, self._items[name], seed=self._seed, name=name, num_resamples=num
             )
             for name, pair in pairs.items()
         }
-        drawn = {role: self._role(role, samples) for role in ROLES}
-        gain, gains = _change(values["target"], drawn["target"], since=0, now=1)
-        drop, drops = _change(values["general"], drawn["general"], since=1, now=0)
-        look = Look(
+        samples = {role: self._role(role, means) for role in ROLES}
+        gain, gains = _change(values["target"], samples["target"], since=0, now=1)
+        drop, drops = _change(values["general"], samples["general"], since=1, now=0)
+        evaluation = ProbeEvaluation(
             step=step,
-            target=self._natural("target", values["target"][1]),
-            general=self._natural("general", values["general"][1]),
+            target=self._in_own_direction("target", values["target"][1]),
+            general=self._in_own_direction("general", values["general"][1]),
             gain=interval(gain, gains, LEVEL),
             drop=interval(drop, drops, LEVEL),
-            sure_drop=float(np.quantile(drops, level)),
+            drop_lower_bound=float(np.quantile(drops, level)),
             seconds=seconds,
             scores=scores,
-            item_ids=self._items if self._base is None else {},
+            item_ids=self._items if self._at_base is None else {},
         )
-        self._base = self._base or look
-        return look
+        self._at_base = self._at_base or evaluation
+        return evaluation
 
     def _role(self, role: Role, means: dict[str, Floats]) -> Floats:
-        """A role's score, better counted up: percent for fractions, else the objectives' unit."""
+        """Return a role's score, higher is better: percent for fractions, else in their unit."""
         shares = role_shares(self._infos, role)
         parts = [
             shares[info.name] * means[info.name]
@@ -228,45 +235,47 @@ class Watch(TrainerCallback):
         total: Floats = np.sum(parts, axis=0)
         return total
 
-    def _natural(self, role: Role, value: float) -> float:
-        """The score with the sign of its objectives, where they agree on one."""
+    def _in_own_direction(self, role: Role, value: float) -> float:
+        """Negate the score back if all the role's objectives are minimized."""
         directions = {info.direction for info in of_role(self._infos, role)}
         return float(-value if directions == {"minimize"} else value)
 
-    def _draw(self, objective: Objective, recipe: Recipe) -> tuple[str, ...]:
-        asked = recipe.search.items
-        selection, _ = split_items(objective.item_ids, asked.selection, asked.report, self._seed)
+    def _choose_items(self, objective: Objective, recipe: Recipe) -> tuple[str, ...]:
+        num = recipe.search.items
+        selection, _ = split_items(objective.item_ids, num.selection, num.report, self._seed)
         return tuple(sorted(nested_order(selection, self._seed)[: self._section.items]))
 
-    def _too_much(self, look: Look) -> str | None:
+    def _reason_to_stop(self, evaluation: ProbeEvaluation) -> str | None:
+        """Return why training must stop; None if it need not."""
         bound = self._section.max_general_drop
-        if bound is None or look.sure_drop <= bound:
+        if bound is None or evaluation.drop_lower_bound <= bound:
             return None
         return (
-            f"general ability has fallen by {look.drop.estimate:.3g} since the base at step "
-            f"{look.step}, surely by more than {bound:g} (by {look.sure_drop:.3g} at least, at "
-            f"{self._section.level:.0%} over all {self._num_looks} looks)"
+            f"general ability has fallen by {evaluation.drop.estimate:.3g} since the base at step "
+            f"{evaluation.step}, and by at least {evaluation.drop_lower_bound:.3g} with "
+            f"{self._section.level:.0%} confidence over all {self._num_evaluations} evaluations; "
+            f"the bound is {bound:g}"
         )
 
 
-def _change(values: Floats, drawn: Floats, *, since: int, now: int) -> tuple[float, Floats]:
-    """A difference of two columns and its bootstrap samples, drawn together."""
-    return float(values[now] - values[since]), drawn[:, now] - drawn[:, since]
+def _change(values: Floats, samples: Floats, *, since: int, now: int) -> tuple[float, Floats]:
+    """Return a difference of two columns and its paired bootstrap samples."""
+    return float(values[now] - values[since]), samples[:, now] - samples[:, since]
 
 
-def figures(look: Look) -> dict[str, float]:
-    """What of a look is logged beside the loss."""
+def logged_values(evaluation: ProbeEvaluation) -> dict[str, float]:
+    """Return what is logged of an evaluation beside the loss."""
     return {
-        "backtrack/target": look.target,
-        "backtrack/general": look.general,
-        "backtrack/target_gain": look.gain.estimate,
-        "backtrack/general_drop": look.drop.estimate,
-        "backtrack/general_drop_at_least": look.sure_drop,
+        "backtrack/target": evaluation.target,
+        "backtrack/general": evaluation.general,
+        "backtrack/target_gain": evaluation.gain.estimate,
+        "backtrack/general_drop": evaluation.drop.estimate,
+        "backtrack/general_drop_at_least": evaluation.drop_lower_bound,
     }
 
 
 def require_one_unit(infos: list[ObjectiveInfo]) -> None:
-    """Refuse a bound on a mean of numbers that are not of one kind.
+    """Refuse a bound on the mean of general objectives with different units.
 
     Raises:
         UsageError: Names the units.
@@ -275,13 +284,13 @@ def require_one_unit(infos: list[ObjectiveInfo]) -> None:
     if len(units) > 1:
         raise UsageError(
             f"`watch.max_general_drop` is a bound on a mean, but the general objectives are in "
-            f"{' and '.join(units)}. Leave it out, or give objectives of one unit."
+            f"{' and '.join(units)}. Remove it, or use objectives of one unit."
         )
 
 
 @contextmanager
-def _unseen() -> Iterator[None]:
-    """Leave every stream of random numbers as it was: training draws what it would have drawn."""
+def _restored_random_states() -> Iterator[None]:
+    """Restore all random states afterwards, so that training draws the same numbers."""
     states = random.getstate(), np.random.get_state()  # noqa: NPY002  # the libraries' own stream
     devices = list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices):

@@ -40,7 +40,7 @@ _LEAD = re.compile(r"(?i)\b(?:answer|option|choice)\b[^A-Za-z0-9]*(?:is|:|=)?[^A
 _PARSING_SECONDS, _VERIFYING_SECONDS = 5, 5
 
 
-def answer_in(text: str) -> str:
+def extract_answer(text: str) -> str:
     """The part of a completion that holds its answer."""
     begin = text.rfind("\\boxed{")
     if begin >= 0:
@@ -59,9 +59,9 @@ def _braced(text: str, begin: int) -> str:
     return text[begin:]
 
 
-def number_in(text: str) -> Fraction | None:
+def extract_number(text: str) -> Fraction | None:
     """The last number of an answer: whole, decimal or a fraction; thousands may have commas."""
-    found = _NUMBER.findall(_LATEX_FRACTION.sub(r"\1/\2", answer_in(text)))
+    found = _NUMBER.findall(_LATEX_FRACTION.sub(r"\1/\2", extract_answer(text)))
     if not found:
         return None
     written = found[-1].replace(",", "").replace(" ", "").replace("\u2212", "-")
@@ -71,19 +71,19 @@ def number_in(text: str) -> Fraction | None:
         return None
 
 
-def letter_in(text: str, letters: str) -> str | None:
+def extract_letter(text: str, letters: str) -> str | None:
     """The last letter of an answer that stands for a choice; none where the text names none.
 
     It counts alone, behind `answer is` and its like, in brackets, or before `.`, `)`, `:` or the
     end; so that the article in `A patient` is no choice.
     """
-    answer = answer_in(text).strip()
+    answer = extract_answer(text).strip()
     if answer.upper() in letters and len(answer) == 1:
         return answer.upper()
     one = f"[{letters}]"
-    said = re.findall(rf"{_LEAD.pattern}({one})(?![A-Za-z'])", answer)
+    phrased = re.findall(rf"{_LEAD.pattern}({one})(?![A-Za-z'])", answer)
     marked = re.findall(rf"\(({one})\)|(?<![A-Za-z])({one})(?=[.):]|\s*$)", answer)
-    named = said or [first or second for first, second in marked]
+    named = phrased or [first or second for first, second in marked]
     return named[-1] if named else None
 
 
@@ -101,7 +101,7 @@ class VerifiedReward:
     def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float]:
         answers = columns[self.column] if self.column else [""] * len(completions)
         return [
-            float(self.is_right(said(completion), answer))
+            float(self.is_right(completion_text(completion), answer))
             for completion, answer in zip(completions, answers, strict=True)
         ]
 
@@ -122,13 +122,13 @@ class _Numeric(VerifiedReward):
         self._tolerance = Fraction(tolerance)
 
     def is_right(self, text: str, answer: str) -> bool:
-        number, right = number_in(text), number_in(answer)
+        number, right = extract_number(text), extract_number(answer)
         if number is None or right is None:
             return False
         return abs(number - right) <= self._tolerance * abs(right)
 
     def require_readable(self, answer: str, where: str) -> None:
-        if number_in(answer) is None:
+        if extract_number(answer) is None:
             raise _unreadable(self.__name__, answer, where, "no number")
 
 
@@ -150,10 +150,10 @@ class _Choice(VerifiedReward):
         self._letters = letters
 
     def is_right(self, text: str, answer: str) -> bool:
-        return letter_in(text, self._letters) == letter_in(answer, self._letters)
+        return extract_letter(text, self._letters) == extract_letter(answer, self._letters)
 
     def require_readable(self, answer: str, where: str) -> None:
-        if letter_in(answer, self._letters) is None:
+        if extract_letter(answer, self._letters) is None:
             raise _unreadable(self.__name__, answer, where, f"none of the letters {self._letters}")
 
 
@@ -223,7 +223,7 @@ def reward_function(reward: Reward) -> VerifiedReward | _Python:
             assert_never(reward)
 
 
-def said(completion: Any) -> str:
+def completion_text(completion: Any) -> str:
     """The text of a completion: TRL gives text, or for chats a list of turns."""
     if isinstance(completion, str):
         return completion
@@ -244,7 +244,7 @@ def _expressions(text: str) -> list[Any]:
 
 def _right(answer: str) -> list[Any]:
     """What math-verify reads in a right answer; one without words is LaTeX, with or without $."""
-    bare = answer_in(answer).strip()
+    bare = extract_answer(answer).strip()
     as_latex = "$" + bare.strip("$") + "$"
     forms = [bare, as_latex] if _WORD.search(bare) else [as_latex, bare]
     return _expressions(forms[0]) or _expressions(forms[1])

@@ -1,31 +1,27 @@
-"""TRL's configurations from a recipe's sections, with defaults for CPU and GPU alike.
+"""TRL's configurations from a recipe's sections, with defaults for CPU and GPU.
 
-Values are read by the type the field is declared with, so `1e-4`, which YAML takes for text, is a
-number. What differs from TRL's own defaults:
+Defaults that differ from TRL's:
 
 | field | here | why |
 |---|---|---|
-| bf16 | on a GPU that has it, unless fp16 is set | TRL turns it on everywhere, and refuses a CPU |
-| gradient_checkpointing | on a GPU | on a CPU it costs speed, and memory is no bound |
-| dataloader_pin_memory | on a GPU | without one torch warns at every epoch |
+| bf16 | true on a GPU that has it, unless fp16 is set | TRL enables it on a CPU and then fails |
+| gradient_checkpointing | true on a GPU | on a CPU it costs time, and memory is rarely the limit |
+| dataloader_pin_memory | true on a GPU | without one torch warns at every epoch |
 | logging_steps | 1 | a checkpoint's loss is that of the step before it |
-| save_steps, save_total_limit | 0.1, 2 | a kill loses a tenth of the run at most |
-| report_to | none | nothing is sent anywhere unless asked |
+| save_steps, save_total_limit | 0.1, 2 | a kill loses at most a tenth of the training |
+| report_to | none | nothing is sent to a tracker unless configured |
 | disable_tqdm | true | progress goes to `on_progress` |
 """
 
 from __future__ import annotations
 
-import dataclasses
-import typing
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.sft_config import SFTConfig
 
-from backtrack.recipe import nearest
+from backtrack.train.library_fields import typed_fields
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,12 +29,12 @@ if TYPE_CHECKING:
 
 
 def sft_config(values: Mapping[str, Any], folder: Path, seed: int) -> SFTConfig:
-    """TRL's configuration.
+    """Return TRL's configuration for supervised fine-tuning.
 
     Args:
         values: Section `sft` of a recipe.
-        folder: Where the Trainer keeps its own state.
-        seed: Of the adapter's start, dropout and the order of the data.
+        folder: Folder of the Trainer's own checkpoints.
+        seed: Seed of the adapter's initialization, dropout and the data order.
     """
     typed, _ = typed_fields(SFTConfig, values, "sft")
     fixed = {"output_dir": str(folder), "seed": seed, "data_seed": seed}
@@ -48,13 +44,13 @@ def sft_config(values: Mapping[str, Any], folder: Path, seed: int) -> SFTConfig:
 def grpo_config(
     values: Mapping[str, Any], folder: Path, seed: int, weights: Sequence[float]
 ) -> GRPOConfig:
-    """TRL's configuration for training by rewards.
+    """Return TRL's configuration for GRPO.
 
     Args:
         values: Section `grpo` of a recipe.
-        folder: Where the Trainer keeps its own state.
-        seed: Of the adapter's start, what is generated and the order of the data.
-        weights: Of the rewards, in their order.
+        folder: Folder of the Trainer's own checkpoints.
+        seed: Seed of the adapter's initialization, the generations and the data order.
+        weights: Weights of the rewards, in the recipe's order.
     """
     typed, _ = typed_fields(GRPOConfig, values, "grpo")
     fixed = {
@@ -63,42 +59,10 @@ def grpo_config(
     return GRPOConfig(**{**_defaults(typed), **typed, **fixed})
 
 
-def typed_fields(
-    kind: type, values: Mapping[str, Any], section: str
-) -> tuple[dict[str, Any], list[str]]:
-    """Values read by the type of the dataclass field they are for, and one sentence a fault."""
-    hints = typing.get_type_hints(kind)
-    known = [field.name for field in dataclasses.fields(kind) if field.init]
-    typed: dict[str, Any] = {}
-    faults = []
-    for key, value in values.items():
-        if key not in known:
-            faults.append(f"{section}.{key}: unknown key.{nearest(str(key), known)}")
-            continue
-        try:
-            typed[key] = _reader(hints[key]).validate_python(value)
-        except ValidationError as error:
-            faults.append(f"{section}.{key}: {_reason(error)}, got {value!r}")
-    return typed, faults
-
-
-def _reason(error: ValidationError) -> str:
-    """The most telling of the reasons, one a type the field may have: a list of choices."""
-    reasons = sorted(error.errors(), key=lambda reason: reason["type"] != "literal_error")
-    message = reasons[0]["msg"]
-    return message[0].lower() + message[1:]
-
-
-def _reader(hint: Any) -> TypeAdapter[Any]:
-    if dataclasses.is_dataclass(hint):
-        return TypeAdapter(hint)
-    return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
-
-
-def _defaults(asked: Mapping[str, Any]) -> dict[str, Any]:
-    has_gpu = torch.cuda.is_available() and not asked.get("use_cpu")
+def _defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    has_gpu = torch.cuda.is_available() and not settings.get("use_cpu")
     return {
-        "bf16": has_gpu and torch.cuda.is_bf16_supported() and not asked.get("fp16"),
+        "bf16": has_gpu and torch.cuda.is_bf16_supported() and not settings.get("fp16"),
         "gradient_checkpointing": has_gpu,
         "dataloader_pin_memory": has_gpu,
         "logging_steps": 1,

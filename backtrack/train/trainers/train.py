@@ -1,10 +1,10 @@
-"""Train a recipe: by TRL, on given completions or by rewards, with a trajectory.
+"""Train a recipe by TRL's SFT or GRPO trainer, saving a trajectory.
 
-Promised: a run killed at any moment resumes, and on one CPU thread what it then writes equals, bit
-for bit, what it would have written uninterrupted. The run's directory is made once model and data
-are loaded, so a recipe that fails before that leaves nothing behind.
+Promised: a run killed at any moment can be resumed, and on one CPU thread what it then writes
+equals, bit for bit, what an uninterrupted run writes. The run's folder is created once model and
+data are loaded, so a recipe that fails before that leaves nothing behind.
 Not promised: that a GPU repeats its sums in the same order.
-The Trainer's own state (see `backtrack.train.trainers.resume`) lies in the run's `trainer/`.
+The Trainer's own state (see `backtrack.train.trainers.resume`) is in the run's `trainer/`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from backtrack.errors import RunError
 from backtrack.run.checkpoint_reader import verify_base
 from backtrack.run.directory import MANIFEST, Run
 from backtrack.train.trainers.build import build_trainer
-from backtrack.train.trainers.probes import Watch
+from backtrack.train.trainers.probes import ProbeCallback
 from backtrack.train.trainers.resume import (
     TRAINER_FOLDER,
     End,
@@ -34,9 +34,10 @@ from backtrack.train.trainers.resume import (
     require_same_recipe,
     write_end,
 )
-from backtrack.train.trainers.trajectory_log import Figures
-from backtrack.train.trajectory.base import reference_to
-from backtrack.train.trajectory.callback import TrajectoryCallback, create_run, require_free
+from backtrack.train.trainers.trajectory_log import TrajectoryLogCallback
+from backtrack.train.trajectory.base_model import reference_to
+from backtrack.train.trajectory.callback import ExistingRunCallback
+from backtrack.train.trajectory.new_run import create_run, require_free
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -45,23 +46,23 @@ if TYPE_CHECKING:
 
     from backtrack.recipe import BaseSection, Recipe
     from backtrack.records import BaseModelReference
-    from backtrack.train.trainers.probes import Look
+    from backtrack.train.trainers.probes import ProbeEvaluation
 
-# `torch.save` says it by a RuntimeError without a type or an errno of its own.
-_SIGNS_OF_A_FULL_DISK = ("inline_container", "PytorchStreamWriter", "iostream error")
+# On a full disk `torch.save` raises a plain RuntimeError without an errno.
+_FULL_DISK_MESSAGES = ("inline_container", "PytorchStreamWriter", "iostream error")
 
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """How far training is.
+    """How far training has come.
 
     Attributes:
-        done: Optimizer steps taken, those before a resume included.
-        total: Optimizer steps in all.
-        loss: Logged last; none before the first.
+        done: Optimizer steps taken, including those before a resume.
+        total: Optimizer steps of the training.
+        loss: The loss logged last; None before the first.
         seconds: Wall time since this process began to train.
-        reward: Mean of the last batch, where training is by rewards.
-        look: Both roles as measured last, where the recipe watches them.
+        reward: Mean reward logged last, under GRPO; None otherwise.
+        probe: The last probe evaluation; None if the recipe has no `watch`.
     """
 
     done: int
@@ -69,7 +70,7 @@ class TrainingProgress:
     loss: float | None
     seconds: float
     reward: float | None = None
-    look: Look | None = None
+    probe: ProbeEvaluation | None = None
 
 
 def train(
@@ -79,78 +80,78 @@ def train(
     resume: bool = False,
     on_progress: Callable[[TrainingProgress], None] | None = None,
 ) -> Run:
-    """Train what a recipe says, into the run `output`/`name`.
+    """Train a recipe into the run `output`/`name`.
 
     Args:
         recipe: The recipe.
-        recipe_text: The user's own words, kept in the run.
-        resume: Go on where a killed training stopped; a finished run (see
-            `trainers.resume.is_finished`) is returned as it is, and a run that was never made is
-            begun.
+        recipe_text: The recipe as the user wrote it, saved in the run.
+        resume: Continue a training that was killed. A finished run (see
+            `trainers.resume.is_finished`) is returned as it is; a run that does not exist is
+            started.
         on_progress: Called when training begins and at each log, by default every step.
 
     Raises:
-        UsageError: The recipe cannot be trained, or is not the one the run was begun with.
-        RunError: The run's directory is taken, or the base is not there.
+        UsageError: The recipe cannot be trained, or is not the one the run was started with.
+        RunError: The run's folder is occupied, or the base is missing.
         CheckpointError: A checkpoint could not be written.
     """
     path = Path(recipe.output) / recipe.name
-    run = _begun(path, recipe) if resume else None
+    run = _started_run(path, recipe) if resume else None
     if run is None:
-        require_free(path, hint="go on with --resume")
+        require_free(path, hint="continue with --resume")
     elif is_finished(run):
         return run
-    with _without_bars():
+    with _no_progress_bars():
         trainer = build_trainer(recipe, path.parent)
-        watch = _add_reports(trainer, recipe, path, on_progress)
-        # No process may see the run that the main one makes before it has looked for it itself.
+        probes = _add_callbacks(trainer, recipe, path, on_progress)
+        # All processes check whether the run exists before the main one creates it.
         trainer.accelerator.wait_for_everyone()
         if trainer.is_world_process_zero():
-            base = _reference(recipe.base) if run is None else _unchanged(run.base)
+            base = _reference(recipe.base) if run is None else _verified(run.base)
             run = run or create_run(
                 path, trainer.model, base,
                 seed=recipe.seed, recipe=recipe, recipe_text=recipe_text,
             )  # fmt: skip
-        callback = _trajectory(run if trainer.is_world_process_zero() else None, path, recipe)
+        callback = _checkpoint_callback(run if trainer.is_world_process_zero() else None, recipe)
         trainer.add_callback(callback)
-        trainer.add_callback(Figures(trainer, run))
+        trainer.add_callback(TrajectoryLogCallback(trainer, run))
         try:
-            _take_steps(trainer, path / TRAINER_FOLDER)
+            _run_training(trainer, path / TRAINER_FOLDER)
         finally:
             callback.close()
         if trainer.is_world_process_zero() and run is not None:
-            write_end(run, _end(trainer, watch))
+            write_end(run, _end(trainer, probes))
     trainer.accelerator.wait_for_everyone()
     return Run.open(path)
 
 
-def _add_reports(
+def _add_callbacks(
     trainer: Any,
     recipe: Recipe,
     path: Path,
     on_progress: Callable[[TrainingProgress], None] | None,
-) -> Watch | None:
-    """Callbacks that tell the caller how training goes, and may stop it."""
+) -> ProbeCallback | None:
+    """Add the callbacks for probe evaluations, which may stop training, and for progress."""
     reporter = None if on_progress is None else _Reporter(on_progress)
-    watch = None
+    probes = None
     if recipe.watch is not None:
-        on_look = None if reporter is None else reporter.looked
-        watch = Watch(recipe, trainer, path, on_look)
-        trainer.add_callback(watch)
+        on_evaluation = None if reporter is None else reporter.on_probe_evaluation
+        probes = ProbeCallback(recipe, trainer, path, on_evaluation)
+        trainer.add_callback(probes)
     if reporter is not None:
         trainer.add_callback(reporter)
-    return watch
+    return probes
 
 
-def _end(trainer: Any, watch: Watch | None) -> End:
+def _end(trainer: Any, probes: ProbeCallback | None) -> End:
     state = trainer.state
-    reason = None if watch is None else watch.reason
+    reason = None if probes is None else probes.stop_reason
     if reason is None and state.global_step < state.max_steps:
-        reason = f"{trainer.args.metric_for_best_model} no longer got better"
+        reason = f"{trainer.args.metric_for_best_model} stopped improving"
     return End(step=state.global_step, reason=reason)
 
 
-def _begun(path: Path, recipe: Recipe) -> Run | None:
+def _started_run(path: Path, recipe: Recipe) -> Run | None:
     if not (path / MANIFEST).is_file():
         return None
     run = Run.open(path)
@@ -158,24 +159,22 @@ def _begun(path: Path, recipe: Recipe) -> Run | None:
     return run
 
 
-def _trajectory(run: Run | None, path: Path, recipe: Recipe) -> TrajectoryCallback:
+def _checkpoint_callback(run: Run | None, recipe: Recipe) -> ExistingRunCallback:
     is_tokenizer_changed = not {"chat_template_path", "eos_token"}.isdisjoint(recipe.sft)
-    return TrajectoryCallback.onto(
-        run, path, recipe.trajectory, keep_tokenizer=is_tokenizer_changed
-    )
+    return ExistingRunCallback(run, recipe.trajectory, saves_tokenizer=is_tokenizer_changed)
 
 
 def _reference(base: BaseSection) -> BaseModelReference:
     return reference_to(base.model, **base.model_dump(exclude={"model"}))
 
 
-def _unchanged(base: BaseModelReference) -> BaseModelReference:
+def _verified(base: BaseModelReference) -> BaseModelReference:
     verify_base(base)
     return base
 
 
-def _take_steps(trainer: Any, folder: Path) -> None:
-    # SFTTrainer makes its folder when constructed, so it is told this one when the run is there.
+def _run_training(trainer: Any, folder: Path) -> None:
+    # SFTTrainer creates its folder when constructed, so this one is set once the run exists.
     trainer.args.output_dir = str(folder)
     checkpoint = newest_checkpoint(folder)
     try:
@@ -191,35 +190,35 @@ def _take_steps(trainer: Any, folder: Path) -> None:
         logged = dict.fromkeys(name for entry in trainer.state.log_history for name in entry)
         known = ", ".join(name for name in logged if name.startswith("eval_"))
         raise RunError(
-            f"early_stop.metric: there is no {trainer.args.metric_for_best_model!r} among what is "
-            f"evaluated. There are: {known}. Name one of them and train under another name."
+            f"early_stop.metric: there is no {trainer.args.metric_for_best_model!r} among the "
+            f"logged metrics. There are: {known}. Set one of them and train under another name."
         ) from error
     except (OSError, RuntimeError) as error:
         if not isinstance(error, OSError) and not any(
-            s in str(error) for s in _SIGNS_OF_A_FULL_DISK
+            s in str(error) for s in _FULL_DISK_MESSAGES
         ):
             raise
         raise RunError(
-            f"the Trainer could not write its state into {folder}: {error}. Make room, then go on "
-            "with --resume; the trajectory is whole."
+            f"the Trainer could not write its state into {folder}: {error}. Free disk space, then "
+            "continue with --resume; the trajectory is complete up to here."
         ) from error
 
 
 class _Reporter(TrainerCallback):
     def __init__(self, on_progress: Callable[[TrainingProgress], None]) -> None:
         self._on_progress = on_progress
-        self._begun = time.monotonic()
-        self._look: Look | None = None
+        self._started = time.monotonic()
+        self._probe: ProbeEvaluation | None = None
 
-    def looked(self, look: Look) -> None:
-        """Take what was measured, for the next report."""
-        self._look = look
+    def on_probe_evaluation(self, probe: ProbeEvaluation) -> None:
+        """Store the evaluation for the next report."""
+        self._probe = probe
 
     @override
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
     ) -> None:
-        self._begun = time.monotonic()
+        self._started = time.monotonic()
         self._report(state)
 
     @override
@@ -234,21 +233,21 @@ class _Reporter(TrainerCallback):
                 TrainingProgress(
                     done=state.global_step,
                     total=state.max_steps,
-                    loss=_last(state, "loss"),
-                    seconds=time.monotonic() - self._begun,
-                    reward=_last(state, "reward"),
-                    look=self._look,
+                    loss=_last_logged(state, "loss"),
+                    seconds=time.monotonic() - self._started,
+                    reward=_last_logged(state, "reward"),
+                    probe=self._probe,
                 )
             )
 
 
-def _last(state: TrainerState, key: str) -> float | None:
+def _last_logged(state: TrainerState, key: str) -> float | None:
     return next((line[key] for line in reversed(state.log_history) if key in line), None)
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
-    """Keep the libraries' progress bars off the terminal, and leave them as they were."""
+def _no_progress_bars() -> Iterator[None]:
+    """Turn the libraries' progress bars off, and restore them afterwards."""
     had_bars = transformers_logging.is_progress_bar_enabled()
     had_data_bars = datasets.are_progress_bars_disabled() is False
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]

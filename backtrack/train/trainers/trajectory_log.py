@@ -1,4 +1,4 @@
-"""Log what the trajectory has come to beside the loss, wherever the Trainer reports to."""
+"""Log the trajectory's size beside the loss, to the trackers the Trainer reports to."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from backtrack.run.directory import Run
 
 
-class Figures(TrainerCallback):
-    """Logs how many checkpoints there are and their bytes, when either has changed."""
+class TrajectoryLogCallback(TrainerCallback):
+    """Logs the number of checkpoints and their bytes whenever they have changed."""
 
     def __init__(self, trainer: Any, run: Run | None) -> None:
-        """Say whose logs get the figures.
+        """Set the trainer and the run.
 
         Args:
-            trainer: That trains.
-            run: That it writes; none on processes other than the main one.
+            trainer: The trainer to log with.
+            run: The run it writes; None on processes other than the main one.
         """
         self._trainer = trainer
         self._run = run
@@ -34,22 +34,22 @@ class Figures(TrainerCallback):
         if self._run is None or self._run.steps == self._steps:
             return
         self._steps = self._run.steps
-        found = {
+        values = {
             "backtrack/checkpoints": float(len(self._steps)),
             "backtrack/trajectory_bytes": float(sum(e.num_bytes for e in self._run.entries())),
         }
-        log_beside(self._trainer, control, found)
+        log_extra_values(self._trainer, control, values)
 
 
-def log_beside(trainer: Any, control: TrainerControl, figures: dict[str, float]) -> None:
-    """Log figures of ours, and leave the step's own log as due as it was.
+def log_extra_values(trainer: Any, control: TrainerControl, values: dict[str, float]) -> None:
+    """Log values of ours without changing whether the step's own log is due.
 
     Args:
-        trainer: That trains.
-        control: Its state of what is due.
-        figures: By name.
+        trainer: The trainer to log with.
+        control: The Trainer's control object.
+        values: Values by name.
     """
     is_due = control.should_log
-    # Past TRL's own `log`, which would take the step's figures for its own.
-    Trainer.log(trainer, figures)
+    # TRL's own `log` would add the step's metrics to ours and clear them.
+    Trainer.log(trainer, values)
     control.should_log = is_due

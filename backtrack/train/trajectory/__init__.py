@@ -1,1 +1,1 @@
-"""Checkpoints while training goes on, in any loop of a transformers Trainer."""
+"""Save checkpoints while any transformers Trainer, or a loop of your own, trains."""

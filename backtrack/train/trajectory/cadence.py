@@ -1,16 +1,18 @@
-"""When a checkpoint is due: every so many steps, evenly in log steps, or by distance moved.
+"""Decide after which optimizer steps a checkpoint is due.
 
-The last step is always due, whatever the cadence; so is the first, except with plain steps. What
-is due depends on the weights that were kept and on nothing else, so a resumed training keeps what
-an uninterrupted one keeps.
+Three cadences: every n steps, evenly in log steps, or by the distance the weights have moved. The
+last step is always saved, whatever the cadence; the first also is, except with `every_steps`. What
+is due depends only on the weights already saved, so a resumed training saves the same steps as an
+uninterrupted one.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
+from typing_extensions import override
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,70 +22,87 @@ if TYPE_CHECKING:
     from backtrack.recipe import TrajectorySection
     from backtrack.run.thinning import Spacing
 
-_SAMPLE_VALUES = 1 << 20
+_MAX_SAMPLED_VALUES = 1 << 20
 
 
-class Cadence(Protocol):
-    """Says after each optimizer step whether it is kept."""
+class Cadence:
+    """Decides after each optimizer step whether to save it; abstract.
 
-    def is_due(self, step: int, live: Mapping[str, Tensor]) -> bool: ...
+    Attributes:
+        distance: Sum of the distances between saved checkpoints; None if it is not measured.
+    """
+
+    distance: float | None = None
+
+    def is_due(self, step: int, live: Mapping[str, Tensor]) -> bool:
+        raise NotImplementedError
+
+    def record_save(self, live: Mapping[str, Tensor]) -> None:
+        """Note that these weights were saved."""
 
 
-class EverySteps:
-    """Every so many optimizer steps."""
+class EverySteps(Cadence):
+    """Every n optimizer steps."""
 
     def __init__(self, every_steps: int) -> None:
         self._every_steps = every_steps
 
-    def is_due(self, step: int, live: Mapping[str, Tensor]) -> bool:  # noqa: ARG002
+    @override
+    def is_due(self, step: int, live: Mapping[str, Tensor]) -> bool:
         return step % self._every_steps == 0
 
 
-class LogSteps:
-    """So many checkpoints, evenly spaced in log steps; early ones fall together on whole steps."""
+class LogSteps(Cadence):
+    """A number of checkpoints evenly spaced in log steps; early ones may round to one step."""
 
     def __init__(self, num_checkpoints: int, last_step: int) -> None:
         self._steps = log_spaced(num_checkpoints, last_step)
 
-    def is_due(self, step: int, live: Mapping[str, Tensor]) -> bool:  # noqa: ARG002
+    @override
+    def is_due(self, step: int, live: Mapping[str, Tensor]) -> bool:
         return step in self._steps
 
 
-class ByDistance:
-    """Each time the weights have moved by a share of their norm since the last checkpoint.
+class ByDistance(Cadence):
+    """Whenever the weights have moved by a fraction of their norm since the last checkpoint.
 
-    Distances are L2 and taken over a million values at most, evenly strided over all that is
-    trained, in the type they are kept in.
+    Distances are L2 norms over a sample of at most about a million values, taken at an even
+    stride over all trained tensors in the dtype they are stored in.
     """
 
     def __init__(
-        self, share: float, kept: Mapping[str, Tensor], travelled: float, dtype: torch.dtype | None
+        self,
+        fraction: float,
+        saved: Mapping[str, Tensor],
+        distance: float,
+        dtype: torch.dtype | None,
     ) -> None:
-        """Begin at the weights kept last.
+        """Start from the weights saved last.
 
         Args:
-            share: How far, in norms of the weights kept last.
-            kept: Those weights, or those at the start.
-            travelled: Sum of the distances up to them.
-            dtype: Type they are kept in; none is the live one.
+            fraction: Distance between checkpoints, as a fraction of the saved weights' norm.
+            saved: The weights saved last, or those before training.
+            distance: Sum of the distances up to them.
+            dtype: Dtype they are stored in; None for the live dtype.
         """
-        self._share = share
+        self._fraction = fraction
         self._dtype = dtype
-        self._stride = max(1, sum(t.numel() for t in kept.values()) // _SAMPLE_VALUES)
-        self._kept = self._sample(kept)
-        self.travelled = travelled
+        self._stride = max(1, sum(t.numel() for t in saved.values()) // _MAX_SAMPLED_VALUES)
+        self._saved = self._sample(saved)
+        self.distance: float = distance
 
+    @override
     def is_due(self, step: int, live: Mapping[str, Tensor]) -> bool:
-        return step == 1 or self._moved(self._sample(live)) >= self._share
+        return step == 1 or self._distance_to(self._sample(live)) >= self._fraction
 
-    def keep(self, live: Mapping[str, Tensor]) -> None:
-        """Take the weights as the last that were kept."""
+    @override
+    def record_save(self, live: Mapping[str, Tensor]) -> None:
         sample = self._sample(live)
-        self.travelled += self._moved(sample)
-        self._kept = sample
+        self.distance += self._distance_to(sample)
+        self._saved = sample
 
-    def _moved(self, sample: Tensor) -> float:
-        return float((sample - self._kept).norm() / self._kept.norm())
+    def _distance_to(self, sample: Tensor) -> float:
+        return float((sample - self._saved).norm() / self._saved.norm())
 
     @torch.no_grad()
     def _sample(self, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -92,14 +111,14 @@ class ByDistance:
 
 
 def log_spaced(num_checkpoints: int, last_step: int) -> frozenset[int]:
-    """Steps 1 to the last, evenly spaced in their logarithm, each once."""
-    most = math.log(max(last_step, 1))
+    """Return distinct steps from 1 to the last, evenly spaced in their logarithm."""
+    log_last = math.log(max(last_step, 1))
     shares = (i / max(num_checkpoints - 1, 1) for i in range(num_checkpoints))
-    return frozenset({round(math.exp(share * most)) for share in shares} | {last_step})
+    return frozenset({round(math.exp(share * log_last)) for share in shares} | {last_step})
 
 
 def axis_of(section: TrajectorySection) -> Spacing:
-    """Along what the cadence is even: `steps`, `log` or `distance`."""
+    """Return the axis the cadence is even along: `steps`, `log` or `distance`."""
     if section.every_distance is not None:
         return "distance"
     return "steps" if section.log_checkpoints is None else "log"

@@ -1,22 +1,20 @@
-"""Keep a trajectory while any transformers Trainer trains.
+"""Save a trajectory while any transformers Trainer trains.
 
     trainer = SFTTrainer(..., callbacks=[TrajectoryCallback("runs/mine", every_steps=10)])
 
-Promised: training is held for a copy of what is trained and no longer, unless checkpoints come
-faster than the disk takes them. A step is on the trajectory before the Trainer saves its own state
-of that step, so a run resumed from any Trainer checkpoint misses none. A run's directory appears
-whole or not at all. A write that fails stops the training with an error and leaves every earlier
-checkpoint as it was. Of several processes the main one writes; weights sharded by FSDP2 or
-DeepSpeed ZeRO-3 are gathered one tensor at a time, and what is frozen is not.
-Not promised: weights flattened by FSDP1; those are refused by name.
+Promised: a save holds training up only for a copy of the trained tensors, unless checkpoints come
+faster than they can be written. A step is on disk before the Trainer saves its own state of that
+step, so a run resumed from any Trainer checkpoint misses none. A run's folder appears complete or
+not at all. A failed write stops training with an error and leaves every earlier checkpoint as it
+was. Of several processes the main one writes; weights sharded by FSDP2 or DeepSpeed ZeRO-3 are
+gathered one tensor at a time, frozen ones not at all.
+Not promised: weights flattened by FSDP1. They are refused with an error that names FSDP1.
 """
 
 from __future__ import annotations
 
-import shutil
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from accelerate.state import AcceleratorState, DistributedType, is_initialized
 from peft import PeftModel
@@ -26,42 +24,114 @@ from typing_extensions import override
 
 from backtrack.errors import RunError, UsageError
 from backtrack.recipe import TrajectorySection
-from backtrack.records import Manifest
-from backtrack.records.record import now
-from backtrack.run.directory import INITIAL, MANIFEST, Run
-from backtrack.run.files import sync_folder
-from backtrack.train.trajectory.base import (
-    active_config,
+from backtrack.run.directory import MANIFEST, Run
+from backtrack.train.trajectory.base_model import (
     find_base,
     main_dtype,
-    method_of,
     plain_model,
     reference_to,
-    require_lasting_start,
-    start_of,
-    write_base,
-    write_initial,
 )
-from backtrack.train.trajectory.live_weights import whole_weights
-from backtrack.train.trajectory.saver import Keeper
+from backtrack.train.trajectory.initializations import require_reloadable_initialization
+from backtrack.train.trajectory.live_method import active_config, initialization_of, method_of
+from backtrack.train.trajectory.live_weights import gather_weights
+from backtrack.train.trajectory.new_run import create_run, require_free
+from backtrack.train.trajectory.saver import CheckpointSaver
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-    from backtrack.recipe import Recipe
-    from backtrack.records import BaseModelReference
 
-_LIBRARIES = ("backtrack", "torch", "transformers", "peft", "trl", "safetensors")
+class _CheckpointCallback(TrainerCallback):
+    """Saves due checkpoints into a run, at the Trainer's events; abstract."""
+
+    def __init__(self, section: TrajectorySection, *, saves_tokenizer: bool = False) -> None:
+        """Set what is saved.
+
+        Args:
+            section: Which steps are saved, and in which form.
+            saves_tokenizer: Save the tokenizer with each checkpoint, since it is not the base's.
+        """
+        self._section = section
+        self._saves_tokenizer = saves_tokenizer
+        self._saver: CheckpointSaver | None = None
+
+    def _prepare_run(
+        self, model: Any, tokenizer: Any, args: TrainingArguments, state: TrainerState
+    ) -> Run | None:
+        """Return the run to write into; None on processes other than the main one."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Wait until all is on disk; called automatically when training ends without an error.
+
+        Raises:
+            CheckpointError: A checkpoint could not be written.
+        """
+        saver, self._saver = self._saver, None
+        if saver is not None:
+            saver.close()
+
+    @override
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
+    ) -> None:
+        """Create the run or continue it, and start the writer."""
+        model, tokenizer = live["model"], live.get("processing_class")
+        plain_model(model)
+        if isinstance(model, PeftModel):
+            require_reloadable_initialization(initialization_of(active_config(model)))
+        _require_no_flat_weights()
+        self.close()
+        run = self._prepare_run(model, tokenizer, args, state)
+        saved_tokenizer = tokenizer if self._saves_tokenizer else None
+        self._saver = CheckpointSaver(run, self._section, model, args, state, saved_tokenizer)
+        self._saver.save_if_due(state)
+
+    @override
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
+    ) -> None:
+        """Save the step if it is due, and finish writing if the Trainer is about to save."""
+        if self._saver is not None:
+            self._saver.save_if_due(state)
+            if control.should_save:
+                self._saver.flush()
+
+    @override
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
+    ) -> None:
+        """Finish writing, since the Trainer may save after an evaluation."""
+        if self._saver is not None:
+            self._saver.flush()
+
+    @override
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
+    ) -> None:
+        """Save the weights that `load_best_model_at_end` may replace before training ends."""
+        if self._saver is not None:
+            if args.load_best_model_at_end:
+                self._saver.save(state)
+            if control.should_save:
+                self._saver.flush()
+
+    @override
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
+    ) -> None:
+        """Save the last step of a training that stopped early."""
+        # With load_best_model_at_end the live weights are by now those of another step.
+        if self._saver is not None and not args.load_best_model_at_end:
+            self._saver.save(state)
+        self.close()
 
 
-class TrajectoryCallback(TrainerCallback):
-    """Keeps the trained weights of chosen optimizer steps, and of the last, in a run.
+class TrajectoryCallback(_CheckpointCallback):
+    """Saves the trained weights at chosen optimizer steps, and at the last, in a run.
 
-    The run is made when training begins and continued when the Trainer resumes; a step taken again
-    after a resume replaces the older one.
+    The run is created when training begins and continued when the Trainer resumes; a step trained
+    again after a resume replaces the older one.
     """
 
     def __init__(
@@ -72,14 +142,14 @@ class TrajectoryCallback(TrainerCallback):
         base: str | Path | None = None,
         **trajectory: Any,
     ) -> None:
-        """Say where and how often.
+        """Set the run's folder and how often to save.
 
         Args:
-            path: The run's directory; it must not exist unless the Trainer resumes.
-            every_steps: Optimizer steps between checkpoints, 10 unless another cadence is given;
-                the last step is always kept.
-            base: Folder or Hub name of the model before training; found by itself where the model
-                was loaded from files, and written into the run where it was not.
+            path: The run's folder; it must not exist unless the Trainer resumes.
+            every_steps: Optimizer steps between checkpoints; 10 unless another cadence is given.
+                The last step is always saved.
+            base: Folder or Hub name of the model before training. By default it is found if the
+                model was loaded from files, and written into the run if it was not.
             **trajectory: Other keys of a recipe's `trajectory`: `log_checkpoints`,
                 `every_distance`, `max_checkpoints`, `max_bytes`, `storage`, `key_every`, `dtype`.
 
@@ -88,36 +158,10 @@ class TrajectoryCallback(TrainerCallback):
         """
         if every_steps is not None:
             trajectory = {"every_steps": every_steps, **trajectory}
-        self._section = _section(trajectory)
+        super().__init__(_section(trajectory))
         self._path = Path(path)
         self._base = base
         self._run: Run | None = None
-        self._is_given = False
-        self._keeps_tokenizer = False
-        self._keeper: Keeper | None = None
-
-    @classmethod
-    def onto(
-        cls,
-        run: Run | None,
-        path: Path,
-        section: TrajectorySection,
-        *,
-        keep_tokenizer: bool = False,
-    ) -> Self:
-        """A callback that writes into a run made before training began.
-
-        Args:
-            run: The run; none on processes other than the main one.
-            path: Its directory.
-            section: Which steps, and how they are kept.
-            keep_tokenizer: Put the tokenizer beside each checkpoint, since it is not the base's.
-        """
-        callback = cls(path)
-        callback._section = section
-        callback._run, callback._is_given = run, True
-        callback._keeps_tokenizer = keep_tokenizer
-        return callback
 
     @property
     def run(self) -> Run:
@@ -130,165 +174,63 @@ class TrajectoryCallback(TrainerCallback):
             raise RunError(f"there is no run in {self._path} yet: training has not begun.")
         return self._run
 
-    def close(self) -> None:
-        """Wait for the last byte; called by itself when training ends without an error.
-
-        Raises:
-            CheckpointError: A checkpoint could not be written.
-        """
-        keeper, self._keeper = self._keeper, None
-        if keeper is not None:
-            keeper.close()
-
     @override
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
-    ) -> None:
-        """Make the run, or continue it."""
-        model = live["model"]
-        plain_model(model)
-        if isinstance(model, PeftModel):
-            require_lasting_start(start_of(active_config(model)))
-        _require_no_flat_weights()
-        self.close()
-        # With auto_find_batch_size the Trainer begins again by itself when memory runs out.
-        if not self._is_given and (self._run is None or not args.auto_find_batch_size):
-            self._run = self._open_run(model, live.get("processing_class"), args, state)
-        tokenizer = live.get("processing_class") if self._keeps_tokenizer else None
-        self._keeper = Keeper(self._run, self._section, model, args, state, tokenizer)
-        self._keeper.step_taken(state)
-
-    @override
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
-    ) -> None:
-        """Keep a step that is due, and be done with it if the Trainer saves now."""
-        if self._keeper is not None:
-            self._keeper.step_taken(state)
-            if control.should_save:
-                self._keeper.flush()
-
-    @override
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
-    ) -> None:
-        """Be done with every step before the Trainer may save the one it found best."""
-        if self._keeper is not None:
-            self._keeper.flush()
-
-    @override
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
-    ) -> None:
-        """Keep the weights that `load_best_model_at_end` may replace before training ends."""
-        if self._keeper is not None:
-            if args.load_best_model_at_end:
-                self._keeper.keep(state)
-            if control.should_save:
-                self._keeper.flush()
-
-    @override
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
-    ) -> None:
-        """Keep the last step of a training that stopped early."""
-        # With load_best_model_at_end the live weights are those of another step by now.
-        if self._keeper is not None and not args.load_best_model_at_end:
-            self._keeper.keep(state)
-        self.close()
+    def _prepare_run(
+        self, model: Any, tokenizer: Any, args: TrainingArguments, state: TrainerState
+    ) -> Run | None:
+        # With auto_find_batch_size the Trainer restarts by itself when memory runs out.
+        if self._run is None or not args.auto_find_batch_size:
+            self._run = self._open_run(model, tokenizer, args, state)
+        return self._run
 
     def _open_run(
         self, model: Any, tokenizer: Any, args: TrainingArguments, state: TrainerState
     ) -> Run | None:
-        """The run, on the main process; the others only help to gather a base."""
-        weights = whole_weights(model)
+        """Create or continue the run on the main process; the others help to gather the base."""
+        weights = gather_weights(model)
         if not state.is_world_process_zero:
             return None
         if state.global_step > 0 and (self._path / MANIFEST).is_file():
             return _continued(self._path, model)
         require_free(self._path, hint="resume the Trainer with `resume_from_checkpoint=True`")
-        is_untouched = state.global_step == 0
+        is_untrained = state.global_step == 0
         base = (
-            find_base(model, is_untouched=is_untouched, weights=weights)
+            find_base(model, is_untrained=is_untrained, weights=weights)
             if self._base is None
             else reference_to(self._base, dtype=main_dtype(plain_model(model)))
         )
-        if base is None and not is_untouched and not isinstance(model, PeftModel):
+        if base is None and not is_untrained and not isinstance(model, PeftModel):
             raise UsageError(
-                f"training goes on at step {state.global_step}, and the model before it is not at "
-                "hand. Name it: TrajectoryCallback(..., base=FOLDER_OR_NAME)."
+                f"training resumes at step {state.global_step}, and the model before training is "
+                "not known. Name it: TrajectoryCallback(..., base=FOLDER_OR_NAME)."
             )
         return create_run(
             self._path, model, base, seed=args.seed, tokenizer=tokenizer, weights=weights,
-            is_untouched=is_untouched,
+            is_untrained=is_untrained,
         )  # fmt: skip
 
 
-def create_run(  # noqa: PLR0913  # one run has that many facts
-    path: Path,
-    model: Any,
-    base: BaseModelReference | None,
-    *,
-    seed: int | None,
-    tokenizer: Any = None,
-    weights: Mapping[str, Tensor] | None = None,
-    recipe: Recipe | None = None,
-    recipe_text: str | None = None,
-    is_untouched: bool = True,
-) -> Run:
-    """Make a run's directory in one stroke: whatever happens, it is there whole or not at all.
+class ExistingRunCallback(_CheckpointCallback):
+    """Saves the same into a run that was created before training begins."""
 
-    Args:
-        path: Where; it must not exist, or be empty.
-        model: The live model, before training.
-        base: Its base; where none is given the live weights are written into the run.
-        seed: Of training.
-        tokenizer: Kept beside a base that is written.
-        weights: The live model's own tensors in full, where it is sharded.
-        recipe: What made the run, if a recipe did.
-        recipe_text: The recipe in the user's words.
-        is_untouched: Whether training has not begun.
-    """
-    staging = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
-        if base is None:
-            write_base(model, tokenizer, staging / "base", weights=weights)
-            base = reference_to(staging / "base").model_copy(
-                update={"model": str(path.resolve() / "base")}
-            )
-        manifest = Manifest(
-            name=path.name,
-            base=base,
-            method=method_of(model),
-            seed=seed,
-            versions=_versions(),
-            created=now(),
-        )
-        run = Run.create(staging / "run", manifest, recipe, recipe_text)
-        write_initial(
-            model, run.path / INITIAL, is_untouched=is_untouched, is_sharded=weights is not None
-        )
-        if (staging / "base").is_dir():
-            (staging / "base").rename(run.path / "base")
-        run.path.rename(path)
-        sync_folder(path.parent)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return Run.open(path)
+    def __init__(
+        self, run: Run | None, section: TrajectorySection, *, saves_tokenizer: bool = False
+    ) -> None:
+        """Set the run and what is saved.
 
+        Args:
+            run: The run; None on processes other than the main one.
+            section: Which steps are saved, and in which form.
+            saves_tokenizer: Save the tokenizer with each checkpoint, since it is not the base's.
+        """
+        super().__init__(section, saves_tokenizer=saves_tokenizer)
+        self._run = run
 
-def require_free(path: Path, *, hint: str) -> None:
-    """Refuse a directory that is taken.
-
-    Raises:
-        RunError: It holds a run, or other files.
-    """
-    if (path / MANIFEST).exists():
-        raise RunError(f"{path} holds a run already. Take another name, or {hint}.")
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise RunError(f"{path} is taken by other files and holds no run. Take another name.")
+    @override
+    def _prepare_run(
+        self, model: Any, tokenizer: Any, args: TrainingArguments, state: TrainerState
+    ) -> Run | None:
+        return self._run
 
 
 def _continued(path: Path, model: Any) -> Run:
@@ -296,8 +238,8 @@ def _continued(path: Path, model: Any) -> Run:
     kind = method_of(model).kind
     if run.manifest.method.kind != kind:
         raise RunError(
-            f"{path} was trained by `{run.manifest.method.kind}`, the model that resumes by "
-            f"`{kind}`. Resume with the same method, or take another name."
+            f"{path} was trained by `{run.manifest.method.kind}`, but the model that resumes has "
+            f"method `{kind}`. Resume with the same method, or use another name."
         )
     return run
 
@@ -315,23 +257,13 @@ def _section(values: dict[str, Any]) -> TrajectorySection:
 
 
 def _require_no_flat_weights() -> None:
-    # Accelerate keeps one state a process; by the time training begins a Trainer has filled it.
+    # Accelerate has one state per process; a Trainer has set it before training begins.
     if not is_initialized():
         return
     state = AcceleratorState()
     if state.distributed_type == DistributedType.FSDP and state.fsdp_plugin.fsdp_version != 2:
         raise UsageError(
-            "weights flattened by FSDP1 cannot be kept step by step. Set `fsdp_version: 2` in "
-            "accelerate's configuration, or let the Trainer save its own checkpoints and take "
-            "them over: `backtrack adopt OUTPUT_DIR`."
+            "weights flattened by FSDP1 cannot be saved during training. Set `fsdp_version: 2` in "
+            "accelerate's configuration, or let the Trainer save its own checkpoints and adopt "
+            "them: `backtrack adopt OUTPUT_DIR`."
         )
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

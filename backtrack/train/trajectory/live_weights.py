@@ -1,8 +1,9 @@
-"""What of a live model goes into a checkpoint, by the names stock PEFT and transformers write.
+"""The tensors and small files of a live model that go into a checkpoint.
 
-The libraries' own functions name the tensors once, on stand-ins; from then on the live parameters
-are looked at directly, so a save costs nothing but its copy. Where a library computes what it
-writes (AdaLoRA's pruned ranks, fused experts taken apart), it is asked again at every save.
+Names are those that stock PEFT and transformers write. Their own functions select and name the
+tensors once, on meta tensors; after that the live parameters are read directly, so a save costs
+only its copy. If a library computes what it writes (AdaLoRA's pruned ranks, fused experts that are
+split), its function is called at every save.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from transformers.utils import logging as transformers_logging
 
 from backtrack.errors import UsageError
 from backtrack.run.bits import Bits, bits_of, tensor_of
-from backtrack.train.trajectory.base import active_config, plain_model
-from backtrack.train.trajectory.snapshot import is_sharded, whole
+from backtrack.train.trajectory.base_model import plain_model
+from backtrack.train.trajectory.live_method import active_config
+from backtrack.train.trajectory.snapshot import full_tensor, is_sharded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,21 +31,21 @@ if TYPE_CHECKING:
 
 
 class LiveWeights:
-    """The trained tensors of a model.
+    """The trained tensors of a live model, by their names in a checkpoint.
 
     Attributes:
-        tensors: Live tensors by the name of their file; none where they are computed.
-        files: Contents of the small files beside the weights, by name.
-        is_sharded: Processes hold parts of them.
+        tensors: Live tensors by their names in the file; empty if the library computes them.
+        files: Contents of the small files beside the weights (`config.json`), by name.
+        is_sharded: The model's tensors are sharded over processes.
     """
 
     def __init__(self, model: Any, *, is_resized: bool, dtype: torch.dtype | None) -> None:
-        """Look at a model.
+        """Find the tensors to save.
 
         Args:
             model: A transformers or PEFT model.
-            is_resized: An adapter must carry the embedding, whose vocabulary was resized.
-            dtype: Type whole models are kept in; none is the live one.
+            is_resized: The vocabulary was resized, so an adapter must include the embedding.
+            dtype: Dtype that full models are stored in; None for the live one.
         """
         self._model = model
         self._is_resized = is_resized
@@ -52,18 +54,18 @@ class LiveWeights:
         self.files = self._small_files()
 
     def refresh(self) -> None:
-        """Look again, as after anything that may have put other tensors in their place."""
+        """Find the tensors again, after anything that may have replaced parameters."""
         state = self._model.state_dict(keep_vars=True)
-        stand_ins = {name: torch.empty(t.shape, device="meta") for name, t in state.items()}
-        origin = {id(stand_in): name for name, stand_in in stand_ins.items()}
-        named = self._named(stand_ins)
+        on_meta = {name: torch.empty(t.shape, device="meta") for name, t in state.items()}
+        origin = {id(tensor): name for name, tensor in on_meta.items()}
+        named = self._named(on_meta)
         self.tensors: dict[str, Tensor] = {}
         if all(id(tensor) in origin for tensor in named.values()):
             self.tensors = {name: state[origin[id(tensor)]] for name, tensor in named.items()}
         self.is_sharded = any(is_sharded(tensor) for tensor in state.values())
         if self.is_sharded and not self.tensors and self.is_adapter:
             raise UsageError(
-                f"{active_config(self._model).peft_type} adapters cannot be kept step by step "
+                f"{active_config(self._model).peft_type} adapters cannot be saved during training "
                 "while they are sharded: PEFT computes what it saves. Train without sharding."
             )
 
@@ -74,7 +76,7 @@ class LiveWeights:
     def collect(
         self,
     ) -> tuple[dict[str, Tensor], Callable[[Mapping[str, Bits]], Mapping[str, Bits]]]:
-        """Tensors to copy now, and what gives the copies the names and forms of the file."""
+        """Return the tensors to copy now, and a function from the copies to the file's tensors."""
         if self.tensors:
             return self.tensors, lambda copies: copies
         if self.is_adapter:
@@ -84,22 +86,22 @@ class LiveWeights:
 
     def _named(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if self.is_adapter:
-            found: dict[str, Tensor] = get_peft_model_state_dict(
+            named: dict[str, Tensor] = get_peft_model_state_dict(
                 self._model,
                 state_dict=dict(state),
                 adapter_name=self._model.active_adapters[0],
                 save_embedding_layers=self._is_resized,
             )
-            return found
-        kept = {name: state[name] for name in self._plain_state()}
-        return dict(revert_weight_conversion(self._model, kept))
+            return named
+        plain = {name: state[name] for name in self._plain_state()}
+        return dict(revert_weight_conversion(self._model, plain))
 
     def _plain_state(self) -> dict[str, Tensor]:
-        """A whole model's tensors without the second names of tied ones."""
-        plain = self._model
-        state: dict[str, Tensor] = plain.state_dict(keep_vars=True)
-        tied: Mapping[str, str] = getattr(plain, "all_tied_weights_keys", None) or {}
-        ignored = set(plain._keys_to_ignore_on_save or ())  # noqa: SLF001  # no public name
+        """Return a full model's tensors, each tied tensor once."""
+        model = self._model
+        state: dict[str, Tensor] = model.state_dict(keep_vars=True)
+        tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+        ignored = set(model._keys_to_ignore_on_save or ())  # noqa: SLF001  # no public name
         return {
             name: tensor
             for name, tensor in state.items()
@@ -112,25 +114,28 @@ class LiveWeights:
         return {n: bits_of(t) for n, t in revert_weight_conversion(self._model, tensors).items()}
 
     def _small_files(self) -> dict[str, bytes]:
-        """What the libraries write beside the weights, from a save without weights."""
-        with tempfile.TemporaryDirectory() as folder:
-            place = Path(folder)
+        """Return what the libraries write beside the weights, by saving without weights."""
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
             if self.is_adapter:
                 name = self._model.active_adapters[0]
                 empty = {key: torch.empty(0) for key in self._model.state_dict(keep_vars=True)}
                 self._model.save_pretrained(
-                    folder, selected_adapters=[name], save_embedding_layers=False, state_dict=empty
+                    str(folder),
+                    selected_adapters=[name],
+                    save_embedding_layers=False,
+                    state_dict=empty,
                 )
-                place = place if name == "default" else place / name
-                return {"adapter_config.json": (place / "adapter_config.json").read_bytes()}
-            is_shown = transformers_logging.is_progress_bar_enabled()
+                folder = folder if name == "default" else folder / name
+                return {"adapter_config.json": (folder / "adapter_config.json").read_bytes()}
+            had_bar = transformers_logging.is_progress_bar_enabled()
             transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
             self._model.save_pretrained(folder, state_dict={})
-            if is_shown:
+            if had_bar:
                 transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
             files = {
-                str(path.relative_to(place)): path.read_bytes()
-                for path in place.rglob("*")
+                str(path.relative_to(folder)): path.read_bytes()
+                for path in folder.rglob("*")
                 if path.is_file() and path.suffix != ".safetensors"
             }
         if self._dtype is not None:
@@ -140,16 +145,17 @@ class LiveWeights:
         return files
 
 
-def whole_weights(model: Any) -> dict[str, Tensor] | None:
-    """A sharded model's own tensors in full on the CPU; none where it is not sharded.
+def gather_weights(model: Any) -> dict[str, Tensor] | None:
+    """Gather a sharded model's tensors on the CPU of every process; all must call this.
 
-    Every process must call this; each gets them.
+    Returns:
+        The tensors of the transformers model by name; None if it is not sharded.
     """
     state = plain_model(model).state_dict(keep_vars=True)
     if not any(is_sharded(tensor) for tensor in state.values()):
         return None
     gathered = {}
     for name, tensor in state.items():
-        with whole(tensor) as value:
+        with full_tensor(tensor) as value:
             gathered[name] = value.detach().cpu().clone()
     return gathered

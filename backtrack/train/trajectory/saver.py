@@ -1,4 +1,4 @@
-"""Keep the steps of one training that are due: copy what is live, hand it to the writer."""
+"""Save the checkpoints of one training that are due: copy live weights, hand them to a writer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from backtrack.errors import UsageError
 from backtrack.run.checkpoint_reader import base_folder, read_checkpoint
 from backtrack.run.thinning import TrajectoryBudget
 from backtrack.run.trajectory_writer import Offered, TrajectoryWriter
-from backtrack.train.trajectory.base import is_vocabulary_resized
+from backtrack.train.trajectory.base_model import is_vocabulary_resized
 from backtrack.train.trajectory.cadence import ByDistance, EverySteps, LogSteps, axis_of
 from backtrack.train.trajectory.live_weights import LiveWeights
 from backtrack.train.trajectory.snapshot import Snapshots
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from backtrack.train.trajectory.snapshot import Snapshot
 
 
-class Keeper:
-    """What turns live weights into checkpoints, from the begin of a training to its end.
+class CheckpointSaver:
+    """Saves live weights as checkpoints, from the beginning of a training to its end.
 
-    Where weights are sharded it stands on every process, for all must gather; else on the main one
-    alone does anything.
+    If weights are sharded, every process needs one, since all must take part in gathering them.
+    Otherwise only the main process's does anything.
     """
 
     def __init__(
@@ -43,31 +43,31 @@ class Keeper:
         state: TrainerState,
         tokenizer: Any,
     ) -> None:
-        """Look at the model and start the writer.
+        """Find the tensors to save and start the writer thread.
 
         Args:
-            run: The run; none on processes other than the main one.
-            section: Which steps are kept, and how.
+            run: The run; None on processes other than the main one.
+            section: Which steps are saved, and in which form.
             model: The live model.
-            args: The Trainer's.
-            state: Where training begins or goes on.
-            tokenizer: Put beside each checkpoint if given.
+            args: The Trainer's arguments.
+            state: The Trainer's state, at step 0 or at the step training resumes from.
+            tokenizer: Saved with each checkpoint; None to save none.
 
         Raises:
-            UsageError: The weights are sharded in a way that this cadence cannot follow.
+            UsageError: The weights are sharded, and this cadence or adapter needs them whole.
         """
         self._run = run
         is_adapter = isinstance(model, PeftModel)
-        dtype = kept_dtype(section, args, is_adapter=is_adapter)
+        dtype = stored_dtype(section, args, is_adapter=is_adapter)
         is_resized = run is not None and is_adapter and _is_resized(model, run)
         self._live = LiveWeights(model, is_resized=is_resized, dtype=dtype)
         self._snapshots = Snapshots(dtype)
-        self._files = {} if tokenizer is None else _files_of(tokenizer)
+        self._tokenizer_files = {} if tokenizer is None else _files_of(tokenizer)
         step = state.global_step
-        # Sharded, every process must gather what one gathers, and only one knows the run.
-        is_kept = run is not None and step in run.steps and not self._live.is_sharded
-        self._last_step = step if is_kept else 0
-        self._cadence = self._begin_cadence(section, state, dtype)
+        # With sharded weights all processes must decide alike, and only one knows the run.
+        is_saved = run is not None and step in run.steps and not self._live.is_sharded
+        self._last_saved_step = step if is_saved else 0
+        self._cadence = self._make_cadence(section, state, dtype)
         self._writer: TrajectoryWriter | None = None
         if run is not None:
             self._writer = TrajectoryWriter(
@@ -80,23 +80,23 @@ class Keeper:
                 begun_at=step,
             )
 
-    def step_taken(self, state: TrainerState) -> None:
-        """Keep the step if it is due, or the last one known in advance."""
+    def save_if_due(self, state: TrainerState) -> None:
+        """Save the current step if it is due or the last of training."""
         if state.global_step == 0 or not (self._live.is_sharded or self._writer):
             return
         is_last = state.global_step >= state.max_steps
         if is_last or self._cadence.is_due(state.global_step, self._live.collect()[0]):
-            self.keep(state)
+            self.save(state)
 
-    def keep(self, state: TrainerState) -> None:
-        """Copy the live weights and hand them to the writer.
+    def save(self, state: TrainerState) -> None:
+        """Copy the live weights and hand them to the writer, unless this step is saved already.
 
         Raises:
             CheckpointError: An earlier step could not be written.
         """
         step = state.global_step
-        # Resumed when it has finished, the Trainer takes one step more than it was asked for.
-        if step in {0, self._last_step} or step > state.max_steps:
+        # A Trainer that resumes after its last step takes one step more than `max_steps`.
+        if step in {0, self._last_saved_step} or step > state.max_steps:
             return
         live, convert = self._live.collect()
         snapshot: Snapshot | None
@@ -104,9 +104,8 @@ class Keeper:
             snapshot = self._snapshots.gather(live, is_main=self._writer is not None)
         else:
             snapshot = self._snapshots.take(live) if self._writer else None
-        self._last_step = step
-        if isinstance(self._cadence, ByDistance):
-            self._cadence.keep(live)
+        self._last_saved_step = step
+        self._cadence.record_save(live)
         if snapshot is None or self._writer is None:
             return
         losses = (line["loss"] for line in reversed(state.log_history) if "loss" in line)
@@ -115,24 +114,24 @@ class Keeper:
                 step=step,
                 bits=lambda: convert(snapshot.bits()),
                 release=snapshot.release,
-                files={**self._live.files, **self._files},
+                files={**self._live.files, **self._tokenizer_files},
                 train_loss=next(losses, None),
-                distance=getattr(self._cadence, "travelled", None),
+                distance=self._cadence.distance,
             )
         )
 
     def flush(self) -> None:
-        """Wait until every step so far is on disk.
+        """Wait until all saved steps are on disk.
 
         Raises:
-            CheckpointError: One could not be written.
+            CheckpointError: A checkpoint could not be written.
         """
         self._live.refresh()
         if self._writer is not None:
             self._writer.flush()
 
     def close(self) -> None:
-        """Flush, and end the writer.
+        """Wait until all saved steps are on disk, and end the writer thread.
 
         Raises:
             CheckpointError: A checkpoint could not be written.
@@ -140,7 +139,7 @@ class Keeper:
         if self._writer is not None:
             self._writer.close()
 
-    def _begin_cadence(
+    def _make_cadence(
         self, section: TrajectorySection, state: TrainerState, dtype: torch.dtype | None
     ) -> Cadence:
         if section.log_checkpoints is not None:
@@ -150,28 +149,28 @@ class Keeper:
         if self._live.is_sharded:
             raise UsageError(
                 "`every_distance` needs whole weights on each process, and these are sharded. "
-                "Give `every_steps` or `log_checkpoints`."
+                "Set `every_steps` or `log_checkpoints` instead."
             )
         run, step = self._run, state.global_step
-        kept = [] if run is None else [other for other in run.steps if other <= step]
-        if run is None or not kept:
+        saved_steps = [] if run is None else [other for other in run.steps if other <= step]
+        if run is None or not saved_steps:
             return ByDistance(section.every_distance, self._live.collect()[0], 0.0, dtype)
-        weights = read_checkpoint(run, kept[-1])
-        travelled = run.entry(kept[-1]).distance or 0.0
-        return ByDistance(section.every_distance, weights, travelled, dtype)
+        weights = read_checkpoint(run, saved_steps[-1])
+        distance = run.entry(saved_steps[-1]).distance or 0.0
+        return ByDistance(section.every_distance, weights, distance, dtype)
 
 
-def kept_dtype(
+def stored_dtype(
     section: TrajectorySection, args: TrainingArguments, *, is_adapter: bool
 ) -> torch.dtype | None:
-    """The type checkpoints are kept in; none is the live one.
+    """Return the dtype checkpoints are stored in; None for the live one.
 
-    Under mixed precision the live weights of a whole model are fp32 masters, and training computes
-    in 16 bits.
+    Under mixed precision the live weights of a full model are fp32 master weights, while training
+    computes in 16 bits: checkpoints are stored in 16 bits.
     """
     if section.dtype != "auto":
-        kind: torch.dtype = getattr(torch, section.dtype)
-        return kind
+        dtype: torch.dtype = getattr(torch, section.dtype)
+        return dtype
     if is_adapter or not (args.bf16 or args.fp16):
         return None
     return torch.bfloat16 if args.bf16 else torch.float16

@@ -1,9 +1,9 @@
-"""Copies of live tensors, taken in as little time as a copy takes.
+"""Copy live tensors to host memory, holding training up for one copy only.
 
-On a GPU the tensors are copied on the device first; training goes on while a side stream carries
-the copy into pinned memory. On a CPU they are copied within the host. Buffers are used again, so
-after the first few saves nothing is allocated. Sharded tensors are gathered one at a time: the
-main process keeps what it is handed, the others drop it.
+On a GPU the tensors are first copied on the device; training continues while a side stream moves
+that copy into pinned host memory. On a CPU they are copied within host memory. Host buffers are
+reused, so after the first few saves none is allocated. Sharded tensors are gathered one at a time,
+and only the main process stores them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 
 class Snapshot:
-    """A copy under way."""
+    """A copy of tensors in host memory that may still be in progress.
+
+    Attributes:
+        tensors: The host buffers, by name.
+    """
 
     def __init__(
         self,
@@ -37,21 +41,21 @@ class Snapshot:
         self._finish = finish
 
     def bits(self) -> dict[str, Bits]:
-        """The copied values, once the copy has arrived."""
+        """Wait for the copy to finish and return its values."""
         if self._event is not None:
             self._event.synchronize()
         return {name: bits_of(tensor) for name, tensor in self.tensors.items()}
 
     def release(self) -> None:
-        """Give the memory back for the next copy."""
+        """Return the buffers, to be reused for a later copy."""
         self._finish(self)
 
 
 class Snapshots:
-    """Takes copies into host memory that is used again and again."""
+    """Copies tensors into reused host buffers."""
 
     def __init__(self, dtype: torch.dtype | None = None) -> None:
-        """Say in which type floating-point tensors are kept; none is their own."""
+        """Set the dtype floating-point tensors are stored in; None for their own."""
         self._dtype = dtype
         self._free: list[dict[str, Tensor]] = []
         self._lock = threading.Lock()
@@ -59,26 +63,26 @@ class Snapshots:
 
     @torch.no_grad()
     def take(self, live: Mapping[str, Tensor]) -> Snapshot:
-        """Copy whole tensors; on return they may change."""
+        """Copy tensors that are not sharded; after the return they may change."""
         buffers = self._buffers(live)
         event = None
         if any(tensor.is_cuda for tensor in live.values()):
-            event = self._through_device(live, buffers)
+            event = self._copy_on_device(live, buffers)
         else:
             torch._foreach_copy_(list(buffers.values()), list(live.values()))
         return Snapshot(buffers, event, self._finish)
 
     @torch.no_grad()
     def gather(self, live: Mapping[str, Tensor], *, is_main: bool) -> Snapshot | None:
-        """Copy tensors sharded over processes, for the main one; all must call this."""
+        """Copy sharded tensors one by one on the main process; all processes must call this."""
         buffers = self._buffers(live) if is_main else None
         for name, tensor in live.items():
-            with whole(tensor) as value:
+            with full_tensor(tensor) as value:
                 if buffers is not None:
                     buffers[name].copy_(value.detach())
         return None if buffers is None else Snapshot(buffers, None, self._finish)
 
-    def _through_device(
+    def _copy_on_device(
         self, live: Mapping[str, Tensor], buffers: dict[str, Tensor]
     ) -> torch.cuda.Event:
         device = next(tensor.device for tensor in live.values() if tensor.is_cuda)
@@ -95,7 +99,7 @@ class Snapshots:
             for tensor, buffer in zip(staged, buffers.values(), strict=True):
                 buffer.copy_(tensor, non_blocking=True)
                 if tensor.is_cuda:
-                    # The allocator must not hand the staging memory out while it is being read.
+                    # Keep the allocator from reusing the staging memory while it is being read.
                     tensor.record_stream(self._stream)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(self._stream)
@@ -103,15 +107,17 @@ class Snapshots:
 
     def _buffers(self, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with self._lock:
-            found = self._free.pop() if self._free else {}
-        if found.keys() == live.keys() and all(found[n].shape == t.shape for n, t in live.items()):
-            return found
+            free = self._free.pop() if self._free else {}
+        if free.keys() == live.keys() and all(free[n].shape == t.shape for n, t in live.items()):
+            return free
         return {
-            name: torch.empty(tensor.shape, dtype=self._kept(tensor), pin_memory=tensor.is_cuda)
+            name: torch.empty(
+                tensor.shape, dtype=self._stored_dtype(tensor), pin_memory=tensor.is_cuda
+            )
             for name, tensor in live.items()
         }
 
-    def _kept(self, tensor: Tensor) -> torch.dtype:
+    def _stored_dtype(self, tensor: Tensor) -> torch.dtype:
         return self._dtype if self._dtype and tensor.is_floating_point() else tensor.dtype
 
     def _finish(self, snapshot: Snapshot) -> None:
@@ -120,12 +126,12 @@ class Snapshots:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a process holds only a part of the tensor: by FSDP2 or DeepSpeed ZeRO-3."""
+    """Whether a process holds only a shard of the tensor, by FSDP2 or DeepSpeed ZeRO-3."""
     return isinstance(tensor, DTensor) or getattr(tensor, "ds_id", None) is not None
 
 
-def whole(tensor: Any) -> AbstractContextManager[Tensor]:
-    """A sharded tensor in full, on every process; all must enter together."""
+def full_tensor(tensor: Any) -> AbstractContextManager[Tensor]:
+    """Gather a sharded tensor on every process; all processes must enter the context together."""
     if isinstance(tensor, DTensor):
         return nullcontext(tensor.full_tensor())
     if getattr(tensor, "ds_id", None) is not None:
@@ -134,7 +140,7 @@ def whole(tensor: Any) -> AbstractContextManager[Tensor]:
 
 
 class _Gathered(AbstractContextManager["Tensor"]):
-    """A tensor that DeepSpeed ZeRO-3 has divided, in full while the context lasts."""
+    """A tensor sharded by DeepSpeed ZeRO-3, gathered within the context."""
 
     def __init__(self, tensor: Tensor) -> None:
         from deepspeed import zero

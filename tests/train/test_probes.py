@@ -1,4 +1,4 @@
-"""Objectives watched during training: seen, kept, without a trace in what is trained."""
+"""Probe evaluations during training: recorded, and without effect on what is trained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ from backtrack.records import ObjectiveInfo
 from backtrack.run.directory import Run
 from backtrack.run.files import read_lines
 from backtrack.selection.choice.select import select
-from backtrack.train.trainers.probes import WATCH, Look, Watch, require_one_unit
+from backtrack.train.trainers.probes import (
+    PROBE_FILE,
+    ProbeCallback,
+    ProbeEvaluation,
+    require_one_unit,
+)
 from backtrack.train.trainers.resume import read_end
 from backtrack.train.trainers.train import TrainingProgress, train
 from tests.train.conftest import MakeRecipe
@@ -40,11 +45,11 @@ def objectives(folder: Path) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def looks(run: Run) -> list[Look]:
-    return list(read_lines(run.path / WATCH, Look))
+def probes(run: Run) -> list[ProbeEvaluation]:
+    return list(read_lines(run.path / PROBE_FILE, ProbeEvaluation))
 
 
-def test_training_is_stopped_when_general_ability_has_surely_fallen(
+def test_training_stops_when_the_lower_bound_of_the_general_drop_exceeds_the_limit(
     make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     heard: list[TrainingProgress] = []
@@ -60,24 +65,28 @@ def test_training_is_stopped_when_general_ability_has_surely_fallen(
     assert end.reason is not None
     assert "general ability has fallen" in end.reason
     assert end.step < 40
-    # The last step is kept, what was seen is on disk, and nothing is trained any more.
+    # The last step is saved, the evaluations are on disk, and resuming trains no further.
     assert run.steps[-1] == end.step
-    found = looks(run)
-    assert [look.step for look in found] == list(range(0, end.step + 1, 2))
-    assert found[0].drop.estimate == 0
-    assert found[-1].sure_drop > 0.05 >= max(look.sure_drop for look in found[:-1])
-    assert found[-1].general > found[0].general, "nats a token, which rise where ability falls"
-    assert heard[-1].look == found[-1]
+    evaluations = probes(run)
+    assert [probe.step for probe in evaluations] == list(range(0, end.step + 1, 2))
+    assert evaluations[0].drop.estimate == 0
+    assert (
+        evaluations[-1].drop_lower_bound
+        > 0.05
+        >= max(probe.drop_lower_bound for probe in evaluations[:-1])
+    )
+    assert evaluations[-1].general > evaluations[0].general, "nats a token rise as ability falls"
+    assert heard[-1].probe == evaluations[-1]
     assert train(watched, resume=True).steps == run.steps
-    # Items of the looks are the search's own, none of them in the report.
+    # The evaluations use selection items, none of the report's.
     choice = select(run, weight=0.5)
     reported = {i for m in run.measurements() if m.split == "report" for i in m.item_ids}
     assert reported
-    assert reported.isdisjoint(i for ids in found[0].item_ids.values() for i in ids)
+    assert reported.isdisjoint(i for ids in evaluations[0].item_ids.values() for i in ids)
     assert choice.selection.report
 
 
-def test_watching_leaves_training_as_it_was_and_resumes(
+def test_probe_evaluations_leave_training_unchanged_and_resume(
     make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     method = {"kind": "lora", "r": 4, "lora_dropout": 0.2}
@@ -88,20 +97,22 @@ def test_watching_leaves_training_as_it_was_and_resumes(
             raise KeyboardInterrupt
 
     plain = train(make_recipe(name="plain", method=method))
-    whole = train(make_recipe(name="whole", method=method, **watching))
+    uninterrupted = train(make_recipe(name="whole", method=method, **watching))
     cut = make_recipe(name="cut", method=method, **watching, sft={"save_steps": 4})
     with pytest.raises(KeyboardInterrupt):
         train(cut, on_progress=stop)
     resumed = train(cut, resume=True)
-    assert {run.entry(7).sha256["adapter_model.safetensors"] for run in (whole, resumed)} == {
-        plain.entry(7).sha256["adapter_model.safetensors"]
-    }
-    assert [look.step for look in looks(resumed)] == [0, 3, 6, 7]
-    assert [look.scores for look in looks(resumed)] == [look.scores for look in looks(whole)]
+    assert {
+        run.entry(7).sha256["adapter_model.safetensors"] for run in (uninterrupted, resumed)
+    } == {plain.entry(7).sha256["adapter_model.safetensors"]}
+    assert [probe.step for probe in probes(resumed)] == [0, 3, 6, 7]
+    assert [probe.scores for probe in probes(resumed)] == [
+        probe.scores for probe in probes(uninterrupted)
+    ]
 
 
 class _Coin:
-    """An objective whose items are right by chance, at the base and ever after."""
+    """An objective whose items are correct at random, with a chance for each evaluation."""
 
     def __init__(self, role: Any, chance: list[float], seed: int) -> None:
         self.item_ids = tuple(f"coin/{i:03d}" for i in range(200))
@@ -118,23 +129,23 @@ class _Coin:
 
 
 def _is_stopped(monkeypatch: pytest.MonkeyPatch, folder: Path, chances: Any, seed: int) -> bool:
-    """Whether twenty looks at objectives that come out by chance stop a training."""
+    """Whether twenty evaluations of random scores stop a training."""
     coins = tuple(_Coin(role, chances, seed + i) for i, role in enumerate(("target", "general")))
     monkeypatch.setattr("backtrack.train.trainers.probes.build_objectives", lambda *_: coins)
-    monkeypatch.setattr("backtrack.train.trainers.probes.log_beside", lambda *_: None)
+    monkeypatch.setattr("backtrack.train.trainers.probes.log_extra_values", lambda *_: None)
     monkeypatch.setattr("backtrack.train.trainers.probes.append_line", lambda *_: None)
     recipe: Any = SimpleNamespace(
         watch=SimpleNamespace(every_steps=1, items=50, max_general_drop=5.0, level=0.95),
         search=SimpleNamespace(seed=seed, items=SimpleNamespace(selection=100, report=100)),
     )
-    watch = Watch(recipe, SimpleNamespace(processing_class=None), folder)
+    callback = ProbeCallback(recipe, SimpleNamespace(processing_class=None), folder)
     args: Any = SimpleNamespace(world_size=1)
     control, state = TrainerControl(), TrainerState(max_steps=20)
     live = {"model": SimpleNamespace(state_dict=lambda **_: {})}
-    watch.on_train_begin(args, state, control, **live)
+    callback.on_train_begin(args, state, control, **live)
     while state.global_step < 20 and not control.should_training_stop:
         state.global_step += 1
-        watch.on_step_end(args, state, control, **live)
+        callback.on_step_end(args, state, control, **live)
     return control.should_training_stop
 
 
@@ -145,7 +156,7 @@ def test_noise_stops_few_trainings_and_a_collapse_stops_all(
         chances = [0.8, *[later] * 20]
         return sum(_is_stopped(monkeypatch, tmp_path, chances, 10 * s) for s in range(num))
 
-    # A drop of exactly the bound, looked at twenty times: a threshold crossed once stops them all.
+    # At a drop of exactly the bound, twenty comparisons of the plain estimate would stop them all.
     assert stopped(0.75, 30) <= 4
     assert stopped(0.2, 5) == 5
 
