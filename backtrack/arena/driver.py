@@ -24,7 +24,7 @@ from backtrack.arena.entrants import (
     paradigm_of,
     run_folder,
 )
-from backtrack.arena.ranking import lost_by, standings
+from backtrack.arena.ranking import lost_by, ranking
 from backtrack.diagnose.correlation import correlations
 from backtrack.errors import BacktrackError, FailureError
 from backtrack.records import BaseModelReference, Method, Record
@@ -215,7 +215,7 @@ class _Arena:
                 "reach": rule.reach,
                 "base_report": report,
                 "entrants": entrants,
-                "standings": standings(entrants),
+                "ranking": ranking(entrants),
                 "num_items": {name: {"selection": len(i)} for name, i in setting.item_ids.items()},
                 "correlations": correlations(lost, "entrants"),
                 "forgetting": lost,

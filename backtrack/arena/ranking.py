@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from backtrack.records import Interval
-from backtrack.records.arena import Standing
+from backtrack.records.arena import RankingRow
 from backtrack.records.diagnosis import Forgetting
 
 COLUMNS = (
     "final_target", "final_general", "chosen_target", "chosen_general", "gain", "hypervolume"
 )  # fmt: skip
-"""Of the table: the scores of a `Standing`."""
+"""Of the table: the scores of a `RankingRow`."""
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from backtrack.records.arena import Entrant
 
 
-def standings(entrants: Sequence[Entrant]) -> tuple[Standing, ...]:
+def ranking(entrants: Sequence[Entrant]) -> tuple[RankingRow, ...]:
     """A row for each name, in the order of the recipe."""
     names = dict.fromkeys(entrant.name for entrant in entrants)
     groups = {name: [e for e in entrants if e.name == name] for name in names}
@@ -39,7 +39,7 @@ def standings(entrants: Sequence[Entrant]) -> tuple[Standing, ...]:
     }
     spreads = {column: pooled(list(by_name.values())) for column, by_name in columns.items()}
     return tuple(
-        _standing(
+        _row(
             name,
             group,
             {c: over_seeds(columns[c][name], spreads[c]) for c in COLUMNS},
@@ -48,12 +48,12 @@ def standings(entrants: Sequence[Entrant]) -> tuple[Standing, ...]:
     )
 
 
-def _standing(
+def _row(
     name: str, entrants: Sequence[Entrant], scores: Mapping[str, Interval | None]
-) -> Standing:
+) -> RankingRow:
     measured = [entrant for entrant in entrants if entrant.state == "measured"]
     trainable = [e.num_trainable for e in measured if e.num_trainable is not None]
-    return Standing.model_validate(
+    return RankingRow.model_validate(
         {
             "name": name,
             "seeds": tuple(e.seed for e in measured if e.seed is not None),

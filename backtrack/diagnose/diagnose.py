@@ -18,11 +18,11 @@ import torch
 from peft import PeftModel
 
 from backtrack.diagnose.correlation import correlations
-from backtrack.diagnose.hooks import Look, Stamp
+from backtrack.diagnose.hooks import input_moments, output_pairs
 from backtrack.diagnose.modules import choose, linear_modules, locations
 from backtrack.diagnose.points import default_points, distinct, forgetting, notes, path_points
 from backtrack.diagnose.prompts import find_prompts
-from backtrack.diagnose.weights import input_moments, output_pairs
+from backtrack.diagnose.weights import Look, Stamp
 from backtrack.evaluate.objectives.items import digest
 from backtrack.path.placement import Placement
 from backtrack.point import Point

@@ -109,7 +109,7 @@ class Entrant(Record):
         return self.name if self.seed is None else f"{self.name} (seed {self.seed})"
 
 
-class Standing(Record):
+class RankingRow(Record):
     """An entrant over all its seeds: a row of the arena's table.
 
     A score's interval is the entrant's own where it has one seed; over several it covers what
@@ -154,7 +154,7 @@ class Arena(Record):
         reach: Those that it ends at.
         base_report: Scores of the base on the report items.
         entrants: Every run, in the recipe's order, seed by seed.
-        standings: Every entrant over its seeds, in the recipe's order.
+        ranking: Every entrant over its seeds, in the recipe's order.
         num_items: Items by objective and split.
         correlations: Of each metric of geometry with forgetting, over entrants.
         forgetting: What the correlations are made of: the final checkpoint of each run.
@@ -176,7 +176,7 @@ class Arena(Record):
     reach: tuple[float, float] | None = None
     base_report: ReportRow | None = None
     entrants: tuple[Entrant, ...]
-    standings: tuple[Standing, ...] = ()
+    ranking: tuple[RankingRow, ...] = ()
     num_items: dict[str, dict[Split, int]] = Field(default_factory=dict)
     correlations: tuple[Correlation, ...] = ()
     forgetting: tuple[Forgetting, ...] = ()

@@ -20,7 +20,7 @@ from backtrack.errors import RecipeError
 from backtrack.recipe.arena import load_arena
 from backtrack.records.arena import Arena, Entrant
 from backtrack.report.arena.figures import write_arena_figures
-from backtrack.report.arena.rows import standings
+from backtrack.report.arena.rows import ranking
 from backtrack.run.directory import Run
 from tests.models import make_base
 
@@ -147,9 +147,9 @@ def test_one_trajectory_is_measured_in_two_forms(finished):
     }
 
 
-def test_seeds_are_rows_of_one_standing(finished):
+def test_seeds_share_one_row_of_the_ranking(finished):
     arena = finished[1]
-    rows = {standing.name: standing for standing in arena.standings}
+    rows = {row.name: row for row in arena.ranking}
     assert list(rows) == ["broken", "lora", "oft", "oft-dense"]
     assert (rows["broken"].seeds, rows["broken"].num_failed) == ((), 2)
     lora = rows["lora"]
@@ -177,7 +177,7 @@ def test_a_second_turn_measures_nothing_and_gives_the_same(place, finished):
 
 
 def test_its_table_and_its_pictures(place, finished):
-    heads, rows = standings(finished[1])
+    heads, rows = ranking(finished[1])
     assert [row[0] for row in rows] == [
         "base", "broken", "lora (2 seeds)", "oft (2 seeds)", "oft-dense (2 seeds)",
     ]  # fmt: skip
