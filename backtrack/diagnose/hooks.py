@@ -1,6 +1,6 @@
-"""Read prompts through a placed model and take what its modules are given and give.
+"""Run prompts through a placed model and collect inputs and outputs of its modules by hooks.
 
-Padding is left out of every sum. Modules that are given the same tensor (queries, keys and values;
+Padding is left out of every sum. Modules with the same input tensor (queries, keys and values;
 gate and up) share one set of sums.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from backtrack.diagnose.prompts import Prompts
     from backtrack.path.placement import Placement
 
-    Take = Callable[[str, Tensor], None]
+    OnTensor = Callable[[str, Tensor], None]
 
 BATCH_PROMPTS = 32
 
@@ -37,34 +37,37 @@ def input_moments(
     """Second moments of each module's inputs in the base, by its name.
 
     Args:
-        placement: Stands at the base.
-        modules: Whose inputs.
-        prompts: What is read.
+        placement: The model, placed at the base.
+        modules: The modules.
+        prompts: The prompts.
+
+    Raises:
+        UsageError: A module was not called.
     """
-    found: dict[str, Moments] = {}
+    moments: dict[str, Moments] = {}
     leaders: dict[str, str] = {}
     seen: list[tuple[Tensor, str]] = []
 
-    def take(name: str, given: Tensor) -> None:
+    def add(name: str, inputs: Tensor) -> None:
         if name not in leaders:
-            leaders[name] = next((other for tensor, other in seen if tensor is given), name)
-            found.setdefault(leaders[name], Moments())
+            leaders[name] = next((other for tensor, other in seen if tensor is inputs), name)
+            moments.setdefault(leaders[name], Moments())
         if leaders[name] == name:
-            seen.append((given, name))
-            found[name].add(_rows(given, mask))
+            seen.append((inputs, name))
+            moments[name].add(_rows(inputs, mask))
 
-    with _hooked(modules, take, is_input=True), torch.no_grad():
+    with _hooked(modules, add, is_input=True), torch.no_grad():
         for ids, mask in prompts.batches(BATCH_PROMPTS, placement.model.device):
             seen.clear()
-            _read(placement.model, ids, mask)
+            _forward(placement.model, ids, mask)
     seen.clear()
-    silent = [m.name for m in modules if m.name not in leaders]
-    if silent:
+    unused = [m.name for m in modules if m.name not in leaders]
+    if unused:
         raise UsageError(
-            f"{len(silent)} modules were given nothing to read, first {silent[0]!r}: the model "
-            "does not use them on these prompts. Leave them out with --modules."
+            f"{len(unused)} modules had no input, first {unused[0]!r}: the model does not use "
+            "them on these prompts. Choose the other modules with --modules."
         )
-    return {module.name: found[leaders[module.name]] for module in modules}
+    return {module.name: moments[leaders[module.name]] for module in modules}
 
 
 def output_pairs(
@@ -73,20 +76,22 @@ def output_pairs(
     prompts: Prompts,
     points: Sequence[Point],
 ) -> dict[str, Pairs]:
-    """Each module's outputs in the base beside those at points, by its name.
+    """Each module's outputs in the base paired with those at points, by its name.
 
     Args:
-        placement: Is left at the last of the points.
-        modules: Whose outputs.
-        prompts: What is read.
-        points: Where.
+        placement: The model; it is left at the last point.
+        modules: The modules.
+        prompts: The prompts.
+        points: The points.
     """
     pairs = {module.name: Pairs(len(points)) for module in modules}
     with torch.no_grad():
         for ids, mask in prompts.batches(BATCH_PROMPTS, placement.model.device):
-            stands = [_outputs(placement, modules, p, ids, mask) for p in (Point.base(), *points)]
+            by_point = [
+                _outputs(placement, modules, p, ids, mask) for p in (Point.base(), *points)
+            ]
             for name, pair in pairs.items():
-                start, *ends = (outputs[name] for outputs in stands)
+                start, *ends = (outputs[name] for outputs in by_point)
                 pair.add(start, ends)
     return pairs
 
@@ -98,23 +103,27 @@ def _outputs(
     ids: Tensor,
     mask: Tensor,
 ) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+
+    def add(name: str, tensor: Tensor) -> None:
+        outputs[name] = _rows(tensor, mask)
+
     placement.place(point)
-    with _hooked(
-        modules, lambda name, given: found.update({name: _rows(given, mask)}), is_input=False
-    ):
-        _read(placement.model, ids, mask)
-    return found
+    with _hooked(modules, add, is_input=False):
+        _forward(placement.model, ids, mask)
+    return outputs
 
 
 @contextmanager
-def _hooked(modules: Sequence[LinearModule], take: Take, *, is_input: bool) -> Iterator[None]:
-    """`take` is told each module's name and what it is given, or gives, at every pass."""
+def _hooked(
+    modules: Sequence[LinearModule], on_tensor: OnTensor, *, is_input: bool
+) -> Iterator[None]:
+    """Call `on_tensor` with each module's name and its input, or output, in every forward pass."""
 
-    def watch(name: str) -> Callable[[Any, tuple[Any, ...], Any], None]:
-        return lambda _module, given, made: take(name, given[0] if is_input else made)
+    def hook_of(name: str) -> Callable[[Any, tuple[Any, ...], Any], None]:
+        return lambda _module, inputs, output: on_tensor(name, inputs[0] if is_input else output)
 
-    hooks = [m.live.register_forward_hook(watch(m.name)) for m in modules]
+    hooks = [m.live.register_forward_hook(hook_of(m.name)) for m in modules]
     try:
         yield
     finally:
@@ -123,13 +132,13 @@ def _hooked(modules: Sequence[LinearModule], take: Take, *, is_input: bool) -> I
 
 
 def _rows(values: Tensor, mask: Tensor) -> Tensor:
-    """Rows of real tokens, [tokens, features]; all rows, where a module has others."""
+    """Rows without padding, [tokens, features]; all rows if they are not the batch's tokens."""
     if values.shape[:-1] == mask.shape:
         return values[mask.bool()]
     return values.reshape(-1, values.shape[-1])
 
 
-def _read(model: Any, ids: Tensor, mask: Tensor) -> None:
-    """A pass through all blocks; the output head is left out, its logits would be the largest."""
+def _forward(model: Any, ids: Tensor, mask: Tensor) -> None:
+    """Run all blocks; not the output head, whose logits would be the largest tensor."""
     plain: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     plain.base_model(input_ids=ids, attention_mask=mask, use_cache=False)

@@ -1,4 +1,4 @@
-"""One module at point after point: its update's norms, spectrum and drift as a record."""
+"""Compare a module's weight at each point with the base's: norms, spectrum and drift."""
 
 from __future__ import annotations
 
@@ -28,39 +28,47 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Stamp:
-    """What all lines of a diagnosis share: see `ModuleGeometry`."""
+class SharedFields:
+    """Fields that all lines of a diagnosis share: see `ModuleGeometry`."""
 
     form: Form
     curve: CurveName
     setting: str
 
 
-class Look:
-    """A module of the base, ready to be compared with where it stands at points."""
+class BaseModule:
+    """A module's weight and input moments at the base, to compare its weights at points with."""
 
     def __init__(
         self,
         module: LinearModule,
         moments: Mapping[Role, Moments],
-        stamp: Stamp,
+        shared: SharedFields,
         mode: Literal["auto", "exact", "randomized"],
         seed: int,
     ) -> None:
-        """Take the weight of a model that stands at the base."""
+        """Copy the weight of a model that is placed at the base.
+
+        Args:
+            module: The module.
+            moments: Second moments of its inputs in the base, by the role of the prompts.
+            shared: Fields of its lines.
+            mode: How spectra are computed.
+            seed: Seed of the random projections.
+        """
         self.module = module
-        self._base = module.base_weight()
-        self._norm = float(torch.linalg.vector_norm(self._base.double()))
+        self._weight = module.base_weight()
+        self._norm = float(torch.linalg.vector_norm(self._weight.double()))
         self._moments = moments
-        self._stamp = stamp
+        self._shared = shared
         self._mode = pick_mode(mode, module.shape)
         self._seed = seed
 
     @cached_property
     def _directions(self) -> Directions:
-        return directions(self._base, self._mode, self._seed)
+        return directions(self._weight, self._mode, self._seed)
 
-    def at(
+    def geometry_at(
         self,
         point: Point,
         adapter: str | None,
@@ -68,24 +76,24 @@ class Look:
         *,
         has_spectrum: bool,
     ) -> ModuleGeometry:
-        """The module where the model stands now.
+        """The module's line at the point that the model is placed at.
 
         Args:
-            point: Where that is.
-            adapter: The live adapter's name; none in a plain model.
-            activations: What is known of its outputs there.
-            has_spectrum: Whether to take the weight-space profiles.
+            point: That point.
+            adapter: Name of the live adapter; None in a plain model.
+            activations: Geometry of the module's outputs at the point, by role.
+            has_spectrum: Whether to compute the weight-space profiles.
         """
         begin = time.perf_counter()
-        weight = self._base if point.is_base else self.module.weight(adapter)
-        update = weight - self._base
+        weight = self._weight if point.is_base else self.module.weight(adapter)
+        update = weight - self._weight
         norm = float(torch.linalg.vector_norm(update.double()))
-        found = {r: drift(m, self._base, update) for r, m in self._moments.items()}
+        drifts = {r: drift(m, self._weight, update) for r, m in self._moments.items()}
         profiles = spectrum(self._directions, update, self._seed) if has_spectrum else None
         return ModuleGeometry(
             point=point.canonical,
-            form=self._stamp.form,
-            curve=self._stamp.curve,
+            form=self._shared.form,
+            curve=self._shared.curve,
             module=self.module.name,
             block=self.module.block,
             part=self.module.part,
@@ -93,8 +101,8 @@ class Look:
             update_norm=norm,
             strength=norm / self._norm if self._norm else math.nan,
             spectrum=profiles,
-            drift=found,
+            drift=drifts,
             activations=dict(activations),
-            setting=self._stamp.setting,
+            setting=self._shared.setting,
             seconds=time.perf_counter() - begin,
         )
