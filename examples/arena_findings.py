@@ -19,7 +19,7 @@ import numpy as np
 
 from backtrack.arena.driver import read_arena
 from backtrack.records import ROLES
-from backtrack.report.arena.rows import on_path, standings, trained
+from backtrack.report.arena.rows import on_path, ranking, trained
 from backtrack.report.geometry.rows import correlation_table
 from backtrack.selection.stats.front import hypervolume
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def main(folder: Path) -> None:
     arena = read_arena(folder)
-    print_table(*standings(arena))
+    print_table(*ranking(arena))
     print("\nThe path and the training, as shares of the arena's box (hypervolume, %):\n")
     heads = ["entrant", "checkpoints of training", "path to the last one", "both"]
     print_table(heads, [covered(arena, name, group) for name, group in by_name(arena)])

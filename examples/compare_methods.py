@@ -27,11 +27,11 @@ def main(folder: Path, max_steps: int = 120, *overrides: str) -> None:
     settings = ["name=two-methods", f"output={folder}", f"entrants={ENTRANTS}", "seeds=[0]"]
     steps = [f"sft.max_steps={max_steps}", f"trajectory.every_steps={max(1, max_steps // 4)}"]
     arena = run_arena(load_arena(RECIPE, [*settings, *steps, "diagnose=null", *overrides]))
-    for standing in arena.standings:
-        if standing.chosen_target and standing.chosen_general and standing.gain:
+    for row in arena.ranking:
+        if row.chosen_target and row.chosen_general and row.gain:
             print(
-                f"{standing.name}: chosen {standing.chosen_target.estimate:.1f} / "
-                f"{standing.chosen_general.estimate:.1f}, {standing.gain.estimate:+.1f} points "
+                f"{row.name}: chosen {row.chosen_target.estimate:.1f} / "
+                f"{row.chosen_general.estimate:.1f}, {row.gain.estimate:+.1f} points "
                 "of utility on the final checkpoint"
             )
     print(write_arena_page(folder / "two-methods", arena))

@@ -1,1 +1,1 @@
-"""Several runs on one plane: trained where missing, measured and judged under one rule."""
+"""Compare several runs under one rule: train what is missing, measure, rank."""

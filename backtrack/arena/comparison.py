@@ -1,27 +1,25 @@
-"""Judge all entrants under one rule: the same items, yardsticks, weight and box.
+"""Compare all entrants under one rule: the same items, yardsticks, weight and box.
 
-YARDSTICKS are common: where an objective is no fraction, 0 is the worst of the base and all final
-checkpoints, 100 the best score any entrant reached. The BOX of the hypervolumes runs from the
-worst of the base and all final checkpoints to the best any entrant reached, on each role; an
-entrant's share is what its points dominate of it. Points on its front stay the same in every
-bootstrap sample.
+YARDSTICKS are shared: unless all objectives are fractions, 0 is the worst score of the base and
+all final checkpoints, and 100 the best score that any entrant reached. The BOX of the hypervolumes
+runs from the worst role scores of the base and all final checkpoints to the best that any entrant
+reached; an entrant's hypervolume is the share of the box that its points dominate. The points on
+an entrant's front are the same in every bootstrap sample.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from backtrack.errors import FailureError, SelectionError
-from backtrack.point import Point
+from backtrack.errors import FailureError
 from backtrack.records import ROLES, Axis
 from backtrack.records.arena import ArenaPoint
 from backtrack.records.selection import Yardstick
-from backtrack.selection.choice.rule import choose
+from backtrack.selection.choice.candidates import outcome_of
 from backtrack.selection.choice.verdict import verdict
-from backtrack.selection.measure.evaluator import Evaluator
 from backtrack.selection.measure.progress import Meter
 from backtrack.selection.stats import front
 from backtrack.selection.stats.bootstrap import interval
@@ -31,11 +29,12 @@ from backtrack.selection.stats.scores import WeightedScores, axes_of
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from backtrack.recipe.arena import ArenaEntrant
+    from backtrack.arena.entrants import LiveEntrant
+    from backtrack.point import Point
     from backtrack.records import Interval
-    from backtrack.records.selection import Constraints, Difference, ReportRow
-    from backtrack.run.directory import Run
-    from backtrack.selection.stats.comparisons import Compared
+    from backtrack.records.arena import Entrant
+    from backtrack.records.selection import Candidate, Constraints
+    from backtrack.selection.choice.candidates import Outcome
     from backtrack.selection.stats.table import ScoreTable
 
     Corner = tuple[float, float]
@@ -44,43 +43,15 @@ _POINTS = Axis(unit=front.POINTS, direction="maximize")
 
 
 @dataclass(frozen=True)
-class Contender:
-    """An entrant that was measured.
-
-    Attributes:
-        entrant: Under one seed.
-        run: Its run.
-        bench: What is measured on it.
-        table: Scores on the selection items; holds base and final checkpoint.
-    """
-
-    entrant: ArenaEntrant
-    run: Run
-    evaluator: Evaluator
-    table: ScoreTable
-
-    @property
-    def ends(self) -> tuple[int, int]:
-        """Columns of base and final checkpoint."""
-        return self.table.column(Point.base()), self.table.column(self.run.final)
-
-    def weighted(self, rule: Rule) -> WeightedScores:
-        """The selection items under the rule."""
-        return WeightedScores(
-            self.table, rule.yardsticks, rule.weight, self.evaluator.section.seed
-        )
-
-
-@dataclass(frozen=True)
 class Rule:
-    """What all entrants are judged by.
+    """What all entrants are compared by.
 
     Attributes:
-        weight: Of the target.
+        weight: Weight of the target.
         yardsticks: How each objective's score becomes points.
         constraints: Bounds on the chosen point.
-        corner: Target and general points at which the box begins.
-        reach: Those at which it ends.
+        corner: Lower corner of the box: target and general score, in points.
+        reach: Upper corner of the box.
     """
 
     weight: float
@@ -89,157 +60,140 @@ class Rule:
     corner: Corner = (0.0, 0.0)
     reach: Corner = (0.0, 0.0)
 
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the rule makes of an entrant: see `Entrant`."""
-
-    points: tuple[ArenaPoint, ...]
-    chosen: Point
-    report: dict[Compared, ReportRow]
-    differences: tuple[Difference, ...]
-    hypervolume: Interval | None
-    sentence: str
+    def weigh(self, entrant: LiveEntrant, table: ScoreTable) -> WeightedScores:
+        """An entrant's scores under the rule."""
+        seed = entrant.evaluator.section.seed
+        return WeightedScores(table, self.yardsticks, self.weight, seed)
 
 
-def contender(entrant: ArenaEntrant, run: Run) -> Contender:
-    """Read what was measured of an entrant.
-
-    Raises:
-        FailureError: Base and final checkpoint are not on record.
-    """
-    evaluator = Evaluator(run, entrant.recipe, None, None)
-    setting = evaluator.standing("selection")
-    if setting is None:
-        raise FailureError(f"{run.path}: base and final checkpoint are not measured yet.")
-    return Contender(entrant, run, evaluator, evaluator.table(setting))
-
-
-def require_comparable(one: Contender, other: Contender) -> None:
+def require_comparable(first: LiveEntrant, other: LiveEntrant) -> None:
     """Refuse an entrant that was measured on other items or by other objectives.
 
     Raises:
         FailureError: Names the first objective that differs.
     """
-    theirs = {o.name: o.fingerprint for o in one.table.setting.objectives}
-    for o in other.table.setting.objectives:
-        same_items = one.table.setting.item_ids.get(o.name) == other.table.setting.item_ids[o.name]
-        if theirs.get(o.name) != o.fingerprint or not same_items:
+    expected, setting = first.table.setting, other.table.setting
+    fingerprints = {o.name: o.fingerprint for o in expected.objectives}
+    for o in setting.objectives:
+        has_same_items = expected.item_ids.get(o.name) == setting.item_ids[o.name]
+        if fingerprints.get(o.name) != o.fingerprint or not has_same_items:
             raise FailureError(
-                f"objective {o.name!r} was measured otherwise than of {one.entrant.label}: by "
-                "another tokenizer, other documents or items. The two cannot be compared."
+                f"objective {o.name!r} was not measured as it was for {first.spec.label}: with "
+                "another tokenizer, on other documents or other items. The two cannot be compared."
             )
 
 
-def make_rule(contenders: Sequence[Contender]) -> Rule:
-    """The rule that all measured entrants together give."""
-    section = contenders[0].entrant.recipe.select
-    bounds = section.model_copy(update={"weight": section.weight})
-    rule = Rule(section.weight, _yardsticks(contenders), bounds)
+def make_rule(entrants: Sequence[LiveEntrant]) -> Rule:
+    """Make the rule from the scores of all entrants that were measured."""
+    section = entrants[0].spec.recipe.select
+    rule = Rule(section.weight, _yardsticks(entrants), section)
     worst, best = [], []
     for role in ROLES:
-        values = [c.weighted(rule).role_points(role) for c in contenders]
-        ends = [v[list(c.ends)] for v, c in zip(values, contenders, strict=True)]
-        worst.append(float(np.min(ends)))
-        best.append(
-            max(float(v[_whole(c.table)].max()) for v, c in zip(values, contenders, strict=True))
-        )
-    return Rule(section.weight, rule.yardsticks, bounds, (worst[0], worst[1]), (best[0], best[1]))
+        scores = [(e, rule.weigh(e, e.table).role_points(role)) for e in entrants]
+        worst.append(min(float(points[list(e.ends)].min()) for e, points in scores))
+        best.append(max(float(points[_whole(e.table)].max()) for e, points in scores))
+    return replace(rule, corner=(worst[0], worst[1]), reach=(best[0], best[1]))
 
 
-def _yardsticks(contenders: Sequence[Contender]) -> dict[str, Yardstick]:
-    objectives = contenders[0].table.setting.objectives
-    each = [front.make_yardsticks(objectives, c.table.means, *c.ends) for c in contenders]
-    found = {}
+def _yardsticks(entrants: Sequence[LiveEntrant]) -> dict[str, Yardstick]:
+    objectives = entrants[0].table.setting.objectives
+    own = [front.make_yardsticks(objectives, e.table.means, *e.ends) for e in entrants]
+    shared = {}
     for o in objectives:
-        zeros = [yardsticks[o.name].zero for yardsticks in each]
-        hundreds = [yardsticks[o.name].hundred for yardsticks in each]
-        is_more = each[0][o.name].hundred >= each[0][o.name].zero and o.direction == "maximize"
+        zeros = [yardsticks[o.name].zero for yardsticks in own]
+        hundreds = [yardsticks[o.name].hundred for yardsticks in own]
+        is_more = own[0][o.name].hundred >= own[0][o.name].zero and o.direction == "maximize"
         worst, best = (min, max) if is_more else (max, min)
-        found[o.name] = Yardstick(zero=worst(zeros), hundred=best(hundreds))
-    return found
+        shared[o.name] = Yardstick(zero=worst(zeros), hundred=best(hundreds))
+    return shared
 
 
 def _whole(table: ScoreTable) -> list[int]:
+    """Columns of points that were measured on all items."""
     return [i for i, share in enumerate(table.shares) if share == 1]
 
 
-def judge(one: Contender, rule: Rule) -> Verdict:
-    """The chosen point of an entrant and all that the table says of it.
+def compare(entrant: LiveEntrant, record: Entrant, rule: Rule) -> Entrant:
+    """Add to an entrant's record its chosen point and all that the arena's table shows of it.
 
-    The report items of base, chosen and final are measured where they are not on record.
+    Base, chosen point and final checkpoint are measured on the report items unless they are.
 
     Raises:
         SelectionError: None of its points meets the constraints.
     """
-    weighted = one.weighted(rule)
-    bounds = weighted.bounds(*one.ends, rule.constraints)
-    is_feasible = front.feasible(bounds, len(one.table.points))
-    if not (is_feasible & weighted.smoothed_scores.is_held).any():
-        raise SelectionError("none of its measured points meets every constraint.")
-    chosen = one.table.points[choose(weighted.smoothed_scores, is_feasible).chosen]
-    report = WeightedScores(
-        _report_table(one, chosen), rule.yardsticks, rule.weight, weighted.seed
-    )
-    base, final = Point.base(), one.run.final
-    found = differences(report, chosen, final)
-    return Verdict(
-        points=_points(one, weighted),
-        chosen=chosen,
-        report=report_rows(report, {"base": base, "chosen": chosen, "final": final}),
-        differences=found,
-        hypervolume=_hypervolume(one, weighted, rule),
-        sentence=verdict(chosen, final, found),
+    outcome = outcome_of(rule.weigh(entrant, entrant.table), entrant.run.final, rule.constraints)
+    base, final = entrant.evaluator.ends
+    chosen = outcome.chosen
+    report = rule.weigh(entrant, _report_table(entrant, chosen))
+    compared = differences(report, chosen, final)
+    return record.model_copy(
+        update={
+            "state": "measured",
+            "form": entrant.table.setting.form,
+            "curve": entrant.table.setting.curve,
+            "points": _points(outcome),
+            "chosen": chosen,
+            "report": report_rows(report, {"base": base, "chosen": chosen, "final": final}),
+            "differences": compared,
+            "hypervolume": _hypervolume(outcome.weighted, rule),
+            "verdict": verdict(chosen, final, compared),
+        }
     )
 
 
-def _report_table(one: Contender, chosen: Point) -> ScoreTable:
-    """Scores on the report items at base, chosen and final."""
-    wanted = [*one.evaluator.ends, chosen]
-    setting = one.evaluator.standing("report", like=one.table.setting)
+def _report_table(entrant: LiveEntrant, chosen: Point) -> ScoreTable:
+    """Scores on the report items of base, final checkpoint and chosen point."""
+    evaluator = entrant.evaluator
+    points = [*evaluator.ends, chosen]
+    setting = evaluator.standing("report", like=entrant.table.setting)
     if setting is not None:
-        table = one.evaluator.table(setting)
-        if table.holds(wanted):
+        table = evaluator.table(setting)
+        if table.holds(points):
             return table
-    one.evaluator.build()
-    for point in wanted:
-        one.evaluator.measure(
-            point, "report", "report", Meter(one.evaluator.num_items("report"), None)
-        )
-    return one.evaluator.table(one.evaluator.setting("report"))
+    evaluator.build()
+    for point in points:
+        evaluator.measure(point, "report", "report", Meter(evaluator.num_items("report"), None))
+    return evaluator.table(evaluator.setting("report"))
 
 
-def _points(one: Contender, weighted: WeightedScores) -> tuple[ArenaPoint, ...]:
-    target, general = (weighted.role(role) for role in ROLES)
-    whole = _whole(one.table)
-    on_front = np.zeros(len(one.table.points), dtype=bool)
-    on_front[whole] = front.pareto_front(target[whole], general[whole], axes_of(one.table))
+def _points(outcome: Outcome) -> tuple[ArenaPoint, ...]:
+    """All measured points; the front is that of unsmoothed scores on all items."""
+    table = outcome.weighted.table
+    target, general = (outcome.weighted.role(role) for role in ROLES)
+    whole = _whole(table)
+    is_on_front = np.zeros(len(table.points), dtype=bool)
+    is_on_front[whole] = front.pareto_front(target[whole], general[whole], axes_of(table))
     return tuple(
-        ArenaPoint(
-            point=point,
-            target=float(target[i]),
-            general=float(general[i]),
-            is_checkpoint=point.alpha == 1 and point.profile == "uniform" and not point.is_base,
-            is_on_front=bool(on_front[i]),
-            share=float(one.table.shares[i]),
-        )
-        for i, point in enumerate(one.table.points)
+        _point(candidate, is_on_front=bool(flag))
+        for candidate, flag in zip(outcome.candidates, is_on_front, strict=True)
     )
 
 
-def _hypervolume(one: Contender, weighted: WeightedScores, rule: Rule) -> Interval | None:
+def _point(candidate: Candidate, *, is_on_front: bool) -> ArenaPoint:
+    point = candidate.point
+    return ArenaPoint(
+        point=point,
+        target=candidate.target,
+        general=candidate.general,
+        is_checkpoint=point.alpha == 1 and point.profile == "uniform" and not point.is_base,
+        is_on_front=is_on_front,
+        share=candidate.share,
+    )
+
+
+def _hypervolume(weighted: WeightedScores, rule: Rule) -> Interval | None:
+    """Share of the box that the entrant's points dominate; None if the box is empty."""
     box = (rule.reach[0] - rule.corner[0]) * (rule.reach[1] - rule.corner[1])
     if box <= 0:
         return None
-    whole = _whole(one.table)
-    values = [weighted.role_points(role) for role in ROLES]
-    samples = [weighted.role_point_samples(role) for role in ROLES]
-    target, general = (v[whole] for v in values)
+    target, general = (weighted.role_points(role) for role in ROLES)
+    target_samples, general_samples = (weighted.role_point_samples(role) for role in ROLES)
+    whole = np.array(_whole(weighted.table))
     axes = dict.fromkeys(ROLES, _POINTS)
-    kept = np.array(whole)[front.pareto_front(target, general, axes)]
-    estimate = front.hypervolume(values[0][kept], values[1][kept], rule.corner) / box
-    drawn = [
+    columns = whole[front.pareto_front(target[whole], general[whole], axes)]
+    estimate = front.hypervolume(target[columns], general[columns], rule.corner) / box
+    samples = [
         front.hypervolume(t, g, rule.corner) / box
-        for t, g in zip(samples[0][:, kept], samples[1][:, kept], strict=True)
+        for t, g in zip(target_samples[:, columns], general_samples[:, columns], strict=True)
     ]
-    return interval(estimate, np.array(drawn))
+    return interval(estimate, np.array(samples))

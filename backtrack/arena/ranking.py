@@ -1,9 +1,10 @@
-"""Entrants over their seeds, and how geometry goes with forgetting over entrants. Pure.
+"""The table of entrants over their seeds, and what each entrant has forgotten. Pure.
 
-An interval over several seeds adds up, in quadrature, what items and what seeds leave open: the
-half-width over items, the same items for all seeds, and Student's over seeds. Two or three seeds
-say little of their own spread, so the deviation between seeds is POOLED over all entrants: taken
-to be the same for each, with as many degrees of freedom as there are seeds beyond the first.
+An interval over several seeds adds two half-widths in quadrature: the mean bootstrap half-width
+over items, since all seeds share the items, and Student's half-width over seeds. Two or three
+seeds say little about their own spread, so the deviation between seeds is POOLED over all
+entrants: it is assumed to be the same for each, with as many degrees of freedom as there are seeds
+beyond each entrant's first.
 """
 
 from __future__ import annotations
@@ -14,13 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from backtrack.records import Interval
-from backtrack.records.arena import Standing
+from backtrack.records.arena import RankingRow
 from backtrack.records.diagnosis import Forgetting
-
-COLUMNS = (
-    "final_target", "final_general", "chosen_target", "chosen_general", "gain", "hypervolume"
-)  # fmt: skip
-"""Of the table: the scores of a `Standing`."""
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,9 +24,14 @@ if TYPE_CHECKING:
     from backtrack.records import Axis, Role
     from backtrack.records.arena import Entrant
 
+COLUMNS = (
+    "final_target", "final_general", "chosen_target", "chosen_general", "gain", "hypervolume"
+)  # fmt: skip
+"""Scores of a `RankingRow`."""
 
-def standings(entrants: Sequence[Entrant]) -> tuple[Standing, ...]:
-    """A row for each name, in the order of the recipe."""
+
+def make_ranking(entrants: Sequence[Entrant]) -> tuple[RankingRow, ...]:
+    """One row for each name, in the recipe's order."""
     names = dict.fromkeys(entrant.name for entrant in entrants)
     groups = {name: [e for e in entrants if e.name == name] for name in names}
     columns = {
@@ -39,21 +40,17 @@ def standings(entrants: Sequence[Entrant]) -> tuple[Standing, ...]:
     }
     spreads = {column: pooled(list(by_name.values())) for column, by_name in columns.items()}
     return tuple(
-        _standing(
-            name,
-            group,
-            {c: over_seeds(columns[c][name], spreads[c]) for c in COLUMNS},
-        )
+        _row(name, group, {c: over_seeds(columns[c][name], spreads[c]) for c in COLUMNS})
         for name, group in groups.items()
     )
 
 
-def _standing(
+def _row(
     name: str, entrants: Sequence[Entrant], scores: Mapping[str, Interval | None]
-) -> Standing:
+) -> RankingRow:
     measured = [entrant for entrant in entrants if entrant.state == "measured"]
     trainable = [e.num_trainable for e in measured if e.num_trainable is not None]
-    return Standing.model_validate(
+    return RankingRow.model_validate(
         {
             "name": name,
             "seeds": tuple(e.seed for e in measured if e.seed is not None),
@@ -65,7 +62,7 @@ def _standing(
 
 
 def _values(entrants: Sequence[Entrant], column: str) -> list[Interval]:
-    """One column of the table, seed by seed."""
+    """Scores of one column, one for each measured seed."""
     measured = [entrant for entrant in entrants if entrant.state == "measured"]
     match column:
         case "hypervolume":
@@ -79,14 +76,14 @@ def _values(entrants: Sequence[Entrant], column: str) -> list[Interval]:
 
 
 class Spread(NamedTuple):
-    """Deviation between seeds, and the degrees of freedom it is known by."""
+    """Standard deviation between seeds, and its degrees of freedom."""
 
     deviation: float
     freedom: int
 
 
 def pooled(groups: Sequence[Sequence[Interval]]) -> Spread | None:
-    """Of all entrants together; none where no entrant has two seeds."""
+    """Pool the deviation between seeds over all entrants; None if no entrant has two seeds."""
     squares, freedom = 0.0, 0
     for values in groups:
         if len(values) > 1:
@@ -97,7 +94,7 @@ def pooled(groups: Sequence[Sequence[Interval]]) -> Spread | None:
 
 
 def over_seeds(values: Sequence[Interval], spread: Spread | None) -> Interval | None:
-    """The mean over seeds with its interval over items and seeds; a lone seed keeps its own."""
+    """Mean over seeds with its interval over items and seeds; one seed keeps its own interval."""
     if len(values) < 2 or spread is None:
         return values[0] if values else None
     from scipy.stats import t as student
@@ -113,8 +110,10 @@ def over_seeds(values: Sequence[Interval], spread: Spread | None) -> Interval | 
     )  # fmt: skip
 
 
-def lost_by(entrants: Sequence[Entrant], axes: Mapping[Role, Axis]) -> tuple[Forgetting, ...]:
-    """What the final checkpoint of each diagnosed run has forgotten, on the report items."""
+def forgetting_of(
+    entrants: Sequence[Entrant], axes: Mapping[Role, Axis]
+) -> tuple[Forgetting, ...]:
+    """Forgetting of each diagnosed run's final checkpoint, on the report items."""
     sign = 1.0 if not axes or axes["general"].direction == "maximize" else -1.0
     return tuple(
         Forgetting(

@@ -104,7 +104,7 @@ def _print(found: Arena) -> None:
         "items the search never saw, and over seeds where there are several",
         markup=False,
     )
-    terminal.print_rows(*arena_rows.standings(found))
+    terminal.print_rows(*arena_rows.ranking(found))
     if any(each.pearson for each in found.correlations):
         terminal.print_rows(*geometry_rows.correlation_table(found.correlations))
     for note in found.notes:

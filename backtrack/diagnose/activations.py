@@ -1,12 +1,13 @@
-"""What a representation keeps: a module's outputs in the base, X0, against those at points, X1.
+"""Compare the geometry of a module's outputs in the base, X0, with that at points, X1.
 
-Rows are tokens of the same prompts. All that is kept are sums of outer products, six matrices of
-features by features a point; where there are fewer rows than features, the rows themselves, which
-are then expressed in an orthonormal basis of their own span (no metric here sees the difference).
+Rows are tokens of the same prompts. Only sums of outer products are stored: matrices of
+[features, features], two for the base and four for each point. While there are fewer rows than
+features, the rows themselves are stored, and then expressed in an orthonormal basis of their span,
+which changes no metric.
 
-Sums are taken of X0 and of the difference D = X1 - X0 rather than of X1, and every metric is
-written in them, so that a small change is not the difference of two large numbers: Procrustes is
-||X0 (R - I) + D R||, Gram ||Z0 D^T + D Z0^T + D D^T||. Sums are in fp64 up to `WIDE_UP_TO`
+Sums are of X0 and of the difference D = X1 - X0 rather than of X1, and every metric is written in
+these, so that a small change is not the difference of two large numbers: Procrustes is
+||X0 (R - I) + D R||, Gram ||Z0 D^T + D Z0^T + D D^T||. Sums are in fp64 up to `MAX_FP64_FEATURES`
 features, in fp32 above.
 """
 
@@ -25,83 +26,84 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DIMENSION = 16
-"""Of the principal subspaces that are compared."""
-WIDE_UP_TO = 1024
+"""Dimension of the principal subspaces that are compared."""
+MAX_FP64_FEATURES = 1024
 TINY = 1e-30
 
 
 class _Sums(NamedTuple):
-    """X0^T X0, X0^T D and D^T D of rows, [features, features]."""
+    """X0^T X0, X0^T D and D^T D, each [features, features]."""
 
     base: Tensor
-    mixed: Tensor
-    moved: Tensor
+    cross: Tensor
+    change: Tensor
 
 
-class _Moved:
-    """What is summed of one point."""
+class _PointSums:
+    """Sums of the outputs at one point, beside the base's."""
 
     def __init__(self) -> None:
-        self.mixed: Tensor | None = None
-        self.moved: Tensor | None = None
-        self.unit_mixed: Tensor | None = None
-        self.unit_moved: Tensor | None = None
+        self.cross: Tensor | None = None
+        self.change: Tensor | None = None
+        self.unit_cross: Tensor | None = None
+        self.unit_change: Tensor | None = None
         self.total: Tensor | None = None
         self.cosine = 0.0
         self.norm = 0.0
 
     def add(self, start: Tensor, unit: Tensor, end: Tensor) -> None:
         difference = end - start
-        lengths = torch.linalg.vector_norm(end, dim=1, keepdim=True)
-        before = torch.linalg.vector_norm(start, dim=1, keepdim=True)
-        turned = end / lengths.clamp(min=TINY) - unit
-        self.mixed = _summed(self.mixed, start, difference)
-        self.moved = _summed(self.moved, difference, difference)
-        self.unit_mixed = _summed(self.unit_mixed, unit, turned)
-        self.unit_moved = _summed(self.unit_moved, turned, turned)
-        moved = difference.sum(dim=0)
-        self.total = moved if self.total is None else self.total + moved
-        # Of unit rows, 1 - cosine is half the squared distance.
-        self.cosine += float(turned.double().square().sum()) / 2
-        self.norm += float(((lengths - before).abs() / before.clamp(min=TINY)).double().sum())
+        end_norms = torch.linalg.vector_norm(end, dim=1, keepdim=True)
+        start_norms = torch.linalg.vector_norm(start, dim=1, keepdim=True)
+        unit_difference = end / end_norms.clamp(min=TINY) - unit
+        self.cross = _summed(self.cross, start, difference)
+        self.change = _summed(self.change, difference, difference)
+        self.unit_cross = _summed(self.unit_cross, unit, unit_difference)
+        self.unit_change = _summed(self.unit_change, unit_difference, unit_difference)
+        total = difference.sum(dim=0)
+        self.total = total if self.total is None else self.total + total
+        # For unit rows, 1 - cosine is half the squared distance.
+        self.cosine += float(unit_difference.double().square().sum()) / 2
+        relative = (end_norms - start_norms).abs() / start_norms.clamp(min=TINY)
+        self.norm += float(relative.double().sum())
 
 
 class Pairs:
-    """One module's outputs at several points, beside the base's."""
+    """One module's outputs at several points, paired with the base's."""
 
     def __init__(self, num_points: int) -> None:
         self.num_rows = 0
         self._base: Tensor | None = None
         self._unit_base: Tensor | None = None
         self._total: Tensor | None = None
-        self._points = [_Moved() for _ in range(num_points)]
+        self._points = [_PointSums() for _ in range(num_points)]
         self._rows: list[tuple[Tensor, ...]] | None = []
 
     def add(self, start: Tensor, ends: Sequence[Tensor]) -> None:
-        """Take in outputs of the same tokens.
+        """Add outputs of the same tokens.
 
         Args:
             start: X0, [rows, features].
-            ends: X1 at each point, in their order, likewise.
+            ends: X1 at each point, in the order of the points, [rows, features].
         """
         width = start.shape[1]
-        dtype = torch.float64 if width <= WIDE_UP_TO else torch.float32
+        dtype = torch.float64 if width <= MAX_FP64_FEATURES else torch.float32
         rows = tuple(t.detach().to(dtype, copy=True) for t in (start, *ends))
         self.num_rows += len(start)
         if self._rows is None:
             self._add(rows)
             return
         self._rows.append(rows)
-        # Two tall matrices span at most twice their rows.
+        # Two matrices of n rows span at most 2n dimensions.
         if 2 * self.num_rows >= width:
-            kept, self._rows = self._rows, None
-            for each in kept:
-                self._add(each)
+            stored, self._rows = self._rows, None
+            for stored_rows in stored:
+                self._add(stored_rows)
 
     def _add(self, rows: Sequence[Tensor]) -> None:
         start = rows[0]
-        before = torch.linalg.vector_norm(start, dim=1, keepdim=True)
-        unit = start / before.clamp(min=TINY)
+        norms = torch.linalg.vector_norm(start, dim=1, keepdim=True)
+        unit = start / norms.clamp(min=TINY)
         self._base = _summed(self._base, start, start)
         self._unit_base = _summed(self._unit_base, unit, unit)
         total = start.sum(dim=0)
@@ -115,22 +117,22 @@ class Pairs:
             return self._of_rows(self._rows)
         return [self._of_sums(point) for point in self._points]
 
-    def _of_rows(self, kept: Sequence[tuple[Tensor, ...]]) -> list[ActivationGeometry]:
-        """Point by point, in a basis of the span of X0 and X1."""
-        found = []
+    def _of_rows(self, stored: Sequence[tuple[Tensor, ...]]) -> list[ActivationGeometry]:
+        """The metrics at each point, in a basis of the span of X0 and X1."""
+        geometry = []
         for i in range(len(self._points)):
-            start = torch.cat([rows[0] for rows in kept])
-            end = torch.cat([rows[i + 1] for rows in kept])
+            start = torch.cat([rows[0] for rows in stored])
+            end = torch.cat([rows[i + 1] for rows in stored])
             basis = torch.linalg.qr(torch.cat([start, end]).T.double()).Q
-            one = Pairs(1)
-            one.num_rows, one._rows = self.num_rows, None
-            one._add([start.double() @ basis, end.double() @ basis])
-            found += one.geometry()
-        return found
+            pairs = Pairs(1)
+            pairs.num_rows, pairs._rows = self.num_rows, None
+            pairs._add([start.double() @ basis, end.double() @ basis])
+            geometry += pairs.geometry()
+        return geometry
 
-    def _of_sums(self, point: _Moved) -> ActivationGeometry:
-        raw = _Sums(*map(_matrix, (self._base, point.mixed, point.moved)))
-        unit = _Sums(*map(_matrix, (self._unit_base, point.unit_mixed, point.unit_moved)))
+    def _of_sums(self, point: _PointSums) -> ActivationGeometry:
+        raw = _Sums(*map(_matrix, (self._base, point.cross, point.change)))
+        unit = _Sums(*map(_matrix, (self._unit_base, point.unit_cross, point.unit_change)))
         centred = self._centred(raw, _matrix(point.total))
         distance, dimension = _subspace_distance(centred, self.num_rows)
         return ActivationGeometry(
@@ -144,17 +146,17 @@ class Pairs:
             num_tokens=self.num_rows,
         )
 
-    def _centred(self, raw: _Sums, moved: Tensor) -> _Sums:
+    def _centred(self, raw: _Sums, total: Tensor) -> _Sums:
         start, count = _matrix(self._total), self.num_rows
         return _Sums(
             raw.base - torch.outer(start, start) / count,
-            raw.mixed - torch.outer(start, moved) / count,
-            raw.moved - torch.outer(moved, moved) / count,
+            raw.cross - torch.outer(start, total) / count,
+            raw.change - torch.outer(total, total) / count,
         )
 
 
 def _summed(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    """Outer products of rows added to what there is, in place."""
+    """Add outer products of rows to a total, in place if there is one."""
     return left.T @ right if total is None else total.addmm_(left.T, right)
 
 
@@ -164,47 +166,47 @@ def _matrix(value: Tensor | None) -> Tensor:
 
 
 def _procrustes(sums: _Sums) -> float:
-    """Residual of the best orthogonal map from X1 to X0, over ||X0||_F."""
-    left, _, right = torch.linalg.svd(sums.base + sums.mixed.T)
-    turn = left @ right
-    off = turn - torch.eye(len(turn), dtype=turn.dtype, device=turn.device)
+    """Residual of the best orthogonal map from X1 to X0, divided by ||X0||_F."""
+    left, _, right = torch.linalg.svd(sums.base + sums.cross.T)
+    rotation = left @ right
+    turn = rotation - torch.eye(len(rotation), dtype=rotation.dtype, device=rotation.device)
     squares = (
-        (off * (sums.base @ off)).sum()
-        + 2 * (off * (sums.mixed @ turn)).sum()
-        + sums.moved.trace()
+        (turn * (sums.base @ turn)).sum()
+        + 2 * (turn * (sums.cross @ rotation)).sum()
+        + sums.change.trace()
     )
     return _root(float(squares) / max(float(sums.base.trace()), TINY))
 
 
 def _gram(sums: _Sums) -> float:
-    """||Z1 Z1^T - Z0 Z0^T||_F over ||Z0 Z0^T||_F."""
-    base, mixed, moved = sums
+    """||Z1 Z1^T - Z0 Z0^T||_F / ||Z0 Z0^T||_F."""
+    base, cross, change = sums
     squares = (
-        2 * (base * moved).sum()
-        + 2 * (mixed * mixed.T).sum()
-        + moved.square().sum()
-        + 4 * (mixed * moved).sum()
+        2 * (base * change).sum()
+        + 2 * (cross * cross.T).sum()
+        + change.square().sum()
+        + 4 * (cross * change).sum()
     )
     return _root(float(squares) / max(float(base.square().sum()), TINY))
 
 
 def _cka(sums: _Sums) -> float:
     """Linear CKA of centred rows."""
-    cross = sums.base + sums.mixed
-    after = cross + sums.mixed.T + sums.moved
+    product = sums.base + sums.cross
+    after = product + sums.cross.T + sums.change
     scale = torch.linalg.matrix_norm(sums.base) * torch.linalg.matrix_norm(after)
-    return float(cross.square().sum() / scale.clamp(min=TINY))
+    return float(product.square().sum() / scale.clamp(min=TINY))
 
 
 def _subspace_distance(sums: _Sums, num_rows: int) -> tuple[float, int]:
-    """Between the leading principal subspaces, and their dimension."""
+    """Distance between the leading principal subspaces, and their dimension."""
     dimension = max(1, min(DIMENSION, len(sums.base), num_rows - 1))
-    after = sums.base + sums.mixed + sums.mixed.T + sums.moved
-    before, behind = (
+    after = sums.base + sums.cross + sums.cross.T + sums.change
+    base_span, point_span = (
         torch.linalg.eigh((m + m.T) / 2).eigenvectors[:, -dimension:] for m in (sums.base, after)
     )
-    left = behind - before @ (before.T @ behind)
-    return float(torch.linalg.matrix_norm(left)) / math.sqrt(dimension), dimension
+    outside = point_span - base_span @ (base_span.T @ point_span)
+    return float(torch.linalg.matrix_norm(outside)) / math.sqrt(dimension), dimension
 
 
 def _root(square: float) -> float:

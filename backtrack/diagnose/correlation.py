@@ -1,8 +1,8 @@
-"""How metrics go with measured forgetting. Pure: numbers in, records out.
+"""Correlate metrics with measured forgetting. Pure.
 
 Intervals are closed forms: Fisher's transformation for Pearson's r, with Bonett and Wright's
-variance (1 + r^2 / 2) / (n - 3) for Spearman's rho. Points of one path are no independent sample:
-over points they say how tight the relation on this path is, not how it would be on another.
+variance (1 + r^2 / 2) / (n - 3) for Spearman's rho. Points of one path are not an independent
+sample: a correlation over points describes this path and does not generalize to another.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
     from backtrack.records.diagnosis import Forgetting, Over
 
 QUANTILE = 1.959964
-"""Of the normal distribution, for two-sided intervals at 95%."""
+"""Quantile of the normal distribution for two-sided intervals at 95%."""
 MIN_NUM = 4
 
 
 def correlations(measured: Sequence[Forgetting], over: Over) -> tuple[Correlation, ...]:
-    """Each metric that all have, against forgetting.
+    """Correlate each metric that all points or entrants have with forgetting.
 
     Args:
-        measured: Points or entrants.
-        over: Which of them.
+        measured: Points or entrants with their metrics.
+        over: Which of the two they are.
     """
     if not measured:
         return ()
-    names = [n for n in measured[0].metrics if all(n in each.metrics for each in measured)]
-    lost = [each.forgetting for each in measured]
+    names = [n for n in measured[0].metrics if all(n in m.metrics for m in measured)]
+    lost = [m.forgetting for m in measured]
     return tuple(
-        _correlation(name, [each.metrics[name] for each in measured], lost, over) for name in names
+        _correlation(name, [m.metrics[name] for m in measured], lost, over) for name in names
     )
 
 
@@ -55,19 +55,19 @@ def _correlation(
 
 
 def pearson(left: Sequence[float], right: Sequence[float]) -> Interval | None:
-    """Linear correlation with its 95% interval; none below four pairs or without spread."""
+    """Linear correlation with its 95% interval; None below four pairs or without spread."""
     return _with_interval(left, right, 0.0)
 
 
 def spearman(left: Sequence[float], right: Sequence[float]) -> Interval | None:
-    """Rank correlation, ties at their mean rank, likewise."""
+    """Rank correlation with its 95% interval, ties at their mean rank; None like `pearson`."""
     return _with_interval(_ranks(left), _ranks(right), 0.5)
 
 
 def _with_interval(
     left: Sequence[float], right: Sequence[float], widening: float
 ) -> Interval | None:
-    """Fisher's interval, its variance `1 + widening r^2` times as large."""
+    """Fisher's interval with its variance multiplied by `1 + widening * r^2`."""
     count = len(left)
     if count < MIN_NUM or len(set(left)) < 2 or len(set(right)) < 2:
         return None
@@ -92,8 +92,8 @@ def _centred(values: Sequence[float]) -> list[float]:
 
 
 def _ranks(values: Sequence[float]) -> list[float]:
-    places: dict[float, list[int]] = {}
-    for place, value in enumerate(sorted(values)):
-        places.setdefault(value, []).append(place)
-    means: Mapping[float, float] = {v: sum(p) / len(p) for v, p in places.items()}
+    positions: dict[float, list[int]] = {}
+    for position, value in enumerate(sorted(values)):
+        positions.setdefault(value, []).append(position)
+    means: Mapping[float, float] = {v: sum(p) / len(p) for v, p in positions.items()}
     return [means[value] for value in values]

@@ -1,28 +1,27 @@
-"""Diagnose a run: where its update acts at some points, and how that goes with what was forgotten.
+"""Diagnose a run: where its update acts at some points, and how that correlates with forgetting.
 
-Promised: lines of `diagnosis.jsonl` are written module by module as they are found, and a second
-diagnosis of the same points, prompts and modules takes them as they stand. Memory is bounded: a
-share of what is free is taken at a time, by going through modules and points in groups.
-Not promised: that a module larger than that share fits.
+Promised: lines of `diagnosis.jsonl` are written module by module as they are computed, and a
+second diagnosis of the same points, prompts and modules reuses them. Memory is bounded: modules
+and points are processed in groups that fit into a share of the free memory.
+Not promised: that a single module larger than that share fits.
 """
 
 from __future__ import annotations
 
-import resource
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-import psutil
 import torch
 from peft import PeftModel
 
 from backtrack.diagnose.correlation import correlations
-from backtrack.diagnose.hooks import Look, Stamp
+from backtrack.diagnose.hooks import input_moments, output_pairs
+from backtrack.diagnose.memory import module_groups, peak_bytes, point_groups
 from backtrack.diagnose.modules import choose, linear_modules, locations
 from backtrack.diagnose.points import default_points, distinct, forgetting, notes, path_points
 from backtrack.diagnose.prompts import find_prompts
-from backtrack.diagnose.weights import input_moments, output_pairs
+from backtrack.diagnose.weights import BaseModule, SharedFields
 from backtrack.evaluate.objectives.items import digest
 from backtrack.path.placement import Placement
 from backtrack.point import Point
@@ -31,11 +30,10 @@ from backtrack.records.record import now
 from backtrack.run.files import append_line, read_lines, write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from backtrack.diagnose.modules import LinearModule
-    from backtrack.diagnose.prompts import Prompts
     from backtrack.records import Role
     from backtrack.records.diagnosis import ActivationGeometry
     from backtrack.run.directory import Run
@@ -45,22 +43,20 @@ if TYPE_CHECKING:
 
 LINES = "diagnosis.jsonl"
 SUMMARY = "diagnosis.json"
-SHARE_OF_FREE = 0.4
-"""Of the device's free memory that sums and decompositions may take at a time."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to look.
+    """What is diagnosed, and how.
 
     Attributes:
-        modules: Paths, patterns or locations; none stands for all linear modules.
-        locations: Modules whose activations are compared; none stands for the eight depths.
-        prompts: Files of prompts by role, in place of the objectives' own.
-        num_prompts: At most, a role.
-        mode: Of the spectra.
-        has_path: Also look along the path.
-        seed: Of the draw of prompts and the random projections.
+        modules: Paths, patterns or locations; empty for all linear modules.
+        locations: Modules whose activations are compared; empty for the eight depth locations.
+        prompts: Files of prompts by role, used instead of the objectives' own.
+        num_prompts: Most prompts of each role.
+        mode: How spectra are computed.
+        has_path: Whether to diagnose the points along the path too.
+        seed: Seed of the sample of prompts and of the random projections.
     """
 
     modules: Sequence[str] = ()
@@ -73,8 +69,8 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Found:
-    """A diagnosis and its lines, point by point in the model's order."""
+class DiagnosisResult:
+    """A diagnosis and its lines, by point and then in the model's order of modules."""
 
     diagnosis: Diagnosis
     lines: tuple[ModuleGeometry, ...]
@@ -88,37 +84,37 @@ def diagnose(
     placement: Placement | None = None,
     on_progress: OnProgress | None = None,
     command: str = "",
-) -> Found:
-    """Look at points of a run's path, and write `diagnosis.jsonl` and `diagnosis.json`.
+) -> DiagnosisResult:
+    """Diagnose points of a run's path; write `diagnosis.jsonl` and `diagnosis.json`.
 
     Args:
         run: A run with at least one checkpoint.
-        points: Where; the final checkpoint and the chosen point, if there is one, by default.
-        options: How.
+        points: Points with all metrics; by default the final checkpoint and the chosen point.
+        options: What is diagnosed, and how.
         placement: The run's live model; loaded if not given.
-        on_progress: Called as modules are done: how many, of how many, which.
-        command: What the user typed, for the record.
+        on_progress: Called with the number of modules done, their number, and the last one's name.
+        command: The user's command line, for the record.
 
     Raises:
-        UsageError: A module, a location or a role's prompts are not there.
+        UsageError: A module or location does not exist, or a role has no prompts.
         PointError: The run has no such point.
         ObjectiveError: An objective's documents cannot be read.
     """
     begin = time.perf_counter()
-    work = _Diagnoser(run, placement or _place(run), points, options or Options())
-    lines = work.lines(on_progress or (lambda _done, _total, _what: None))
-    diagnosis = work.summary(lines, time.perf_counter() - begin, command)
+    diagnoser = _Diagnoser(run, placement or _open(run), points, options or Options())
+    lines = diagnoser.lines(on_progress or (lambda _done, _total, _what: None))
+    diagnosis = diagnoser.summary(lines, time.perf_counter() - begin, command)
     write_atomically(run.path / SUMMARY, diagnosis.model_dump_json(indent=2) + "\n")
-    return Found(diagnosis, lines)
+    return DiagnosisResult(diagnosis, lines)
 
 
-def _place(run: Run) -> Placement:
+def _open(run: Run) -> Placement:
     section = run.recipe.placement if run.recipe else None
     return Placement(run, **section.model_dump()) if section else Placement(run)
 
 
 class _Diagnoser:
-    """A run, the points to look at, and what they are looked at through."""
+    """A run with the points, modules and prompts of its diagnosis."""
 
     def __init__(
         self, run: Run, placement: Placement, points: Sequence[Point], options: Options
@@ -128,23 +124,28 @@ class _Diagnoser:
         self._options = options
         self._points = distinct(points or default_points(run))
         self._path = path_points(run) if options.has_path else ()
-        self._every = distinct([*self._points, *self._path])
-        there = linear_modules(placement.model)
-        self._modules = choose(there, options.modules)
-        self._locations = _named(there, self._modules, options.locations)
+        self._all_points = distinct([*self._points, *self._path])
+        available = linear_modules(placement.model)
+        self._modules = choose(available, options.modules)
+        self._locations = _locations(available, self._modules, options.locations)
         recipe = run.measured_recipe()
         self._prompts = find_prompts(
             recipe, options.prompts, placement, options.num_prompts, options.seed
         )
-        self._stamp = Stamp(placement.form, placement.curve, self._digest())
+        self._shared = SharedFields(placement.form, placement.curve, self._digest())
 
     @property
     def _adapter(self) -> str | None:
         model: Any = self._placement.model
         return model.active_adapter if isinstance(model, PeftModel) else None
 
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = self._placement.model.device
+        return device
+
     def _digest(self) -> str:
-        """Names all that lines must share to be compared, but points and modules."""
+        """Hash of every setting two lines must share to be comparable."""
         return digest(
             self._run.base.fingerprint,
             {step: self._run.entry(step).sha256 for step in self._run.steps},
@@ -154,105 +155,83 @@ class _Diagnoser:
         )[:16]
 
     @torch.no_grad()
-    def lines(self, report: OnProgress) -> tuple[ModuleGeometry, ...]:
-        """A line for every module at every point; those on record are not taken anew."""
-        known = self._known()
+    def lines(self, on_progress: OnProgress) -> tuple[ModuleGeometry, ...]:
+        """One line for every module at every point; recorded lines are reused."""
+        lines = self._recorded()
         missing = [
-            m for m in self._modules if not all(self._has(known, p, m) for p in self._every)
+            m for m in self._modules if not all(self._has(lines, p, m) for p in self._all_points)
         ]
         done, total = len(self._modules) - len(missing), len(self._modules)
-        report(done, total, "activations")
+        on_progress(done, total, "activations")
         activations = self._activations([m for m in missing if self._is_compared(m)])
-        for group in self._groups(missing):
-            for name, found in self._of_group(group, activations).items():
-                lines = "\n".join(line.model_dump_json() for line in found)
-                append_line(self._run.path / LINES, lines)
-                known |= {(line.point, line.module): line for line in found}
+        num_rows = max(prompts.record.num_tokens for prompts in self._prompts)
+        for group in module_groups(missing, num_rows, self._device):
+            for name, new_lines in self._diagnose_group(group, activations).items():
+                text = "\n".join(line.model_dump_json() for line in new_lines)
+                append_line(self._run.path / LINES, text)
+                lines |= {(line.point, line.module): line for line in new_lines}
                 done += 1
-                report(done, total, name)
-        return tuple(known[p, m.name] for p in self._every for m in self._modules)
+                on_progress(done, total, name)
+        return tuple(lines[p, m.name] for p in self._all_points for m in self._modules)
 
-    def _known(self) -> dict[Key, ModuleGeometry]:
+    def _recorded(self) -> dict[Key, ModuleGeometry]:
+        """Recorded lines of this setting."""
         lines = read_lines(self._run.path / LINES, ModuleGeometry)
-        ours = (line for line in lines if line.setting == self._stamp.setting)
-        return {(line.point, line.module): line for line in ours}
+        comparable = (line for line in lines if line.setting == self._shared.setting)
+        return {(line.point, line.module): line for line in comparable}
 
     def _has(
-        self, known: Mapping[Key, ModuleGeometry], point: Point, module: LinearModule
+        self, lines: Mapping[Key, ModuleGeometry], point: Point, module: LinearModule
     ) -> bool:
-        line = known.get((point, module.name))
+        """Whether a module has a line at a point with all that is to be computed there."""
+        line = lines.get((point, module.name))
         if line is None or (point in self._points and line.spectrum is None):
             return False
         return bool(line.activations) or not self._is_compared(module)
 
     def _is_compared(self, module: LinearModule) -> bool:
+        """Whether a module's activations are compared."""
         return module.name in self._locations.values()
 
     def _activations(
         self, modules: Sequence[LinearModule]
     ) -> dict[Key, dict[Role, ActivationGeometry]]:
-        """Geometry of outputs at every point, in groups of points that memory holds."""
-        found: dict[Key, dict[Role, ActivationGeometry]] = {}
+        """Geometry of the modules' outputs at every point."""
+        geometry: dict[Key, dict[Role, ActivationGeometry]] = {}
         for prompts in self._prompts if modules else ():
-            for points in self._affordable(modules, prompts):
+            num_rows = prompts.record.num_tokens
+            for points in point_groups(self._all_points, modules, num_rows, self._device):
                 pairs = output_pairs(self._placement, modules, prompts, points)
                 for name, pair in pairs.items():
-                    for point, geometry in zip(points, pair.geometry(), strict=True):
-                        found.setdefault((point, name), {})[prompts.role] = geometry
-        return found
+                    for point, numbers in zip(points, pair.geometry(), strict=True):
+                        geometry.setdefault((point, name), {})[prompts.role] = numbers
+        return geometry
 
-    def _affordable(
-        self, modules: Sequence[LinearModule], prompts: Prompts
-    ) -> Iterator[tuple[Point, ...]]:
-        """Points in groups whose sums fit."""
-        rows = prompts.record.num_tokens
-        # Of each point four sums of outer products, or its rows while they are fewer.
-        one = 8 * sum(m.shape[0] * min(4 * m.shape[0], rows) for m in modules)
-        count = max(1, int(_budget_bytes(self._device) // one) - 1)
-        for start in range(0, len(self._every), count):
-            yield self._every[start : start + count]
-
-    def _groups(self, modules: Sequence[LinearModule]) -> Iterator[list[LinearModule]]:
-        """Modules in groups whose weights, moments and directions fit."""
-        rows = max(prompts.record.num_tokens for prompts in self._prompts)
-        budget, taken = _budget_bytes(self._device), 0
-        group: list[LinearModule] = []
-        for module in modules:
-            out, into = module.shape
-            numbers = 3 * out * into + 2 * min(rows, into) * into + min(out, into) * (out + into)
-            if group and taken + 4 * numbers > budget:
-                yield group
-                taken, group = 0, []
-            taken += 4 * numbers
-            group.append(module)
-        if group:
-            yield group
-
-    def _of_group(
+    def _diagnose_group(
         self,
         group: Sequence[LinearModule],
         activations: Mapping[Key, dict[Role, ActivationGeometry]],
     ) -> dict[str, list[ModuleGeometry]]:
-        """Lines of some modules, by name; the base is read once, each point visited once."""
+        """Lines of some modules by name; the model is placed once at the base and each point."""
         self._placement.place(Point.base())
         moments = {p.role: input_moments(self._placement, group, p) for p in self._prompts}
-        looks = [
-            Look(
+        bases = [
+            BaseModule(
                 module,
-                {role: found[module.name] for role, found in moments.items()},
-                self._stamp,
+                {role: by_name[module.name] for role, by_name in moments.items()},
+                self._shared,
                 self._options.mode,
                 self._options.seed,
             )
             for module in group
         ]
         lines: dict[str, list[ModuleGeometry]] = {module.name: [] for module in group}
-        for point in self._every:
+        for point in self._all_points:
             self._placement.place(point)
-            for look in looks:
-                name = look.module.name
+            for base in bases:
+                name = base.module.name
                 lines[name].append(
-                    look.at(
+                    base.geometry_at(
                         point,
                         self._adapter,
                         activations.get((point, name), {}),
@@ -261,15 +240,10 @@ class _Diagnoser:
                 )
         return lines
 
-    @property
-    def _device(self) -> torch.device:
-        device: torch.device = self._placement.model.device
-        return device
-
     def summary(self, lines: Sequence[ModuleGeometry], seconds: float, command: str) -> Diagnosis:
-        """What the lines come to."""
+        """The diagnosis that the lines give."""
         selection = self._run.selection()
-        lost = forgetting(selection, self._every, lines)
+        lost = forgetting(selection, self._all_points, lines)
         return Diagnosis(
             run=self._run.manifest.name,
             points=self._points,
@@ -278,41 +252,25 @@ class _Diagnoser:
             locations=self._locations,
             prompts=tuple(prompts.record for prompts in self._prompts),
             mode=self._options.mode,
-            setting=self._stamp.setting,
+            setting=self._shared.setting,
             forgetting=lost,
             correlations=correlations(lost, "points"),
             notes=tuple(notes(selection, lines)),
             seed=self._options.seed,
             seconds=seconds,
-            peak_bytes=_peak_bytes(self._device),
+            peak_bytes=peak_bytes(self._device),
             command=command,
             created=now(),
         )
 
 
-def _named(
-    there: Sequence[LinearModule], looked_at: Sequence[LinearModule], asked: Sequence[str]
+def _locations(
+    available: Sequence[LinearModule], chosen: Sequence[LinearModule], patterns: Sequence[str]
 ) -> dict[str, str]:
-    """Modules whose activations are compared, by location or by their own path."""
-    inside = {module.name for module in looked_at}
-    by_depth = {name: path for name, path in locations(there).items() if path in inside}
-    if not asked:
-        return by_depth or {module.name: module.name for module in looked_at[:8]}
+    """Paths of the modules whose activations are compared, by location or by their own path."""
+    paths = {module.name for module in chosen}
+    by_depth = {name: path for name, path in locations(available).items() if path in paths}
+    if not patterns:
+        return by_depth or {module.name: module.name for module in chosen[:8]}
     names = {path: name for name, path in by_depth.items()}
-    return {names.get(m.name, m.name): m.name for m in choose(looked_at, asked)}
-
-
-def _budget_bytes(device: torch.device) -> int:
-    free = (
-        torch.cuda.mem_get_info(device)[0]
-        if device.type == "cuda"
-        else psutil.virtual_memory().available
-    )
-    return int(SHARE_OF_FREE * free)
-
-
-def _peak_bytes(device: torch.device) -> int:
-    """Most memory so far: of the GPU, or of the whole process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {names.get(m.name, m.name): m.name for m in choose(chosen, patterns)}

@@ -1,9 +1,8 @@
-"""Who feels an update: capability-conditioned drift, from second moments of a module's inputs.
+"""Compute capability-conditioned drift from second moments of a module's inputs.
 
-The base reads the prompts once; a module keeps its input rows while they are fewer than their
-features, and from then on the sum of their outer products, so that memory is bounded by the
-module's own size however many prompts there are, and every point of a path is a product with its
-update.
+The base reads the prompts once. A module's input rows are stored while there are fewer rows than
+features, and summed as outer products from then on, so that memory is bounded by the module's size
+whatever the number of prompts. The drift at each point is then a product with its update.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 EPSILON = 1e-12
-"""The paper's, in both denominators."""
+"""Added to both denominators, as in the paper."""
 
 
 class Moments:
-    """Sums over rows of a module's inputs, for the mean energy of any linear map of them."""
+    """Second moments of a module's inputs, which give E||W h||^2 for any weight W."""
 
     def __init__(self) -> None:
         self.num_rows = 0
@@ -31,7 +30,7 @@ class Moments:
         self._squares = 0.0
 
     def add(self, rows: Tensor) -> None:
-        """Take in inputs, [rows, in]; summed in fp32."""
+        """Add inputs, [rows, in]; they are summed in fp32."""
         wide = rows.float()
         self.num_rows += len(wide)
         self._squares += float(wide.double().square().sum())
@@ -50,7 +49,7 @@ class Moments:
 
     @property
     def is_summed(self) -> bool:
-        """Rows are gone, sums are kept."""
+        """Whether sums are stored, rather than rows."""
         return self._outer is not None
 
     def energy(self, weight: Tensor) -> float:
@@ -66,9 +65,9 @@ def drift(moments: Moments, base: Tensor, update: Tensor) -> Drift:
     """The three norms of an update's drift on some prompts.
 
     Args:
-        moments: Of the base's inputs of the module.
+        moments: Moments of the module's inputs in the base.
         base: W0, [out, in], fp32.
-        update: dW, likewise.
+        update: dW, [out, in], fp32.
     """
     absolute = moments.energy(update)
     norm = float(update.double().square().sum())

@@ -1,100 +1,144 @@
-"""One module at point after point: its update's norms, spectrum and drift as a record."""
+"""Run prompts through a placed model and collect inputs and outputs of its modules by hooks.
+
+Padding is left out of every sum. Modules with the same input tensor (queries, keys and values;
+gate and up) share one set of sums.
+"""
 
 from __future__ import annotations
 
-import math
-import time
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
+from peft import PeftModel
 
-from backtrack.diagnose.drift import drift
-from backtrack.diagnose.spectrum import directions, pick_mode, spectrum
-from backtrack.records.diagnosis import ModuleGeometry
+from backtrack.diagnose.activations import Pairs
+from backtrack.diagnose.drift import Moments
+from backtrack.errors import UsageError
+from backtrack.point import Point
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Sequence
 
-    from backtrack.diagnose.drift import Moments
+    from torch import Tensor
+
     from backtrack.diagnose.modules import LinearModule
-    from backtrack.diagnose.spectrum import Directions
-    from backtrack.point import Point
-    from backtrack.records import CurveName, Form, Role
-    from backtrack.records.diagnosis import ActivationGeometry
+    from backtrack.diagnose.prompts import Prompts
+    from backtrack.path.placement import Placement
 
-    Activations = Mapping[Role, ActivationGeometry]
+    OnTensor = Callable[[str, Tensor], None]
 
-
-@dataclass(frozen=True)
-class Stamp:
-    """What all lines of a diagnosis share: see `ModuleGeometry`."""
-
-    form: Form
-    curve: CurveName
-    setting: str
+BATCH_PROMPTS = 32
 
 
-class Look:
-    """A module of the base, ready to be compared with where it stands at points."""
+def input_moments(
+    placement: Placement, modules: Sequence[LinearModule], prompts: Prompts
+) -> dict[str, Moments]:
+    """Second moments of each module's inputs in the base, by its name.
 
-    def __init__(
-        self,
-        module: LinearModule,
-        moments: Mapping[Role, Moments],
-        stamp: Stamp,
-        mode: Literal["auto", "exact", "randomized"],
-        seed: int,
-    ) -> None:
-        """Take the weight of a model that stands at the base."""
-        self.module = module
-        self._base = module.base_weight()
-        self._norm = float(torch.linalg.vector_norm(self._base.double()))
-        self._moments = moments
-        self._stamp = stamp
-        self._mode = pick_mode(mode, module.shape)
-        self._seed = seed
+    Args:
+        placement: The model, placed at the base.
+        modules: The modules.
+        prompts: The prompts.
 
-    @cached_property
-    def _directions(self) -> Directions:
-        return directions(self._base, self._mode, self._seed)
+    Raises:
+        UsageError: A module was not called.
+    """
+    moments: dict[str, Moments] = {}
+    leaders: dict[str, str] = {}
+    seen: list[tuple[Tensor, str]] = []
 
-    def at(
-        self,
-        point: Point,
-        adapter: str | None,
-        activations: Activations,
-        *,
-        has_spectrum: bool,
-    ) -> ModuleGeometry:
-        """The module where the model stands now.
+    def add(name: str, inputs: Tensor) -> None:
+        if name not in leaders:
+            leaders[name] = next((other for tensor, other in seen if tensor is inputs), name)
+            moments.setdefault(leaders[name], Moments())
+        if leaders[name] == name:
+            seen.append((inputs, name))
+            moments[name].add(_rows(inputs, mask))
 
-        Args:
-            point: Where that is.
-            adapter: The live adapter's name; none in a plain model.
-            activations: What is known of its outputs there.
-            has_spectrum: Whether to take the weight-space profiles.
-        """
-        begin = time.perf_counter()
-        weight = self._base if point.is_base else self.module.weight(adapter)
-        update = weight - self._base
-        norm = float(torch.linalg.vector_norm(update.double()))
-        found = {r: drift(m, self._base, update) for r, m in self._moments.items()}
-        profiles = spectrum(self._directions, update, self._seed) if has_spectrum else None
-        return ModuleGeometry(
-            point=point.canonical,
-            form=self._stamp.form,
-            curve=self._stamp.curve,
-            module=self.module.name,
-            block=self.module.block,
-            part=self.module.part,
-            shape=self.module.shape,
-            update_norm=norm,
-            strength=norm / self._norm if self._norm else math.nan,
-            spectrum=profiles,
-            drift=found,
-            activations=dict(activations),
-            setting=self._stamp.setting,
-            seconds=time.perf_counter() - begin,
+    with _hooked(modules, add, is_input=True), torch.no_grad():
+        for ids, mask in prompts.batches(BATCH_PROMPTS, placement.model.device):
+            seen.clear()
+            _forward(placement.model, ids, mask)
+    seen.clear()
+    unused = [m.name for m in modules if m.name not in leaders]
+    if unused:
+        raise UsageError(
+            f"{len(unused)} modules had no input, first {unused[0]!r}: the model does not use "
+            "them on these prompts. Choose the other modules with --modules."
         )
+    return {module.name: moments[leaders[module.name]] for module in modules}
+
+
+def output_pairs(
+    placement: Placement,
+    modules: Sequence[LinearModule],
+    prompts: Prompts,
+    points: Sequence[Point],
+) -> dict[str, Pairs]:
+    """Each module's outputs in the base paired with those at points, by its name.
+
+    Args:
+        placement: The model; it is left at the last point.
+        modules: The modules.
+        prompts: The prompts.
+        points: The points.
+    """
+    pairs = {module.name: Pairs(len(points)) for module in modules}
+    with torch.no_grad():
+        for ids, mask in prompts.batches(BATCH_PROMPTS, placement.model.device):
+            by_point = [
+                _outputs(placement, modules, p, ids, mask) for p in (Point.base(), *points)
+            ]
+            for name, pair in pairs.items():
+                start, *ends = (outputs[name] for outputs in by_point)
+                pair.add(start, ends)
+    return pairs
+
+
+def _outputs(
+    placement: Placement,
+    modules: Sequence[LinearModule],
+    point: Point,
+    ids: Tensor,
+    mask: Tensor,
+) -> dict[str, Tensor]:
+    outputs: dict[str, Tensor] = {}
+
+    def add(name: str, tensor: Tensor) -> None:
+        outputs[name] = _rows(tensor, mask)
+
+    placement.place(point)
+    with _hooked(modules, add, is_input=False):
+        _forward(placement.model, ids, mask)
+    return outputs
+
+
+@contextmanager
+def _hooked(
+    modules: Sequence[LinearModule], on_tensor: OnTensor, *, is_input: bool
+) -> Iterator[None]:
+    """Call `on_tensor` with each module's name and its input, or output, in every forward pass."""
+
+    def hook_of(name: str) -> Callable[[Any, tuple[Any, ...], Any], None]:
+        return lambda _module, inputs, output: on_tensor(name, inputs[0] if is_input else output)
+
+    hooks = [m.live.register_forward_hook(hook_of(m.name)) for m in modules]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _rows(values: Tensor, mask: Tensor) -> Tensor:
+    """Rows without padding, [tokens, features]; all rows if they are not the batch's tokens."""
+    if values.shape[:-1] == mask.shape:
+        return values[mask.bool()]
+    return values.reshape(-1, values.shape[-1])
+
+
+def _forward(model: Any, ids: Tensor, mask: Tensor) -> None:
+    """Run all blocks; not the output head, whose logits would be the largest tensor."""
+    plain: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    plain.base_model(input_ids=ids, attention_mask=mask, use_cache=False)

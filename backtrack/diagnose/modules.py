@@ -1,11 +1,11 @@
-"""The linear modules of a placed model: which there are, their names, their weights.
+"""Linear modules of a placed model: names, locations and weights.
 
-A LOCATION is a module chosen by how deep it lies, so that models of any depth are compared at the
-same places: four depths (the first block, a third and two thirds of the way, the last block), and
-at each what attention and the MLP hand on. In a model of 28 blocks `late.mlp` is block 18's
+A LOCATION is a module chosen by its relative depth, so that models of any depth can be compared:
+the output projections of attention and of the MLP at four depths (the first block, a third and two
+thirds of the way, the last block). In a model of 28 blocks `late.mlp` is block 18's
 down-projection, the paper's own example.
 
-Not covered: weights that are no linear module (fused experts, embeddings, norms, the output head).
+Not covered: weights outside linear modules (fused experts, embeddings, norms), the output head.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class LinearModule:
 
     Attributes:
         name: Its path in the plain model.
-        live: The module, an adapter's layer where one stands on it.
-        shape: Of its weight: outputs, inputs.
+        live: The module, or the adapter's layer around it.
+        shape: Shape of its weight: outputs, inputs.
     """
 
     name: str
@@ -60,24 +60,24 @@ class LinearModule:
 
     @torch.no_grad()
     def base_weight(self) -> Tensor:
-        """W0 where the model stands at the base, [out, in], fp32, a copy."""
+        """A copy of W0 of a model placed at the base, [out, in], fp32."""
         return _widened(_layer(self.live))
 
     @torch.no_grad()
     def weight(self, adapter: str | None) -> Tensor:
-        """The effective weight where the model stands, likewise.
+        """A copy of the effective weight at the model's point, [out, in], fp32.
 
         Args:
-            adapter: The live adapter's name; none in a plain model.
+            adapter: Name of the live adapter; None in a plain model.
         """
         layer = _layer(self.live)
         if adapter is None or layer is self.live:
             return _widened(layer)
         for name, write in module_weights(self.name, self.live, adapter):
             if name == f"{self.name}.weight":
-                found = torch.empty_like(layer.weight, dtype=torch.float32)
-                write(found)
-                return _oriented(layer, found)
+                weight = torch.empty_like(layer.weight, dtype=torch.float32)
+                write(weight)
+                return _oriented(layer, weight)
         return _widened(layer)
 
 
@@ -85,54 +85,55 @@ def linear_modules(model: Any) -> tuple[LinearModule, ...]:
     """Linear modules inside the blocks of layers, in the model's order.
 
     Args:
-        model: A plain model, or one with an adapter on it.
+        model: A plain model, or one with an adapter.
 
     Raises:
         UsageError: There are none.
     """
-    found: dict[str, LinearModule] = {}
-    inside: list[str] = []
+    linear: dict[str, LinearModule] = {}
+    adapter_layers: list[str] = []
     for path, module in model.named_modules():
-        if any(path.startswith(outer) for outer in inside):
+        if any(path.startswith(outer) for outer in adapter_layers):
             continue
         if isinstance(module, BaseTunerLayer):
-            inside.append(f"{path}.")
+            adapter_layers.append(f"{path}.")
         layer = _layer(module)
         name = plain_name(path)
         if isinstance(layer, (torch.nn.Linear, Conv1D)) and block_of(name) is not None:
-            found[name] = LinearModule(name, module, _shape(layer))
-    if not found:
+            linear[name] = LinearModule(name, module, _shape(layer))
+    if not linear:
         raise UsageError(
             "this model has no linear module inside numbered blocks of layers, so there is "
             "nothing to diagnose."
         )
-    return tuple(found.values())
+    return tuple(linear.values())
 
 
 def choose(modules: Sequence[LinearModule], patterns: Sequence[str]) -> tuple[LinearModule, ...]:
-    """The modules that names stand for: locations, paths, or patterns such as `*.down_proj`.
+    """Choose modules by location, path, or a pattern such as `*.down_proj`.
 
     Args:
-        modules: All there are.
-        patterns: Names; none stands for all modules.
+        modules: All modules.
+        patterns: Locations, paths and patterns; empty for all modules.
 
     Raises:
-        UsageError: A name stands for no module.
+        UsageError: One of them matches no module.
     """
     if not patterns:
         return tuple(modules)
-    named = locations(modules)
-    wanted: set[str] = set()
+    by_location = locations(modules)
+    chosen: set[str] = set()
     for pattern in patterns:
-        found = [named[pattern]] if pattern in named else _matching(modules, pattern)
-        if not found:
-            known = [*named, *(module.name for module in modules)]
+        is_location = pattern in by_location
+        names = [by_location[pattern]] if is_location else _matching(modules, pattern)
+        if not names:
+            known = [*by_location, *(module.name for module in modules)]
             raise UsageError(
-                f"no linear module is called {pattern!r}.{nearest(pattern, known)} Give a path, a "
-                f"pattern such as '*.down_proj', or a location: {', '.join(named)}."
+                f"no linear module matches {pattern!r}.{nearest(pattern, known)} Give a path, a "
+                f"pattern such as '*.down_proj', or a location: {', '.join(by_location)}."
             )
-        wanted.update(found)
-    return tuple(module for module in modules if module.name in wanted)
+        chosen.update(names)
+    return tuple(module for module in modules if module.name in chosen)
 
 
 def _matching(modules: Sequence[LinearModule], pattern: str) -> list[str]:
@@ -140,17 +141,17 @@ def _matching(modules: Sequence[LinearModule], pattern: str) -> list[str]:
 
 
 def locations(modules: Sequence[LinearModule]) -> dict[str, str]:
-    """The eight depth locations by name, where the model has them: `late.mlp` and its path."""
+    """Paths by location, such as `late.mlp`; up to eight, as far as the model has them."""
     blocks = sorted({m.block for m in modules if m.block is not None})
-    found: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for depth, share in DEPTHS.items():
         block = blocks[round(share * (len(blocks) - 1))]
         for part in PARTS:
-            inside = [m.name for m in modules if m.block == block and m.part == part]
-            if inside:
-                # What the part hands on to the residual stream is its last linear module.
-                found[f"{depth}.{part}"] = inside[-1]
-    return found
+            names = [m.name for m in modules if m.block == block and m.part == part]
+            if names:
+                # The last linear module of a part writes to the residual stream.
+                paths[f"{depth}.{part}"] = names[-1]
+    return paths
 
 
 def _layer(module: Any) -> Any:
@@ -168,5 +169,5 @@ def _widened(layer: Any) -> Tensor:
 
 
 def _oriented(layer: Any, weight: Tensor) -> Tensor:
-    """[out, in], however the layer keeps it."""
+    """The weight as [out, in], however the layer stores it."""
     return weight.T if isinstance(layer, Conv1D) else weight

@@ -1,4 +1,4 @@
-"""Which points are looked at when none are named, and what each of them has forgotten."""
+"""Default points of a diagnosis, and how much each point has forgotten."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ if TYPE_CHECKING:
     from backtrack.run.directory import Run
 
 PATH_ALPHAS = (0.2, 0.4, 0.6, 0.8, 1.0)
-"""Strengths looked at along the path where nothing was measured."""
+"""Strengths along the path if nothing was measured."""
 MAX_PATH = 16
-"""Measured points looked at, at most; the earliest measured first, anchors among them."""
+"""Most measured points along the path; the first measured, the anchors among them, are taken."""
 
 
 def distinct(points: Iterable[Point]) -> tuple[Point, ...]:
-    """The points, each once, spelled canonically."""
+    """The points in canonical form, without repetitions."""
     return tuple(dict.fromkeys(point.canonical for point in points))
 
 
 def default_points(run: Run) -> tuple[Point, ...]:
-    """The final checkpoint, and the chosen point where there is one that is not the base."""
+    """The final checkpoint, and the chosen point if there is one other than the base."""
     selection = run.selection()
     chosen = [selection.chosen] if selection and not selection.chosen.is_base else []
     return distinct([run.final, *chosen])
 
 
 def path_points(run: Run) -> tuple[Point, ...]:
-    """Points along the path: those measured on all selection items, else a grid of alphas."""
+    """Points along the path: those measured on all selection items, or else a grid of alphas."""
     selection = run.selection()
     if selection is None:
         return tuple(Point(step=run.final.step, alpha=alpha) for alpha in PATH_ALPHAS)
     whole = [c.point for c in selection.candidates if c.share == 1 and not c.point.is_base]
-    there = [point for point in distinct(whole) if point.step in run.steps]
-    return tuple(sorted(there[:MAX_PATH], key=lambda p: (p.step, p.alpha)))
+    available = [point for point in distinct(whole) if point.step in run.steps]
+    return tuple(sorted(available[:MAX_PATH], key=lambda p: (p.step, p.alpha)))
 
 
 def forgetting(
     selection: Selection | None, points: Sequence[Point], lines: Sequence[ModuleGeometry]
 ) -> tuple[Forgetting, ...]:
-    """What each looked-at point has lost, where it was measured on all selection items."""
+    """Forgetting of each diagnosed point that was measured on all selection items."""
     if selection is None:
         return ()
     general = {c.point: general_points(selection, c) for c in selection.candidates if c.share == 1}
@@ -68,30 +68,30 @@ def general_points(selection: Selection, candidate: Candidate) -> float:
     """A candidate's general score in points, by the selection's yardsticks."""
     members = [o for o in selection.objectives if o.role == "general"]
     total = sum(o.weight for o in members)
-    found = 0.0
+    points = 0.0
     for o in members:
-        ends = selection.yardsticks[o.name]
-        width = ends.hundred - ends.zero
-        share = (candidate.scores[o.name] - ends.zero) / width if width else 1.0
-        found += 100 * share * o.weight / total
-    return found
+        yardstick = selection.yardsticks[o.name]
+        width = yardstick.hundred - yardstick.zero
+        share = (candidate.scores[o.name] - yardstick.zero) / width if width else 1.0
+        points += 100 * share * o.weight / total
+    return points
 
 
 def notes(selection: Selection | None, lines: Sequence[ModuleGeometry]) -> Iterator[str]:
-    """Cautions a reader should see."""
+    """Cautions for the reader."""
     if selection is None:
         yield (
-            "Nothing was measured on this run yet, so how the metrics go with forgetting is not "
-            "known: `backtrack select`, then diagnose again."
+            "Nothing is measured on this run yet, so forgetting and its correlation with the "
+            "metrics are unknown: run `backtrack select`, then diagnose again."
         )
     else:
         yield (
-            "Points of one path are no independent sample: their correlations describe this path, "
-            "and nearly any metric that grows with alpha goes with whatever else does."
+            "Points of one path are not an independent sample: their correlations describe this "
+            "path only, and nearly all metrics that grow with alpha correlate with each other."
         )
     rough = [line.spectrum.error for line in lines if line.spectrum and line.spectrum.error]
     if rough:
         yield (
-            f"Spectra of {len(rough)} lines are of leading directions only, found by random "
-            f"projection: singular values off by up to {max(rough):.1g} of the largest."
+            f"Spectra of {len(rough)} lines have leading directions only, computed by random "
+            f"projection: singular values are off by up to {max(rough):.1g} of the largest."
         )

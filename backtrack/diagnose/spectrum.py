@@ -1,14 +1,14 @@
-"""An update in the singular directions of the weight it is added to.
+"""Describe an update in the singular directions of its base weight.
 
-EXACT computes all singular directions of W0 and all singular values of dW. RANDOMIZED finds the
-leading directions of both by projection onto random vectors and power steps (Halko, Martinsson and
-Tropp 2011), in a fraction of the time, and says how far off it is: for each direction
-||W0 v_i - s_i u_i|| bounds the distance from s_i to a singular value of W0. What it cannot see of
-dW is known by its norm alone; the effective rank is given for that norm spread evenly over all
-directions left, and between the least and the most spread that it can have. An update of a rank
-below the number of directions is found whole.
-The sum of all singular values of W0, a scale of the profiles, is that of the smaller Gram
-matrix's eigenvalues in fp64 where the mode is randomized.
+EXACT computes all singular directions of W0 and all singular values of dW. RANDOMIZED computes the
+leading directions of both by random projection and power iterations (Halko, Martinsson and Tropp
+2011), in a fraction of the time, and reports its error: for each direction ||W0 v_i - s_i u_i||
+bounds the distance from s_i to a singular value of W0. The rest of dW is known by its norm alone:
+the effective rank is given for that norm spread evenly over all remaining directions, with bounds
+for the least and the most even spread. An update of lower rank than the number of directions is
+recovered completely.
+In randomized mode the sum of all singular values of W0, which scales the profiles, comes from the
+eigenvalues of the smaller Gram matrix in fp64.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ if TYPE_CHECKING:
     from backtrack.records.diagnosis import Mode
 
 NUM_DIRECTIONS = 128
-"""Leading directions of the randomized mode."""
+"""Number of leading directions in randomized mode."""
 OVERSAMPLED = 32
 POWER_STEPS = 4
 EXACT_UP_TO = 2048
 """Shorter side up to which `auto` is exact."""
 NUM_SHOWN = 128
-"""Directions a profile is written down for."""
+"""Most directions of a recorded profile."""
 ROUNDING = 3e-6
-"""Of singular values in fp32, as a share of the largest: smaller ones are taken for 0."""
+"""Relative rounding error of singular values in fp32; those below this share of the largest count
+as 0."""
 FLOOR = 1e-12
-"""Of a profile, as a share of its largest value."""
+"""Floor of a profile, as a share of its largest value."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,12 @@ class Directions:
     """Singular directions of a base weight.
 
     Attributes:
-        left: u_i in columns, [out, directions].
-        values: s_i, descending, [directions].
-        right: v_i in columns, [in, directions].
-        total: Sum of all singular values.
-        error: Largest ||W0 v_i - s_i u_i|| over the largest value; 0 where exact.
-        mode: How they were found.
+        left: Left singular vectors u_i as columns, [out, directions].
+        values: Singular values s_i, descending, [directions].
+        right: Right singular vectors v_i as columns, [in, directions].
+        total: Sum of all singular values of the weight.
+        error: Largest ||W0 v_i - s_i u_i||, divided by the largest singular value; 0 if exact.
+        mode: How they were computed.
     """
 
     left: Tensor
@@ -62,19 +63,19 @@ class Directions:
 
 
 def pick_mode(asked: Literal["auto", "exact", "randomized"], shape: tuple[int, int]) -> Mode:
-    """The mode for a weight, `auto` resolved."""
+    """Resolve `auto` for the shape of a weight."""
     if asked != "auto":
         return asked
     return "exact" if min(shape) <= EXACT_UP_TO else "randomized"
 
 
 def directions(weight: Tensor, mode: Mode, seed: int = 0) -> Directions:
-    """Singular directions of a base weight, in fp32 on its device.
+    """Compute singular directions of a base weight, in fp32 on its device.
 
     Args:
         weight: W0, [out, in].
-        mode: All of them, or the leading ones.
-        seed: Of the random vectors.
+        mode: Whether to compute all directions or the leading ones.
+        seed: Seed of the random vectors.
     """
     wide = weight.float()
     if mode == "exact" or min(wide.shape) <= NUM_DIRECTIONS + OVERSAMPLED:
@@ -87,19 +88,19 @@ def directions(weight: Tensor, mode: Mode, seed: int = 0) -> Directions:
 
 
 def _leading(matrix: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Leading singular triplets by subspace iteration, columns; the last ones are the roughest."""
+    """Leading singular triplets by subspace iteration; the last ones are the least accurate."""
     generator = torch.Generator().manual_seed(seed)
     size = (matrix.shape[1], NUM_DIRECTIONS + OVERSAMPLED)
     basis = torch.randn(size, generator=generator).to(matrix.device)
-    found = torch.linalg.qr(matrix @ basis).Q
+    span = torch.linalg.qr(matrix @ basis).Q
     for _ in range(POWER_STEPS):
-        found = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ found).Q).Q
-    inner, values, right = torch.linalg.svd(found.T @ matrix, full_matrices=False)
-    return found @ inner, values, right.T
+        span = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ span).Q).Q
+    inner, values, right = torch.linalg.svd(span.T @ matrix, full_matrices=False)
+    return span @ inner, values, right.T
 
 
 def _all_values(matrix: Tensor) -> Tensor:
-    """All singular values from the smaller Gram matrix in fp64: right to 1e-8 of the largest."""
+    """All singular values from the smaller Gram matrix in fp64: exact to 1e-8 of the largest."""
     wide = matrix.double()
     gram = wide @ wide.T if wide.shape[0] <= wide.shape[1] else wide.T @ wide
     values: Tensor = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
@@ -107,18 +108,18 @@ def _all_values(matrix: Tensor) -> Tensor:
 
 
 def spectrum(base: Directions, update: Tensor, seed: int = 0) -> Spectrum:
-    """The profiles and the effective rank of an update.
+    """Compute the profiles and the effective rank of an update.
 
     Args:
-        base: Directions of the weight it is added to.
+        base: Directions of the base weight.
         update: dW, [out, in], on the same device.
-        seed: Of the random vectors.
+        seed: Seed of the random vectors.
     """
     wide = update.float()
-    carried = wide @ base.right
-    # u^T W v - s is u^T dW v, without the rounding of two large numbers that cancel.
-    retention = (base.left * carried).sum(dim=0).abs() / base.total
-    adaptation = torch.linalg.vector_norm(carried, dim=0) / base.values[0]
+    mapped = wide @ base.right
+    # u^T W v - s equals u^T dW v, which does not subtract two large numbers.
+    retention = (base.left * mapped).sum(dim=0).abs() / base.total
+    adaptation = torch.linalg.vector_norm(mapped, dim=0) / base.values[0]
     rank, low, high = effective_rank(wide, base.mode, seed)
     shown = _shown(len(base.values))
     return Spectrum(
@@ -136,10 +137,10 @@ def spectrum(base: Directions, update: Tensor, seed: int = 0) -> Spectrum:
 
 
 def fluctuation(profile: Tensor) -> float:
-    """How spiky a profile is, in decades; for the definition see the package's docstring.
+    """How spiky a profile is, in decades; the package's docstring defines it.
 
     Args:
-        profile: Numbers from 0 up, [directions].
+        profile: Non-negative numbers, [directions].
     """
     top = float(profile.max())
     if top == 0 or len(profile) < 2:
@@ -149,12 +150,14 @@ def fluctuation(profile: Tensor) -> float:
 
 
 def effective_rank(update: Tensor, mode: Mode, seed: int = 0) -> tuple[float, float, float]:
-    """Exponential of the entropy of the singular values over their sum; estimate, least, most.
+    """Effective rank of an update, with its lower and upper bound.
+
+    It is the exponential of the entropy of the singular values divided by their sum.
 
     Args:
-        update: [out, in]
-        mode: All singular values, or the leading ones and bounds for what is left.
-        seed: Of the random vectors.
+        update: dW, [out, in].
+        mode: Whether to use all singular values, or the leading ones and bounds for the rest.
+        seed: Seed of the random vectors.
     """
     norm = float(torch.linalg.vector_norm(update.double()))
     if norm == 0:
@@ -163,15 +166,15 @@ def effective_rank(update: Tensor, mode: Mode, seed: int = 0) -> tuple[float, fl
     if mode == "exact" or side <= NUM_DIRECTIONS + OVERSAMPLED:
         rank = _entropy_rank(torch.linalg.svdvals(update).double())
         return rank, rank, rank
-    left, found, _ = _leading(update, seed)
-    values = found.double()
-    # Taken from what is left, not from two sums of squares that cancel.
+    left, leading, _ = _leading(update, seed)
+    values = leading.double()
+    # From the residual itself: the difference of two sums of squares would cancel.
     rest = float((update - left @ (left.T @ update)).double().square().sum())
     if rest <= (ROUNDING * norm) ** 2:
         rank = _entropy_rank(values)
         return rank, rank, rank
     num_left, last = side - len(values), float(values[-1])
-    # Least spread: numbers as large as the last one seen. Most spread: all equal.
+    # Least even spread: values as large as the last leading one. Most even: all equal.
     least = min(num_left, max(1, math.floor(rest / last**2)))
     low, high = (_entropy_rank(_with_tail(values, rest, count)) for count in (least, num_left))
     return high, low, high
@@ -183,14 +186,14 @@ def _with_tail(values: Tensor, rest: float, count: int) -> Tensor:
 
 
 def _entropy_rank(values: Tensor) -> float:
-    # x log x is 0 at 0; what rounding leaves of a direction that does not move counts as 0.
+    # x log x is 0 at 0. Values that are only rounding errors count as 0.
     values = torch.where(values > ROUNDING * values.max(), values, 0.0)
     shares = values / values.sum()
     return math.exp(-float(torch.special.xlogy(shares, shares).sum()))
 
 
 def _shown(count: int) -> list[int]:
-    """Which directions are written down: all, or the first half of them and then ever fewer."""
+    """Directions to record: all, or if they are too many, the first ones and then ever fewer."""
     if count <= NUM_SHOWN:
         return list(range(count))
     half = NUM_SHOWN // 2

@@ -1,135 +1,108 @@
-"""Read prompts through a placed model and take what its modules are given and give.
-
-Padding is left out of every sum. Modules that are given the same tensor (queries, keys and values;
-gate and up) share one set of sums.
-"""
+"""Compare a module's weight at each point with the base's: norms, spectrum and drift."""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+import math
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from peft import PeftModel
 
-from backtrack.diagnose.activations import Pairs
-from backtrack.diagnose.drift import Moments
-from backtrack.errors import UsageError
-from backtrack.point import Point
+from backtrack.diagnose.drift import drift
+from backtrack.diagnose.spectrum import directions, pick_mode, spectrum
+from backtrack.records.diagnosis import ModuleGeometry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Mapping
 
-    from torch import Tensor
-
+    from backtrack.diagnose.drift import Moments
     from backtrack.diagnose.modules import LinearModule
-    from backtrack.diagnose.prompts import Prompts
-    from backtrack.path.placement import Placement
+    from backtrack.diagnose.spectrum import Directions
+    from backtrack.point import Point
+    from backtrack.records import CurveName, Form, Role
+    from backtrack.records.diagnosis import ActivationGeometry
 
-    Take = Callable[[str, Tensor], None]
-
-BATCH_PROMPTS = 32
+    Activations = Mapping[Role, ActivationGeometry]
 
 
-def input_moments(
-    placement: Placement, modules: Sequence[LinearModule], prompts: Prompts
-) -> dict[str, Moments]:
-    """Second moments of each module's inputs in the base, by its name.
+@dataclass(frozen=True)
+class SharedFields:
+    """Fields that all lines of a diagnosis share: see `ModuleGeometry`."""
 
-    Args:
-        placement: Stands at the base.
-        modules: Whose inputs.
-        prompts: What is read.
-    """
-    found: dict[str, Moments] = {}
-    leaders: dict[str, str] = {}
-    seen: list[tuple[Tensor, str]] = []
+    form: Form
+    curve: CurveName
+    setting: str
 
-    def take(name: str, given: Tensor) -> None:
-        if name not in leaders:
-            leaders[name] = next((other for tensor, other in seen if tensor is given), name)
-            found.setdefault(leaders[name], Moments())
-        if leaders[name] == name:
-            seen.append((given, name))
-            found[name].add(_rows(given, mask))
 
-    with _hooked(modules, take, is_input=True), torch.no_grad():
-        for ids, mask in prompts.batches(BATCH_PROMPTS, placement.model.device):
-            seen.clear()
-            _read(placement.model, ids, mask)
-    seen.clear()
-    silent = [m.name for m in modules if m.name not in leaders]
-    if silent:
-        raise UsageError(
-            f"{len(silent)} modules were given nothing to read, first {silent[0]!r}: the model "
-            "does not use them on these prompts. Leave them out with --modules."
+class BaseModule:
+    """A module's weight and input moments at the base, to compare its weights at points with."""
+
+    def __init__(
+        self,
+        module: LinearModule,
+        moments: Mapping[Role, Moments],
+        shared: SharedFields,
+        mode: Literal["auto", "exact", "randomized"],
+        seed: int,
+    ) -> None:
+        """Copy the weight of a model that is placed at the base.
+
+        Args:
+            module: The module.
+            moments: Second moments of its inputs in the base, by the role of the prompts.
+            shared: Fields of its lines.
+            mode: How spectra are computed.
+            seed: Seed of the random projections.
+        """
+        self.module = module
+        self._weight = module.base_weight()
+        self._norm = float(torch.linalg.vector_norm(self._weight.double()))
+        self._moments = moments
+        self._shared = shared
+        self._mode = pick_mode(mode, module.shape)
+        self._seed = seed
+
+    @cached_property
+    def _directions(self) -> Directions:
+        return directions(self._weight, self._mode, self._seed)
+
+    def geometry_at(
+        self,
+        point: Point,
+        adapter: str | None,
+        activations: Activations,
+        *,
+        has_spectrum: bool,
+    ) -> ModuleGeometry:
+        """The module's line at the point that the model is placed at.
+
+        Args:
+            point: That point.
+            adapter: Name of the live adapter; None in a plain model.
+            activations: Geometry of the module's outputs at the point, by role.
+            has_spectrum: Whether to compute the weight-space profiles.
+        """
+        begin = time.perf_counter()
+        weight = self._weight if point.is_base else self.module.weight(adapter)
+        update = weight - self._weight
+        norm = float(torch.linalg.vector_norm(update.double()))
+        drifts = {r: drift(m, self._weight, update) for r, m in self._moments.items()}
+        profiles = spectrum(self._directions, update, self._seed) if has_spectrum else None
+        return ModuleGeometry(
+            point=point.canonical,
+            form=self._shared.form,
+            curve=self._shared.curve,
+            module=self.module.name,
+            block=self.module.block,
+            part=self.module.part,
+            shape=self.module.shape,
+            update_norm=norm,
+            strength=norm / self._norm if self._norm else math.nan,
+            spectrum=profiles,
+            drift=drifts,
+            activations=dict(activations),
+            setting=self._shared.setting,
+            seconds=time.perf_counter() - begin,
         )
-    return {module.name: found[leaders[module.name]] for module in modules}
-
-
-def output_pairs(
-    placement: Placement,
-    modules: Sequence[LinearModule],
-    prompts: Prompts,
-    points: Sequence[Point],
-) -> dict[str, Pairs]:
-    """Each module's outputs in the base beside those at points, by its name.
-
-    Args:
-        placement: Is left at the last of the points.
-        modules: Whose outputs.
-        prompts: What is read.
-        points: Where.
-    """
-    pairs = {module.name: Pairs(len(points)) for module in modules}
-    with torch.no_grad():
-        for ids, mask in prompts.batches(BATCH_PROMPTS, placement.model.device):
-            stands = [_outputs(placement, modules, p, ids, mask) for p in (Point.base(), *points)]
-            for name, pair in pairs.items():
-                start, *ends = (outputs[name] for outputs in stands)
-                pair.add(start, ends)
-    return pairs
-
-
-def _outputs(
-    placement: Placement,
-    modules: Sequence[LinearModule],
-    point: Point,
-    ids: Tensor,
-    mask: Tensor,
-) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    placement.place(point)
-    with _hooked(
-        modules, lambda name, given: found.update({name: _rows(given, mask)}), is_input=False
-    ):
-        _read(placement.model, ids, mask)
-    return found
-
-
-@contextmanager
-def _hooked(modules: Sequence[LinearModule], take: Take, *, is_input: bool) -> Iterator[None]:
-    """`take` is told each module's name and what it is given, or gives, at every pass."""
-
-    def watch(name: str) -> Callable[[Any, tuple[Any, ...], Any], None]:
-        return lambda _module, given, made: take(name, given[0] if is_input else made)
-
-    hooks = [m.live.register_forward_hook(watch(m.name)) for m in modules]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _rows(values: Tensor, mask: Tensor) -> Tensor:
-    """Rows of real tokens, [tokens, features]; all rows, where a module has others."""
-    if values.shape[:-1] == mask.shape:
-        return values[mask.bool()]
-    return values.reshape(-1, values.shape[-1])
-
-
-def _read(model: Any, ids: Tensor, mask: Tensor) -> None:
-    """A pass through all blocks; the output head is left out, its logits would be the largest."""
-    plain: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    plain.base_model(input_ids=ids, attention_mask=mask, use_cache=False)

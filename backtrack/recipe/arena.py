@@ -1,8 +1,9 @@
-"""An arena's recipe: what all entrants share, and what each of them is.
+"""The recipe of an arena: settings that all entrants share, and each entrant's own.
 
-An entrant is the arena's recipe with keys of its own laid over it, section by section; `null`
-takes a key away. What decides the measuring (`objectives`, `search`, `select`, and of `base` all
-but the type its weights are loaded in) is the arena's alone: all are measured under one rule.
+An entrant's recipe is the arena's, updated section by section with the entrant's own keys; a
+`null` removes a key. What decides the scores (`objectives`, `search`, `select`, and all of `base`
+but `dtype` and `quantization`) can only be set for the whole arena: all are measured under one
+rule.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
 
     Check = Callable[[dict[str, Any]], Iterable[str]]
 
-ONE_RULE = ("objectives", "search", "select", "output", "seed")
-OWN_OF_BASE = {"dtype", "quantization"}
-"""What an entrant may load the base by: fp32 masters, or packed as QLoRA does."""
-_OWN = ("entrants", "seeds", "diagnose", "name", "output")
-"""Keys of an arena that are no keys of a recipe, or not its entrants'."""
+SHARED_KEYS = ("objectives", "search", "select", "output", "seed")
+"""Keys that an entrant must not set."""
+ENTRANT_BASE_KEYS = {"dtype", "quantization"}
+"""Keys of `base` that an entrant may set, to train fp32 weights or over quantized ones (QLoRA)."""
+_ARENA_KEYS = ("entrants", "seeds", "diagnose", "name", "output")
+"""Keys of an arena that its entrants' recipes do not take over."""
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -36,22 +38,29 @@ class DiagnoseSection(Section):
     """How the final checkpoint of each entrant is diagnosed."""
 
     num_prompts: Annotated[int, Field(ge=1)] = 64
-    """Prompts a role, at most."""
+    """Most prompts of each role."""
 
 
 class EntrantSection(BaseModel):
-    """One entrant; every other key is a key of a recipe, laid over the arena's."""
+    """One entrant; every other key is a recipe's and overrides the arena's."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
     name: str = Field(pattern=_NAME)
-    """In the arena's table, and of its runs."""
+    """Names the entrant in the table, and its runs."""
     run: str | None = None
-    """A run, a folder of checkpoints to adopt, or another entrant's name: its checkpoints, to be
-    measured another way (`placement`). None: it is trained."""
+    """A run, a folder of checkpoints to adopt, or another entrant whose checkpoints are measured
+    under another `placement`. None if the entrant is trained."""
+
+    @property
+    def own_keys(self) -> dict[str, Any]:
+        """Keys that override the arena's."""
+        return self.model_extra or {}
 
 
-class _Head(BaseModel):
+class _ArenaSection(BaseModel):
+    """Keys that only an arena has; the others are read as a recipe's."""
+
     model_config = ConfigDict(frozen=True, extra="allow")
 
     name: str = Field(pattern=_NAME)
@@ -62,23 +71,23 @@ class _Head(BaseModel):
 
     @field_validator("seeds")
     @classmethod
-    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+    def _require_distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(seeds)) < len(seeds):
-            raise ValueError("a seed stands twice")
+            raise ValueError("a seed is given twice")
         return seeds
 
 
 @dataclass(frozen=True)
-class ArenaEntrant:
-    """An entrant under one seed.
+class EntrantSpec:
+    """What one entrant under one seed is.
 
     Attributes:
-        name: The entrant's.
-        seed: Of its training.
-        label: Names its run.
-        recipe: All of it: what is trained and how it is measured.
-        run: A run or a folder to adopt; none where it is trained, or is another entrant's.
-        like: Label of the entrant whose checkpoints it has, where that is another one's.
+        name: The entrant's name, the same for all seeds.
+        seed: Seed of its training.
+        label: Name of its run: the name, with the seed if there are several.
+        recipe: Its complete recipe: what is trained and how it is measured.
+        run: A run or a folder to adopt; None if it is trained or `like` another entrant.
+        like: Label of the entrant whose checkpoints it measures; None if they are its own.
     """
 
     name: str
@@ -91,94 +100,89 @@ class ArenaEntrant:
 
 @dataclass(frozen=True)
 class ArenaRecipe:
-    """A whole arena.
+    """The recipe of a whole arena.
 
     Attributes:
-        name: Names its directory in `output`.
-        output: Folder the arena's directory is made in.
-        seeds: Each entrant is trained under every one.
-        diagnose: How final checkpoints are diagnosed; none where they are not.
-        entrants: Every entrant under every seed, in the order they are run: seed by seed, so that
-            one seed of all of them is there first.
-        shared: What the file says that all entrants share.
+        name: Names the arena's directory in `output`.
+        output: Folder that the arena's directory is created in.
+        seeds: Each entrant is trained once under each seed.
+        diagnose: How final checkpoints are diagnosed; None if they are not.
+        entrants: Every entrant under every seed, in the order of running: all entrants under the
+            first seed come first.
+        shared: The keys of the file that all entrants share.
     """
 
     name: str
     output: str
     seeds: tuple[int, ...]
     diagnose: DiagnoseSection | None
-    entrants: tuple[ArenaEntrant, ...]
+    entrants: tuple[EntrantSpec, ...]
     shared: dict[str, Any]
 
 
 def is_arena(path: Path) -> bool:
-    """Whether a recipe's file is an arena's."""
+    """Whether a recipe file is an arena's."""
     return "entrants" in read_mapping(path)
 
 
 def load_arena(
     path: Path, overrides: Sequence[str] = (), checks: Sequence[Check] = ()
 ) -> ArenaRecipe:
-    """Read an arena's recipe.
+    """Read the recipe of an arena.
 
     Args:
         path: The YAML file.
         overrides: `key.inner=value` strings, values in YAML; they win over the file.
-        checks: Functions that list further faults of each entrant's raw mapping.
+        checks: Functions that list further faults of an entrant's raw mapping.
 
     Raises:
-        RecipeError: With every fault found.
+        RecipeError: Lists every fault found.
     """
     raw = read_mapping(path)
     faults = [fault for text in overrides for fault in override(raw, text)]
     try:
-        head = _Head.model_validate(
-            {key: value for key, value in raw.items() if key in _Head.model_fields}
+        arena = _ArenaSection.model_validate(
+            {key: value for key, value in raw.items() if key in _ArenaSection.model_fields}
         )
     except ValidationError as error:
         raise RecipeError(str(path), [*faults, *(sentence(d) for d in error.errors())]) from error
-    shared = {key: value for key, value in raw.items() if key not in _OWN}
-    faults += _clashes(head)
-    made: dict[str, Recipe] = {}
-    for section in head.entrants:
-        own = section.model_extra or {}
-        whole = with_absolute_paths(_laid_over(shared, own) | {"name": section.name}, path.parent)
-        found = [f for check in checks for f in check(whole)]
+    shared = {key: value for key, value in raw.items() if key not in _ARENA_KEYS}
+    faults += _clashes(arena)
+    recipes: dict[str, Recipe] = {}
+    for section in arena.entrants:
+        whole = _updated(shared, section.own_keys) | {"name": section.name}
+        whole = with_absolute_paths(whole, path.parent)
+        own_faults = [fault for check in checks for fault in check(whole)]
         try:
-            made[section.name] = Recipe.model_validate(whole)
+            recipes[section.name] = Recipe.model_validate(whole)
         except ValidationError as error:
-            found += [sentence(details) for details in error.errors()]
-        faults += _of_entrant(section, found, faults)
+            own_faults += [sentence(details) for details in error.errors()]
+        faults += _attributed(section, own_faults, faults)
     if faults:
         raise RecipeError(str(path), faults)
-    folder = f"{head.output}/{head.name}/runs"
-    entrants = [
-        _entrant(s, made[s.name], seed, folder, head) for seed in head.seeds for s in head.entrants
-    ]
-    ordered = sorted(entrants, key=lambda e: (head.seeds.index(e.seed), e.like is not None))
     return ArenaRecipe(
-        name=head.name,
-        output=head.output,
-        seeds=head.seeds,
-        diagnose=head.diagnose,
-        entrants=tuple(ordered),
+        name=arena.name,
+        output=arena.output,
+        seeds=arena.seeds,
+        diagnose=arena.diagnose,
+        entrants=tuple(_specs(arena, recipes)),
         shared=shared,
     )
 
 
-def _of_entrant(section: EntrantSection, found: Sequence[str], known: Sequence[str]) -> list[str]:
-    """An entrant's faults with its name; those of what all share are said once."""
-    own = section.model_extra or {}
+def _attributed(section: EntrantSection, faults: Sequence[str], known: Sequence[str]) -> list[str]:
+    """An entrant's faults under its name; those of shared keys are reported once, without one."""
     sentences = []
-    for fault in found:
-        text = f"entrant {section.name}: {fault}" if _is_about(fault, own) else fault
+    for fault in faults:
+        is_own = _is_about(fault, section.own_keys)
+        text = f"entrant {section.name}: {fault}" if is_own else fault
         if text not in known:
             sentences.append(text)
     return sentences
 
 
 def _is_about(fault: str, own: dict[str, Any]) -> bool:
-    """Whether a fault's key stands in an entrant's own mapping, not in what all share."""
+    """Whether a fault's key is one of an entrant's own, rather than a shared one."""
     section, *inner = fault.partition(":")[0].split(".")
     values = own.get(section)
     if not inner or not isinstance(values, dict) or section == "method":
@@ -186,21 +190,21 @@ def _is_about(fault: str, own: dict[str, Any]) -> bool:
     return inner[0] in values
 
 
-def _clashes(head: _Head) -> list[str]:
-    """Faults of entrants that no recipe of their own would show."""
-    names = [section.name for section in head.entrants]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    faults = [f"entrants: {name!r} stands twice" for name in twice]
-    for section in head.entrants:
-        own = section.model_extra or {}
+def _clashes(arena: _ArenaSection) -> list[str]:
+    """Faults that checking each entrant's recipe alone would not find."""
+    names = [section.name for section in arena.entrants]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    faults = [f"entrants: the name {name!r} is given twice" for name in repeated]
+    for section in arena.entrants:
+        own = section.own_keys
         base = own.get("base", {})
-        shared = [key for key in own if key in ONE_RULE]
-        if not isinstance(base, dict) or not base.keys() <= OWN_OF_BASE:
-            shared.append("base")
+        misplaced = [key for key in own if key in SHARED_KEYS]
+        if not isinstance(base, dict) or not base.keys() <= ENTRANT_BASE_KEYS:
+            misplaced.append("base")
         faults += [
             f"entrant {section.name}: {key!r} is the same for all entrants; set it at the top of "
             "the recipe"
-            for key in shared
+            for key in misplaced
         ]
         if section.run is None and "method" not in own:
             faults.append(
@@ -209,33 +213,41 @@ def _clashes(head: _Head) -> list[str]:
     return faults
 
 
-def _entrant(
-    section: EntrantSection, recipe: Recipe, seed: int, folder: str, head: _Head
-) -> ArenaEntrant:
-    names = {each.name for each in head.entrants} - {section.name}
-    several = len(head.seeds) > 1
-    suffix = f"-seed{seed}" if several else ""
+def _specs(arena: _ArenaSection, recipes: dict[str, Recipe]) -> list[EntrantSpec]:
+    """Entrants in the order of running: by seed, those that train first."""
+    specs = [
+        _spec(section, recipes[section.name], seed, arena)
+        for seed in arena.seeds
+        for section in arena.entrants
+    ]
+    return sorted(specs, key=lambda spec: (arena.seeds.index(spec.seed), spec.like is not None))
+
+
+def _spec(section: EntrantSection, recipe: Recipe, seed: int, arena: _ArenaSection) -> EntrantSpec:
+    others = {entrant.name for entrant in arena.entrants} - {section.name}
+    suffix = f"-seed{seed}" if len(arena.seeds) > 1 else ""
     label = section.name + suffix
-    return ArenaEntrant(
+    folder = f"{arena.output}/{arena.name}/runs"
+    return EntrantSpec(
         name=section.name,
         seed=seed,
         label=label,
         recipe=recipe.model_copy(update={"name": label, "output": folder, "seed": seed}),
-        run=section.run if section.run not in names else None,
-        like=section.run + suffix if section.run in names else None,
+        run=section.run if section.run not in others else None,
+        like=section.run + suffix if section.run in others else None,
     )
 
 
-def _laid_over(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Mappings laid over each other, key by key; `null` takes a key away."""
-    found = dict(under)
-    for key, value in over.items():
+def _updated(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Shared keys updated with an entrant's own, recursively; `null` removes a key."""
+    updated = dict(shared)
+    for key, value in own.items():
         if value is None:
-            found.pop(key, None)
-        elif isinstance(value, dict) and isinstance(under.get(key), dict) and key != "method":
-            found[key] = _laid_over(under[key], value)
-        elif key == "base" and isinstance(value, dict) and key in under:
-            found[key] = {"model": under[key], **value}
+            updated.pop(key, None)
+        elif isinstance(value, dict) and isinstance(shared.get(key), dict) and key != "method":
+            updated[key] = _updated(shared[key], value)
+        elif key == "base" and isinstance(value, dict) and key in shared:
+            updated[key] = {"model": shared[key], **value}
         else:
-            found[key] = value
-    return found
+            updated[key] = value
+    return updated

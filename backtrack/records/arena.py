@@ -1,7 +1,7 @@
-"""What `backtrack arena` writes down: `arena.json`, several runs measured under one rule.
+"""The record of `backtrack arena`, `arena.json`: several runs measured under one rule.
 
-All entrants are measured on the same items by the same objectives, form by form; scores in points
-are counted by one set of yardsticks, and hypervolumes in one box, so they may be compared.
+All entrants are measured on the same items by the same objectives. Scores become points by one set
+of yardsticks and hypervolumes are shares of one box, so that entrants can be compared.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ class ArenaPoint(Record):
     """A measured point of an entrant, on the selection items.
 
     Attributes:
-        point: Where.
-        target: Score of the role, in the unit of its axis.
-        general: Likewise.
-        is_checkpoint: Met in training: a checkpoint at full strength.
-        is_on_front: No measured point of this entrant is better on both roles.
-        share: Of the selection items it was measured on.
+        point: The point.
+        target: Target score, in the unit of its axis.
+        general: General score, in the unit of its axis.
+        is_checkpoint: Whether it is a checkpoint at full strength.
+        is_on_front: Whether it was measured on all items and no other such point of the entrant is
+            better on both roles.
+        share: Share of the selection items it was measured on.
     """
 
     point: Point
@@ -54,29 +55,29 @@ class Entrant(Record):
     """One run of an arena, under one seed.
 
     Attributes:
-        name: In the arena; runs of one entrant under several seeds share it.
-        seed: Of training; none of an adopted run.
+        name: The entrant's name, the same for its runs under several seeds.
+        seed: Seed of training; None if the run was adopted.
         paradigm: How it was trained.
-        method: What was trained.
-        run: The run's directory, relative to the arena's where it lies in it.
+        method: The PEFT method.
+        run: The run's directory, relative to the arena's.
         state: How far it has come.
-        failure: What went wrong, where it failed.
-        num_trainable: Parameters that were trained.
-        num_parameters: Of the base.
+        failure: What went wrong; None if nothing did.
+        num_trainable: Number of trained parameters.
+        num_parameters: Number of the base's parameters.
         num_steps: Optimizer steps of the final checkpoint.
-        form: How it stood when it was measured.
-        curve: Which curve led to its points.
+        form: Form of the placed model when it was measured.
+        curve: Curve of its points.
         points: Every measured point, in the order of measuring.
         chosen: The chosen point at the arena's weight.
         final: The last checkpoint at full strength.
         report: Scores on the report items, keyed `base`, `chosen`, `final`.
-        differences: Chosen against base and final, on the report items.
+        differences: Chosen minus base and chosen minus final, on the report items.
         hypervolume: Share of the arena's box that the entrant's points dominate, on the selection
             items.
-        verdict: What the items show, in one sentence.
-        geometry: Of the final checkpoint: mean over modules by `metric` or `metric/role`; empty
-            where it was not diagnosed.
-        train_seconds: Wall time of training; none where it was not trained here.
+        verdict: What the report items show, in one sentence.
+        geometry: Metrics of the final checkpoint, keyed `metric` or `metric/role`, means over
+            modules; empty if it was not diagnosed.
+        train_seconds: Wall time of training; None if it was not trained by this arena.
         measure_seconds: Wall time of measuring.
     """
 
@@ -109,23 +110,24 @@ class Entrant(Record):
         return self.name if self.seed is None else f"{self.name} (seed {self.seed})"
 
 
-class Standing(Record):
-    """An entrant over all its seeds: a row of the arena's table.
+class RankingRow(Record):
+    """An entrant over all its seeds: one row of the arena's table.
 
-    A score's interval is the entrant's own where it has one seed; over several it covers what
-    items and seeds leave open, the deviation between seeds pooled over all entrants.
+    With one seed, intervals cover the uncertainty over items. With several they cover items and
+    seeds, the deviation between seeds pooled over all entrants.
 
     Attributes:
-        name: The entrant's.
-        seeds: Those that were measured.
-        num_failed: Seeds that failed.
-        num_trainable: Parameters that were trained.
-        final_target: Of the final checkpoint, on the report items, in the unit of the axis.
-        final_general: Likewise.
-        chosen_target: Of the chosen point.
-        chosen_general: Likewise.
-        gain: Utility of the chosen point less that of the final checkpoint, in points.
-        hypervolume: Share of the arena's box.
+        name: The entrant's name.
+        seeds: Seeds that were measured.
+        num_failed: Number of seeds that failed.
+        num_trainable: Number of trained parameters.
+        final_target: Target score of the final checkpoint on the report items, in the unit of the
+            axis.
+        final_general: General score of the final checkpoint.
+        chosen_target: Target score of the chosen point.
+        chosen_general: General score of the chosen point.
+        gain: Utility of the chosen point minus that of the final checkpoint, in points.
+        hypervolume: Share of the arena's box that the entrant's points dominate.
     """
 
     name: str
@@ -141,28 +143,28 @@ class Standing(Record):
 
 
 class Arena(Record):
-    """Several runs on one plane: `arena.json`.
+    """Several runs compared under one rule: `arena.json`.
 
     Attributes:
-        name: The arena's.
-        base: The model all entrants start from.
-        weight: Of the target in the utility; the rest is the general role's.
-        objectives: What was measured, at all of them.
-        axes: How each role's numbers read.
+        name: The arena's name.
+        base: The base model of all entrants.
+        weight: Weight of the target in the utility; the general role has the rest.
+        objectives: The objectives that all entrants are measured by.
+        axes: Unit and direction of each role's scores.
         yardsticks: How each objective's score becomes points, for all entrants.
-        corner: Target and general score, in points, that the box of the hypervolumes begins at.
-        reach: Those that it ends at.
+        corner: Lower corner of the hypervolume's box: target and general score, in points.
+        reach: Upper corner of the hypervolume's box.
         base_report: Scores of the base on the report items.
-        entrants: Every run, in the recipe's order, seed by seed.
-        standings: Every entrant over its seeds, in the recipe's order.
-        num_items: Items by objective and split.
-        correlations: Of each metric of geometry with forgetting, over entrants.
-        forgetting: What the correlations are made of: the final checkpoint of each run.
-        level: Of the intervals.
-        notes: Cautions a reader should see.
-        settings: What the arena's recipe says of training all entrants share.
-        command: What made this.
-        created: Time, ISO 8601 in UTC.
+        entrants: Every run, in the order of running.
+        ranking: Every entrant over its seeds, in the recipe's order.
+        num_items: Number of items by objective and split.
+        correlations: Correlation of each geometry metric with forgetting, over entrants.
+        forgetting: The values that are correlated: one final checkpoint each.
+        level: Confidence level of the intervals.
+        notes: Cautions for the reader.
+        settings: The recipe's keys that all entrants share.
+        command: The command line that wrote the record.
+        created: Time of writing, ISO 8601 in UTC.
     """
 
     format_version: Literal[1] = 1
@@ -176,7 +178,7 @@ class Arena(Record):
     reach: tuple[float, float] | None = None
     base_report: ReportRow | None = None
     entrants: tuple[Entrant, ...]
-    standings: tuple[Standing, ...] = ()
+    ranking: tuple[RankingRow, ...] = ()
     num_items: dict[str, dict[Split, int]] = Field(default_factory=dict)
     correlations: tuple[Correlation, ...] = ()
     forgetting: tuple[Forgetting, ...] = ()

@@ -1,13 +1,14 @@
-"""What `backtrack diagnose` writes down: where an update acts, and what the representation feels.
+"""The records of `backtrack diagnose`: geometry of an update and of the activations it changes.
 
-    diagnosis.jsonl   one `ModuleGeometry` a line: one module at one point; of two lines of the
-                      same point, module and setting the later counts
-    diagnosis.json    one `Diagnosis`: what was looked at and how, and how the numbers go with
-                      measured forgetting
+    diagnosis.jsonl   one `ModuleGeometry` per line: one module at one point; of two lines with the
+                      same point, module and setting the later one counts
+    diagnosis.json    one `Diagnosis`: what was diagnosed and how, and the correlation of each
+                      metric with measured forgetting
 
-Words: W0 is a module's base weight, [out, in], W its weight at the point, dW = W - W0; h0 are the
-module's inputs in the base, one row a token of the prompts; X0 and X1 its outputs in the base and
-at the point. Formulas: PEFT-Arena (arXiv 2605.28819), as `backtrack.diagnose` states them.
+Notation: W0 is a module's base weight, [out, in], W its weight at the point, dW = W - W0; h0 are
+the module's inputs in the base, one row for each token of the prompts; X0 and X1 are its outputs
+in the base and at the point. Formulas: PEFT-Arena (arXiv 2605.28819), as stated in
+`backtrack.diagnose`.
 """
 
 from __future__ import annotations
@@ -27,27 +28,27 @@ Part = Literal["attention", "mlp", "other"]
 Mode = Literal["exact", "randomized"]
 Over = Literal["points", "entrants"]
 SPECTRAL = ("effective_rank", "retention_fluctuation", "adaptation_fluctuation")
-"""Numbers of a spectrum that are one a module."""
+"""Fields of a spectrum with one number for each module."""
 
 
 class Spectrum(Record):
-    """An update in the singular directions of the weight it is added to.
+    """An update in the singular directions of its base weight.
 
     Attributes:
         mode: Whether all directions were computed, or the leading ones by random projection.
-        error: Of `randomized`: the largest ||W0 v_i - s_i u_i|| over the largest singular value,
-            which bounds the error of every s_i in that unit; 0 for `exact`.
-        directions: Which singular directions of W0 the profiles below show, from 1 for the
-            strongest, ascending.
-        retention: |u_i^T W v_i - s_i| over the sum of all s, a number a direction.
-        adaptation: ||dW v_i|| over the largest s, a number a direction.
-        retention_fluctuation: How spiky the retention profile is, over all directions computed:
-            the mean distance, in decades, between neighbours; 0 is smooth.
-        adaptation_fluctuation: Likewise of the adaptation profile.
-        effective_rank: Exponential of the entropy of dW's singular values over their sum; 0 where
-            nothing moves.
-        effective_rank_low: The least it can be; equals it where exact.
-        effective_rank_high: The most it can be.
+        error: Largest ||W0 v_i - s_i u_i|| divided by the largest singular value, which bounds the
+            error of every s_i in that unit; 0 for `exact`.
+        directions: Singular directions of W0 in the profiles below, ascending from 1, the
+            strongest.
+        retention: |u_i^T W v_i - s_i| / sum(s), one number for each direction.
+        adaptation: ||dW v_i|| / max(s), one number for each direction.
+        retention_fluctuation: How spiky the retention profile is, over all computed directions:
+            the mean distance between neighbours, in decades; 0 is smooth.
+        adaptation_fluctuation: How spiky the adaptation profile is, in decades.
+        effective_rank: Exponential of the entropy of dW's singular values divided by their sum; 0
+            if dW is 0.
+        effective_rank_low: Lower bound of the effective rank; equal to it if exact.
+        effective_rank_high: Upper bound of the effective rank; equal to it if exact.
     """
 
     mode: Mode
@@ -63,14 +64,14 @@ class Spectrum(Record):
 
 
 class Drift(Record):
-    """Capability-conditioned drift of one module on one role's prompts; means over tokens.
+    """Capability-conditioned drift of one module on one role's prompts; E is the mean over tokens.
 
     Attributes:
         absolute: E||dW h0||^2.
         relative: E||dW h0||^2 / E||W0 h0||^2.
-        update_normed: E||dW h0||^2 / (||dW||_F^2 E||h0||^2): how much of what the update could do
-            these prompts feel, from 0 to 1.
-        num_tokens: Tokens read.
+        update_normed: E||dW h0||^2 / (||dW||_F^2 E||h0||^2), from 0 to 1: share of the largest
+            drift that an update of this norm can cause.
+        num_tokens: Number of tokens.
     """
 
     absolute: float
@@ -80,20 +81,21 @@ class Drift(Record):
 
 
 class ActivationGeometry(Record):
-    """How a module's outputs at a point stand to the base's, on one role's prompts.
+    """How a module's outputs at a point differ from the base's, on one role's prompts.
 
-    A rotation of all outputs leaves the first three as they are, and moves the other three.
+    A rotation of all outputs does not change the first three metrics and `norm_drift`, but changes
+    `cosine_drift` and `subspace_distance`.
 
     Attributes:
         procrustes: min over orthogonal R of ||X1 R - X0||_F / ||X0||_F.
-        gram: ||Z1 Z1^T - Z0 Z0^T||_F / ||Z0 Z0^T||_F, rows of unit norm.
-        cka: Linear centred kernel alignment, 1 for the same geometry.
-        cosine_drift: 1 less the mean cosine of a token's two outputs.
-        norm_drift: Mean relative change of a token's norm, without sign.
-        subspace_distance: Share of the base's leading principal subspace that the point's leading
-            subspace of the same dimension has left: sqrt(1 - ||V0^T V1||_F^2 / dimension).
-        dimension: Of the two subspaces.
-        num_tokens: Tokens read.
+        gram: ||Z1 Z1^T - Z0 Z0^T||_F / ||Z0 Z0^T||_F; Z are the outputs with rows of unit norm.
+        cka: Linear centred kernel alignment; 1 for the same geometry.
+        cosine_drift: 1 minus the mean cosine between a token's two outputs.
+        norm_drift: Mean absolute relative change of a token's norm.
+        subspace_distance: Distance between the leading principal subspaces, from 0 to 1:
+            sqrt(1 - ||V0^T V1||_F^2 / dimension).
+        dimension: Dimension of the two subspaces.
+        num_tokens: Number of tokens.
     """
 
     procrustes: float
@@ -110,21 +112,22 @@ class ModuleGeometry(Record):
     """One linear module at one point; a line of `diagnosis.jsonl`.
 
     Attributes:
-        point: Where the model stood, spelled canonically.
-        form: How it stood there.
-        curve: Which curve led there.
+        point: The point, in canonical form.
+        form: Form of the placed model.
+        curve: Curve of the path.
         module: The module's path in the plain model.
-        block: Index of the block of layers it lies in; none outside the blocks.
-        part: What it belongs to.
-        shape: Of the weight: outputs, inputs.
+        block: Index of its block of layers; None outside the blocks.
+        part: The part of the block it belongs to.
+        shape: Shape of the weight: outputs, inputs.
         update_norm: ||dW||_F.
         strength: Effective strength: ||dW||_F / ||W0||_F.
-        spectrum: The weight-space profiles, where they were asked for.
-        drift: By the role of the prompts.
-        activations: By the role of the prompts, where the module is one of the locations.
-        setting: Digest of prompts, tokens read and mode: lines of one setting may be compared.
-        seconds: Wall time spent on the module at this point; what serves several points is shared
-            evenly.
+        spectrum: The weight-space profiles; None if they were not asked for.
+        drift: Drift by the role of the prompts.
+        activations: Geometry of outputs by the role of the prompts; empty unless the module is one
+            of the locations.
+        setting: Digest of base, checkpoints, form, curve, prompts, mode and seed: lines of one
+            setting are comparable.
+        seconds: Wall time of computing the line, without placing the model and running prompts.
     """
 
     point: Point
@@ -144,40 +147,39 @@ class ModuleGeometry(Record):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Its numbers by name; those of prompts end in their role, as `drift.relative/general`."""
-        found = {"strength": self.strength}
+        """All metrics by name; those of prompts end in the role, as `drift.relative/general`."""
+        metrics = {"strength": self.strength}
         if self.spectrum is not None:
-            found |= {f"spectrum.{name}": getattr(self.spectrum, name) for name in SPECTRAL}
+            metrics |= {f"spectrum.{name}": getattr(self.spectrum, name) for name in SPECTRAL}
         for kind, by_role in (("drift", self.drift), ("activations", self.activations)):
-            for role, numbers in by_role.items():
-                named = numbers.model_dump(exclude={"num_tokens", "dimension"})
-                found |= {f"{kind}.{name}/{role}": value for name, value in named.items()}
-        return found
+            for role, geometry in by_role.items():
+                values = geometry.model_dump(exclude={"num_tokens", "dimension"})
+                metrics |= {f"{kind}.{name}/{role}": value for name, value in values.items()}
+        return metrics
 
 
 def mean_metrics(lines: Iterable[ModuleGeometry]) -> dict[str, float]:
-    """Each metric's mean over the modules that have it."""
-    found: dict[str, list[float]] = {}
+    """Mean of each metric over the modules that have it."""
+    by_name: dict[str, list[float]] = {}
     for line in lines:
         for name, value in line.metrics.items():
-            found.setdefault(name, []).append(value)
-    return {name: math.fsum(values) / len(values) for name, values in found.items()}
+            by_name.setdefault(name, []).append(value)
+    return {name: math.fsum(values) / len(values) for name, values in by_name.items()}
 
 
 class Correlation(Record):
-    """How one metric goes with measured forgetting.
+    """Correlation of one metric with measured forgetting.
 
-    Forgetting is the base's general score less the point's, in points: more is worse. A metric of
-    a point is its mean over the modules looked at.
+    Forgetting is the base's general score minus the point's, in points: more is worse. A metric of
+    a point is its mean over the diagnosed modules.
 
     Attributes:
-        metric: `drift.update_normed`, `activations.procrustes`, `strength`, ... : the field of
-            `ModuleGeometry`.
-        role: Of the prompts; none for a metric of weights alone.
-        over: Points of one path, or entrants of an arena.
-        num: How many there were.
-        pearson: With the interval by Fisher's transformation; none below 4.
-        spearman: Likewise with Bonett and Wright's variance.
+        metric: Field of `ModuleGeometry`, such as `drift.update_normed` or `strength`.
+        role: Role of the prompts; None for a metric of weights alone.
+        over: Whether over points of one path or entrants of an arena.
+        num: Number of points or entrants.
+        pearson: Pearson's r, its interval by Fisher's transformation; None below four.
+        spearman: Spearman's rho, its interval with Bonett and Wright's variance; None below four.
     """
 
     metric: str
@@ -189,13 +191,13 @@ class Correlation(Record):
 
 
 class PromptSource(Record):
-    """Where one role's prompts came from.
+    """Source of one role's prompts.
 
     Attributes:
-        role: What they stand for.
+        role: The role.
         source: Names of the objectives, or the file.
-        num_prompts: How many.
-        num_tokens: Tokens in all, one row of activations each.
+        num_prompts: Number of prompts.
+        num_tokens: Number of tokens in all prompts: rows of inputs and activations.
     """
 
     role: Role
@@ -205,13 +207,13 @@ class PromptSource(Record):
 
 
 class Forgetting(Record):
-    """What a point has lost, beside the metrics of its geometry, for the scatter of the two.
+    """Forgetting at a point and the metrics of its geometry, for their scatter plot.
 
     Attributes:
-        name: The point, or the entrant.
-        point: Where.
-        forgetting: The base's general score less the point's, in points.
-        metrics: Mean over modules by `metric` or, where prompts have a role, `metric/role`.
+        name: Name of the point or the entrant.
+        point: The point.
+        forgetting: The base's general score minus the point's, in points.
+        metrics: Means over modules, keyed `metric` or, for metrics of prompts, `metric/role`.
     """
 
     name: str
@@ -221,27 +223,27 @@ class Forgetting(Record):
 
 
 class Diagnosis(Record):
-    """What was looked at, and what it comes to: `diagnosis.json`.
+    """What was diagnosed, and the correlations found: `diagnosis.json`.
 
     Attributes:
         run: The run's name.
-        points: Points looked at with all metrics, in the order asked for.
-        path: Points looked at along the path, by step and alpha; without spectra where they are
-            not among `points`.
-        modules: Linear modules looked at, in the model's order.
-        locations: Those of them whose activations were compared, by name: the paper's eight
-            depth locations where none were asked for.
-        prompts: What the model read.
-        mode: How spectra were asked for; each line says how its own was computed.
-        setting: That of the lines in `diagnosis.jsonl` which belong to this diagnosis.
-        forgetting: Points that were measured and looked at; empty where none were measured.
-        correlations: Of each metric with forgetting, over these points.
-        notes: Cautions a reader should see.
-        seed: Of the random projections and the choice of prompts.
-        seconds: Wall time.
-        peak_bytes: Most memory of the device, or of the process on a CPU; none where not known.
-        command: What made this diagnosis.
-        created: Time, ISO 8601 in UTC.
+        points: Points diagnosed with all metrics, in the order given.
+        path: Points diagnosed along the path, by step and alpha; those not among `points` have no
+            spectra.
+        modules: Paths of the diagnosed linear modules, in the model's order.
+        locations: Paths of the modules whose activations were compared, by location or path; by
+            default the paper's eight depth locations.
+        prompts: Sources of the prompts.
+        mode: The requested mode of spectra; each line records its own.
+        setting: Setting of this diagnosis's lines in `diagnosis.jsonl`.
+        forgetting: Diagnosed points that were measured; empty if none were.
+        correlations: Correlation of each metric with forgetting, over these points.
+        notes: Cautions for the reader.
+        seed: Seed of the random projections and of the sample of prompts.
+        seconds: Wall time of the diagnosis.
+        peak_bytes: Peak memory of the GPU, or of the process on a CPU; None if unknown.
+        command: The command line that wrote the diagnosis.
+        created: Time of writing, ISO 8601 in UTC.
     """
 
     format_version: Literal[1] = 1

@@ -74,7 +74,7 @@ def test_geometry_agrees_with_numpy_and_scipy(num_rows, amount):
 
 
 def test_sums_in_fp32_agree_too(monkeypatch):
-    monkeypatch.setattr(module, "WIDE_UP_TO", 0)
+    monkeypatch.setattr(module, "MAX_FP64_FEATURES", 0)
     start = outputs(500, 96)
     for amount in (1e-3, 0.3):
         near = start + amount * outputs(500, 96, seed=3)

@@ -8,7 +8,7 @@ import pytest
 
 from backtrack.point import Point
 from backtrack.records import Axis, BaseModelReference, Interval, Method
-from backtrack.records.arena import Arena, ArenaPoint, Entrant, Standing
+from backtrack.records.arena import Arena, ArenaPoint, Entrant, RankingRow
 from backtrack.report.arena.page import write_arena_page
 from tests.report.browser import Browser, needs_chromium
 
@@ -62,8 +62,8 @@ def arena() -> Arena:
         weight=0.5,
         axes={"target": PERCENT, "general": PERCENT},
         entrants=(*(make_entrant(n, s, i) for i, n in enumerate(NAMES) for s in (0, 1)), broken),
-        standings=tuple(
-            Standing(
+        ranking=tuple(
+            RankingRow(
                 name=name,
                 seeds=(0, 1),
                 num_trainable=10 ** (3 + i),
@@ -118,8 +118,8 @@ def test_tables_sort_by_their_heads_at_any_width(
 ) -> None:
     browser.open(write_arena_page(tmp_path, arena), width=width, scheme="dark")
     assert browser.run("return document.documentElement.scrollWidth") <= width
-    gain = "#table-standings tbody td:nth-child(5)"
-    button = "#table-standings thead th:nth-child(5) button"
+    gain = "#table-ranking tbody td:nth-child(5)"
+    button = "#table-ranking thead th:nth-child(5) button"
     for sign in (-1, 1):
         browser.run("document.querySelector(arguments[0]).click()", button)
         texts = [text.split(" ")[0].replace("\N{MINUS SIGN}", "-") for text in browser.texts(gain)]

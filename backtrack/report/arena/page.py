@@ -46,7 +46,7 @@ def write_arena_page(folder: Path, found: Arena) -> Path:
         "arena": found,
         "names": list(dict.fromkeys(entrant.name for entrant in found.entrants)),
         "charts": [(name, CAPTIONS[name]) for name in specs],
-        "standings": arena_rows.standings(found),
+        "ranking": arena_rows.ranking(found),
         "runs": [_run_row(found, entrant, folder) for entrant in found.entrants],
         "units": [found.axes[role].unit if found.axes else "" for role in ROLES],
         "correlations": correlation_table(found.correlations),

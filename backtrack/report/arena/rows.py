@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from backtrack.records import Interval
-    from backtrack.records.arena import Arena, ArenaPoint, Entrant, Standing
+    from backtrack.records.arena import Arena, ArenaPoint, Entrant, RankingRow
 
 TRAINING = "checkpoints met in training"
 PATH = "path back from the last one"
@@ -19,23 +19,23 @@ Row = dict[str, Any]
 Table = tuple[list[str], list[list[str]]]
 
 
-def standings(arena: Arena) -> Table:
+def ranking(arena: Arena) -> Table:
     """Trainable parameters, target/general of final checkpoint and choice, gain, hypervolume."""
     units = [arena.axes[role].unit for role in ROLES] if arena.axes else ["", ""]
     heads = ["entrant", "trained", "final", "chosen", "gain", "hypervolume"]
     pair = f"target / general ({' / '.join(dict.fromkeys(units))})"
     heads[2:4] = [f"final: {pair}", f"chosen: {pair}"]
     rows = [_base_row(arena, units)] if arena.base_report else []
-    for standing in arena.standings:
-        seeds = f" ({len(standing.seeds)} seeds)" if len(standing.seeds) > 1 else ""
+    for row in arena.ranking:
+        seeds = f" ({len(row.seeds)} seeds)" if len(row.seeds) > 1 else ""
         rows.append(
             [
-                standing.name + seeds,
-                _parameters(standing.num_trainable),
-                _pair(standing.final_target, standing.final_general, units),
-                _pair(standing.chosen_target, standing.chosen_general, units),
-                _signed(standing.gain),
-                _share(standing),
+                row.name + seeds,
+                _parameters(row.num_trainable),
+                _pair(row.final_target, row.final_general, units),
+                _pair(row.chosen_target, row.chosen_general, units),
+                _signed(row.gain),
+                _share(row),
             ]
         )
     return heads, rows
@@ -59,8 +59,8 @@ def _signed(value: Interval | None) -> str:
     return wording.interval(value, "points", is_signed=True)
 
 
-def _share(standing: Standing) -> str:
-    found = standing.hypervolume
+def _share(row: RankingRow) -> str:
+    found = row.hypervolume
     if found is None:
         return wording.NO_NUMBER
     scaled = {name: 100 * number for name, number in found.model_dump().items()}

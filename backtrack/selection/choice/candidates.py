@@ -73,6 +73,16 @@ def judge(
         SelectionError: No point meets the constraints.
     """
     weighted = read(table, final, weight, seed)
+    return outcome_of(weighted, final, constraints)
+
+
+def outcome_of(weighted: WeightedScores, final: Point, constraints: Constraints) -> Outcome:
+    """Choose among the points of weighted selection items.
+
+    Raises:
+        SelectionError: No point meets the constraints.
+    """
+    table = weighted.table
     base_column, final_column = table.column(Point.base()), table.column(final)
     found = weighted.bounds(base_column, final_column, constraints)
     is_feasible = front.feasible(found, len(table.points))

@@ -20,7 +20,7 @@ from backtrack.errors import RecipeError
 from backtrack.recipe.arena import load_arena
 from backtrack.records.arena import Arena, Entrant
 from backtrack.report.arena.figures import write_arena_figures
-from backtrack.report.arena.rows import standings
+from backtrack.report.arena.rows import ranking
 from backtrack.run.directory import Run
 from tests.models import make_base
 
@@ -58,7 +58,7 @@ FULL = "  - {name: full, method: {kind: full}, sft: {learning_rate: 1.0e-3}}\n"
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base, data and two small objectives."""
     folder = tmp_path_factory.mktemp("arena")
     make_base(folder / "base")
@@ -68,14 +68,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write(place: Path, entrants: str, seeds: str = "[0]", name: str = "small") -> Path:
-    path = place / f"{name}.yaml"
+def write(workspace: Path, entrants: str, seeds: str = "[0]", name: str = "small") -> Path:
+    path = workspace / f"{name}.yaml"
     path.write_text(RECIPE.format(seeds=seeds, entrants=entrants).replace("small", name))
     return path
 
 
-def run_in(place: Path, path: Path, *, retry: bool = False) -> Arena:
-    return run_arena(load_arena(path, [f"output={place / 'runs'}"]), retry=retry)
+def run_in(workspace: Path, path: Path, *, retry: bool = False) -> Arena:
+    return run_arena(load_arena(path, [f"output={workspace / 'runs'}"]), retry=retry)
 
 
 def by_label(arena: Arena) -> dict[str, Entrant]:
@@ -83,21 +83,21 @@ def by_label(arena: Arena) -> dict[str, Entrant]:
 
 
 @pytest.fixture(scope="module")
-def finished(place: Path) -> tuple[Path, Arena]:
+def finished(workspace: Path) -> tuple[Path, Arena]:
     """An arena of two seeds; one entrant cannot be trained, one is another's in another form."""
     broken = "  - {name: broken, method: {kind: lora, target_modules: [nothing]}}\n"
-    path = write(place, broken + LORA + OFT + DENSE, "[0, 1]")
-    return path, run_in(place, path)
+    path = write(workspace, broken + LORA + OFT + DENSE, "[0, 1]")
+    return path, run_in(workspace, path)
 
 
-def test_entrants_are_measured_under_one_rule_and_a_failed_one_says_why(place, finished):
+def test_entrants_are_measured_under_one_rule_and_a_failed_one_says_why(workspace, finished):
     _, arena = finished
     states = {entrant.label: entrant.state for entrant in arena.entrants}
     assert states.pop("broken (seed 0)") == states.pop("broken (seed 1)") == "failed"
     assert set(states.values()) == {"measured"}
     assert len(states) == 6
     assert "nothing" in str(by_label(arena)["broken (seed 0)"].failure)
-    assert arena == read_arena(place / "runs" / "small")
+    assert arena == read_arena(workspace / "runs" / "small")
     corner, reach = arena.corner, arena.reach
     assert corner is not None
     assert reach is not None
@@ -147,9 +147,9 @@ def test_one_trajectory_is_measured_in_two_forms(finished):
     }
 
 
-def test_seeds_are_rows_of_one_standing(finished):
+def test_seeds_share_one_row_of_the_ranking(finished):
     arena = finished[1]
-    rows = {standing.name: standing for standing in arena.standings}
+    rows = {row.name: row for row in arena.ranking}
     assert list(rows) == ["broken", "lora", "oft", "oft-dense"]
     assert (rows["broken"].seeds, rows["broken"].num_failed) == ((), 2)
     lora = rows["lora"]
@@ -168,53 +168,53 @@ def test_seeds_are_rows_of_one_standing(finished):
     assert above == pytest.approx((items**2 + seeds**2) ** 0.5, rel=1e-6)
 
 
-def test_a_second_turn_measures_nothing_and_gives_the_same(place, finished):
+def test_a_second_turn_measures_nothing_and_gives_the_same(workspace, finished):
     path, first = finished
-    before = {p: p.stat().st_mtime_ns for p in (place / "runs").rglob("measurements.jsonl")}
-    again = run_in(place, path)
+    before = {p: p.stat().st_mtime_ns for p in (workspace / "runs").rglob("measurements.jsonl")}
+    again = run_in(workspace, path)
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert again.model_copy(update={"created": first.created}) == first
 
 
-def test_its_table_and_its_pictures(place, finished):
-    heads, rows = standings(finished[1])
+def test_its_table_and_its_pictures(workspace, finished):
+    heads, rows = ranking(finished[1])
     assert [row[0] for row in rows] == [
         "base", "broken", "lora (2 seeds)", "oft (2 seeds)", "oft-dense (2 seeds)",
     ]  # fmt: skip
     assert len(heads) == len(rows[1])
     assert rows[1][2] == "failed"
-    files = write_arena_figures(place / "runs" / "small", finished[1])
+    files = write_arena_figures(workspace / "runs" / "small", finished[1])
     names = {"frontiers", "ways", "forgetting"}
     assert {file.name for file in files} == {f"arena-{name}.png" for name in names}
 
 
-def test_the_command_prints_the_table_again_and_draws_each_entrant(place, finished, capsys):
+def test_the_command_prints_the_table_again_and_draws_each_entrant(workspace, finished, capsys):
     drawn = {"lora-seed0"}
     for entrant in finished[1].entrants:
-        run = place / "runs" / "small" / entrant.run
+        run = workspace / "runs" / "small" / entrant.run
         if run.is_dir() and run.name not in drawn:
             (run / "report.html").write_text("newer than the selection")
-    app(args=["arena", str(place / "runs" / "small")], standalone_mode=False)
+    app(args=["arena", str(workspace / "runs" / "small")], standalone_mode=False)
     printed = capsys.readouterr().out
     for word in ("oft-dense", "hypervolume", "failed", "goes with forgetting", "arena-frontiers"):
         assert word in printed, word
-    pages = (place / "runs" / "small" / "runs").glob("*/report.html")
+    pages = (workspace / "runs" / "small" / "runs").glob("*/report.html")
     assert {page.parent.name for page in pages if page.stat().st_size > 1000} == drawn
-    app(args=["arena", str(place / "runs" / "small"), "--json"], standalone_mode=False)
+    app(args=["arena", str(workspace / "runs" / "small"), "--json"], standalone_mode=False)
     shown = Arena.model_validate_json(capsys.readouterr().out)
-    assert shown == read_arena(place / "runs" / "small")
+    assert shown == read_arena(workspace / "runs" / "small")
 
 
-def test_a_killed_arena_goes_on_inside_the_entrant(place):
-    path = write(place, LORA + FULL + GRPO, name="killed")
-    longer = [f"output={place / 'runs'}", "sft.max_steps=24"]
+def test_a_killed_arena_goes_on_inside_the_entrant(workspace):
+    path = write(workspace, LORA + FULL + GRPO, name="killed")
+    longer = [f"output={workspace / 'runs'}", "sft.max_steps=24"]
     code = (
         "from pathlib import Path\n"
         "from backtrack.arena.driver import run_arena\n"
         "from backtrack.recipe.arena import load_arena\n"
         f"run_arena(load_arena(Path({str(path)!r}), {longer!r}))"
     )
-    index = place / "runs/killed/runs/lora/trajectory/index.jsonl"
+    index = workspace / "runs/killed/runs/lora/trajectory/index.jsonl"
     root = str(Path(__file__).resolve().parents[2])
     environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen([sys.executable, "-c", code], env=environment) as process:
@@ -222,35 +222,35 @@ def test_a_killed_arena_goes_on_inside_the_entrant(place):
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    trial = json.loads((place / "runs/killed/trying.json").read_text())
-    assert trial == {"lora": {"deaths": 1, "progress": 0}}
-    kept = (place / "runs/killed/runs/lora/trajectory/step-00000004").stat().st_mtime_ns
+    attempts = json.loads((workspace / "runs/killed/attempts.json").read_text())
+    assert attempts == {"lora": {"deaths": 1, "recorded_bytes": 0}}
+    kept = (workspace / "runs/killed/runs/lora/trajectory/step-00000004").stat().st_mtime_ns
     arena = run_arena(load_arena(path, longer))
     assert [entrant.state for entrant in arena.entrants] == ["measured"] * 3
     assert [entrant.paradigm for entrant in arena.entrants] == ["sft", "sft", "grpo"]
     full = by_label(arena)["full (seed 0)"]
     assert full.num_trainable == full.num_parameters
-    run = Run.open(place / "runs/killed/runs/lora")
+    run = Run.open(workspace / "runs/killed/runs/lora")
     assert run.steps == tuple(range(4, 25, 4))
     assert run.folder(4).stat().st_mtime_ns == kept, "what was saved is not trained anew"
 
 
-def test_an_entrant_that_kills_the_process_twice_is_given_up(place, finished):
+def test_an_entrant_that_kills_the_process_twice_is_given_up(workspace, finished):
     path, _ = finished
-    run = place / "runs/small/runs/lora-seed0"
+    run = workspace / "runs/small/runs/lora-seed0"
     names = ("trajectory/index.jsonl", "measurements.jsonl", "diagnosis.jsonl")
     here = sum((run / name).stat().st_size for name in names)
 
-    def died_at(progress: int) -> dict[str, Entrant]:
-        trial = {"lora-seed0": {"deaths": 2, "progress": progress}}
-        (place / "runs/small/trying.json").write_text(json.dumps(trial))
-        return by_label(run_in(place, path))
+    def died_at(recorded_bytes: int) -> dict[str, Entrant]:
+        attempts = {"lora-seed0": {"deaths": 2, "recorded_bytes": recorded_bytes}}
+        (workspace / "runs/small/attempts.json").write_text(json.dumps(attempts))
+        return by_label(run_in(workspace, path))
 
     assert died_at(here - 1)["lora (seed 0)"].state == "measured", "it got further since"
     given_up = died_at(here)
-    assert "died in it 2 times" in str(given_up["lora (seed 0)"].failure)
+    assert "died 2 times while it ran" in str(given_up["lora (seed 0)"].failure)
     assert given_up["oft (seed 0)"].state == "measured"
-    tried = by_label(run_in(place, path, retry=True))
+    tried = by_label(run_in(workspace, path, retry=True))
     assert tried["lora (seed 0)"].state == "measured"
 
 
@@ -268,12 +268,12 @@ search: {trails: 3}
 """
 
 
-def test_every_mistake_of_an_arena_is_listed_once(place):
-    (place / "wrong.yaml").write_text(MISTAKES)
+def test_every_mistake_of_an_arena_is_listed_once(workspace):
+    (workspace / "wrong.yaml").write_text(MISTAKES)
     with pytest.raises(RecipeError) as caught:
-        load_arena(place / "wrong.yaml")
+        load_arena(workspace / "wrong.yaml")
     said = "\n".join(caught.value.faults)
-    assert "'a' stands twice" in said
+    assert "the name 'a' is given twice" in said
     assert "entrant a: 'objectives' is the same for all entrants" in said
     assert "entrant c: give it a `method`" in said
     assert "'sft'" in said

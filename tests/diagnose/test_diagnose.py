@@ -14,7 +14,7 @@ from peft import LoraConfig, OFTConfig, PeftModel
 from transformers import AutoModelForCausalLM
 
 from backtrack.cli import app
-from backtrack.diagnose import diagnose as diagnosing
+from backtrack.diagnose import memory
 from backtrack.diagnose.diagnose import Options, diagnose
 from backtrack.diagnose.modules import choose, linear_modules, locations
 from backtrack.errors import UsageError
@@ -159,7 +159,7 @@ def test_small_memory_gives_the_same_lines(base, options, tmp_path, monkeypatch)
     run = run_of("oft", base, tmp_path / "run")
     whole = diagnose(run, options=options).lines
     (run.path / "diagnosis.jsonl").unlink()
-    monkeypatch.setattr(diagnosing, "_budget_bytes", lambda _device: 1)
+    monkeypatch.setattr(memory, "budget_bytes", lambda _device: 1)
     parts = diagnose(run, options=options).lines
     same = {"seconds": 0.0}
     for one, other in zip(whole, parts, strict=True):
