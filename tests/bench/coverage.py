@@ -40,7 +40,7 @@ from backtrack.selection.search.budget import Budget
 from backtrack.selection.search.driver import Worker
 from backtrack.selection.stats.comparisons import differences
 from backtrack.selection.stats.scores import WeightedScores
-from tests.bench.replay import InMemory, Recorded, Stand, load, near
+from tests.bench.replay import InMemory, Recorded, RecordedEngine, load, near
 
 ITEMS = 150
 
@@ -60,7 +60,7 @@ class Drawn:
         self._rates = table.scores[info.name].mean(axis=0)
         self.item_ids = tuple(f"{info.name}/{i:04d}" for i in range(self._num))
 
-    def measure(self, model: Stand, tokenizer: None, item_ids: Any) -> tuple[float, ...]:
+    def measure(self, model: Any, item_ids: Any) -> tuple[float, ...]:
         table, name = self._table, self.info.name
         numbers = [int(item_id.rpartition("/")[2]) for item_id in item_ids]
         rows = self._rows[numbers]
@@ -105,8 +105,8 @@ def one(job: tuple[str, int, bool]) -> dict[str, Any]:
         record=lambda m: None,
     )
     objectives: Any = [Drawn(table, info, seed, is_equal=is_equal) for info in table.infos]
-    stand: Any = Stand(table)
-    evaluator = Evaluator(run, recipe, stand, objectives)
+    engine: Any = RecordedEngine(table)
+    evaluator = Evaluator(run, recipe, engine, objectives)
     shares = {o.info.name: len(o.item_ids) // 2 for o in objectives}
     evaluator._items = Items(
         recipe.search,

@@ -72,6 +72,8 @@ def main() -> None:
 
 
 def evaluator(folder: Path, dtype: str, num_fresh: int) -> None:
+    from backtrack.evaluate.engine import RunFacts
+    from backtrack.evaluate.transformers_engine import TransformersEngine
     from backtrack.path.placement import Placement
     from backtrack.point import Point
 
@@ -88,7 +90,9 @@ def evaluator(folder: Path, dtype: str, num_fresh: int) -> None:
     show("one engine, point by point", alone, everything)
     show("start of the engine and its check", up, everything)
     show("start, check and one batch", up + batched, everything)
-    by_hand, own = measured(folder, placement, some, "transformers", is_batched=True)
+    facts = RunFacts(run.base, run.final, run.path, batch_size=16)
+    by_transformers = TransformersEngine(placement, None, facts)
+    by_hand, own = measured(folder, by_transformers, some, "transformers", is_batched=True)
     show(f"the transformers engine (from {len(some)} points)", own * (11 / len(some)), everything)
     compare(placement, some, (by_hand, ours), prompts, answers)
 
@@ -146,7 +150,9 @@ def make_run(folder: Path, dtype: str) -> Any:
 
 def make_task(folder: Path, placement: Any, where: Any) -> list[list[int]]:
     """Prompts, and as their answers what transformers writes at a point."""
-    from backtrack.evaluate.forward import Greedy, complete, encode
+    from backtrack.evaluate.encoding import encode
+    from backtrack.evaluate.language_model import CompletionLimits
+    from backtrack.evaluate.torch_model import TorchModel
 
     text = (SHARED / "data" / "tinyshakespeare" / "input.txt").read_text(encoding="utf-8")
     last = text[len(text) * 9 // 10 :]
@@ -154,7 +160,8 @@ def make_task(folder: Path, placement: Any, where: Any) -> list[list[int]]:
     pieces = [last[i * size : i * size + 160] for i in range(NUM_ITEMS)]
     placement.place(where)
     ids = [encode(placement.tokenizer, piece) for piece in pieces]
-    answers = complete(placement.model, placement.tokenizer, ids, Greedy(NUM_TOKENS, ()), 16)
+    model = TorchModel(placement.model, placement.tokenizer, 16)
+    answers = [each[0] for each in model.complete(ids, CompletionLimits(NUM_TOKENS, ()))]
     records = [{"prompt": p, "completion": a} for p, a in zip(pieces, answers, strict=True)]
     path = folder / "items.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
@@ -165,7 +172,7 @@ def make_task(folder: Path, placement: Any, where: Any) -> list[list[int]]:
 
 
 def measured(
-    folder: Path, placement: Any, points: list[Any], engine: str, *, is_batched: bool
+    folder: Path, engine: Any, points: list[Any], kind: str, *, is_batched: bool
 ) -> tuple[dict[Any, tuple[float, ...]], Cost]:
     """Scores at each point, and what that took."""
     from backtrack.evaluate.build import build_objectives
@@ -176,17 +183,17 @@ def measured(
         "include_path": str(folder / "tasks"),
     }  # fmt: skip
     recipe = Recipe.model_validate(
-        {"name": "bench", "base": "base", "engine": engine, "search": {"batch_size": 16},
+        {"name": "bench", "base": "base", "engine": kind, "search": {"batch_size": 16},
          "objectives": [{**asked, "role": "target"},
                         {**asked, "role": "general", "name": "other"}]}
     )  # fmt: skip
-    objective = build_objectives(recipe, placement.tokenizer)[0]
+    objective = build_objectives(recipe, engine.tokenizer)[0]
     begin = Cost.now()
-    placement.expect(points if is_batched else [])
+    engine.expect(points if is_batched else [])
     scores = {}
     for point in points:
-        placement.place(point)
-        scores[point] = objective.measure(placement.model, placement.tokenizer, objective.item_ids)
+        engine.place(point)
+        scores[point] = objective.measure(engine.language_model, objective.item_ids)
     return scores, Cost.now() - begin
 
 
@@ -194,44 +201,49 @@ def in_one_engine(
     folder: Path, run: Any, points: list[Any], asked: tuple[list[Any], list[list[int]]]
 ) -> tuple[dict[Any, tuple[float, ...]], dict[Any, Any], tuple[Cost, Cost, Cost]]:
     """Scores, answers with their losses, and costs: of one batch, point by point, of the start."""
-    placement, up = started(run)
+    engine, up = started(run)
     try:
-        scores, batched = measured(folder, placement, points, "vllm", is_batched=True)
-        placement.expect([])
-        placement.engine._llm.reset_prefix_cache()  # nothing read before is known
-        again, alone = measured(folder, placement, points, "vllm", is_batched=False)
-        answers = answered(placement, *asked)
+        scores, batched = measured(folder, engine, points, "vllm", is_batched=True)
+        engine.expect([])
+        engine.process._llm.reset_prefix_cache()  # nothing read before is known
+        again, alone = measured(folder, engine, points, "vllm", is_batched=False)
+        answers = answered(engine, *asked)
     finally:
-        placement.close()
+        engine.close()
     differing = sum(a != b for p in points for a, b in zip(scores[p], again[p], strict=True))
     print(f"in one batch and point by point: {differing} of {11 * NUM_ITEMS} scores differ")
     return scores, answers, (batched, alone, up)
 
 
-def answered(placement: Any, points: list[Any], prompts: list[list[int]]) -> dict[Any, Any]:
+def answered(engine: Any, points: list[Any], prompts: list[list[int]]) -> dict[Any, Any]:
     """At each point the prompts with their greedy answers, and the answers' losses in nats."""
-    from backtrack.evaluate.forward import Greedy, Scored, losses
+    from backtrack.evaluate.language_model import CompletionLimits, ScoredSequence
 
     found = {}
-    placement.expect(points)
+    engine.expect(points)
+    model = engine.language_model
     for point in points:
-        placement.place(point)
-        made = placement.model.complete(prompts, Greedy(NUM_TOKENS, ()), [], None)
-        wholes = [[*p, *m[0]] for p, m in zip(prompts, made, strict=True)]
-        scored = [Scored(w, len(p)) for w, p in zip(wholes, prompts, strict=True)]
-        found[point] = (scored, losses(placement.model, scored, 16))
+        engine.place(point)
+        written = model._complete(prompts, CompletionLimits(NUM_TOKENS, ()), [], None)
+        wholes = [[*p, *w[0]] for p, w in zip(prompts, written, strict=True)]
+        scored = [ScoredSequence(w, len(p)) for w, p in zip(wholes, prompts, strict=True)]
+        found[point] = (scored, [-each.log_likelihood for each in model.score(scored)])
     return found
 
 
 def started(run: Any) -> tuple[Any, Cost]:
-    from backtrack.selection.measure.serving import serve
-
+    from backtrack.evaluate.engine import RunFacts
+    from backtrack.evaluate.vllm.engine import VllmEngine
+    from backtrack.path.placement import Placement
     from backtrack.recipe import PlacementSection, VllmSection
 
     begin = Cost.now()
     llm = {"enforce_eager": True, "kv_cache_memory_bytes": 2**30}
-    engine = VllmSection(kind="vllm", memory_share=0.2, max_loras=11, llm=llm)
-    return serve(run, PlacementSection(), engine), Cost.now() - begin
+    settings = VllmSection(kind="vllm", memory_share=0.2, max_loras=11, llm=llm)
+    folder = run.folder(run.final.step)
+    placement = Placement(run, **VllmEngine.placement_options(PlacementSection(), folder))
+    facts = RunFacts(run.base, run.final, run.path, batch_size=16)
+    return VllmEngine(placement, settings, facts), Cost.now() - begin
 
 
 def fresh_process(folder: Path, run: Any, placement: Any, point: Any, dtype: str) -> Cost:
@@ -265,7 +277,7 @@ def compare(
     answers: dict[Any, Any],
 ) -> None:
     """Scores that differ, and the gap in likelihood where answers part."""
-    from backtrack.evaluate.forward import losses
+    from backtrack.evaluate.torch_model import TorchModel
 
     by_hand, ours = scores
     pairs = [(a, b) for p in points for a, b in zip(by_hand[p], ours[p], strict=True)]
@@ -277,7 +289,8 @@ def compare(
     for point in points:
         placement.place(point)
         scored, found = answers[point]
-        theirs = losses(placement.model, scored, 16)
+        model = TorchModel(placement.model, placement.tokenizer, 16)
+        theirs = [-each.log_likelihood for each in model.score(scored)]
         nats = max(nats, *(abs(a - b) for a, b in zip(theirs, found, strict=True)))
         for each, prompt in zip(scored, prompts, strict=True):
             gaps += gap(placement, each.ids, prompt)

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from backtrack.evaluate.forward import Greedy, complete, encode, evaluating
 
 from backtrack.demo import demo_recipe
+from backtrack.evaluate.encoding import encode
+from backtrack.evaluate.language_model import CompletionLimits
 from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.selection.measure.evaluator import Evaluator
@@ -31,16 +32,12 @@ ROUNDS = 7
 
 def bare(evaluator: Evaluator, prompts: dict[str, list[list[int]]]) -> float:
     """Seconds of generation over all selection items, objective after objective."""
-    placement = evaluator.placement
+    model = evaluator.engine.language_model
     begin = time.perf_counter()
-    with evaluating(placement.model, "bare"):
-        for objective in evaluator.objectives:
-            settings: Any = objective._settings  # type: ignore[attr-defined]
-            ends = Greedy(settings.max_new_tokens, settings.stop)
-            asked = prompts[objective.info.name]
-            complete(
-                placement.model, placement.tokenizer, asked, ends, evaluator.section.batch_size
-            )
+    for objective in evaluator.objectives:
+        section: Any = objective._section  # type: ignore[attr-defined]
+        limits = CompletionLimits(section.max_new_tokens, section.stop)
+        model.complete(prompts[objective.info.name], limits)
     return time.perf_counter() - begin
 
 

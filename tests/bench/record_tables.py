@@ -24,6 +24,7 @@ import numpy as np
 
 from backtrack.demo import ASSETS
 from backtrack.evaluate.build import build_objectives
+from backtrack.evaluate.torch_model import TorchModel
 from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.recipe import load_recipe
@@ -79,6 +80,7 @@ def record(method: str) -> None:
         run = train(recipe)
         placement = Placement(run)
         objectives = build_objectives(recipe, placement.tokenizer)
+        model = TorchModel(placement.model, placement.tokenizer, recipe.search.batch_size)
         points = every_point(run.steps, is_profiled=method in PROFILED)
         scores: dict[str, list[Any]] = {o.info.name: [] for o in objectives}
         distances = []
@@ -87,9 +89,7 @@ def record(method: str) -> None:
             placement.place(point)
             distances.append(placement.distance(point))
             for o in objectives:
-                scores[o.info.name].append(
-                    o.measure(placement.model, placement.tokenizer, o.item_ids)
-                )
+                scores[o.info.name].append(o.measure(model, o.item_ids))
             said = {name: round(100 * float(np.mean(s[-1])), 1) for name, s in scores.items()}
             print(f"{method} {point}: {said}, {time.perf_counter() - begin:.1f} s", flush=True)
         write(method, points, distances, scores)

@@ -38,6 +38,7 @@ import numpy as np
 import optuna
 from optuna.trial import create_trial
 
+from backtrack.evaluate.engine import Engine
 from backtrack.point import Point
 from backtrack.recipe import Recipe, SearchSection
 from backtrack.records import ROLES, Axis, Measurement, ObjectiveInfo
@@ -253,22 +254,19 @@ def sampled(name: str, replayed: Replayed) -> dict[float, Judged]:
     return found
 
 
-class Stand:
-    """Stands at the recorded point nearest to the one asked for."""
-
-    form = "attached"
-    curve = "native"
-    tokenizer = None
+class RecordedEngine(Engine):
+    """Goes to the recorded point nearest to the one asked for."""
 
     def __init__(self, table: Recorded) -> None:
         self.table = table
+        self.form, self.curve, self.tokenizer = "attached", "native", None
         self.point = Point.base()
-        self.model = self
+        self.num_tokens = 0
+        itself: Any = self
+        self.language_model = self.placed = itself
 
     def place(self, point: Point) -> None:
         self.point = point
-
-    def expect(self, points: Sequence[Point]) -> None: ...
 
     def distance(self, point: Point) -> float:
         row = self.table.points.index(near(self.table.name, point))
@@ -284,7 +282,7 @@ class Rows:
         self._items = replayed.items[info.name].tolist()
         self.item_ids = tuple(f"{info.name}/{i:04d}" for i in self._items)
 
-    def measure(self, model: Stand, tokenizer: None, item_ids: Sequence[str]) -> tuple[float, ...]:
+    def measure(self, model: Any, item_ids: Sequence[str]) -> tuple[float, ...]:
         table = self._replayed.table
         row = table.points.index(near(table.name, model.point))
         numbers = [int(item_id.rpartition("/")[2]) for item_id in item_ids]
@@ -346,7 +344,7 @@ def ours(replayed: Replayed, cost: float, **section: Any) -> dict[float, Judged]
         record=lambda m: None,
     )
     objectives: Any = [Rows(info, replayed) for info in table.infos]
-    evaluator = Evaluator(run, recipe, Stand(table), objectives)  # type: ignore[arg-type]
+    evaluator = Evaluator(run, recipe, RecordedEngine(table), objectives)
     # Every item drawn is for selection: the truth takes the place of the report.
     drawn = {o.info.name: tuple(sorted(o.item_ids)) for o in objectives}
     evaluator._items = Items(search, drawn, {})

@@ -23,6 +23,7 @@ import torch
 
 from backtrack.demo import ASSETS
 from backtrack.evaluate.build import build_objectives
+from backtrack.evaluate.torch_model import TorchModel
 from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.recipe import Recipe, load_recipe
@@ -117,11 +118,10 @@ class _Scores:
     def at(self, run: Run, point: Point) -> dict[str, Any]:
         placement = self._placements.setdefault(run.path, Placement(run, device="cpu"))
         placement.place(point)
+        batch_size = self._recipe.search.batch_size
+        model = TorchModel(placement.model, placement.tokenizer, batch_size)
         self._objectives = build_objectives(self._recipe, placement.tokenizer)
-        return {
-            o.info.name: np.array(o.measure(placement.model, placement.tokenizer, self._items(o)))
-            for o in self._objectives
-        }
+        return {o.info.name: np.array(o.measure(model, self._items(o))) for o in self._objectives}
 
     def _items(self, objective: Any) -> tuple[str, ...]:
         ids: tuple[str, ...] = objective.item_ids[-self._num_items :]

@@ -79,6 +79,7 @@ def sweep(folder: Path) -> list[float]:
     """Our side: adopt, place eleven times, measure."""
     from backtrack import Placement, Point, adopt
     from backtrack.evaluate.build import build_objectives
+    from backtrack.evaluate.torch_model import TorchModel
     from backtrack.recipe import Recipe
 
     base = str(SHARED / "models" / "tiny-en")
@@ -93,10 +94,11 @@ def sweep(folder: Path) -> list[float]:
     })  # fmt: skip
     objective = build_objectives(recipe, placement.tokenizer)[0]
     ids = sorted(objective.item_ids, key=lambda name: int(name.rpartition("/")[2]))[:NUM_ITEMS]
+    model = TorchModel(placement.model, placement.tokenizer, recipe.search.batch_size)
     found = []
     for alpha in ALPHAS:
         placement.place(Point(step=run.steps[-1], alpha=alpha))
-        scores = objective.measure(placement.model, placement.tokenizer, ids)
+        scores = objective.measure(model, ids)
         found.append(sum(scores) / len(scores))
     return found
 

@@ -96,7 +96,12 @@ def test_each_number_gives_another_sample_and_the_model_is_asked_once(
     model = both[1]._language_model
     calls: list[int] = []
     real = model.complete
-    monkeypatch.setattr(model, "complete", lambda p, *more: calls.append(len(p)) or real(p, *more))
+
+    def counting(prompts: Any, *more: Any) -> Any:
+        calls.append(len(prompts))
+        return real(prompts, *more)
+
+    monkeypatch.setattr(model, "complete", counting)
     ours = AskedByLmEval(model, Sampling(3, temperature=1.5))
     asked = requests("generate_until", [(text, {"max_gen_toks": 9}) for text in texts(4)])
     answers = []

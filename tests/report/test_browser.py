@@ -18,7 +18,7 @@ from backtrack.run.directory import Run
 from backtrack.selection.choice.select import select
 from tests.report.browser import Browser, needs_chromium
 from tests.selection.fakes import (
-    FakePlacement,
+    FakeEngine,
     Formula,
     make_info,
     make_recipe,
@@ -58,7 +58,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         made,
         weight=0.5,
         constraints=Constraints(max_general_drop=30),
-        placement=FakePlacement(),  # type: ignore[arg-type]
+        placement=FakeEngine(),  # type: ignore[arg-type]
         objectives=objectives,
     )
     reported = {m.objective.name: m.item_ids for m in made.measurements() if m.split == "report"}

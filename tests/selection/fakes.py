@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from backtrack.evaluate.engine import Engine
 from backtrack.point import Point
 from backtrack.recipe import Recipe
 from backtrack.records import (
@@ -34,27 +35,28 @@ def make_info(name: str, role: str, **given: Any) -> ObjectiveInfo:
     )
 
 
-@dataclass
-class FakePlacement:
-    """Stands at points without weights; counts the visits."""
+class FakeEngine(Engine):
+    """Goes to points without weights; counts the visits."""
 
-    form: str = "attached"
-    curve: str = "native"
-    tokenizer: None = None
-    visits: list[Point] = field(default_factory=list)
-    model: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(point=Point.base()))
+    def __init__(self, form: Any = "attached", curve: Any = "native") -> None:
+        self.form = form
+        self.curve = curve
+        self.tokenizer = None
+        self.visits: list[Point] = []
+        model: Any = SimpleNamespace(point=Point.base(), num_tokens=0)
+        self.language_model = model
+        self.placed: Any = self
 
     @property
-    def point(self) -> Point:
-        point: Point = self.model.point
+    def point(self) -> Point:  # type: ignore[override]
+        model: Any = self.language_model
+        point: Point = model.point
         return point
 
     def place(self, point: Point) -> None:
         self.visits.append(point)
-        self.model.point = point
-
-    def expect(self, points: Any) -> None:
-        """Nothing is decoded ahead here."""
+        model: Any = self.language_model
+        model.point = point
 
     def distance(self, point: Point) -> float:
         return 0.0 if point.is_base else point.alpha * point.step
@@ -81,7 +83,10 @@ class Formula:
     def item_ids(self) -> tuple[str, ...]:
         return tuple(f"{self.info.name}/{i:05d}" for i in range(self.num_items))
 
-    def measure(self, model: Any, tokenizer: Any, item_ids: Sequence[str]) -> tuple[float, ...]:
+    def texts(self) -> tuple[str, ...]:
+        return ()
+
+    def measure(self, model: Any, item_ids: Sequence[str]) -> tuple[float, ...]:
         if self.breaks_at == len(self.calls):
             raise KeyboardInterrupt
         point: Point = model.point
@@ -142,18 +147,18 @@ def measured(
     objective: Formula, point: Point, item_ids: Sequence[str], split: str = "selection"
 ) -> Measurement:
     """What a search would have recorded."""
-    stand = FakePlacement()
-    stand.place(point)
+    engine = FakeEngine()
+    engine.place(point)
     return Measurement.model_validate(
         {
             "point": point.canonical,
             "objective": objective.info,
-            "form": stand.form,
-            "curve": stand.curve,
+            "form": engine.form,
+            "curve": engine.curve,
             "split": split,
             "item_ids": tuple(item_ids),
-            "scores": objective.measure(stand.model, None, item_ids),
-            "distance": stand.distance(point),
+            "scores": objective.measure(engine.language_model, item_ids),
+            "distance": engine.distance(point),
             "seconds": 0.0,
         }
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from backtrack.run.directory import Run
 from backtrack.selection.search.driver import search
-from tests.selection.fakes import FakePlacement, Formula, pair
+from tests.selection.fakes import FakeEngine, Formula, pair
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,19 +24,22 @@ class Slow:
         self.info = inner.info
         self.item_ids = inner.item_ids
 
-    def measure(self, model: Any, tokenizer: Any, item_ids: Sequence[str]) -> tuple[float, ...]:
+    def texts(self) -> tuple[str, ...]:
+        return ()
+
+    def measure(self, model: Any, item_ids: Sequence[str]) -> tuple[float, ...]:
         print(f"measuring {self.info.name}", flush=True)
         time.sleep(self._seconds)
-        return self._inner.measure(model, tokenizer, item_ids)
+        return self._inner.measure(model, item_ids)
 
 
 def main(path: str, storage: str = "", seconds: str = "0") -> None:
     warnings.simplefilter("ignore")
     objectives: Any = [Slow(formula, float(seconds)) for formula in pair()]
-    stand: Any = FakePlacement()
+    engine: Any = FakeEngine()
     search(
         Run.open(path),
-        placement=stand,
+        placement=engine,
         objectives=objectives,
         storage=storage or None,
         is_shared=True,

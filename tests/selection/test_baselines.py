@@ -10,6 +10,8 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora.intruders import reduce_intruder_dimension
 from transformers import AutoModelForCausalLM
 
+from backtrack.evaluate.language_model import LanguageModel
+from backtrack.evaluate.objectives.objective import Objective
 from backtrack.path.models.loading import probe
 from backtrack.path.placement import Placement
 from backtrack.point import Point
@@ -111,7 +113,7 @@ def test_what_a_run_has_no_use_for_is_left_out_and_said(runs: dict[str, Run]):
     assert len(notes) == 2
 
 
-class Likelihoods:
+class Likelihoods(Objective):
     """The model's mean probability of each item's tokens: a real score of a real model."""
 
     def __init__(self, name: str, role: str, num_items: int = 40) -> None:
@@ -119,8 +121,12 @@ class Likelihoods:
         self.item_ids = tuple(f"{name}/{i:03d}" for i in range(num_items))
         self.num_calls = 0
 
-    def measure(self, model: Any, tokenizer: Any, item_ids: Sequence[str]) -> tuple[float, ...]:
+    def measure(self, model: LanguageModel, item_ids: Sequence[str]) -> tuple[float, ...]:
         self.num_calls += 1
+        with model.in_process() as torch_model:
+            return self.of_model(torch_model, item_ids)
+
+    def of_model(self, model: Any, item_ids: Sequence[str]) -> tuple[float, ...]:
         length, offset = 6, 7 if self.info.role == "target" else 31
         numbers = torch.tensor([int(i.rpartition("/")[2]) for i in item_ids])[:, None]
         ids = (numbers * 5 + torch.arange(length) * offset) % model.config.vocab_size
@@ -162,7 +168,7 @@ def test_baselines_off_the_path_stand_in_the_study_and_in_the_table(runs: dict[s
     for baseline in (rows["mean"].baseline, rows["intruder"].baseline):
         model = make(run, placement, baseline)
         for value, objective in zip(told[str(baseline)].values, objectives, strict=True):
-            again = objective.measure(model, None, sorted(asked[objective.info.name]))
+            again = objective.of_model(model, sorted(asked[objective.info.name]))
             assert value == pytest.approx(100 * sum(again) / len(again), rel=1e-5)
 
     calls = [objective.num_calls for objective in objectives]
@@ -172,6 +178,6 @@ def test_baselines_off_the_path_stand_in_the_study_and_in_the_table(runs: dict[s
 
 def test_an_engine_measures_points_only_and_the_rest_is_left_out_and_said(runs: dict[str, Run]):
     section = SearchSection(baselines=("checkpoint", "mean", "intruder"))
-    found, notes = off_the_path(runs["lora"], section, is_served=True)
+    found, notes = off_the_path(runs["lora"], section, is_in_process=False)
     assert not found
     assert [note.split("`")[1] for note in notes] == ["mean", "intruder"]

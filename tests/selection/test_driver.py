@@ -16,7 +16,7 @@ from backtrack.selection.search.driver import search
 from backtrack.selection.search.space import anchors
 from tests.selection.fakes import (
     STEPS,
-    FakePlacement,
+    FakeEngine,
     Formula,
     make_info,
     make_recipe,
@@ -38,7 +38,7 @@ def points(measurements: list[Measurement]) -> list[str]:
 
 def seek(run: Run, objectives: Any, **given: Any) -> list[Measurement]:
     return search(
-        run, placement=given.pop("placement", FakePlacement()), objectives=objectives, **given
+        run, placement=given.pop("placement", FakeEngine()), objectives=objectives, **given
     )
 
 
@@ -85,9 +85,9 @@ def test_what_is_returned_is_what_is_on_disk(tmp_path: Path):
 
 
 def test_a_model_is_not_placed_where_it_stands(tmp_path: Path):
-    stand = FakePlacement()
-    seek(make_run(tmp_path / "run"), pair(), placement=stand)
-    visits = stand.visits
+    engine = FakeEngine()
+    seek(make_run(tmp_path / "run"), pair(), placement=engine)
+    visits = engine.visits
     assert visits[:2] == [Point.base(), Point(step=40)]
     assert all(here != there for here, there in pairwise(visits))
 
@@ -102,10 +102,10 @@ def test_searching_again_measures_nothing(tmp_path: Path):
     run = make_run(tmp_path / "run")
     found = seek(run, pair())
     target, general = pair()
-    stand = FakePlacement()
-    assert seek(run, (target, general), placement=stand) == found
+    engine = FakeEngine()
+    assert seek(run, (target, general), placement=engine) == found
     assert not target.calls + general.calls
-    assert not stand.visits
+    assert not engine.visits
 
 
 def test_more_trials_add_only_the_new_ones(tmp_path: Path):
@@ -202,7 +202,7 @@ def test_another_form_is_measured_anew(tmp_path: Path):
     run = make_run(tmp_path / "run")
     seek(run, pair(), trials=0)
     target, general = pair()
-    found = seek(run, (target, general), trials=0, placement=FakePlacement(form="merged"))
+    found = seek(run, (target, general), trials=0, placement=FakeEngine(form="merged"))
     assert {m.form for m in found} == {"merged"}
     assert len(target.calls) == len(found) / 2
 
@@ -223,8 +223,8 @@ def test_every_sampler_works_on_a_run_of_one_checkpoint(tmp_path: Path, sampler:
 def test_a_proposal_already_measured_costs_nothing_and_counts(tmp_path: Path):
     run = make_run(tmp_path / "run", make_recipe(alphas=(), max_alpha=0.01, trials=5), steps=[40])
     target, general = pair()
-    stand = FakePlacement()
-    found = seek(run, (target, general), placement=stand)
+    engine = FakeEngine()
+    found = seek(run, (target, general), placement=engine)
     assert set(points(found)) <= {"base", "step 40 alpha 1", "step 40 alpha 0.01"}
     assert len(target.calls) == 2 * len(points(found))
 
@@ -263,7 +263,7 @@ def test_a_damaged_study_is_named_with_the_way_out(tmp_path: Path):
 
 def test_without_objectives_the_way_to_give_some_is_named(tmp_path: Path):
     with pytest.raises(UsageError, match=r"--recipe FILE.*`objectives:`"):
-        search(make_run(tmp_path / "run"), placement=FakePlacement())  # type: ignore[arg-type]
+        search(make_run(tmp_path / "run"), placement=FakeEngine())
 
 
 def test_a_role_without_an_objective_is_refused(tmp_path: Path):

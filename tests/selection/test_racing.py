@@ -22,7 +22,7 @@ from backtrack.selection.search.racing import (
 from backtrack.selection.search.space import anchors
 from backtrack.selection.stats.scores import read
 from backtrack.selection.stats.table import Setting, tabulate
-from tests.selection.fakes import STEPS, FakePlacement, make_recipe, make_run, measured, pair
+from tests.selection.fakes import STEPS, FakeEngine, make_recipe, make_run, measured, pair
 
 FINAL = Point(step=40)
 
@@ -105,8 +105,8 @@ def items_scored(path: Path, **given: Any) -> int:
     """Of a search where the target falls again beyond the last step."""
     recipe = make_recipe(items={"selection": 200, "report": 200}, **given)
     objectives: Any = pair(lambda x: max(0.2 + 0.5 * x * (2 - x), 0), num_items=1000)
-    stand: Any = FakePlacement()
-    found = search(make_run(path, recipe), placement=stand, objectives=objectives)
+    engine: Any = FakeEngine()
+    found = search(make_run(path, recipe), placement=engine, objectives=objectives)
     return sum(len(m.item_ids) for m in found)
 
 
@@ -135,7 +135,7 @@ def test_a_plan_is_told_before_anything_is_measured(tmp_path: Path):
     objectives: Any = pair()
     search(
         run,
-        placement=FakePlacement(),  # type: ignore[arg-type]
+        placement=FakeEngine(),
         objectives=objectives,
         on_plan=lambda plan: plans.append(plan) or plans.append(len(objectives[0].calls)),  # type: ignore[func-returns-value,arg-type]
     )

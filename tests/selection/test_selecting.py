@@ -19,7 +19,7 @@ from backtrack.selection.choice.select import Choice, select
 from backtrack.selection.measure.evaluator import Evaluator
 from backtrack.selection.stats.bootstrap import split_items
 from tests.selection.fakes import (
-    FakePlacement,
+    FakeEngine,
     Formula,
     make_info,
     make_recipe,
@@ -39,7 +39,7 @@ ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 def pick(run: Run, objectives: Any, **given: Any) -> Choice:
     """Choose on a line of anchors; nothing is left to a sampler."""
     return select(
-        run, placement=given.pop("placement", FakePlacement()), objectives=objectives, **given
+        run, placement=given.pop("placement", FakeEngine()), objectives=objectives, **given
     )
 
 
@@ -371,9 +371,9 @@ def test_reports_of_many_choices_are_honest(tmp_path: Path):
 
 
 def _truth(objective: Formula, point: Point) -> float:
-    stand = FakePlacement()
-    stand.place(point.canonical)
-    return float(np.mean(objective.measure(stand.model, None, objective.item_ids)))
+    engine = FakeEngine()
+    engine.place(point.canonical)
+    return float(np.mean(objective.measure(engine.language_model, objective.item_ids)))
 
 
 def test_each_objective_can_be_bounded_on_its_own(tmp_path: Path):
@@ -454,7 +454,7 @@ def test_a_choice_after_a_spent_budget_reads_the_record_and_loads_nothing(tmp_pa
     first = pick(run, pair(num_items=1000)).selection
     assert any(c.share < 1 for c in first.candidates)
     assert Evaluator(run, None, None, pair(num_items=1000)).standing("selection") is not None  # type: ignore[arg-type]
-    again = pick(Run.open(run.path), pair(num_items=1000), placement=FakePlacement()).selection
+    again = pick(Run.open(run.path), pair(num_items=1000), placement=FakeEngine()).selection
     assert again.chosen == first.chosen
     scored = sum(len(m.item_ids) for m in run.measurements() if m.split == "selection")
     assert scored <= 1500

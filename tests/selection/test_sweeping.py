@@ -14,7 +14,7 @@ from backtrack.selection.choice import sweep as sweeping
 from backtrack.selection.choice.candidates import judge
 from backtrack.selection.choice.sweep import sweep
 from backtrack.selection.stats.table import ScoreTable, Setting
-from tests.selection.fakes import FakePlacement, Formula, make_info, pair
+from tests.selection.fakes import FakeEngine, Formula, make_info, pair
 
 FINAL = Point(step=40)
 
@@ -24,11 +24,11 @@ def make_table(points, objectives, num_items, seed=0) -> ScoreTable:
     rng = np.random.default_rng(seed)
     scores = {}
     for objective in objectives:
-        stand = FakePlacement()
+        engine = FakeEngine()
         rows = []
         for point in points:
-            stand.place(point)
-            rows.append(objective.measure(stand.model, None, objective.item_ids[:num_items]))
+            engine.place(point)
+            rows.append(objective.measure(engine.language_model, objective.item_ids[:num_items]))
         scores[objective.info.name] = np.array(rows, dtype=float)
     partial = [i for i in range(len(points)) if points[i] not in (Point.base(), FINAL)]
     for row in rng.choice(partial, len(partial) // 4, replace=False):

@@ -19,7 +19,7 @@ from backtrack.run.directory import Run
 from backtrack.selection.choice.select import select
 from backtrack.selection.search.driver import search
 from backtrack.selection.search.workers import search_together
-from tests.selection.fakes import FakePlacement, make_recipe, make_run, pair
+from tests.selection.fakes import FakeEngine, make_recipe, make_run, pair
 from tests.selection.postgres import find_binaries, postgresql
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def times_measured(measurements: list[Measurement]) -> list[int]:
 
 def front(run: Run) -> dict[str, tuple[float, float]]:
     """Points of the front with their scores; the choice reads the record and measures nothing."""
-    selection = select(run, placement=FakePlacement(), objectives=pair(), weight=0.5).selection  # type: ignore[arg-type]
+    selection = select(run, placement=FakeEngine(), objectives=pair(), weight=0.5).selection  # type: ignore[arg-type]
     return {str(c.point): (c.target, c.general) for c in selection.candidates if c.is_on_front}
 
 
@@ -67,7 +67,7 @@ def test_three_machines_share_a_postgresql_and_one_is_killed_in_the_middle(
     """Each worker has a folder of its own: all they share is the database."""
     recipe = make_recipe(patience_seconds=4, trials=2)
     alone = make_run(tmp_path / "alone", recipe)
-    search(alone, placement=FakePlacement(), objectives=pair())  # type: ignore[arg-type]
+    search(alone, placement=FakeEngine(), objectives=pair())  # type: ignore[arg-type]
     make_run(tmp_path / "machine0", recipe)
     for i in (1, 2):
         shutil.copytree(tmp_path / "machine0", tmp_path / f"machine{i}")
@@ -108,7 +108,7 @@ def test_workers_of_one_machine_share_the_runs_own_study(tmp_path: Path):
     assert search(run, placement=Refusing(), objectives=pair()) == measurements  # type: ignore[arg-type]
 
 
-class Refusing(FakePlacement):
+class Refusing(FakeEngine):
     """Is never moved."""
 
     def place(self, point: object) -> None:
@@ -119,14 +119,14 @@ def test_a_storage_that_does_not_answer_is_named_without_its_password(tmp_path: 
     run = make_run(tmp_path / "run")
     url = "postgresql://user:secret@127.0.0.1:1/nothing"
     with pytest.raises(RunError, match="does not answer") as caught:
-        search(run, placement=FakePlacement(), objectives=pair(), storage=url)  # type: ignore[arg-type]
+        search(run, placement=FakeEngine(), objectives=pair(), storage=url)  # type: ignore[arg-type]
     assert "secret" not in str(caught.value)
 
 
 def test_a_storage_that_is_no_url_is_refused(tmp_path: Path):
     run = make_run(tmp_path / "run")
     with pytest.raises(UsageError, match="no database URL"):
-        search(run, placement=FakePlacement(), objectives=pair(), storage="nowhere")  # type: ignore[arg-type]
+        search(run, placement=FakeEngine(), objectives=pair(), storage="nowhere")  # type: ignore[arg-type]
 
 
 def test_workers_that_all_fail_say_why(tmp_path: Path):

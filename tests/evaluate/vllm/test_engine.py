@@ -165,8 +165,8 @@ def test_sampled_answers_are_averaged_have_their_own_seeds_and_do_not_hang_on_co
     assert len({tuple(ids) for each in drawn for ids in each}) == 10
     again = served.language_model._complete(prompts[1:], limits, [], five)
     assert again == drawn[1:]
-    other = served.language_model._complete(prompts, limits, [], five._replace(seed=1))
-    assert other != drawn
+    reseeded = served.language_model._complete(prompts, limits, [], five._replace(seed=1))
+    assert reseeded != drawn
 
 
 def test_a_search_goes_on_in_a_fresh_engine_when_its_engine_is_killed(
