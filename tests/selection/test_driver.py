@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -95,7 +96,7 @@ def test_a_model_is_not_placed_where_it_stands(tmp_path: Path):
 def test_a_placement_of_this_process_is_not_passed_off_as_an_engines(tmp_path: Path):
     recipe = Recipe.model_validate({"name": "mine", "base": "some/model", "engine": "vllm"})
     with pytest.raises(UsageError, match="a model in this process"):
-        seek(make_run(tmp_path / "run"), pair(), recipe=recipe)
+        seek(make_run(tmp_path / "run"), pair(), recipe=recipe, placement=SimpleNamespace())
 
 
 def test_searching_again_measures_nothing(tmp_path: Path):
