@@ -1,8 +1,8 @@
 """Resolve `auto` for form and curve: which of them a run's method supports, and which is taken.
 
 `attached` or `merged` is how a model is held at a point, `native` or `line` is the curve that it
-moves on. `Tuner.placements` lists what an adapter's method supports, default first; a whole model
-supports the merged line only. On a quantized base everything is attached.
+moves on. `Tuner.forms_and_curves` lists what an adapter's method supports, default first; a whole
+model supports the merged line only. On a quantized base everything is attached.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def resolve_form_and_curve(run: Run, form: str, curve: str) -> tuple[Form, Curve
         require_quantizable(config, form, str(run.path))
         form = "attached"
     tuner = tuner_of(config)
-    for placement in tuner.placements:
-        if form in {"auto", placement[0]} and curve in {"auto", placement[1]}:
-            return placement
+    for supported_form, supported_curve in tuner.forms_and_curves:
+        if form in {"auto", supported_form} and curve in {"auto", supported_curve}:
+            return supported_form, supported_curve
     raise UsageError(f"{folder}: {_why_unsupported(tuner, config.peft_type, form, curve)}")
 
 
@@ -58,7 +58,7 @@ def _of_whole_model(run: Run, folder: Path, form: str, curve: str) -> tuple[Form
 
 
 def _why_unsupported(tuner: Tuner, method: object, form: str, curve: str) -> str:
-    """Why none of the tuner's placements is the requested one, and what to use instead."""
+    """Why the tuner does not support the requested form and curve, and what to use instead."""
     if tuner.why_line_only and curve != "line":
         return (
             f"{tuner.why_line_only}, so it has no native curve. Use "

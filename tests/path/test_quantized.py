@@ -78,8 +78,12 @@ def check_ends(run: Run, base: Path, bits: Bits) -> None:
             assert torch.equal(probe(placement.model), start if alpha == 0 else end)
 
 
-def test_a_point_on_a_four_bit_base_is_exported_as_an_adapter(base: Path, tmp_path: Path) -> None:
-    run = quantized_run(tmp_path / "run", base, "lora", "4bit")
+@pytest.mark.parametrize("name", ["lora", "boft"])
+def test_a_point_on_a_four_bit_base_is_exported_as_an_adapter(
+    name: str, base: Path, tmp_path: Path
+) -> None:
+    """BOFT too, which on a base in full precision is merged by default."""
+    run = quantized_run(tmp_path / "run", base, name, "4bit")
     placement = Placement(run)
     placement.place(Point(step=20, alpha=0.4))
     export(run, Point(step=20, alpha=0.4), tmp_path / "out")
@@ -89,7 +93,7 @@ def test_a_point_on_a_four_bit_base_is_exported_as_an_adapter(base: Path, tmp_pa
 
 def test_merging_into_a_quantized_base_is_refused(base: Path, tmp_path: Path) -> None:
     run = quantized_run(tmp_path / "run", base, "lora", "4bit")
-    with pytest.raises(PlacementError, match="quantized anew"):
+    with pytest.raises(PlacementError, match="quantized again"):
         Placement(run, form="merged")
 
 

@@ -79,6 +79,11 @@ def test_every_type_of_peft_has_a_path_or_a_reason_why_not() -> None:
     assert all(len(reason.split()) > 5 for reason in NO_PATH.values())
 
 
+def test_every_tuner_has_handles_or_a_reason_to_move_on_the_line_only() -> None:
+    for tuner in TUNERS.values():
+        assert bool(tuner.rules) != bool(tuner.why_line_only)
+
+
 def test_every_type_with_a_path_is_tested_here() -> None:
     assert {PeftType(config.peft_type) for config in configs().values()} == set(TUNERS)
 
@@ -172,9 +177,8 @@ def test_stock_peft_loads_a_point_as_the_same_kind_of_adapter(
     placement.place(point)
     export(run, point, tmp_path / "out", form="adapter")
     exported = workshop.stock(name, "float32", tmp_path / "out")
-    allowed = (
-        1e-6 if name == "lora-patterns" else 0.0
-    )  # its scalings are multiplied into its factors
+    # The scalings of a LoRA with patterns are multiplied into its factors.
+    allowed = 1e-6 if name == "lora-patterns" else 0.0
     torch.testing.assert_close(exported, probe(placement.model), atol=allowed, rtol=0)
 
 

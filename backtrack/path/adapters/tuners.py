@@ -69,7 +69,7 @@ class Tuner:
     why_line_only: str = ""
 
     @property
-    def placements(self) -> tuple[tuple[Form, CurveName], ...]:
+    def forms_and_curves(self) -> tuple[tuple[Form, CurveName], ...]:
         """Every form and curve in which a run of this tuner can be measured, default first."""
         merged: list[tuple[Form, CurveName]] = [("merged", "native"), ("merged", "line")]
         if self.why_line_only:
@@ -176,7 +176,7 @@ NO_PATH: Mapping[PeftType, str] = {
     PeftType.CPT: _PROMPTS,
     PeftType.CARTRIDGE: "it adds a cache of keys and values, not weights",
     PeftType.ADAPTION_PROMPT: "it adds gated prompts to the attention, not weights",
-    PeftType.XLORA: "a router mixes its adapters input by input, so its weights are no one point",
+    PeftType.XLORA: "a router mixes its adapters input by input, so its weights are not one point",
     PeftType.POLY: "it mixes skills by a task number that a language model's input does not carry",
     PeftType.SHADOW: "a second network runs beside the base, so no weight of the base moves",
 }
@@ -226,8 +226,8 @@ def _lora_of(config: Any) -> Tuner:
     """LoRA's variants."""
     if config.arrow_config is not None:
         raise PlacementError(
-            "an Arrow router mixes several LoRA adapters input by input, so its weights are no "
-            "single point. Adopt the adapters that it mixes, one by one."
+            "an Arrow router mixes several LoRA adapters input by input, so its weights are "
+            "not one point. Adopt the adapters that it mixes, one by one."
         )
     if config.layer_replication:
         raise PlacementError(
@@ -269,7 +269,7 @@ def require_quantizable(config: Any, form: str, where: str) -> None:
     remedy = "Give the base in full precision: without `quantization`, or another with --base."
     if form == "merged":
         raise PlacementError(
-            f"{where}: a merged point on a quantized base would be quantized anew, which moves "
+            f"{where}: a merged point on a quantized base would be quantized again, which moves "
             "logits by as much as training does. Use `placement: {form: attached}`, or merge into "
             f"full precision. {remedy}"
         )
