@@ -81,8 +81,8 @@ def test_what_cannot_be_known_is_said(make_recipe: MakeRecipe) -> None:
     plan = make_plan(recipe)
     assert plan.num_parameters is plan.num_steps is plan.trajectory_bytes is None
     notes = " ".join(plan.notes)
-    assert "the shape of some/unknown-base is not at hand" in notes
-    assert "data that is not at hand" in notes
+    assert "the config.json of some/unknown-base is in neither" in notes
+    assert "data that is not local" in notes
     with pytest.raises(UsageError, match="no `method`"):
         require_plannable(make_recipe(method=None))
     huge = load_recipe(find_recipe(Path("qwen2.5-7b-math-full")))

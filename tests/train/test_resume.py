@@ -226,7 +226,7 @@ def test_a_recipe_that_changed_is_not_resumed(
     for section, value in changed.items():
         inner = isinstance(value, dict) and section == "sft"
         values[section] = {**values[section], **value} if inner else value
-    with pytest.raises(UsageError, match=f"the recipe's `{key}` .*Put it back"):
+    with pytest.raises(UsageError, match=f"the recipe's `{key}` .*Restore it to resume"):
         train(Recipe.model_validate(values), resume=True)
 
 

@@ -1,1 +1,1 @@
-"""What a recipe takes, told without weights."""
+"""Estimate what training a recipe needs, without loading weights."""

@@ -1,11 +1,11 @@
-"""What training a recipe takes, told before anything is loaded: weights, steps, bytes, tokens.
+"""Estimate what training a recipe needs: parameters, steps, bytes and evaluation tokens.
 
-The model is built without weights, on torch's meta device, from the base's config.json where it is
-at hand and from a recorded shape where it is not (`backtrack.train.plan.shapes`). What cannot be
-known is none, with the reason among the notes; nothing is guessed silently.
+The model is built without weights, on torch's meta device, from the base's config.json if it is
+local, else from a recorded shape (`backtrack.train.plan.shapes`). What cannot be known is None,
+with the reason among the notes; nothing is guessed silently.
 
-Counted: weights, gradients and AdamW's two averages in the type they are trained in; checkpoints
-as they lie on disk. Not counted: activations, what generating takes, the libraries themselves.
+Counted: weights, gradients and AdamW's two averages in their training dtype; checkpoints as stored
+on disk. Not counted: activations, memory for generation, the libraries themselves.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ if TYPE_CHECKING:
     from backtrack.recipe import BaseSection, DataSection, Recipe
 
 _SLICE = re.compile(r"\[(\d*):(\d+)\]$")
-_PACKED_BYTES = {"4bit": 0.56, "8bit": 1.06}
-"""Bytes a packed weight, with its scales."""
-CODED_SHARE = (0.24, 0.45)
-"""Coded checkpoints' share of their plain bytes, at learning rates of 1e-5 and 1e-4."""
+_QUANTIZED_BYTES = {"4bit": 0.56, "8bit": 1.06}
+"""Bytes per quantized weight, including its scales."""
+_CODED_SHARE = (0.24, 0.45)
+"""Bytes of coded checkpoints over plain ones, at learning rates of 1e-5 and 1e-4."""
 
 
 @dataclass
 class Plan:
-    """What a recipe takes; none where it cannot be known beforehand.
+    """What training and searching a recipe need; None for what cannot be known before.
 
     Attributes:
         trainer: `SFT` or `GRPO`, and the method.
-        num_parameters: Weights of the base.
-        num_trainable: Of them, or beside them, that are trained.
+        num_parameters: Parameters of the base.
+        num_trainable: Trained parameters, of the base or an adapter.
         num_steps: Optimizer steps.
-        num_checkpoints: Kept on the trajectory.
-        checkpoint_bytes: Of one, plain.
-        trajectory_bytes: Of all, plain; whole models are coded into a share of it.
-        state_bytes: Of the Trainer's own two checkpoints, for resuming.
-        memory_bytes: Weights, gradients and optimizer, on one device.
-        evaluation_tokens: Read and written a point, over all selection items.
-        notes: What the numbers do not say.
+        num_checkpoints: Checkpoints of the trajectory.
+        checkpoint_bytes: Size of one plain checkpoint.
+        trajectory_bytes: Size of all plain checkpoints; those of full models are coded to less.
+        state_bytes: Size of the Trainer's own two checkpoints, for resuming.
+        memory_bytes: Memory for weights, gradients and optimizer, on one device.
+        evaluation_tokens: Tokens read and generated per point, over all selection items.
+        notes: Limits and reasons of the numbers, one sentence each.
     """
 
     trainer: str
@@ -75,10 +75,9 @@ class Plan:
 
 
 def make_plan(recipe: Recipe) -> Plan:
-    """What training a recipe takes, and measuring a point of it.
+    """Estimate what training a recipe and measuring one point of it need.
 
-    Nothing is downloaded and nothing is loaded but configurations, local data and a local
-    tokenizer.
+    Nothing is downloaded, and only configurations, local data and a local tokenizer are loaded.
     """
     kind = "none" if recipe.method is None else recipe.method.kind
     plan = Plan(trainer=f"{'SFT' if recipe.grpo is None else 'GRPO'}, {kind}")
@@ -93,8 +92,8 @@ def _count_weights(plan: Plan, recipe: Recipe) -> None:
     config = _config(recipe.base)
     if config is None:
         plan.notes.append(
-            f"the shape of {recipe.base.model} is not at hand, so weights, bytes and memory are "
-            "not known; they are once its config.json is in the Hub's cache or a local folder"
+            f"the config.json of {recipe.base.model} is in neither the Hub's cache nor a local "
+            "folder, so parameters, bytes and memory are not known"
         )
         return
     try:
@@ -113,12 +112,12 @@ def _count_weights(plan: Plan, recipe: Recipe) -> None:
             f"({' '.join(str(error).split())})"
         )
     if plan.num_trainable is not None and _is_milora(recipe):
-        # Half of each factor stays as it began.
+        # Half of each factor is frozen.
         plan.num_trainable //= 2
 
 
 def _adapter(method: PeftMethod) -> Any:
-    """The adapter's configuration; a start that reads weights counts as any other."""
+    """Return the adapter's configuration, with an initialization that reads no weights."""
     settings = {k: v for k, v in method.settings.items() if k != "init_lora_weights"}
     adapter: Any = peft_config(method.kind, settings)
     is_milora = method.settings.get("init_lora_weights") == MILORA
@@ -131,7 +130,7 @@ def _is_milora(recipe: Recipe) -> bool:
 
 
 def _config(base: BaseSection) -> Any:
-    """The base's configuration: of its folder, of the Hub's cache, or as recorded."""
+    """Return the base's configuration from its folder, the Hub's cache or `SHAPES`; else None."""
     with suppress(OSError, ValueError):
         return AutoConfig.from_pretrained(
             base.model,
@@ -152,8 +151,8 @@ def _count_steps(plan: Plan, recipe: Recipe) -> None:
         num = _num_examples(recipe.data)
         if num is None or settings.get("packing"):
             plan.notes.append(
-                "the number of steps depends on data that is not at hand, or is packed; "
-                "set `max_steps` to fix it"
+                "the number of steps depends on data that is not local, or is packed; set "
+                "`max_steps` to fix it"
             )
             return
         batch = (
@@ -167,14 +166,14 @@ def _count_steps(plan: Plan, recipe: Recipe) -> None:
                 settings.get("num_iterations", 1)
             )
         plan.num_steps = math.ceil(epochs * math.ceil(num * repeats / batch))
-        plan.notes.append("steps are those of one process; so many processes take as many fewer")
+        plan.notes.append("steps are those of one process; n processes need n times fewer")
 
 
 def _num_examples(data: DataSection) -> int | None:
-    """How many there are: by the slice if it ends, else by the data if it is a file."""
-    found = _SLICE.search(data.split)
-    if found:
-        return int(found[2]) - int(found[1] or 0)
+    """Return the number of examples, from the slice if it has an end, else from local data."""
+    bounds = _SLICE.search(data.split)
+    if bounds:
+        return int(bounds[2]) - int(bounds[1] or 0)
     if not Path(data.train).exists():
         return None
     with suppress(ObjectiveError):
@@ -187,19 +186,19 @@ def _count_bytes(plan: Plan, recipe: Recipe) -> None:
         return
     is_adapter = isinstance(recipe.method, PeftMethod)
     base_size = _size(recipe.base)
-    # PEFT keeps adapters of half-precision bases in full precision.
+    # PEFT trains adapters of half-precision bases in fp32.
     live_size = 4.0 if is_adapter else base_size
-    kept_size = _kept_size(recipe, live_size, is_adapter=is_adapter)
-    plan.checkpoint_bytes = int(plan.num_trainable * kept_size)
+    stored_size = _stored_size(recipe, live_size, is_adapter=is_adapter)
+    plan.checkpoint_bytes = int(plan.num_trainable * stored_size)
     if _is_milora(recipe):
         plan.checkpoint_bytes *= 2
     plan.state_bytes = int(2 * 3 * plan.num_trainable * live_size)
-    packed = _PACKED_BYTES.get(recipe.base.quantization or "", base_size)
-    weights = plan.num_parameters * packed
+    weight_size = _QUANTIZED_BYTES.get(recipe.base.quantization or "", base_size)
+    weights = plan.num_parameters * weight_size
     if not is_adapter and float((recipe.grpo or {}).get("beta", 0.0)):
-        plan.notes.append("`grpo.beta` holds a second copy of the weights as the reference")
+        plan.notes.append("`grpo.beta` needs a second copy of the weights as the reference model")
         weights *= 2
-    # An adapter, its gradient and AdamW's averages; a whole model's own weights are counted above.
+    # An adapter, its gradient and AdamW's two averages; a full model's weights are counted above.
     plan.memory_bytes = int(weights + (4 if is_adapter else 3) * plan.num_trainable * live_size)
     plan.num_checkpoints = _num_checkpoints(recipe, plan.num_steps)
     if plan.num_checkpoints is not None:
@@ -207,15 +206,15 @@ def _count_bytes(plan: Plan, recipe: Recipe) -> None:
         if recipe.trajectory.max_bytes is not None:
             plan.trajectory_bytes = min(plan.trajectory_bytes, recipe.trajectory.max_bytes)
     if not is_adapter and recipe.trajectory.storage != "plain":
-        low, high = CODED_SHARE
+        low, high = _CODED_SHARE
         plan.notes.append(
-            f"whole models are coded: {low:.2f} of the plain bytes at learning rates of 1e-5, "
-            f"{high:.2f} at 1e-4"
+            f"checkpoints of full models are coded to {low:.2f} of their plain bytes at learning "
+            f"rates of 1e-5, to {high:.2f} at 1e-4"
         )
 
 
 def _size(base: BaseSection) -> float:
-    """Bytes a weight as it is loaded."""
+    """Return the bytes per weight in the dtype the base is loaded in."""
     name: str = base.dtype
     if name == "auto":
         config = _config(base)
@@ -223,7 +222,7 @@ def _size(base: BaseSection) -> float:
     return float(getattr(torch, name).itemsize)
 
 
-def _kept_size(recipe: Recipe, live_size: float, *, is_adapter: bool) -> float:
+def _stored_size(recipe: Recipe, live_size: float, *, is_adapter: bool) -> float:
     if recipe.trajectory.dtype != "auto":
         return float(getattr(torch, recipe.trajectory.dtype).itemsize)
     settings = recipe.sft if recipe.grpo is None else recipe.grpo
@@ -258,31 +257,33 @@ def _count_tokens(plan: Plan, recipe: Recipe) -> None:
 
 
 def resource_shortages(plan: Plan, folder: Path) -> list[str]:
-    """What this machine lacks of what a plan needs, one sentence each; empty where it is enough.
+    """Return one sentence for each resource this machine has too little of.
 
     Args:
         plan: The plan.
-        folder: Where runs are made.
+        folder: The folder of runs.
     """
     import shutil
 
-    lacking = []
-    there = next(p for p in [folder, *folder.absolute().parents] if p.exists())
-    free = shutil.disk_usage(there).free
+    shortages = []
+    existing = next(p for p in [folder, *folder.absolute().parents] if p.exists())
+    free = shutil.disk_usage(existing).free
     disk = (plan.trajectory_bytes or 0) + (plan.state_bytes or 0)
     if disk > free:
-        lacking.append(f"{_gigabytes(disk)} of disk are needed and {_gigabytes(free)} free.")
-    memory = _memory_here()
+        shortages.append(
+            f"{_gigabytes(disk)} of disk are needed, and {_gigabytes(free)} are free."
+        )
+    memory = _memory_bytes()
     if (plan.memory_bytes or 0) > memory:
         where = "GPU has" if torch.cuda.is_available() else "machine has"
-        lacking.append(
+        shortages.append(
             f"{_gigabytes(plan.memory_bytes or 0)} of memory are needed before activations, "
             f"and this {where} {_gigabytes(memory)}."
         )
-    return lacking
+    return shortages
 
 
-def _memory_here() -> int:
+def _memory_bytes() -> int:
     if torch.cuda.is_available():
         return int(torch.cuda.get_device_properties(0).total_memory)
     import psutil
@@ -295,12 +296,12 @@ def _gigabytes(num_bytes: int) -> str:
 
 
 def require_plannable(recipe: Recipe) -> None:
-    """Refuse a dry run of what could not be trained.
+    """Refuse a dry run of a recipe that could not be trained.
 
     Raises:
-        UsageError: It has no method or no data, or its parts do not go together.
-        RecipeError: Keys of TRL's or PEFT's are wrong.
-        RunError: Its name is taken.
+        UsageError: It has no method or no data, or its sections contradict each other.
+        RecipeError: Keys for TRL or PEFT are wrong.
+        RunError: The path of its run is occupied.
     """
     from backtrack.train.trainers.build import require_trainable
     from backtrack.train.trajectory.new_run import require_free

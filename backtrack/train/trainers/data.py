@@ -1,9 +1,8 @@
-"""Training data in one of the shapes TRL trains on, checked item by item.
+"""Load training data in a format that TRL trains on, checked item by item.
 
-For supervised training prompt and completion (the loss is on the completion), chat messages, or
-plain text: the first of these that the data has. Only those columns are kept; what else a file
-holds may be of any shape.
-For training by rewards: prompts, with the right answers beside them.
+SFT: prompt and completion (the loss is on the completion), chat messages, or plain text; the first
+of these whose columns the data has. Other columns are dropped, so they may have any type.
+GRPO: prompts, with the correct answers for the rewards.
 """
 
 from __future__ import annotations
@@ -26,107 +25,108 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 _log = logging.getLogger(__name__)
-_RIDERS = ("tools", "chat_template_kwargs")
+_EXTRA_COLUMNS = ("tools", "chat_template_kwargs")
+"""Columns TRL reads beside those of a format."""
 
 
 def load_training_data(
     section: DataSection, tokenizer: Any, *, text_field: str = "text", is_eval: bool = False
 ) -> Dataset:
-    """Load what a recipe's `data` names.
+    """Load the SFT data of a recipe.
 
     Args:
-        section: The section.
-        tokenizer: Of the model; chat messages need its chat template.
+        section: The recipe's `data`.
+        tokenizer: The model's tokenizer; chat messages need its chat template.
         text_field: Column of plain text.
-        is_eval: The data to evaluate on during training, not that to train on.
+        is_eval: Load the evaluation data instead of the training data.
 
     Raises:
-        UsageError: The data cannot be read, or an item lacks what its shape needs.
+        UsageError: The data cannot be read, or an item lacks a column of its format.
     """
     path, records = _records(section, is_eval=is_eval)
     if section.prompt is not None:
         if section.completion is None:
             raise UsageError("data: give both `prompt` and `completion`, or neither")
-        prompts = _rendered(section.prompt, records, path)
-        completions = _rendered(section.completion, records, path)
+        prompts = _render_all(section.prompt, records, path)
+        completions = _render_all(section.completion, records, path)
         records = [
             {"prompt": prompt, "completion": completion}
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
     columns = _columns(records[0], path, text_field)
-    shaped = [_shaped(r, columns, f"{path}, item {i}") for i, r in enumerate(records)]
+    rows = [_checked(r, columns, f"{path}, item {i}") for i, r in enumerate(records)]
     if section.chat:
-        shaped = [_as_chat(record, section.system) for record in shaped]
-    if isinstance(shaped[0][columns[0]], list):
-        _require_chat_template(tokenizer, shaped[0], columns, path)
+        rows = [_as_chat(record, section.system) for record in rows]
+    if isinstance(rows[0][columns[0]], list):
+        _require_chat_template(tokenizer, rows[0], columns, path)
     elif tokenizer.eos_token is None:
         raise UsageError(
-            "the tokenizer has no end-of-sequence token, which each example ends with. "
-            "Name one of its tokens: `sft: {eos_token: ...}`."
+            "the tokenizer has no end-of-sequence token, which must end each example. "
+            "Set one of its tokens: `sft: {eos_token: ...}`."
         )
-    return Dataset.from_list(shaped)
+    return Dataset.from_list(rows)
 
 
 def load_prompts(
     section: DataSection, tokenizer: Any, rewards: Sequence[Any], *, is_eval: bool = False
 ) -> Dataset:
-    """Load prompts for training by rewards, each with the answers that the rewards know.
+    """Load the GRPO data of a recipe: prompts, and the answers its rewards compare with.
 
     Args:
         section: The recipe's `data`.
-        tokenizer: Of the model; chats need its chat template.
-        rewards: Of the recipe.
-        is_eval: The data to evaluate on during training, not that to train on.
+        tokenizer: The model's tokenizer; chats need its chat template.
+        rewards: The recipe's rewards.
+        is_eval: Load the evaluation data instead of the training data.
 
     Returns:
-        Columns `prompt`, an answer column a reward that has one, and, where a function of the
-        user's is among the rewards, every field of the data.
+        A dataset with the column `prompt`, one answer column for each reward that has an answer
+        and, if a reward is a function of the user's, all columns of the data.
 
     Raises:
-        UsageError: The data cannot be read, or an answer cannot.
+        UsageError: The data or an answer cannot be read.
     """
     path, records = _records(section, is_eval=is_eval)
     if section.prompt is not None:
-        shaped: list[Record] = [{"prompt": p} for p in _rendered(section.prompt, records, path)]
+        rows: list[Record] = [{"prompt": p} for p in _render_all(section.prompt, records, path)]
     elif "prompt" in records[0]:
-        shaped = [_shaped(r, ("prompt",), f"{path}, item {i}") for i, r in enumerate(records)]
+        rows = [_checked(r, ("prompt",), f"{path}, item {i}") for i, r in enumerate(records)]
     else:
         raise UsageError(
             f"data: {path} has the columns {', '.join(records[0])}, but no `prompt`."
-            f"{nearest('prompt', records[0])} Say how to make it: "
+            f"{nearest('prompt', records[0])} Set a format for it: "
             '`data: {prompt: "{question}"}`.'
         )
     if section.chat:
-        shaped = [_as_chat(record, section.system) for record in shaped]
-    if isinstance(shaped[0]["prompt"], list):
-        _require_chat_template(tokenizer, shaped[0], ("prompt",), path)
+        rows = [_as_chat(record, section.system) for record in rows]
+    if isinstance(rows[0]["prompt"], list):
+        _require_chat_template(tokenizer, rows[0], ("prompt",), path)
     dropped: set[int] = set()
     for reward in rewards:
-        dropped |= _add_answers(shaped, records, reward, path)
-    shaped, records = _without(shaped, dropped), _without(records, dropped)
-    if not shaped:
+        dropped |= _add_answers(rows, records, reward, path)
+    rows, records = _without(rows, dropped), _without(records, dropped)
+    if not rows:
         raise UsageError(f"data: {path}: no item has an answer that the rewards can read.")
     if any(isinstance(reward, PythonReward) for reward in rewards):
-        shaped = [{**record, **row} for record, row in zip(records, shaped, strict=True)]
+        rows = [{**record, **row} for record, row in zip(records, rows, strict=True)]
     try:
-        return Dataset.from_list(shaped)
+        return Dataset.from_list(rows)
     except (ArrowInvalid, ArrowTypeError) as error:
         raise UsageError(
-            f"data: {path}: a field is not of one type in all items ({error}). Rewards by "
-            "functions are given every field; make it one type, or leave it out."
+            f"data: {path}: a field does not have the same type in all items ({error}). Python "
+            "rewards receive every field; convert it to one type, or remove it."
         ) from error
 
 
 def _add_answers(
-    shaped: list[Record], records: Sequence[Record], reward: Any, path: str
+    rows: list[Record], records: Sequence[Record], reward: Any, path: str
 ) -> set[int]:
-    """Put a reward's answers beside the prompts; where items may be dropped, say which to drop."""
+    """Add a reward's answers as a column; return the indices of items to drop."""
     function = reward_function(reward)
     if not isinstance(function, VerifiedReward) or not function.column:
         return set()
     dropped: set[int] = set()
-    answers = _rendered(reward.answer, records, path)
-    for i, (row, answer) in enumerate(zip(shaped, answers, strict=True)):
+    answers = _render_all(reward.answer, records, path)
+    for i, (row, answer) in enumerate(zip(rows, answers, strict=True)):
         row[function.column] = answer
         try:
             function.require_readable(answer, f"{path}, item {i}")
@@ -136,7 +136,7 @@ def _add_answers(
             dropped.add(i)
     if dropped:
         _log.warning(
-            "%s: %d of %d items are dropped: %s reads no answer there",
+            "%s: dropped %d of %d items whose answer the reward %s cannot read",
             path, len(dropped), len(records), reward.name,
         )  # fmt: skip
     return dropped
@@ -158,7 +158,7 @@ def _records(section: DataSection, *, is_eval: bool) -> tuple[str, list[Record]]
         raise UsageError(f"data: {error}") from error
 
 
-def _rendered(form: str, records: Sequence[Record], path: str) -> list[str]:
+def _render_all(form: str, records: Sequence[Record], path: str) -> list[str]:
     try:
         return [render(form, record, f"{path}, item {i}") for i, record in enumerate(records)]
     except ObjectiveError as error:
@@ -166,7 +166,7 @@ def _rendered(form: str, records: Sequence[Record], path: str) -> list[str]:
 
 
 def _as_chat(record: Record, system: str | None) -> Record:
-    """Text of a prompt, and of a completion if there is one, as turns."""
+    """Convert a text prompt, and its completion if any, into chat turns."""
     if isinstance(record.get("prompt"), list) or "prompt" not in record:
         return record
     turns = [{"role": "system", "content": system}] if system is not None else []
@@ -183,11 +183,11 @@ def _columns(first: Mapping[str, Any], path: str, text_field: str) -> tuple[str,
     raise UsageError(
         f"data: {path} has the columns {', '.join(first)}, but training needs `prompt` and "
         f"`completion`, or `messages`, or `{text_field}`.{nearest(text_field, first)} "
-        'Say how to make them: `data: {prompt: "{question}", completion: " {answer}"}`.'
+        'Set formats for them: `data: {prompt: "{question}", completion: " {answer}"}`.'
     )
 
 
-def _shaped(record: Mapping[str, Any], columns: tuple[str, ...], where: str) -> Record:
+def _checked(record: Mapping[str, Any], columns: tuple[str, ...], where: str) -> Record:
     for column in columns:
         value = record.get(column)
         if column == "messages" or isinstance(value, list):
@@ -197,8 +197,8 @@ def _shaped(record: Mapping[str, Any], columns: tuple[str, ...], where: str) -> 
                 f"data: {where}: `{column}` must be text, not {type(value).__name__}. "
                 f"It has the columns {', '.join(record)}."
             )
-    kept = [*columns, *(rider for rider in _RIDERS if rider in record)]
-    return {column: record[column] for column in kept}
+    extra = [column for column in _EXTRA_COLUMNS if column in record]
+    return {column: record[column] for column in [*columns, *extra]}
 
 
 def _require_messages(value: object, column: str, where: str) -> None:
@@ -217,14 +217,14 @@ def _require_chat_template(
 ) -> None:
     if not tokenizer.chat_template:
         raise UsageError(
-            f"data: {path} holds chat messages, but the tokenizer has no chat template. Give one, "
-            "`sft: {chat_template_path: FILE.jinja}`, or make texts with `data.prompt` and "
+            f"data: {path} contains chat messages, but the tokenizer has no chat template. Set "
+            "`sft: {chat_template_path: FILE.jinja}`, or make plain texts by `data.prompt` and "
             "`data.completion`."
         )
     turns = [turn for column in columns for turn in first[column]]
     try:
         tokenizer.apply_chat_template(turns, tokenize=False)
-    except Exception as error:  # a template raises what it likes
+    except Exception as error:  # a template may raise anything
         raise UsageError(
             f"data: {path}: the chat template refuses the first item: "
             f"{' '.join(str(error).split())}"

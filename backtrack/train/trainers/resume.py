@@ -1,9 +1,10 @@
-"""Find where a killed training can go on, and refuse to go on with another recipe.
+"""Find the Trainer checkpoint a killed training resumes from, and refuse a changed recipe.
 
-The Trainer's own checkpoints hold optimizer, schedule, random state and place in the data. It
-writes them in place and pickled, and reads them back itself with `torch.load(weights_only=True)`
-(what FSDP and DeepSpeed keep below them, those libraries load, unpickling); nothing here
-unpickles. A kill can leave one half-written, so each is looked at before it is used.
+The Trainer's own checkpoints contain optimizer, schedule, random states and position in the data.
+It writes them in place and pickled, and reads them back itself with
+`torch.load(weights_only=True)`; what FSDP and DeepSpeed write below them, those libraries load,
+unpickling. Nothing here unpickles. A kill can leave a checkpoint half-written, so each is checked
+before it is used.
 """
 
 from __future__ import annotations
@@ -28,17 +29,18 @@ if TYPE_CHECKING:
 
 TRAINER_FOLDER = "trainer"
 _END = "end.json"
-_KEPT = {
+_UNCHANGEABLE = {
     "base", "method", "data", "sft", "grpo", "rewards", "learning_rates", "early_stop", "watch",
     "seed", "trajectory",
 }  # fmt: skip
+"""Sections of a recipe that must not change between a kill and a resume."""
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The Trainer's newest whole checkpoint in its folder, if there is one."""
-    found = [path for path in folder.glob("checkpoint-*") if _step(path) > 0]
-    for path in sorted(found, key=_step, reverse=True):
-        if _is_whole(path):
+    """Return the Trainer's newest complete checkpoint in its folder; None if there is none."""
+    checkpoints = [path for path in folder.glob("checkpoint-*") if _step(path) > 0]
+    for path in sorted(checkpoints, key=_step, reverse=True):
+        if _is_complete(path):
             return path
     return None
 
@@ -47,8 +49,8 @@ class End(Record):
     """How a training ended.
 
     Attributes:
-        step: The last one taken.
-        reason: Why it stopped before its time; none where it took all its steps.
+        step: The last optimizer step.
+        reason: Why it stopped early; None if it took all its steps.
     """
 
     step: int
@@ -56,20 +58,20 @@ class End(Record):
 
 
 def write_end(run: Run, end: End) -> None:
-    """Note that training is over, so that resuming takes no step more."""
+    """Record that training has ended, so that resuming trains no further."""
     folder = run.path / TRAINER_FOLDER
     folder.mkdir(exist_ok=True)
     write_atomically(folder / _END, end.model_dump_json() + "\n")
 
 
 def read_end(run: Run) -> End | None:
-    """How a run's training ended; none where it has not, or nobody noted it."""
+    """Return how a run's training ended; None if it has not, or it was not recorded."""
     path = run.path / TRAINER_FOLDER / _END
     return End.model_validate_json(path.read_bytes()) if path.is_file() else None
 
 
 def is_finished(run: Run) -> bool:
-    """Whether a run trained by recipe has taken all its steps, or was stopped by a rule."""
+    """Whether a run trained from a recipe has taken all its steps or was stopped early."""
     if read_end(run) is not None:
         return True
     checkpoint = newest_checkpoint(run.path / TRAINER_FOLDER)
@@ -80,24 +82,25 @@ def is_finished(run: Run) -> bool:
 
 
 def require_same_recipe(run: Run, recipe: Recipe) -> None:
-    """Refuse to go on with a recipe that would have trained something else.
+    """Refuse to resume with a recipe that would train something else.
 
     Raises:
         UsageError: Names the first key that changed.
     """
     if run.recipe is None:
         raise UsageError(
-            f"{run.path} was not trained from a recipe, so a recipe cannot resume it. Resume the "
-            "Trainer that made it."
+            f"{run.path} was not trained from a recipe, so a recipe cannot resume it. Resume it "
+            "by the script that trained it."
         )
     old, new = (
-        dict(_leaves(r.model_dump(mode="json", include=_KEPT))) for r in (run.recipe, recipe)
+        dict(_leaves(r.model_dump(mode="json", include=_UNCHANGEABLE)))
+        for r in (run.recipe, recipe)
     )
     for key in sorted(old | new):
         if old.get(key) != new.get(key):
             raise UsageError(
-                f"the recipe's `{key}` is {new.get(key)!r}, but {run.path} was begun with "
-                f"{old.get(key)!r}. Put it back to resume, or train under another `name`."
+                f"the recipe's `{key}` is {new.get(key)!r}, but {run.path} was started with "
+                f"{old.get(key)!r}. Restore it to resume, or train under another `name`."
             )
 
 
@@ -121,11 +124,11 @@ def _state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def _is_complete(checkpoint: Path) -> bool:
     pickled = [checkpoint / "scheduler.pt"]
     random_states = sorted(checkpoint.glob("rng_state*.pth"))
     weights = sorted(checkpoint.glob("*.safetensors"))
-    # FSDP and DeepSpeed keep weights and optimizer as parts of the processes, below the folder.
+    # FSDP and DeepSpeed write shards of weights and optimizer into a folder of their own.
     sharded = find_weights(checkpoint)
     if sharded is None:
         pickled.append(checkpoint / "optimizer.pt")
@@ -136,7 +139,7 @@ def _is_whole(checkpoint: Path) -> bool:
             _state(checkpoint)["global_step"] == _step(checkpoint)
             and bool(random_states)
             and bool(weights or sharded)
-            # A zip archive keeps its table at its end: one that was cut short is none.
+            # A zip archive ends with its table, so a truncated file is not one.
             and all(zipfile.is_zipfile(path) for path in [*pickled, *random_states])
             and all(_opens(path) for path in weights)
             and _has_every_shard(checkpoint)

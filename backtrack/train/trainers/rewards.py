@@ -1,11 +1,11 @@
-r"""Rewards that can be verified: what a completion says against what is known to be right.
+r"""Verifiable rewards: compare the answer in a completion with the correct one in the data.
 
-A completion's ANSWER is taken from its last \boxed{...}, else from behind its last `####`, else
-from all of it. Rewards are 1 or 0, have TRL's signature, and are called by the names of the
-recipe, under which TRL logs each one's mean and deviation; TRL weighs and sums them.
+A completion's ANSWER is the content of its last \boxed{...}, else the text after its last `####`,
+else all of it. Rewards are 1 or 0 and have TRL's signature. Each has its name from the recipe,
+under which TRL logs its mean and standard deviation; TRL computes the weighted sum.
 
-Promised: an answer of the data that cannot be read is an error before training, not a silent 0.
-Not promised: that a user's own function is quick, or safe with what a model may write.
+Promised: an answer in the data that cannot be read is an error before training, not a silent 0.
+Not promised: that a user's own function is fast, or safe with what a model may write.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ _PARSING_SECONDS, _VERIFYING_SECONDS = 5, 5
 
 
 def extract_answer(text: str) -> str:
-    """The part of a completion that holds its answer."""
+    """Return the part of a completion that contains its answer."""
     begin = text.rfind("\\boxed{")
     if begin >= 0:
         return _braced(text, begin + len("\\boxed{"))
-    _, mark, behind = text.rpartition("####")
-    return behind if mark else text
+    _, mark, after = text.rpartition("####")
+    return after if mark else text
 
 
 def _braced(text: str, begin: int) -> str:
-    """Up to the brace that closes; all of it where none does."""
+    """Return the text up to the closing brace, or all of it if there is none."""
     depth = 1
     for i in range(begin, len(text)):
         depth += {"{": 1, "}": -1}.get(text[i], 0)
@@ -60,38 +60,38 @@ def _braced(text: str, begin: int) -> str:
 
 
 def extract_number(text: str) -> Fraction | None:
-    """The last number of an answer: whole, decimal or a fraction; thousands may have commas."""
-    found = _NUMBER.findall(_LATEX_FRACTION.sub(r"\1/\2", extract_answer(text)))
-    if not found:
+    """Return an answer's last number: integer, decimal or fraction; thousands may have commas."""
+    numbers = _NUMBER.findall(_LATEX_FRACTION.sub(r"\1/\2", extract_answer(text)))
+    if not numbers:
         return None
-    written = found[-1].replace(",", "").replace(" ", "").replace("\u2212", "-")
+    number = numbers[-1].replace(",", "").replace(" ", "").replace("\u2212", "-")
     try:
-        return Fraction(written)
+        return Fraction(number)
     except (ValueError, ZeroDivisionError):
         return None
 
 
 def extract_letter(text: str, letters: str) -> str | None:
-    """The last letter of an answer that stands for a choice; none where the text names none.
+    """Return the last letter of an answer that names a choice; None if there is none.
 
-    It counts alone, behind `answer is` and its like, in brackets, or before `.`, `)`, `:` or the
-    end; so that the article in `A patient` is no choice.
+    A letter counts alone, after `answer is` and similar phrases, in brackets, or before `.`, `)`,
+    `:` or the end of the text. The article in `A patient` does not.
     """
     answer = extract_answer(text).strip()
     if answer.upper() in letters and len(answer) == 1:
         return answer.upper()
-    one = f"[{letters}]"
-    phrased = re.findall(rf"{_LEAD.pattern}({one})(?![A-Za-z'])", answer)
-    marked = re.findall(rf"\(({one})\)|(?<![A-Za-z])({one})(?=[.):]|\s*$)", answer)
+    letter = f"[{letters}]"
+    phrased = re.findall(rf"{_LEAD.pattern}({letter})(?![A-Za-z'])", answer)
+    marked = re.findall(rf"\(({letter})\)|(?<![A-Za-z])({letter})(?=[.):]|\s*$)", answer)
     named = phrased or [first or second for first, second in marked]
     return named[-1] if named else None
 
 
 class VerifiedReward:
-    """Scores completions against a column of right answers; abstract.
+    """Scores completions against a column of correct answers; abstract.
 
     Attributes:
-        column: Name of the column in the training data; empty where none is needed.
+        column: The answers' column in the training data; empty if the reward needs none.
     """
 
     def __init__(self, name: str, column: str) -> None:
@@ -101,18 +101,22 @@ class VerifiedReward:
     def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float]:
         answers = columns[self.column] if self.column else [""] * len(completions)
         return [
-            float(self.is_right(completion_text(completion), answer))
+            float(self.is_correct(completion_text(completion), answer))
             for completion, answer in zip(completions, answers, strict=True)
         ]
 
-    def is_right(self, text: str, answer: str) -> bool:
+    def is_correct(self, text: str, answer: str) -> bool:
         raise NotImplementedError
 
     def require_readable(self, answer: str, where: str) -> None:
-        """Refuse an answer of the data that no completion could match.
+        """Refuse an answer in the data that no completion could match.
+
+        Args:
+            answer: The answer.
+            where: File and item, for the message.
 
         Raises:
-            UsageError: Says where it is.
+            UsageError: The answer cannot be read.
         """
 
 
@@ -121,11 +125,11 @@ class _Numeric(VerifiedReward):
         super().__init__(name, column)
         self._tolerance = Fraction(tolerance)
 
-    def is_right(self, text: str, answer: str) -> bool:
-        number, right = extract_number(text), extract_number(answer)
-        if number is None or right is None:
+    def is_correct(self, text: str, answer: str) -> bool:
+        number, correct = extract_number(text), extract_number(answer)
+        if number is None or correct is None:
             return False
-        return abs(number - right) <= self._tolerance * abs(right)
+        return abs(number - correct) <= self._tolerance * abs(correct)
 
     def require_readable(self, answer: str, where: str) -> None:
         if extract_number(answer) is None:
@@ -133,14 +137,14 @@ class _Numeric(VerifiedReward):
 
 
 class _MathVerify(VerifiedReward):
-    def is_right(self, text: str, answer: str) -> bool:
+    def is_correct(self, text: str, answer: str) -> bool:
         from math_verify import verify
 
-        seconds = _seconds(_VERIFYING_SECONDS)
-        return bool(verify(_right(answer), _expressions(text), timeout_seconds=seconds))
+        seconds = _time_limit(_VERIFYING_SECONDS)
+        return bool(verify(_parsed_answer(answer), _expressions(text), timeout_seconds=seconds))
 
     def require_readable(self, answer: str, where: str) -> None:
-        if not _right(answer):
+        if not _parsed_answer(answer):
             raise _unreadable(self.__name__, answer, where, "no expression")
 
 
@@ -149,7 +153,7 @@ class _Choice(VerifiedReward):
         super().__init__(name, column)
         self._letters = letters
 
-    def is_right(self, text: str, answer: str) -> bool:
+    def is_correct(self, text: str, answer: str) -> bool:
         return extract_letter(text, self._letters) == extract_letter(answer, self._letters)
 
     def require_readable(self, answer: str, where: str) -> None:
@@ -162,12 +166,12 @@ class _Format(VerifiedReward):
         super().__init__(name, "")
         self._pattern = re.compile(pattern, re.DOTALL)
 
-    def is_right(self, text: str, answer: str) -> bool:  # noqa: ARG002  # a form has no answer
+    def is_correct(self, text: str, answer: str) -> bool:  # noqa: ARG002  # a format has no answer
         return self._pattern.fullmatch(text.strip()) is not None
 
 
 class _Python:
-    """A user's function; modules of the working directory can be imported while it runs."""
+    """A function of the user's; it may import modules from the working directory."""
 
     column = ""
 
@@ -202,10 +206,10 @@ class _Python:
 
 
 def reward_function(reward: Reward) -> VerifiedReward | _Python:
-    """The function that TRL calls for a recipe's reward.
+    """Return the function that TRL calls for a recipe's reward.
 
     Raises:
-        UsageError: There is no such function.
+        UsageError: A Python reward's function is not found.
     """
     column = f"answer of {reward.name}"
     match reward:
@@ -224,34 +228,34 @@ def reward_function(reward: Reward) -> VerifiedReward | _Python:
 
 
 def completion_text(completion: Any) -> str:
-    """The text of a completion: TRL gives text, or for chats a list of turns."""
+    """Return the text of a completion, which TRL passes as text or as a list of chat turns."""
     if isinstance(completion, str):
         return completion
     return str(completion[-1]["content"]) if completion else ""
 
 
 def _expressions(text: str) -> list[Any]:
-    """What math-verify reads in a completion: boxed LaTeX first, then LaTeX, then plain text."""
+    """Parse a completion by math-verify: boxed LaTeX first, then LaTeX, then plain text."""
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
 
-    found: list[Any] = parse(
+    expressions: list[Any] = parse(
         text,
         extraction_config=[LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()],
-        parsing_timeout=_seconds(_PARSING_SECONDS),
+        parsing_timeout=_time_limit(_PARSING_SECONDS),
     )
-    return found
+    return expressions
 
 
-def _right(answer: str) -> list[Any]:
-    """What math-verify reads in a right answer; one without words is LaTeX, with or without $."""
-    bare = extract_answer(answer).strip()
-    as_latex = "$" + bare.strip("$") + "$"
-    forms = [bare, as_latex] if _WORD.search(bare) else [as_latex, bare]
+def _parsed_answer(answer: str) -> list[Any]:
+    """Parse a correct answer by math-verify; one without words is LaTeX, with or without $."""
+    plain = extract_answer(answer).strip()
+    as_latex = "$" + plain.strip("$") + "$"
+    forms = [plain, as_latex] if _WORD.search(plain) else [as_latex, plain]
     return _expressions(forms[0]) or _expressions(forms[1])
 
 
-def _seconds(seconds: int) -> int | None:
-    """A limit, where there can be one: math-verify's is an alarm, for the main thread alone."""
+def _time_limit(seconds: int) -> int | None:
+    """Return the limit on the main thread, else None: math-verify sets it by a signal alarm."""
     if threading.current_thread() is threading.main_thread():
         return seconds
     for name in ("math_verify.parser", "math_verify.grader"):
@@ -259,8 +263,8 @@ def _seconds(seconds: int) -> int | None:
     return None
 
 
-def _unreadable(name: str, answer: str, where: str, what: str) -> UsageError:
+def _unreadable(name: str, answer: str, where: str, missing: str) -> UsageError:
     return UsageError(
-        f"data: {where}: the reward {name!r} finds {what} in the answer {answer!r}. "
-        'Say where it is: `rewards: [{kind: ..., answer: "{field}"}]`.'
+        f"data: {where}: the reward {name!r} finds {missing} in the answer {answer!r}. "
+        'Set its field: `rewards: [{kind: ..., answer: "{field}"}]`.'
     )
