@@ -1,9 +1,9 @@
-"""Bytes and speed of coded checkpoints: a full fine-tune at rate 1e-5, kept every 10 steps.
+"""Size and speed of coded checkpoints: full fine-tuning at rate 1e-5, saved every 10 steps.
 
 python tests/bench/coding.py 160
 
-Trains tiny-en of ../shared (the embedded model without it) with fp32 masters, kept in bf16, on
-real text. XOR in place of the difference is measured on the same weights.
+Trains tiny-en of ../shared (the embedded model without it) with fp32 master weights, stored
+in bf16, on real text. XOR instead of the difference is measured on the same weights.
 """
 
 from __future__ import annotations
@@ -112,7 +112,9 @@ def best(work: Any) -> float:
 
 
 def access(run: Run) -> None:
-    read_all = [read_checkpoint(run, step) for step in run.steps]  # hashed once, as in any use
+    read_all = [
+        read_checkpoint(run, step) for step in run.steps
+    ]  # hashes are checked once, as in any use
     del read_all
     times = {step: best(lambda s=step: read_checkpoint(run, s)) for step in run.steps}
     key = statistics.median(times[s] for s in run.steps if len(links(run, s)) == 1)
@@ -124,7 +126,7 @@ def access(run: Run) -> None:
 
 
 def lock_held(folder: Path) -> None:
-    """How long another thread stands still while 200 MB are coded and written."""
+    """How long another thread is blocked while 200 MB are coded and written."""
     tensors = {"w": bits_of(torch.randn(100_000_000).bfloat16())}
     gaps = []
     worker = threading.Thread(target=codec.encode, args=(folder / "large", tensors))

@@ -1,12 +1,12 @@
-"""Training by rewards beside supervised training: the same task, the same base, held-out items.
+"""GRPO compared with SFT: the same task, the same base, held-out items.
 
     python -m tests.bench.rewards [--seeds 3] [--steps 60] [--items 200]
 
 The embedded demo's model learns stories of sums by GRPO (reward: the exact number) and by SFT.
 Printed for each seed, in points of 100 with 95% paired bootstrap intervals over items: the reward
-of sampled completions in the first and last ten steps, exact match of greedy answers on stories
-that training never saw before and after, and what the seven other skills lost. SFT is shown at
-its end and at its earliest checkpoint that learned as much as GRPO did.
+of sampled completions in the first and last ten steps, exact match of greedy answers on unseen
+stories before and after training, and the loss of the seven other skills. SFT is shown at its end
+and at its earliest checkpoint that gained as much as GRPO.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--items", type=int, default=200)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for seed in range(asked.seeds):
-            rows.append(_seed(Path(folder), seed, asked.steps, asked.items))
+        for seed in range(options.seeds):
+            rows.append(_seed(Path(folder), seed, options.steps, options.items))
             print(json.dumps(rows[-1]), flush=True)
     for key in rows[0]:
         values = np.array([row[key][0] for row in rows])
@@ -72,16 +72,16 @@ def _seed(folder: Path, seed: int, steps: int, num_items: int) -> dict[str, Any]
     supervised = Recipe.model_validate(
         {**common, "name": "sft", "sft": sft, "trajectory": {"log_checkpoints": 8}}
     )
-    heard: dict[int, float] = {}
+    rewards_by_step: dict[int, float] = {}
 
-    def hear(progress: TrainingProgress) -> None:
+    def record(progress: TrainingProgress) -> None:
         if progress.reward is not None:
-            heard[progress.done] = 100 * progress.reward
+            rewards_by_step[progress.done] = 100 * progress.reward
 
     begin = time.perf_counter()
-    rl = train(by_reward, on_progress=hear)
+    rl = train(by_reward, on_progress=record)
     minutes = (time.perf_counter() - begin) / 60
-    rewards = list(heard.values())
+    rewards = list(rewards_by_step.values())
     scores = _Scores(recipe, num_items)
     before = scores.at(rl, Point.base())
     after = scores.at(rl, rl.final)
@@ -94,16 +94,20 @@ def _seed(folder: Path, seed: int, steps: int, num_items: int) -> dict[str, Any]
         "GRPO: general": scores.change(before, after, "general"),
     }
     run = train(supervised)
-    found = {step: scores.at(run, Point(step=step)) for step in run.steps}
-    last = found[run.final.step]
+    scores_by_step = {step: scores.at(run, Point(step=step)) for step in run.steps}
+    last = scores_by_step[run.final.step]
     row["SFT at its end: target"] = scores.change(before, last, "target")
     row["SFT at its end: general"] = scores.change(before, last, "general")
     gained = row["GRPO: target"][0]
-    equal = [s for s in found if scores.change(before, found[s], "target")[0] >= gained]
+    equal = [
+        s
+        for s in scores_by_step
+        if scores.change(before, scores_by_step[s], "target")[0] >= gained
+    ]
     step = min(equal, default=run.final.step)
     row["SFT as far as GRPO: step"] = [step]
-    row["SFT as far as GRPO: target"] = scores.change(before, found[step], "target")
-    row["SFT as far as GRPO: general"] = scores.change(before, found[step], "general")
+    row["SFT as far as GRPO: target"] = scores.change(before, scores_by_step[step], "target")
+    row["SFT as far as GRPO: general"] = scores.change(before, scores_by_step[step], "general")
     return row
 
 
@@ -130,15 +134,15 @@ class _Scores:
     def change(self, before: Any, after: Any, role: str) -> list[float]:
         """Points gained in a role: estimate, low, high."""
         members = [o for o in self._objectives if o.info.role == role]
-        drawn, estimate = 0.0, 0.0
+        samples, estimate = 0.0, 0.0
         for objective in members:
             name = objective.info.name
             pair = np.array([before[name], after[name]])
-            samples: Any = resample_means(pair, self._items(objective), seed=0, name=name)
-            drawn = drawn + 100 * (samples[:, 1] - samples[:, 0]) / len(members)
+            means: Any = resample_means(pair, self._items(objective), seed=0, name=name)
+            samples = samples + 100 * (means[:, 1] - means[:, 0]) / len(members)
             estimate += 100 * float(pair[1].mean() - pair[0].mean()) / len(members)
-        found = interval(estimate, np.asarray(drawn))
-        return [found.estimate, found.low, found.high]
+        change = interval(estimate, np.asarray(samples))
+        return [change.estimate, change.low, change.high]
 
 
 def _mean(values: list[float]) -> list[float]:

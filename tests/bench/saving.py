@@ -1,11 +1,11 @@
-"""What keeping a trajectory costs a training: stall a save, whole-run time, beside stock saving.
+"""Cost of saving a trajectory: stall per save, and whole-run time compared with stock saving.
 
 python tests/bench/saving.py
 
-On a CPU the trained model is tiny-en of ../shared or, without it, the embedded one; with a GPU at
-hand a model of 1 GB of trainable weights is saved too. Each figure is a median of rounds that take
-turns, and a ratio from one process. On a machine that others use as well, wall time is theirs too:
-beside it stand the process's own time on the processor, and the lower quartile of the stalls.
+On a CPU the trained model is tiny-en of ../shared or, without it, the embedded one; on a GPU a
+model with 1 GB of trainable weights is also saved. Figures are medians over interleaved rounds,
+and each ratio is from one process. On a shared machine wall time includes the load of others, so
+the process's own CPU time and the lower quartile of the stalls are printed beside it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def rows(vocabulary: int) -> Dataset:
 
 
 class Stopwatch(TrainerCallback):
-    """Seconds from the first step's end to the last's, saves among them: wall and processor."""
+    """Wall and CPU seconds from the end of the first step to the end of training, with saves."""
 
     def __init__(self) -> None:
         self.begin = (0.0, 0.0)
@@ -91,7 +91,7 @@ def seconds_of_training(kind: str, *, is_lora: bool) -> tuple[float, float]:
             dataloader_pin_memory=False,
         ),
         train_dataset=rows(model.config.vocab_size),
-        # The watch stops last, once the last byte is on the disk.
+        # The stopwatch stops last, once all is on disk.
         callbacks=[*([TrajectoryCallback(folder / "run", 1)] if kind == "ours" else []), watch],
     )  # fmt: skip
     trainer.train()
@@ -120,7 +120,7 @@ def whole_run(*, is_lora: bool) -> None:
 
 
 def stall(name: str, model: Any, *, every_seconds: float, num_saves: int = 60) -> None:
-    """Time one save holds the caller, over a bare copy of the same bytes into memory at hand."""
+    """Time a save holds up the caller, over a plain copy of the bytes into allocated memory."""
     folder = Path(tempfile.mkdtemp())
     run = create_run(folder / "run", model, None, seed=0)
     args = TrainingArguments(output_dir=str(folder / "out"), use_cpu=not torch.cuda.is_available())
@@ -167,7 +167,7 @@ def bare_copy(live: dict[str, torch.Tensor]) -> Callable[[], None]:
 
 @torch.no_grad()
 def nudge(live: dict[str, torch.Tensor]) -> None:
-    """Move the weights a little, as a step does."""
+    """Change the weights slightly, as a step does."""
     for tensor in live.values():
         if tensor.requires_grad:
             tensor.mul_(1.001)
@@ -179,7 +179,7 @@ def timed(work: Callable[[], object]) -> float:
     begin = time.perf_counter()
     work()
     if torch.cuda.is_available():
-        # What the device still does for the copy holds training too; the side stream does not.
+        # Work of the current stream for the copy holds training up too; the side stream does not.
         torch.cuda.current_stream().synchronize()
     return time.perf_counter() - begin
 
@@ -201,7 +201,7 @@ def lora(model: Any) -> PeftModel:
 
 
 def main() -> None:
-    torch.set_num_threads(1)  # the writer's thread has the other core
+    torch.set_num_threads(1)  # the writer thread uses the other core
     stall("LoRA r16 on a small model", make_model(is_lora=True), every_seconds=0.1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     stall("LoRA r16 on a larger one", lora(large_model(device)), every_seconds=0.1)

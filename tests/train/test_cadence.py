@@ -1,4 +1,4 @@
-"""Which steps are kept: plainly, in log steps, by distance; and the same after a resume."""
+"""Which steps are saved by each cadence, and that a resumed training saves the same."""
 
 from __future__ import annotations
 
@@ -18,11 +18,17 @@ from backtrack.run.directory import Run
 from backtrack.train.trajectory.cadence import ByDistance, log_spaced
 from backtrack.train.trajectory.callback import TrajectoryCallback
 from tests.models import load_whole
-from tests.train.test_callback import LINEAR, Witness, assert_same, model_in_memory, trainer_for
+from tests.train.test_callback import (
+    LINEAR,
+    WeightRecorder,
+    assert_same,
+    model_in_memory,
+    trainer_for,
+)
 
 
-def kept(folder: Path, model: Any = None, *, resume: int = 0, **settings: Any) -> Run:
-    """A run of 12 steps at a constant rate by a callback with these settings."""
+def run_of_12_steps(folder: Path, model: Any = None, *, resume: int = 0, **settings: Any) -> Run:
+    """Train 12 steps at a constant learning rate, saving by these settings."""
     callback = TrajectoryCallback(folder / "run", **settings)
     trainer = trainer_for(
         model or model_in_memory(), folder / "out", callback, max_steps=12, learning_rate=1e-3,
@@ -40,18 +46,18 @@ def test_log_steps_go_from_the_first_to_the_last(count: int, last: int) -> None:
     assert len(steps) <= count
 
 
-def test_log_steps_lie_evenly_where_whole_steps_let_them() -> None:
+def test_log_steps_are_even_unless_they_round_to_the_same_step() -> None:
     steps = sorted(step for step in log_spaced(9, 10**8))
     ratios = [b / a for a, b in itertools.pairwise(steps)]
     assert ratios == pytest.approx([10.0] * 8)
 
 
 def test_log_checkpoints_of_a_training(tmp_path: Path) -> None:
-    assert kept(tmp_path, log_checkpoints=4).steps == (1, 2, 5, 12)
+    assert run_of_12_steps(tmp_path, log_checkpoints=4).steps == (1, 2, 5, 12)
 
 
-def test_checkpoints_by_distance_lie_as_far_apart_as_asked(tmp_path: Path) -> None:
-    run = kept(tmp_path, every_distance=0.02)
+def test_checkpoints_by_distance_are_as_far_apart_as_set(tmp_path: Path) -> None:
+    run = run_of_12_steps(tmp_path, every_distance=0.02)
     assert 3 < len(run.steps) < 12
     assert (run.steps[0], run.steps[-1]) == (1, 12)
     for a, b in itertools.pairwise(run.steps[:-1]):
@@ -66,7 +72,7 @@ def test_checkpoints_by_distance_lie_as_far_apart_as_asked(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("settings", [{"every_distance": 0.02}, {"log_checkpoints": 6}])
 @pytest.mark.parametrize("is_adapter", [False, True])
-def test_a_resumed_training_keeps_the_same_steps(
+def test_a_resumed_training_saves_the_same_steps(
     tmp_path: Path, settings: dict[str, Any], is_adapter: bool
 ) -> None:
     def model() -> Any:
@@ -74,9 +80,9 @@ def test_a_resumed_training_keeps_the_same_steps(
         torch.manual_seed(3)
         return get_peft_model(plain, LoraConfig(target_modules=LINEAR)) if is_adapter else plain
 
-    first = kept(tmp_path, model(), **settings)
+    first = run_of_12_steps(tmp_path, model(), **settings)
     before = {entry.step: entry.sha256 for entry in first.entries()}
-    again = kept(tmp_path, model(), resume=5, **settings)
+    again = run_of_12_steps(tmp_path, model(), resume=5, **settings)
     assert {entry.step: entry.sha256 for entry in again.entries()} == before
 
 
@@ -97,17 +103,17 @@ def test_distance_is_measured_on_a_sample_of_large_models() -> None:
         ({"storage": "plain"}, torch.bfloat16),
     ],
 )
-def test_master_weights_are_kept_in_the_type_that_training_computes_in(
+def test_master_weights_are_stored_in_the_dtype_that_training_computes_in(
     tmp_path: Path, settings: dict[str, Any], stored: torch.dtype
 ) -> None:
-    witness, callback = Witness(), TrajectoryCallback(tmp_path / "run", 4, **settings)
+    recorder, callback = WeightRecorder(), TrajectoryCallback(tmp_path / "run", 4, **settings)
     trainer_for(
-        model_in_memory(), tmp_path / "out", callback, witness, bf16=True, max_steps=4
+        model_in_memory(), tmp_path / "out", callback, recorder, bf16=True, max_steps=4
     ).train()
-    assert witness.weights[4]["model.norm.weight"].dtype == torch.float32
+    assert recorder.weights[4]["model.norm.weight"].dtype == torch.float32
     found = read_checkpoint(callback.run, 4)
     assert {tensor.dtype for tensor in found.values()} == {stored}
-    assert_same(found, {name: witness.weights[4][name].to(stored) for name in found})
+    assert_same(found, {name: recorder.weights[4][name].to(stored) for name in found})
     assert load_whole(callback.run, 4).dtype == stored
     is_plain = callback.run.entry(4).storage == "plain"
     assert is_plain == (settings.get("storage") == "plain")
@@ -115,7 +121,7 @@ def test_master_weights_are_kept_in_the_type_that_training_computes_in(
 
 def test_a_budget_thins_a_training_and_its_adapters_stay_plain(tmp_path: Path) -> None:
     model = get_peft_model(model_in_memory(), LoraConfig(target_modules=LINEAR))
-    run = kept(tmp_path, model, every_steps=1, max_checkpoints=4)
+    run = run_of_12_steps(tmp_path, model, every_steps=1, max_checkpoints=4)
     assert (run.steps[0], run.steps[-1], len(run.steps)) == (1, 12, 4)
     assert {entry.storage for entry in run.entries()} == {"plain"}
 
@@ -129,7 +135,7 @@ def test_a_budget_thins_a_training_and_its_adapters_stay_plain(tmp_path: Path) -
         ({"storage": "zip"}, "storage"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         TrajectoryCallback("run", **settings)
     with pytest.raises(ValueError, match=message.partition(" ")[0]):

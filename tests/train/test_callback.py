@@ -1,4 +1,4 @@
-"""What users of the callback rely on, whatever Trainer they bring."""
+"""What users of the callback rely on, with any Trainer."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def token_rows(count: int = 24) -> Dataset:
     return Dataset.from_list([{"input_ids": row, "labels": row} for row in rows])
 
 
-class Witness(TrainerCallback):
-    """Keeps the live weights after each step."""
+class WeightRecorder(TrainerCallback):
+    """Records the live weights after each step."""
 
     def __init__(self) -> None:
         self.weights: dict[int, Weights] = {}
@@ -102,9 +102,9 @@ def assert_same(found: Weights, expected: Weights) -> None:
 def test_a_model_built_in_memory_leaves_a_run_with_its_base_and_every_step(tmp_path: Path) -> None:
     model = model_in_memory()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    witness, callback = Witness(), TrajectoryCallback(tmp_path / "run", every_steps=3)
+    recorder, callback = WeightRecorder(), TrajectoryCallback(tmp_path / "run", every_steps=3)
 
-    trainer_for(model, tmp_path / "out", callback, witness, seed=11).train()
+    trainer_for(model, tmp_path / "out", callback, recorder, seed=11).train()
 
     run = Run.open(tmp_path / "run")
     assert run.steps == (3, 6, 7)
@@ -112,7 +112,7 @@ def test_a_model_built_in_memory_leaves_a_run_with_its_base_and_every_step(tmp_p
     assert run.entry(6).train_loss is not None
     assert_same(AutoModelForCausalLM.from_pretrained(run.base.model).state_dict(), before)
     for step in run.steps:
-        assert_same(load_whole(run, step).state_dict(), witness.weights[step])
+        assert_same(load_whole(run, step).state_dict(), recorder.weights[step])
 
 
 @pytest.mark.parametrize(
@@ -129,9 +129,9 @@ def test_each_adapter_loads_with_stock_peft_on_the_base_that_was_written(
 ) -> None:
     model = model_in_memory()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    witness, callback = Witness(), TrajectoryCallback(tmp_path / "run", every_steps=4)
+    recorder, callback = WeightRecorder(), TrajectoryCallback(tmp_path / "run", every_steps=4)
 
-    trainer_for(get_peft_model(model, config), tmp_path / "out", callback, witness).train()
+    trainer_for(get_peft_model(model, config), tmp_path / "out", callback, recorder).train()
 
     run = Run.open(tmp_path / "run")
     assert run.steps == (4, 7)
@@ -146,10 +146,10 @@ def test_each_adapter_loads_with_stock_peft_on_the_base_that_was_written(
             AutoModelForCausalLM.from_pretrained(run.base.model), folder
         )
         found = get_peft_model_state_dict(loaded, save_embedding_layers=False)
-        assert_same(found, witness.weights[step])
+        assert_same(found, recorder.weights[step])
 
 
-def test_a_run_of_the_callback_alone_can_be_walked(tmp_path: Path) -> None:
+def test_a_model_can_be_placed_along_a_run_of_the_callback_alone(tmp_path: Path) -> None:
     model = get_peft_model(
         model_in_memory(), LoraConfig(r=4, target_modules=LINEAR, task_type="CAUSAL_LM")
     )
@@ -243,21 +243,21 @@ def test_an_adapter_of_another_name_is_saved_like_any_other(tmp_path: Path, base
 def test_the_last_step_is_the_last_step_when_the_trainer_loads_the_best_model_back(
     tmp_path: Path,
 ) -> None:
-    witness, callback = Witness(), TrajectoryCallback(tmp_path / "run", every_steps=3)
+    recorder, callback = WeightRecorder(), TrajectoryCallback(tmp_path / "run", every_steps=3)
     trainer = trainer_for(
-        model_in_memory(), tmp_path / "out", callback, witness,
+        model_in_memory(), tmp_path / "out", callback, recorder,
         load_best_model_at_end=True, eval_strategy="steps", save_strategy="steps",
         eval_steps=1, save_steps=1, metric_for_best_model="runtime", learning_rate=1.0,
     )  # fmt: skip
     trainer.train()
     assert_same(
         load_whole(callback.run, 7).state_dict(),
-        witness.weights[7],
+        recorder.weights[7],
     )
 
 
 class StepsAtSave(TrainerCallback):
-    """Keeps which steps the run has each time the Trainer saves its own state."""
+    """Records the run's steps each time the Trainer saves its own state."""
 
     def __init__(self, run: Path) -> None:
         self.run = run
@@ -267,13 +267,13 @@ class StepsAtSave(TrainerCallback):
         self.steps[state.global_step] = Run.open(self.run).steps
 
 
-def test_a_step_is_kept_before_the_trainer_saves_its_own_state_of_it(tmp_path: Path) -> None:
-    witness = StepsAtSave(tmp_path / "run")
+def test_a_step_is_saved_before_the_trainer_saves_its_own_state_of_it(tmp_path: Path) -> None:
+    recorder = StepsAtSave(tmp_path / "run")
     trainer_for(
-        model_in_memory(), tmp_path / "out", TrajectoryCallback(tmp_path / "run", 3), witness,
+        model_in_memory(), tmp_path / "out", TrajectoryCallback(tmp_path / "run", 3), recorder,
         save_strategy="steps", save_steps=3,
     ).train()  # fmt: skip
-    assert witness.steps == {3: (3,), 6: (3, 6), 7: (3, 6, 7)}
+    assert recorder.steps == {3: (3,), 6: (3, 6), 7: (3, 6, 7)}
 
 
 class StopEarly(TrainerCallback):
@@ -281,13 +281,13 @@ class StopEarly(TrainerCallback):
         control.should_training_stop = state.global_step == 4
 
 
-def test_a_training_that_stops_early_keeps_its_last_step(tmp_path: Path) -> None:
+def test_a_training_that_stops_early_saves_its_last_step(tmp_path: Path) -> None:
     callback = TrajectoryCallback(tmp_path / "run", 3)
     trainer_for(model_in_memory(), tmp_path / "out", callback, StopEarly()).train()
     assert callback.run.steps == (3, 5)
 
 
-def test_a_resumed_trainer_goes_on_in_the_same_run(tmp_path: Path) -> None:
+def test_a_resumed_trainer_continues_the_same_run(tmp_path: Path) -> None:
     trainer_for(
         model_in_memory(), tmp_path / "out", TrajectoryCallback(tmp_path / "run", 3),
         save_strategy="steps", save_steps=4, max_steps=6,
@@ -333,7 +333,7 @@ def test_a_folder_of_other_files_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
 
-def test_a_base_that_cannot_be_known_any_more_is_asked_for(tmp_path: Path) -> None:
+def test_a_base_that_is_no_longer_known_must_be_named(tmp_path: Path) -> None:
     settings = {"save_strategy": "steps", "save_steps": 4}
     trainer_for(model_in_memory(), tmp_path / "out", **settings).train()
     trainer = trainer_for(
@@ -344,9 +344,11 @@ def test_a_base_that_cannot_be_known_any_more_is_asked_for(tmp_path: Path) -> No
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("start", ["pissa", "olora"])
-def test_a_start_that_has_moved_the_base_asks_for_the_original(tmp_path: Path, start: Any) -> None:
-    config = LoraConfig(r=4, target_modules=LINEAR, init_lora_weights=start)
+@pytest.mark.parametrize("initialization", ["pissa", "olora"])
+def test_an_initialization_that_changed_the_base_needs_the_original(
+    tmp_path: Path, initialization: Any
+) -> None:
+    config = LoraConfig(r=4, target_modules=LINEAR, init_lora_weights=initialization)
     trainer = trainer_for(
         get_peft_model(model_in_memory(), config),
         tmp_path / "out",
@@ -357,11 +359,11 @@ def test_a_start_that_has_moved_the_base_asks_for_the_original(tmp_path: Path, s
     assert list(tmp_path.glob("*run*")) == []
 
 
-def test_a_start_that_no_loading_finds_again_is_kept_and_leads_back_to_the_base(
+def test_an_initial_adapter_that_cannot_be_recomputed_is_saved_and_restores_the_base(
     tmp_path: Path, base: Path
 ) -> None:
-    start: Any = "pissa_niter_2"
-    config = LoraConfig(r=4, target_modules=LINEAR, init_lora_weights=start, task_type="CAUSAL_LM")
+    name: Any = "pissa_niter_2"
+    config = LoraConfig(r=4, target_modules=LINEAR, init_lora_weights=name, task_type="CAUSAL_LM")
     original = AutoModelForCausalLM.from_pretrained(base)
     before = probe(original.eval())
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
@@ -378,7 +380,9 @@ def test_a_start_that_no_loading_finds_again_is_kept_and_leads_back_to_the_base(
     torch.testing.assert_close(probe(placement.model), trained, atol=1e-5, rtol=0)
 
 
-def test_a_start_whose_adapter_does_not_load_back_is_refused(tmp_path: Path, base: Path) -> None:
+def test_an_initialization_whose_adapter_cannot_be_reloaded_is_refused(
+    tmp_path: Path, base: Path
+) -> None:
     config = LoraConfig(r=4, target_modules=LINEAR)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
     claimed: Any = model.peft_config["default"]
@@ -395,7 +399,7 @@ def test_steps_are_counted_from_one() -> None:
 
 @contextmanager
 def files_limited_to(num_bytes: int) -> Iterator[None]:
-    """No file may grow past a size, as on a disk that is full."""
+    """Limit the size of files, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
     try:
@@ -405,7 +409,7 @@ def files_limited_to(num_bytes: int) -> Iterator[None]:
 
 
 class FillTheDisk(TrainerCallback):
-    """From a step on, no weights fit on the disk; those before are waited for."""
+    """From a step on, no weights fit on the disk; earlier ones are written first."""
 
     def __init__(self, step: int, run: Path) -> None:
         self.step = step
@@ -419,7 +423,7 @@ class FillTheDisk(TrainerCallback):
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
 
 
-def test_a_full_disk_stops_training_and_spares_what_was_written(tmp_path: Path) -> None:
+def test_a_full_disk_stops_training_and_leaves_earlier_checkpoints_intact(tmp_path: Path) -> None:
     trainer = trainer_for(
         model_in_memory(),
         tmp_path / "out",

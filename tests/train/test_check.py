@@ -81,11 +81,11 @@ def test_a_fault_says_what_to_do(raw: dict[str, Any], fault: str) -> None:
         {"method": {"kind": "oft", "oft_block_size": 16, "coft": True}},
     ],
 )
-def test_what_pydantic_checks_or_another_machine_can_do_is_no_fault(raw: dict[str, Any]) -> None:
+def test_what_pydantic_checks_or_another_machine_supports_is_no_fault(raw: dict[str, Any]) -> None:
     assert library_faults(raw) == []
 
 
-def test_a_number_that_yaml_takes_for_text_is_a_number() -> None:
+def test_a_number_that_yaml_reads_as_text_becomes_a_number() -> None:
     config = sft_config({"learning_rate": "1e-4", "use_cpu": True}, Path("unused"), seed=0)
     assert config.learning_rate == 1e-4
 
@@ -96,7 +96,7 @@ def test_a_machine_without_a_gpu_trains_without_half_precision_tricks() -> None:
     assert (config.seed, config.data_seed, config.report_to) == (7, 7, [])
 
 
-def test_parameters_named_for_an_adapter_stand_alone() -> None:
+def test_target_parameters_replace_the_default_target_modules() -> None:
     config = peft_config("lora", {"target_parameters": ["experts.gate_up_proj"]})
     assert config.target_modules is None  # type: ignore[attr-defined]
 
@@ -116,9 +116,7 @@ def test_parameters_named_for_an_adapter_stand_alone() -> None:
         ("data: {train: x, system: Be brief.}", "set `chat: true`"),
     ],
 )
-def test_sections_that_do_not_go_together_are_refused(
-    tmp_path: Path, lines: str, fault: str
-) -> None:
+def test_contradictory_sections_are_refused(tmp_path: Path, lines: str, fault: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(f"name: x\nbase: some/base\n{lines}\n")
     with pytest.raises(RecipeError) as caught:

@@ -1,4 +1,4 @@
-"""Two processes leave the trajectory that one leaves, to rounding."""
+"""Two processes write the same trajectory as one, up to rounding."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_recipes_on_two_processes_by_deepspeed(
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of a whole model and of LoRA whose weights two processes shared by FSDP2."""
+    """Runs of a full model and of LoRA whose weights were sharded over two processes by FSDP2."""
     out = tmp_path_factory.mktemp("fsdp2")
     script = str(Path(__file__).with_name("train_sharded.py"))
     launch(

@@ -1,4 +1,4 @@
-"""Training by rewards: the reward rises, and trajectory, search and resume are as ever."""
+"""GRPO: the reward rises, and trajectory, search and resume work as under SFT."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DIGITS = {"kind": "format", "name": "digits", "pattern": "[0-9]+"}
 
 
 def logged(run: Run) -> list[dict[str, Any]]:
-    """What the Trainer logged of its steps."""
+    """The Trainer's log of its steps."""
     checkpoint = newest_checkpoint(run.path / "trainer")
     assert checkpoint is not None
     history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
@@ -82,9 +82,9 @@ def test_the_reward_rises_and_the_trajectory_is_searched(tmp_path: Path) -> None
             },
         }
     )  # fmt: skip
-    heard: list[TrainingProgress] = []
-    run = train(recipe, on_progress=heard.append)
-    rewards = list({p.done: p.reward for p in heard if p.reward is not None}.values())
+    reports: list[TrainingProgress] = []
+    run = train(recipe, on_progress=reports.append)
+    rewards = list({p.done: p.reward for p in reports if p.reward is not None}.values())
     assert len(rewards) == 16
     # Means of 256 completions each, whose standard error is about 0.03.
     assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.1
@@ -131,7 +131,7 @@ def test_a_killed_training_by_rewards_resumes_bit_for_bit(
     with pytest.raises(KeyboardInterrupt):
         train(tiny(base, sums, tmp_path / "cut", grpo=grpo), on_progress=stop)
     saved = newest_checkpoint(tmp_path / "cut/tiny/trainer")
-    # Generations used for four steps are never cut in two: step 3 is saved as step 4.
+    # A save inside the four steps that use one generation is delayed: that of step 3 to step 4.
     assert saved is not None
     assert saved.name == ("checkpoint-4" if "num_iterations" in grpo else "checkpoint-3")
     resumed = train(tiny(base, sums, tmp_path / "cut", grpo=grpo), resume=True)

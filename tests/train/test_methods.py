@@ -1,4 +1,4 @@
-"""Every method that has a path is trained from a recipe, with what the libraries leave out."""
+"""Every method that has a path is trained from a recipe, with what PEFT leaves to the caller."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ FIELDS: dict[str, dict[str, Any]] = {
     "boft": {"boft_block_size": 8},
     "trainable_tokens": {"token_indices": [3, 5]},
 }
-"""What the tiny base is too small for at PEFT's defaults."""
-STARTS: dict[str, dict[str, Any]] = {
+"""Settings for methods whose defaults in PEFT are too large for the tiny base."""
+LORA_VARIANTS: dict[str, dict[str, Any]] = {
     "dora": {"use_dora": True},
     "tokens": {"trainable_token_indices": [3, 5]},
     "patterns": {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 3}},
     **{
-        start: {"init_lora_weights": start}
-        for start in ("pissa", "pissa_niter_4", "olora", "eva", "milora")
+        name: {"init_lora_weights": name}
+        for name in ("pissa", "pissa_niter_4", "olora", "eva", "milora")
     },
 }
 
@@ -57,20 +57,22 @@ STARTS: dict[str, dict[str, Any]] = {
 def test_every_tuner_that_has_a_path_is_trained_by_its_name(
     make_recipe: MakeRecipe, base: Path, kind: str
 ) -> None:
-    _train_and_walk(make_recipe, base, {"kind": kind, **FIELDS.get(kind, {})})
+    _train_and_place(make_recipe, base, {"kind": kind, **FIELDS.get(kind, {})})
 
 
-@pytest.mark.parametrize("start", sorted(STARTS))
-def test_every_start_of_lora_walks_back_to_the_base(
-    make_recipe: MakeRecipe, base: Path, start: str
+@pytest.mark.parametrize("variant", sorted(LORA_VARIANTS))
+def test_every_variant_of_lora_returns_to_the_base(
+    make_recipe: MakeRecipe, base: Path, variant: str
 ) -> None:
-    _train_and_walk(
-        make_recipe, base, {"kind": "lora", "r": 4, "target_modules": LINEAR, **STARTS[start]}
+    _train_and_place(
+        make_recipe,
+        base,
+        {"kind": "lora", "r": 4, "target_modules": LINEAR, **LORA_VARIANTS[variant]},
     )
 
 
-def _train_and_walk(make_recipe: MakeRecipe, base: Path, method: dict[str, Any]) -> None:
-    """Train three steps, then stand at both ends."""
+def _train_and_place(make_recipe: MakeRecipe, base: Path, method: dict[str, Any]) -> None:
+    """Train three steps, then place the model at both ends of the path."""
     run = train(make_recipe(method=method, sft={"max_steps": 3, "save_strategy": "no"}))
     placement = Placement(run, device="cpu")
     with torch.no_grad():
@@ -112,7 +114,7 @@ def test_a_method_that_cannot_be_trained_is_refused_by_name(
 ADALORA = {"kind": "adalora", "init_r": 4, "target_r": 2, "tinit": 1, "tfinal": 2, "deltaT": 2}
 
 
-def test_adalora_comes_to_its_budget_of_ranks(make_recipe: MakeRecipe) -> None:
+def test_adalora_reaches_its_target_number_of_ranks(make_recipe: MakeRecipe) -> None:
     run = train(make_recipe(method={**ADALORA, "target_modules": LINEAR}))
     ranks = {
         step: sum(
@@ -122,13 +124,13 @@ def test_adalora_comes_to_its_budget_of_ranks(make_recipe: MakeRecipe) -> None:
         )
         for step in run.steps
     }
-    # Six layers: 24 ranks in the beginning, 12 asked for.
+    # Six layers: 24 ranks initially, 12 as the target.
     assert 12 < ranks[3] <= 24
     assert ranks[6] == ranks[7] == 12
     assert run.manifest.method.settings["total_step"] == 7
 
 
-def test_adalora_resumes_with_what_it_has_averaged(make_recipe: MakeRecipe) -> None:
+def test_adalora_resumes_with_its_running_averages(make_recipe: MakeRecipe) -> None:
     def until(step: int) -> Any:
         def stop(progress: Any) -> None:
             if progress.done == step:
@@ -145,7 +147,7 @@ def test_adalora_resumes_with_what_it_has_averaged(make_recipe: MakeRecipe) -> N
         assert resumed.entry(7).sha256 == uninterrupted.entry(7).sha256
 
 
-def test_adalora_is_regularized_as_peft_does_it(make_recipe: MakeRecipe) -> None:
+def test_adalora_is_regularized_as_in_peft(make_recipe: MakeRecipe) -> None:
     trainer = build_trainer(make_recipe(method=ADALORA), Path("unused"))
     model = trainer.model.train()
     batch = {"input_ids": TOKENS, "labels": TOKENS, "attention_mask": torch.ones_like(TOKENS)}
@@ -156,7 +158,7 @@ def test_adalora_is_regularized_as_peft_does_it(make_recipe: MakeRecipe) -> None
     torch.testing.assert_close(with_penalty, model(**batch).loss)
 
 
-def test_milora_trains_one_half_from_the_least_directions(
+def test_milora_trains_one_half_from_the_smallest_singular_components(
     make_recipe: MakeRecipe, base: Path
 ) -> None:
     method = {"kind": "lora", "r": 3, "lora_alpha": 6, "init_lora_weights": "milora"}
@@ -187,7 +189,7 @@ def test_trained_tokens_of_a_tied_head_are_in_the_loss(make_recipe: MakeRecipe) 
     )
 
 
-def test_a_packed_base_is_trained_as_it_is_packed(make_recipe: MakeRecipe, base: Path) -> None:
+def test_an_adapter_of_a_quantized_base_is_trained(make_recipe: MakeRecipe, base: Path) -> None:
     packed = {"model": str(base), "quantization": "4bit"}
     run = train(make_recipe(base=packed, method={"kind": "lora", "r": 4}))
     assert run.base.quantization == "4bit"
@@ -196,7 +198,9 @@ def test_a_packed_base_is_trained_as_it_is_packed(make_recipe: MakeRecipe, base:
         train(make_recipe(name="whole", base=packed))
 
 
-def test_a_layer_has_the_rate_its_name_is_given(make_recipe: MakeRecipe, base: Path) -> None:
+def test_a_parameter_has_the_learning_rate_of_the_expression_in_its_name(
+    make_recipe: MakeRecipe, base: Path
+) -> None:
     rates = {r"layers\.0\..*lora_B": 0.0, r"layers\.1\.": 1e-3}
     method = {"kind": "lora", "r": 4, "target_modules": LINEAR}
     trainer = build_trainer(make_recipe(method=method, learning_rates=rates), Path("unused"))
@@ -224,7 +228,7 @@ def test_a_rate_for_no_layer_is_refused(make_recipe: MakeRecipe, tmp_path: Path)
         train(make_recipe(method={"kind": "lora"}, learning_rates={"layer_0": 1.0}))
 
 
-def test_an_expression_that_is_none_is_a_mistake_of_the_recipe(make_recipe: MakeRecipe) -> None:
+def test_an_invalid_regular_expression_is_a_fault_of_the_recipe(make_recipe: MakeRecipe) -> None:
     with pytest.raises(ValueError, match="no regular expression"):
         make_recipe(learning_rates={"(": 1.0})
     with pytest.raises(RecipeError, match="Did you mean 'vera'"):

@@ -1,4 +1,4 @@
-"""What a recipe takes, told beforehand, is what training then takes."""
+"""A plan's estimates are what training then needs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_parameters_are_counted_without_a_download(
 
 
 @pytest.mark.parametrize("method", [{"kind": "full"}, LORA], ids=["full", "lora"])
-def test_a_plan_is_what_training_takes(make_recipe: MakeRecipe, method: dict[str, Any]) -> None:
+def test_a_plan_is_what_training_needs(make_recipe: MakeRecipe, method: dict[str, Any]) -> None:
     sft = {"max_steps": -1, "num_train_epochs": 1, "per_device_train_batch_size": 6}
     recipe = make_recipe(method=method, sft=sft, trajectory={"every_steps": 3, "storage": "plain"})
     plan = make_plan(recipe)
@@ -55,7 +55,7 @@ def test_a_plan_is_what_training_takes(make_recipe: MakeRecipe, method: dict[str
     assert plan.num_steps == run.final.step == 7
     assert plan.num_checkpoints == len(run.steps)
     weights = {path.stat().st_size for path in run.folder(7).glob("*.safetensors")}
-    # A safetensors file begins with a table of its tensors.
+    # A safetensors file also contains a header.
     assert plan.checkpoint_bytes == pytest.approx(sum(weights), rel=0.3)
     assert (plan.checkpoint_bytes or 0) < sum(weights)
     assert not resource_shortages(plan, Path(recipe.output))
@@ -74,7 +74,7 @@ def test_steps_of_training_by_rewards_are_counted_as_trl_does(
     assert make_plan(recipe).num_steps == num_steps(build_trainer(recipe, tmp_path))
 
 
-def test_what_cannot_be_known_is_said(make_recipe: MakeRecipe) -> None:
+def test_what_cannot_be_known_is_noted(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(
         base="some/unknown-base", data={"train": "some/data"}, sft={"max_steps": -1}
     )
@@ -91,7 +91,7 @@ def test_what_cannot_be_known_is_said(make_recipe: MakeRecipe) -> None:
     assert "of disk are needed" in resource_shortages(plan, Path("runs"))[0]
 
 
-def test_a_dry_run_says_what_training_takes_and_makes_nothing(
+def test_a_dry_run_prints_the_plan_and_writes_nothing(
     base: Path, sums: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "dry.yaml"

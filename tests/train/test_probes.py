@@ -52,14 +52,14 @@ def probes(run: Run) -> list[ProbeEvaluation]:
 def test_training_stops_when_the_lower_bound_of_the_general_drop_exceeds_the_limit(
     make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
-    heard: list[TrainingProgress] = []
+    reports: list[TrainingProgress] = []
     watched = make_recipe(
         objectives=objectives(tmp_path),
         watch={"every_steps": 2, "items": 16, "max_general_drop": 0.05},
         sft={"max_steps": 40, "learning_rate": 3e-2},
         search={"items": {"selection": 18, "report": 18}, "trials": 0},
     )
-    run = train(watched, on_progress=heard.append)
+    run = train(watched, on_progress=reports.append)
     end = read_end(run)
     assert end is not None
     assert end.reason is not None
@@ -76,7 +76,7 @@ def test_training_stops_when_the_lower_bound_of_the_general_drop_exceeds_the_lim
         >= max(probe.drop_lower_bound for probe in evaluations[:-1])
     )
     assert evaluations[-1].general > evaluations[0].general, "nats a token rise as ability falls"
-    assert heard[-1].probe == evaluations[-1]
+    assert reports[-1].probe == evaluations[-1]
     assert train(watched, resume=True).steps == run.steps
     # The evaluations use selection items, none of the report's.
     choice = select(run, weight=0.5)

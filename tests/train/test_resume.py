@@ -1,4 +1,4 @@
-"""A killed training goes on, and arrives where it would have arrived."""
+"""A killed and resumed training ends as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def weights_by_step(run: Run) -> dict[int, dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def recipes(tmp_path_factory: pytest.TempPathFactory, base: Path, sums: Path) -> dict[str, Recipe]:
-    """One recipe a method: two epochs and a part, so a resume falls inside an epoch."""
+    """One recipe per method; two and a half epochs, so a resume falls inside an epoch."""
     output = tmp_path_factory.mktemp("killed")
     return {
         name: Recipe.model_validate(
@@ -120,13 +120,13 @@ def short(recipes: dict[str, Recipe]) -> Recipe:
 
 @pytest.fixture(scope="module")
 def straight(short: Recipe) -> dict[int, dict[str, str]]:
-    """Where a short training arrives that nothing stops."""
+    """The weights of a short training that is not interrupted."""
     return weights_by_step(train(short.model_copy(update={"name": "straight"})))
 
 
 @pytest.fixture(scope="module")
 def stopped(short: Recipe) -> Path:
-    """A run of the short training, interrupted from the keyboard after its fifth step."""
+    """A run of the short training, interrupted by Ctrl-C after its fifth step."""
 
     def press(progress: TrainingProgress) -> None:
         if progress.done == 5:
@@ -155,28 +155,28 @@ def cut_in_half(path: Path) -> None:
 @pytest.mark.parametrize(
     "torn", ["optimizer.pt", "model.safetensors", "trainer_state.json", "rng_state.pth"]
 )
-def test_a_half_written_trainer_checkpoint_is_passed_over(recipe: Recipe, torn: str) -> None:
+def test_a_half_written_trainer_checkpoint_is_skipped(recipe: Recipe, torn: str) -> None:
     trainer = run_of(recipe) / "trainer"
     assert newest_checkpoint(trainer) == trainer / "checkpoint-4"
     cut_in_half(trainer / "checkpoint-4" / torn)
     assert newest_checkpoint(trainer) == trainer / "checkpoint-3"
 
 
-def test_an_older_trainer_checkpoint_leads_to_the_same_end(
+def test_resuming_from_an_older_trainer_checkpoint_gives_the_same_weights(
     recipe: Recipe, straight: dict[int, dict[str, str]]
 ) -> None:
     cut_in_half(run_of(recipe) / "trainer" / "checkpoint-4" / "optimizer.pt")
     assert weights_by_step(train(recipe, resume=True)) == straight
 
 
-def test_a_run_without_a_trainer_checkpoint_begins_again(
+def test_a_run_without_a_trainer_checkpoint_restarts(
     recipe: Recipe, straight: dict[int, dict[str, str]]
 ) -> None:
     shutil.rmtree(run_of(recipe) / "trainer")
     assert weights_by_step(train(recipe, resume=True)) == straight
 
 
-def test_what_a_killed_writer_left_is_ignored_and_cleaned_away(
+def test_what_a_killed_writer_left_is_ignored_and_deleted(
     recipe: Recipe, straight: dict[int, dict[str, str]]
 ) -> None:
     trajectory = run_of(recipe) / "trajectory"
@@ -193,7 +193,9 @@ def test_what_a_killed_writer_left_is_ignored_and_cleaned_away(
     assert not partial.exists()
 
 
-def test_a_directory_half_made_by_a_kill_is_made_anew(short: Recipe, tmp_path: Path) -> None:
+def test_a_folder_half_created_before_a_kill_is_created_again(
+    short: Recipe, tmp_path: Path
+) -> None:
     (tmp_path / ".short.partial" / "run").mkdir(parents=True)
     (tmp_path / ".short.partial" / "run" / "recipe.yaml").touch()
     recipe = short.model_copy(update={"output": str(tmp_path)})
@@ -204,10 +206,10 @@ def test_a_directory_half_made_by_a_kill_is_made_anew(short: Recipe, tmp_path: P
 def test_a_finished_run_is_returned_without_training(recipe: Recipe) -> None:
     run = train(recipe, resume=True)
     assert is_finished(run)
-    heard: list[TrainingProgress] = []
-    again = train(recipe, resume=True, on_progress=heard.append)
+    reports: list[TrainingProgress] = []
+    again = train(recipe, resume=True, on_progress=reports.append)
     assert weights_by_step(again) == weights_by_step(run)
-    assert heard == []
+    assert reports == []
 
 
 @pytest.mark.parametrize(
@@ -238,10 +240,10 @@ def test_what_is_measured_may_change_between_kill_and_resume(recipe: Recipe) -> 
 def test_a_base_that_changed_is_not_resumed(recipe: Recipe, base: Path, tmp_path: Path) -> None:
     other = make_base(tmp_path / "other", seed=9)
     (other / "model.safetensors").rename(base / "model.safetensors.new")
-    kept = (base / "model.safetensors").read_bytes()
+    original = (base / "model.safetensors").read_bytes()
     (base / "model.safetensors.new").replace(base / "model.safetensors")
     try:
         with pytest.raises(RunError, match="not the base this run was trained on"):
             train(recipe, resume=True)
     finally:
-        (base / "model.safetensors").write_bytes(kept)
+        (base / "model.safetensors").write_bytes(original)

@@ -1,4 +1,4 @@
-"""Rewards that can be verified: what counts as right, and what of the data is refused."""
+"""Verifiable rewards: which completions are correct, and which data is refused."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tests.models import make_tokenizer
 
 
 def reward(**section: Any) -> Any:
-    """A reward as a recipe's loader makes it."""
-    made: Any = TypeAdapter(Reward).validate_python({"name": section["kind"], **section})
-    return made
+    """A reward section as loaded from a recipe."""
+    loaded: Any = TypeAdapter(Reward).validate_python({"name": section["kind"], **section})
+    return loaded
 
 
 def scored(completion: Any, answer: str = "", **section: Any) -> float | None:

@@ -1,4 +1,4 @@
-"""A copy is taken at once; what happens to the live tensors afterwards does not reach it."""
+"""A snapshot is not affected by later changes of the live tensors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def assert_is(snapshot: Snapshot, expected: dict[str, torch.Tensor]) -> None:
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_a_copy_is_what_the_tensors_were(device: str, dtype: torch.dtype | None) -> None:
+def test_a_snapshot_equals_the_tensors_before_later_changes(
+    device: str, dtype: torch.dtype | None
+) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     tensors = live(device)
@@ -41,7 +43,7 @@ def test_a_copy_is_what_the_tensors_were(device: str, dtype: torch.dtype | None)
     assert_is(snapshot, expected)
 
 
-def test_memory_is_used_again_once_it_is_released_and_not_before() -> None:
+def test_buffers_are_reused_only_after_they_are_released() -> None:
     snapshots, tensors = Snapshots(), live("cpu")
     first = snapshots.take(tensors)
     before = {name: tensor.clone() for name, tensor in tensors.items()}

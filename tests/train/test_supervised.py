@@ -1,4 +1,4 @@
-"""What users of TRL expect of supervised training, together with a trajectory."""
+"""What users of TRL expect of SFT, together with a trajectory."""
 
 from __future__ import annotations
 
@@ -71,20 +71,20 @@ def test_only_what_the_assistant_says_is_learned(
     ],
     ids=["packing", "accumulation", "checkpointing", "bf16", "bf16-full"],
 )
-def test_settings_of_trl_go_with_a_trajectory(
+def test_settings_of_trl_work_with_a_trajectory(
     make_recipe: MakeRecipe, method: dict[str, Any], sft: dict[str, Any]
 ) -> None:
     run = train(make_recipe(method=method, sft={**sft, "max_steps": 4}))
     assert run.steps == (3, 4)
-    kept = {tensor.dtype for tensor in read_checkpoint(run, 4).values()}
+    dtypes = {tensor.dtype for tensor in read_checkpoint(run, 4).values()}
     is_half = sft.get("bf16") and method["kind"] == "full"
-    assert kept == {torch.bfloat16 if is_half else torch.float32}
+    assert dtypes == {torch.bfloat16 if is_half else torch.float32}
     placement = Placement(run, device="cpu")
     placement.place(Point(step=4, alpha=0.5))
     placement.place(Point.base())
 
 
-def test_evaluation_is_logged_and_stops_a_training_that_no_longer_gains(
+def test_evaluation_is_logged_and_stops_a_training_that_no_longer_improves(
     make_recipe: MakeRecipe, sums: Path
 ) -> None:
     data = {
@@ -99,12 +99,12 @@ def test_evaluation_is_logged_and_stops_a_training_that_no_longer_gains(
     assert end.reason == "eval_loss stopped improving"
     assert 2 * len(losses) == end.step == run.steps[-1] < 20
     assert min(losses[-2:]) >= min(losses[:-2])
-    # A run that a rule has stopped is finished: resuming takes no step.
+    # A run that was stopped early is finished: resuming takes no step.
     again = make_recipe(method=LORA, data=data, sft=sft, early_stop={"patience": 2})
     assert train(again, resume=True).steps == run.steps
 
 
-def test_a_metric_that_nobody_logs_is_named_with_those_there_are(
+def test_an_unknown_metric_is_named_with_the_logged_ones(
     make_recipe: MakeRecipe, sums: Path
 ) -> None:
     data = {"train": str(sums), "prompt": "{sum}", "completion": " {answer}"}
@@ -119,7 +119,7 @@ def test_a_metric_that_nobody_logs_is_named_with_those_there_are(
         train(recipe)
 
 
-def test_the_order_of_the_data_is_the_seeds(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_the_seed_determines_the_data_order(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     def order(seed: int) -> list[list[int]]:
         trainer = build_trainer(make_recipe(method=LORA, seed=seed), tmp_path)
         return [
@@ -132,7 +132,7 @@ def test_the_order_of_the_data_is_the_seeds(make_recipe: MakeRecipe, tmp_path: P
 
 
 @pytest.mark.parametrize("tracker", ["tensorboard", "trackio", "wandb"])
-def test_our_figures_are_reported_beside_the_loss(
+def test_the_trajectory_size_is_reported_beside_the_loss(
     make_recipe: MakeRecipe,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -152,33 +152,33 @@ def test_our_figures_are_reported_beside_the_loss(
         events.Reload()
         reported = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
         assert [event.step for event in reported["train/loss"]] == list(range(1, 8))
-        kept = reported["train/backtrack/checkpoints"]
-        assert [event.value for event in kept] == sorted({event.value for event in kept})
+        counts = reported["train/backtrack/checkpoints"]
+        assert [event.value for event in counts] == sorted({event.value for event in counts})
     if tracker == "trackio":
         logged = in_trackio("told")
-        kept = [figures.get("train/backtrack/checkpoints") for figures in logged]
+        counts = [figures.get("train/backtrack/checkpoints") for figures in logged]
         assert sum("train/loss" in figures for figures in logged) == 7
-        assert [count for count in kept if count is not None] == [1, 2, 3]
+        assert [count for count in counts if count is not None] == [1, 2, 3]
     else:
         assert any((tmp_path / "logs").rglob("*"))
 
 
 def in_trackio(project: str) -> list[dict[str, float]]:
-    """What was logged at a time, as trackio keeps it."""
+    """The logged metrics from trackio's database."""
     database = Path(os.environ["TRACKIO_DIR"]) / f"{project}.db"
     with closing(sqlite3.connect(database)) as connection:
         return [json.loads(row[0]) for row in connection.execute("SELECT metrics FROM metrics")]
 
 
-def test_a_tracker_that_is_not_installed_is_said(make_recipe: MakeRecipe) -> None:
+def test_a_tracker_that_is_not_installed_is_named(make_recipe: MakeRecipe) -> None:
     if find_spec("swanlab") is not None:
         pytest.skip("this tracker is installed")
     with pytest.raises(UsageError, match=r"swanlab to be installed"):
         train(make_recipe(sft={"report_to": "swanlab"}))
 
 
-def test_progress_tells_the_loss_and_no_reward(make_recipe: MakeRecipe) -> None:
-    heard: list[TrainingProgress] = []
-    train(make_recipe(method=LORA, sft={"max_steps": 2}), on_progress=heard.append)
-    assert heard[-1].loss is not None
-    assert heard[-1].reward is None
+def test_progress_reports_the_loss_and_no_reward(make_recipe: MakeRecipe) -> None:
+    reports: list[TrainingProgress] = []
+    train(make_recipe(method=LORA, sft={"max_steps": 2}), on_progress=reports.append)
+    assert reports[-1].loss is not None
+    assert reports[-1].reward is None

@@ -1,4 +1,4 @@
-"""What a recipe that is trained leaves behind."""
+"""What training a recipe writes."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_every_linear_layer_but_the_head_is_trained_unless_targets_are_named(
     [({"kind": "full"}, torch.bfloat16), ({"kind": "lora", "r": 4}, torch.float32)],
     ids=["full", "lora"],
 )
-def test_a_bf16_base_is_trained_in_its_type_and_walked_from_its_files(
+def test_a_bf16_base_is_trained_in_its_dtype_and_placed_from_its_files(
     make_recipe: MakeRecipe, tmp_path: Path, method: dict[str, Any], dtype: torch.dtype
 ) -> None:
     base = make_base(tmp_path / "half", dtype="bfloat16")
@@ -138,7 +138,7 @@ def test_a_chat_template_given_to_training_stays_with_the_checkpoints(
 
 
 @pytest.mark.parametrize("cadence", [{"log_checkpoints": 3}, {"every_distance": 0.05}])
-def test_a_recipe_may_keep_steps_by_another_cadence(
+def test_a_recipe_may_save_steps_by_another_cadence(
     make_recipe: MakeRecipe, cadence: dict[str, Any]
 ) -> None:
     recipe = make_recipe(method={"kind": "lora", "r": 2}, trajectory=cadence)
@@ -148,22 +148,22 @@ def test_a_recipe_may_keep_steps_by_another_cadence(
 
 
 def test_progress_counts_every_step(make_recipe: MakeRecipe) -> None:
-    heard: list[TrainingProgress] = []
-    train(make_recipe(), on_progress=heard.append)
-    assert sorted({progress.done for progress in heard}) == list(range(8))
-    assert {progress.total for progress in heard} == {7}
-    assert heard[0].loss is None
-    assert heard[-1].loss is not None
+    reports: list[TrainingProgress] = []
+    train(make_recipe(), on_progress=reports.append)
+    assert sorted({progress.done for progress in reports}) == list(range(8))
+    assert {progress.total for progress in reports} == {7}
+    assert reports[0].loss is None
+    assert reports[-1].loss is not None
 
 
-def test_training_says_nothing_on_its_own(
+def test_training_prints_nothing_by_itself(
     make_recipe: MakeRecipe, capfd: pytest.CaptureFixture[str]
 ) -> None:
     train(make_recipe())
     assert capfd.readouterr().out == ""
 
 
-def test_the_seed_decides_the_run(make_recipe: MakeRecipe) -> None:
+def test_the_seed_determines_the_run(make_recipe: MakeRecipe) -> None:
     method = {"kind": "lora", "r": 4}
     runs = [
         train(make_recipe(method=method, name=name, seed=seed))
@@ -174,7 +174,7 @@ def test_the_seed_decides_the_run(make_recipe: MakeRecipe) -> None:
     assert a != c
 
 
-def test_a_name_that_is_taken_points_to_resume(make_recipe: MakeRecipe) -> None:
+def test_the_error_for_an_existing_run_suggests_resuming(make_recipe: MakeRecipe) -> None:
     run = train(make_recipe())
     with pytest.raises(RunError, match="--resume"):
         train(make_recipe())
@@ -210,7 +210,7 @@ def test_a_recipe_that_cannot_be_trained_leaves_no_run(
     assert not (Path(recipe.output) / recipe.name).exists()
 
 
-def test_a_full_disk_under_the_trainers_own_state_is_said_and_resumed(
+def test_a_full_disk_during_the_trainers_own_save_is_reported_and_can_be_resumed(
     make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     # Weights fit under the limit, the optimizer's state of twice their size does not.
@@ -231,7 +231,7 @@ def test_a_full_disk_under_the_trainers_own_state_is_said_and_resumed(
 
 
 @pytest.mark.shared
-def test_the_small_english_model_walks_from_its_own_files(
+def test_the_small_english_model_is_placed_from_its_own_files(
     make_recipe: MakeRecipe, shared: Path
 ) -> None:
     base = shared / "models" / "tiny-en"

@@ -1,8 +1,8 @@
-"""Train with weights sharded by FSDP2, or whole, the callback keeping every step.
+"""Train with weights sharded by FSDP2, or unsharded, saving every second step by the callback.
 
     python -m torch.distributed.run --nproc-per-node 2 tests/train/train_sharded.py full lora OUT
 
-A loop of its own stands in for the Trainer, since told FSDP accelerate shards nothing on a CPU.
+A loop of its own replaces the Trainer, since accelerate does not shard by FSDP on a CPU.
 """
 
 from __future__ import annotations
