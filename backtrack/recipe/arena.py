@@ -1,8 +1,8 @@
-"""An arena's recipe: what all entrants share, and what each of them is.
+"""The recipe of an arena: settings shared by all entrants, and each entrant's own.
 
-An entrant is the arena's recipe with keys of its own laid over it, section by section; `null`
-takes a key away. What decides the measuring (`objectives`, `search`, `select`, and of `base` all
-but the type its weights are loaded in) is the arena's alone: all are measured under one rule.
+An entrant's recipe is the arena's with the entrant's keys merged in, section by section; `null`
+removes a key. Whatever decides measurements (`objectives`, `search`, `select`, and `base` except
+for its dtype and quantization) is set for the whole arena: all are measured under one rule.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 ONE_RULE = ("objectives", "search", "select", "output", "seed")
 OWN_OF_BASE = {"dtype", "quantization"}
-"""What an entrant may load the base by: fp32 masters, or packed as QLoRA does."""
+"""Keys of `base` that an entrant may set: fp32 master weights, or quantized as in QLoRA."""
 _OWN = ("entrants", "seeds", "diagnose", "name", "output")
-"""Keys of an arena that are no keys of a recipe, or not its entrants'."""
+"""Keys of an arena that are not keys of its entrants' recipes."""
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -36,19 +36,19 @@ class DiagnoseSection(Section):
     """How the final checkpoint of each entrant is diagnosed."""
 
     num_prompts: Annotated[int, Field(ge=1)] = 64
-    """Prompts a role, at most."""
+    """Largest number of prompts per role."""
 
 
 class EntrantSection(BaseModel):
-    """One entrant; every other key is a key of a recipe, laid over the arena's."""
+    """One entrant; every other key is a recipe key, merged over the arena's."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
     name: str = Field(pattern=_NAME)
-    """In the arena's table, and of its runs."""
+    """Name in the arena's table, and of the entrant's runs."""
     run: str | None = None
-    """A run, a folder of checkpoints to adopt, or another entrant's name: its checkpoints, to be
-    measured another way (`placement`). None: it is trained."""
+    """A run, a folder of checkpoints to adopt, or another entrant's name, to measure its
+    checkpoints with another `placement`; None to train the entrant."""
 
 
 class _Head(BaseModel):
@@ -64,7 +64,7 @@ class _Head(BaseModel):
     @classmethod
     def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(seeds)) < len(seeds):
-            raise ValueError("a seed stands twice")
+            raise ValueError("a seed occurs twice")
         return seeds
 
 
@@ -73,12 +73,12 @@ class ArenaEntrant:
     """An entrant under one seed.
 
     Attributes:
-        name: The entrant's.
-        seed: Of its training.
-        label: Names its run.
-        recipe: All of it: what is trained and how it is measured.
-        run: A run or a folder to adopt; none where it is trained, or is another entrant's.
-        like: Label of the entrant whose checkpoints it has, where that is another one's.
+        name: Name of the entrant.
+        seed: Seed of its training.
+        label: Name of its run.
+        recipe: The complete recipe: training and measurement.
+        run: A run or a folder to adopt; None if it is trained or uses another entrant's run.
+        like: Label of the entrant whose checkpoints it uses; None if it has its own.
     """
 
     name: str
@@ -94,13 +94,13 @@ class ArenaRecipe:
     """A whole arena.
 
     Attributes:
-        name: Names its directory in `output`.
-        output: Folder the arena's directory is made in.
-        seeds: Each entrant is trained under every one.
-        diagnose: How final checkpoints are diagnosed; none where they are not.
-        entrants: Every entrant under every seed, in the order they are run: seed by seed, so that
-            one seed of all of them is there first.
-        shared: What the file says that all entrants share.
+        name: Name of its directory in `output`.
+        output: Folder to make the arena's directory in.
+        seeds: Seeds that each entrant is trained with.
+        diagnose: How final checkpoints are diagnosed; None to skip it.
+        entrants: Every entrant with every seed, in running order: seed by seed, so that all
+            entrants have one seed before any has two.
+        shared: The part of the file that all entrants share.
     """
 
     name: str
@@ -112,22 +112,22 @@ class ArenaRecipe:
 
 
 def is_arena(path: Path) -> bool:
-    """Whether a recipe's file is an arena's."""
+    """Whether a recipe file is an arena recipe."""
     return "entrants" in read_mapping(path)
 
 
 def load_arena(
     path: Path, overrides: Sequence[str] = (), checks: Sequence[Check] = ()
 ) -> ArenaRecipe:
-    """Read an arena's recipe.
+    """Load an arena recipe.
 
     Args:
         path: The YAML file.
-        overrides: `key.inner=value` strings, values in YAML; they win over the file.
-        checks: Functions that list further faults of each entrant's raw mapping.
+        overrides: `key.inner=value` strings with values in YAML; they take precedence.
+        checks: Functions that yield further mistakes of each entrant's raw mapping.
 
     Raises:
-        RecipeError: With every fault found.
+        RecipeError: The recipe has mistakes; all of them are listed.
     """
     raw = read_mapping(path)
     faults = [fault for text in overrides for fault in override(raw, text)]
@@ -139,13 +139,13 @@ def load_arena(
         raise RecipeError(str(path), [*faults, *(sentence(d) for d in error.errors())]) from error
     shared = {key: value for key, value in raw.items() if key not in _OWN}
     faults += _clashes(head)
-    made: dict[str, Recipe] = {}
+    recipes: dict[str, Recipe] = {}
     for section in head.entrants:
         own = section.model_extra or {}
-        whole = with_absolute_paths(_laid_over(shared, own) | {"name": section.name}, path.parent)
+        whole = with_absolute_paths(_merged(shared, own) | {"name": section.name}, path.parent)
         found = [f for check in checks for f in check(whole)]
         try:
-            made[section.name] = Recipe.model_validate(whole)
+            recipes[section.name] = Recipe.model_validate(whole)
         except ValidationError as error:
             found += [sentence(details) for details in error.errors()]
         faults += _of_entrant(section, found, faults)
@@ -153,7 +153,9 @@ def load_arena(
         raise RecipeError(str(path), faults)
     folder = f"{head.output}/{head.name}/runs"
     entrants = [
-        _entrant(s, made[s.name], seed, folder, head) for seed in head.seeds for s in head.entrants
+        _entrant(s, recipes[s.name], seed, folder, head)
+        for seed in head.seeds
+        for s in head.entrants
     ]
     ordered = sorted(entrants, key=lambda e: (head.seeds.index(e.seed), e.like is not None))
     return ArenaRecipe(
@@ -167,7 +169,7 @@ def load_arena(
 
 
 def _of_entrant(section: EntrantSection, found: Sequence[str], known: Sequence[str]) -> list[str]:
-    """An entrant's faults with its name; those of what all share are said once."""
+    """Mistakes with the entrant's name; mistakes of shared keys are listed once."""
     own = section.model_extra or {}
     sentences = []
     for fault in found:
@@ -178,7 +180,7 @@ def _of_entrant(section: EntrantSection, found: Sequence[str], known: Sequence[s
 
 
 def _is_about(fault: str, own: dict[str, Any]) -> bool:
-    """Whether a fault's key stands in an entrant's own mapping, not in what all share."""
+    """Whether a mistake's key is in the entrant's own mapping, not in the shared one."""
     section, *inner = fault.partition(":")[0].split(".")
     values = own.get(section)
     if not inner or not isinstance(values, dict) or section == "method":
@@ -187,10 +189,10 @@ def _is_about(fault: str, own: dict[str, Any]) -> bool:
 
 
 def _clashes(head: _Head) -> list[str]:
-    """Faults of entrants that no recipe of their own would show."""
+    """Mistakes of the entrants together, which no single recipe shows."""
     names = [section.name for section in head.entrants]
     twice = sorted({name for name in names if names.count(name) > 1})
-    faults = [f"entrants: {name!r} stands twice" for name in twice]
+    faults = [f"entrants: {name!r} occurs twice" for name in twice]
     for section in head.entrants:
         own = section.model_extra or {}
         base = own.get("base", {})
@@ -226,14 +228,14 @@ def _entrant(
     )
 
 
-def _laid_over(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Mappings laid over each other, key by key; `null` takes a key away."""
+def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Merge `over` into a copy of `under`, key by key; `null` removes a key."""
     found = dict(under)
     for key, value in over.items():
         if value is None:
             found.pop(key, None)
         elif isinstance(value, dict) and isinstance(under.get(key), dict) and key != "method":
-            found[key] = _laid_over(under[key], value)
+            found[key] = _merged(under[key], value)
         elif key == "base" and isinstance(value, dict) and key in under:
             found[key] = {"model": under[key], **value}
         else:

@@ -273,7 +273,7 @@ def test_every_mistake_of_an_arena_is_listed_once(place):
     with pytest.raises(RecipeError) as caught:
         load_arena(place / "wrong.yaml")
     said = "\n".join(caught.value.faults)
-    assert "'a' stands twice" in said
+    assert "'a' occurs twice" in said
     assert "entrant a: 'objectives' is the same for all entrants" in said
     assert "entrant c: give it a `method`" in said
     assert "'sft'" in said
