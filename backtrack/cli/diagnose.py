@@ -87,7 +87,7 @@ def diagnose(
 ) -> None:
     """Show which modules an update changes, and how weights and activations change."""
     files = _files(prompts or ())
-    asked = [parse_point(text) for text in points or ()]
+    chosen = [parse_point(text) for text in points or ()]
     opened = open_run(run, base, recipe)
     with terminal.progress("diagnosing", is_quiet=is_quiet or is_json) as report:
         from backtrack.diagnose.diagnose import Options
@@ -96,7 +96,7 @@ def diagnose(
         options = Options(
             modules or (), locations or (), files, num_prompts, mode.value, has_path, seed
         )
-        found = diagnose_run(opened, asked, options, on_progress=report, command=command_line())
+        found = diagnose_run(opened, chosen, options, on_progress=report, command=command_line())
     from backtrack.report.geometry.figures import write_figures
 
     figures = write_figures(opened.path, found.diagnosis, found.lines)

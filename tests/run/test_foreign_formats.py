@@ -110,7 +110,7 @@ def test_a_missing_share_of_a_process_is_named(deepspeed: Path, tmp_path: Path) 
     (gone,) = source.rglob("*rank_1_*optim_states.pt")
     gone.unlink()
     run = adopt(source, base=str(deepspeed / "base"), runs=tmp_path / "runs")
-    with pytest.raises(CheckpointError, match="shares of 1 of 2 processes"):
+    with pytest.raises(CheckpointError, match="partitions of 1 of 2 processes"):
         read_checkpoint(run, 4)
 
 
