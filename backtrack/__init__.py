@@ -1,9 +1,9 @@
-"""Find how far along a fine-tuning path to stand, without training again.
+"""Find the best point on a fine-tuning path, without training again.
 
 ```python
 from backtrack import Placement, Point, Run, TrajectoryCallback, adopt, search, select, export
 ```
-Nothing heavy is loaded before one of these names is first used.
+Heavy libraries are imported when one of these names is first used.
 """
 
 from __future__ import annotations

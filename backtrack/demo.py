@@ -1,8 +1,8 @@
-"""The whole job on an embedded tiny model: train, search, select, export, report.
+"""Run every step on an embedded tiny model: train, search, select, export, report.
 
-Nothing is downloaded and nothing is scripted: the model in `assets/demo` was pretrained by
-`examples/make_demo_model.py` on small skills in plain English, LoRA teaches it one of them
-further, and what comes out is measured.
+Nothing is downloaded and no result is scripted: the model in `assets/demo` was pretrained by
+`examples/make_demo_model.py` on small skills in plain English, LoRA trains one of them further,
+and the results are measured.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 ASSETS = Path(__file__).resolve().parent / "assets" / "demo"
 
 _NEXT = (
-    "On a run of your own, a folder a Trainer wrote:",
+    "With your own checkpoints, in a folder written by a Trainer:",
     "  backtrack select outputs/sft --base BASE --recipe RECIPE",
-    "Recipes to start from, and training with a dense trajectory:",
+    "Recipes to start from, and training that saves a dense trajectory:",
     "  backtrack recipes list",
     "  backtrack train RECIPE",
 )
@@ -32,13 +32,13 @@ _NEXT = (
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo leaves.
+    """The results of the demo.
 
     Attributes:
         run: The run.
-        selection: The chosen point and what speaks for it.
-        report: The page.
-        export: The chosen point as an adapter.
+        selection: The chosen point and the evidence for it.
+        report: Path of the report.
+        export: The chosen point, exported as an adapter.
         next_commands: Lines to print at the end.
     """
 
@@ -50,19 +50,19 @@ class Demo:
 
 
 def run_demo(folder: Path, *, seed: int = 0, is_quiet: bool = False) -> Demo:
-    """Run the whole job in a new run below `folder`.
+    """Run the demo in a new run in `folder`.
 
     Args:
-        folder: Where runs are kept.
-        seed: Of training, split and search.
-        is_quiet: No progress.
+        folder: Folder of the runs.
+        seed: Seed of training, item split and search.
+        is_quiet: Show no progress.
 
     Raises:
-        BacktrackError: A step of the job failed.
+        BacktrackError: A step failed.
     """
     recipe = demo_recipe(folder, seed)
     run = _train(recipe, is_quiet=is_quiet)
-    # Imported here: they load torch, and the bar above says so.
+    # Imported here because they load torch, while the progress bar is shown.
     from backtrack.exporter import export
     from backtrack.report.page import write_report
     from backtrack.selection.choice.select import select
@@ -87,7 +87,7 @@ def run_demo(folder: Path, *, seed: int = 0, is_quiet: bool = False) -> Demo:
 
 
 def demo_recipe(folder: Path, seed: int) -> Recipe:
-    """The demo's recipe, under a name that is free in `folder`."""
+    """The demo's recipe, with a name that is unused in `folder`."""
     name = next(n for n in _names() if not (folder / n).exists())
     overrides = [f"name={name}", f"output={folder}", f"seed={seed}", f"search.seed={seed}"]
     return load_recipe(ASSETS / "recipe.yaml", overrides)

@@ -1,6 +1,6 @@
-"""What this machine can do, and what to install for the rest.
+"""Check what this machine supports, and what to install for the rest.
 
-Nothing is changed and nothing is asked of the network.
+Nothing is changed, and the network is not used.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ EXTRAS = {
     "ifeval": ("langdetect", "the lm-eval task ifeval"),
 }
 LEAST_FREE_BYTES = 20_000_000_000
-"""On disk: a dense trajectory of a few whole models, or of very many adapters."""
+"""Disk space for a dense trajectory of a few whole models or of very many adapters."""
 SHARE_FOR_WEIGHTS = 0.8
-"""Of a device's memory; the rest is for activations and the cache of generation."""
+"""Share of a GPU's memory for weights; the rest is for activations and the KV cache."""
 BYTES_A_PARAMETER = 2.0
-"""In bfloat16."""
+"""Size of a parameter in bfloat16."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of what was found.
+    """The result of one check.
 
     Attributes:
-        topic: What was looked at.
-        sign: `ok`, `missing` where something can be installed or mended, else `note`.
-        text: What there is.
-        advice: What to do about it; empty where there is nothing to do.
+        topic: What was checked.
+        sign: `ok`; `missing` if something can be installed or repaired; else `note`.
+        text: What was found.
+        advice: What to do about it; empty if there is nothing to do.
     """
 
     topic: str
@@ -51,10 +51,10 @@ class Finding:
 
 
 def examine(folder: Path) -> Iterator[Finding]:
-    """Look at the machine, one finding after the other.
+    """Yield the findings of all checks.
 
     Args:
-        folder: Where runs are kept, or will be.
+        folder: Folder of the runs; it need not exist.
     """
     yield _python()
     yield _memory()
@@ -84,12 +84,14 @@ def _memory() -> Finding:
 
 
 def _disk(folder: Path) -> Finding:
-    there = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    text = f"{_size(free)} free in {there}"
+    existing = next(
+        path for path in (folder.resolve(), *folder.resolve().parents) if path.exists()
+    )
+    free = shutil.disk_usage(existing).free
+    text = f"{_size(free)} free in {existing}"
     if free >= LEAST_FREE_BYTES:
         return Finding("disk", "ok", text)
-    advice = "Bound a trajectory with `trajectory: {max_bytes: ...}`, or keep runs elsewhere."
+    advice = "Limit trajectories with `trajectory: {max_bytes: ...}`, or keep runs elsewhere."
     return Finding("disk", "note", text, advice)
 
 
@@ -115,13 +117,13 @@ def _no_gpu() -> Finding:
     import torch
 
     if torch.backends.mps.is_available():
-        return Finding("gpu", "note", "Apple's, which is untried", "")
+        return Finding("gpu", "note", "Apple MPS, which is untested", "")
     if shutil.which("nvidia-smi") and torch.version.cuda is None:
         advice = "Install torch with CUDA: https://pytorch.org/get-started/locally/"
         return Finding(
-            "gpu", "missing", f"there is one, but torch {torch.__version__} is for CPUs", advice
+            "gpu", "missing", f"present, but torch {torch.__version__} is built for CPUs", advice
         )
-    advice = "Small models and the demo run on the CPU; 7B wants a GPU."
+    advice = "Small models and the demo run on the CPU; 7B models need a GPU."
     return Finding("gpu", "note", "none", advice)
 
 
@@ -151,7 +153,7 @@ def _hub() -> Finding:
     if constants.HF_HUB_OFFLINE:
         return Finding("hub", "note", "offline: HF_HUB_OFFLINE is set", "")
     if get_token() is None:
-        return Finding("hub", "note", "nobody is logged in", "For --push: `hf auth login`.")
+        return Finding("hub", "note", "not logged in", "For --push: `hf auth login`.")
     return Finding("hub", "ok", "logged in")
 
 

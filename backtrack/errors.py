@@ -1,21 +1,21 @@
 """Every error the package raises on purpose.
 
-A user's mistake and a broken file both end here; anything else that escapes is a defect of ours.
+Wrong use and broken files raise one of these; any other exception that escapes is a bug.
 
     BacktrackError
-    ├── UsageError            what was asked cannot be done as asked             exit code 2
-    │   ├── RecipeError       a recipe has faults; all of them are listed
-    │   └── PointError        no such step, alpha or profile
-    └── FailureError          what was asked went wrong                          exit code 1
+    ├── UsageError            the request is invalid                             exit code 2
+    │   ├── RecipeError       a recipe has mistakes; all of them are listed
+    │   └── PointError        there is no such step, alpha or profile
+    └── FailureError          a valid request failed                             exit code 1
         ├── RunError          a run's directory is missing, foreign or damaged
         ├── CheckpointError   a checkpoint's files are truncated, foreign or not finite
-        ├── PlacementError    weights do not fit the model, or an end is not exact
-        ├── EngineError       an engine does not start, dies, or answers otherwise than the model
+        ├── PlacementError    weights do not fit the model, or an end of the path is not exact
+        ├── EngineError       an engine does not start, dies, or differs from the placed model
         ├── ObjectiveError    an objective cannot be measured
-        ├── SelectionError    no measured point serves what was asked
-        └── ExportError       what was written does not give the placed model back
+        ├── SelectionError    no measured point satisfies the request
+        └── ExportError       an export does not load back as the placed model
 
-Each message says what, where and what to do.
+Each message says what is wrong, where, and what to do.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ class BacktrackError(Exception):
 
 
 class UsageError(BacktrackError):
-    """What was asked cannot be done as asked."""
+    """The request is invalid."""
 
     exit_code = 2
 
 
 class RecipeError(UsageError):
-    """A recipe has faults.
+    """A recipe has mistakes.
 
     Attributes:
-        faults: One sentence a fault, in the order of the file.
+        faults: One sentence for each mistake.
     """
 
     def __init__(self, where: str, faults: Sequence[str]) -> None:
@@ -52,11 +52,11 @@ class RecipeError(UsageError):
 
 
 class PointError(UsageError):
-    """No such step, alpha or profile."""
+    """There is no such step, alpha or profile."""
 
 
 class FailureError(BacktrackError):
-    """What was asked went wrong."""
+    """A valid request failed."""
 
 
 class RunError(FailureError):
@@ -76,12 +76,12 @@ class ObjectiveError(FailureError):
 
 
 class SelectionError(FailureError):
-    """No measured point serves what was asked."""
+    """No measured point satisfies the request."""
 
 
 class ExportError(FailureError):
-    """What was written does not give the placed model back."""
+    """An export does not load back as the placed model."""
 
 
 class EngineError(FailureError):
-    """An engine does not start, dies, or does not answer as the placed model does."""
+    """An engine does not start, dies, or differs from the placed model."""

@@ -10,12 +10,12 @@ MAX_ALPHA = 4.0
 
 
 class Point(BaseModel):
-    """Where a model stands: a checkpoint, how far towards it, by which profile of the layers.
+    """A position on a fine-tuning path: a checkpoint, a strength, and a per-layer profile.
 
     Attributes:
         step: Optimizer step of the checkpoint; 0 is the base.
-        alpha: Strength on the path: 0 is the base, 1 the checkpoint, more goes past it.
-        profile: Per-layer multipliers on alpha, by name; `uniform` is all ones.
+        alpha: Strength on the path: 0 is the base, 1 the checkpoint; it may exceed 1.
+        profile: Name of the per-layer multipliers on alpha; `uniform` is all ones.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,7 +26,7 @@ class Point(BaseModel):
 
     @classmethod
     def base(cls) -> Self:
-        """The base: no step, no strength."""
+        """The base: step 0, alpha 0."""
         return cls(step=0, alpha=0.0)
 
     @property
@@ -35,7 +35,7 @@ class Point(BaseModel):
 
     @property
     def canonical(self) -> Point:
-        """The one spelling of this point: every point of strength 0 is the same base."""
+        """This point in canonical form: every point with alpha 0 becomes the base."""
         return Point.base() if self.is_base else self
 
     def __str__(self) -> str:

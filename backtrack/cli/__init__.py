@@ -1,8 +1,8 @@
 """The command line: parse, call one library function, print. Nothing imports this package.
 
-Heavy libraries are imported inside the commands, so `--help` answers at once. Exit codes: 0 done,
-2 wrong use, 1 failed, 130 interrupted. Importing a module of commands puts them on `app`, in the
-order of the help.
+Heavy libraries are imported inside the commands, so that `--help` is fast. Exit codes: 0 done,
+1 failed, 2 wrong use, 130 interrupted. Importing a command module adds its commands to `app`, in
+the order of the help.
 """
 
 from backtrack.cli import train, search, select, export  # noqa: F401, I001

@@ -1,4 +1,4 @@
-"""The application: its commands' home, its exit codes, its errors in one voice."""
+"""The Typer application: entry point, exit codes and error output."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 _INTERRUPTED = (
-    "interrupted. What was saved and measured is kept: the same command goes on from there "
+    "interrupted. What was saved and measured is kept: the same command continues from there "
     "(train with --resume)."
 )
 
 app = typer.Typer(
     name="backtrack",
-    help="Find how far along a fine-tuning path to stand, without training again.",
+    help="Find the best point on a fine-tuning path, without training again.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-recipes_app = typer.Typer(help="Recipes that come with the package.", no_args_is_help=True)
+recipes_app = typer.Typer(help="Recipes shipped with the package.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
 
 
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         terminal.print_error(str(error))
         sys.exit(error.exit_code)
     except typer.TyperException as error:
-        if error.format_message():  # without a command the help has been shown already
+        if error.format_message():  # without a command, the help was already shown
             terminal.print_error(_usage(error))
         sys.exit(EXIT_USAGE)
     except typer.Abort:
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except OSError as error:
         terminal.print_error(f"{error.filename or 'the disk'}: {error.strerror or error}.")
         sys.exit(1)
-    except Exception as error:  # noqa: BLE001  # nothing of ours: the trace says where
+    except Exception as error:  # noqa: BLE001  # not raised on purpose: print the traceback
         terminal.print_unexpected(error)
         sys.exit(1)
     if code == EXIT_INTERRUPTED:
@@ -60,13 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _usage(error: Any) -> str:
-    """What is wrong with the words of a command, and where its help is."""
+    """The message of a usage error, with the command that prints help."""
     path = error.ctx.command_path if getattr(error, "ctx", None) else "backtrack"
     return f"{error.format_message()} See `{path} --help`."
 
 
 def _be_quiet() -> None:
-    """Libraries' own bars and advice stay off unless the user's environment asks for them."""
+    """Turn off libraries' progress bars and advice, unless the environment asks for them."""
     for name, value in {
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",

@@ -24,14 +24,12 @@ def arena(
     ],
     overrides: SetOption = None,
     *,
-    is_retry: Annotated[
-        bool, typer.Option("--retry", help="Try entrants again that were given up.")
-    ] = False,
+    is_retry: Annotated[bool, typer.Option("--retry", help="Retry entrants that failed.")] = False,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
     _verbosity: VerboseOption = 0,
 ) -> None:
-    """Train, measure and compare several methods under one rule; goes on where it stopped."""
+    """Train, measure and compare several methods under one rule; resumes if interrupted."""
     if recipe.is_dir():
         from backtrack.arena.driver import read_arena
 
@@ -58,7 +56,7 @@ def arena(
 
 
 def _draw_entrants(folder: Path, found: Arena) -> list[Path]:
-    """The page of each measured entrant, drawn anew where its selection is newer."""
+    """The report of each measured entrant, redrawn if its selection is newer."""
     from backtrack.run.directory import Run
 
     pages = []

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Mode(StrEnum):
-    """How spectra are computed."""
+    """How singular values are computed."""
 
     AUTO = "auto"
     EXACT = "exact"
@@ -48,15 +48,15 @@ def diagnose(
         typer.Option(
             "--point",
             metavar="STEP:ALPHA[:PROFILE]",
-            help="Where to look; the final checkpoint and the chosen point by default.",
+            help="Points to diagnose; default: the final checkpoint and the chosen point.",
         ),
     ] = None,
     modules: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A path, a pattern such as '*.down_proj', or a location such as late.mlp; all "
-            "linear modules by default.",
+            help="Modules to diagnose: a path, a pattern such as '*.down_proj', or a location "
+            "such as late.mlp; default: all linear modules.",
         ),
     ] = None,
     locations: Annotated[
@@ -64,30 +64,30 @@ def diagnose(
         typer.Option(
             "--location",
             metavar="NAME",
-            help="Likewise: whose activations are compared; the paper's eight depths by default.",
+            help="Modules whose activations are compared; default: the paper's eight depths.",
         ),
     ] = None,
     prompts: Annotated[
         list[str] | None,
         typer.Option(
             metavar="ROLE=FILE",
-            help="Prompts to read in place of the objectives': target=FILE or general=FILE.",
+            help="Prompts instead of the objectives': target=FILE or general=FILE.",
         ),
     ] = None,
-    num_prompts: Annotated[int, typer.Option(min=1, help="Prompts a role, at most.")] = 64,
-    mode: Annotated[Mode, typer.Option(help="Of singular value problems.")] = Mode.AUTO,
-    seed: Annotated[int, typer.Option(help="Of the draw of prompts and projections.")] = 0,
+    num_prompts: Annotated[int, typer.Option(min=1, help="Most prompts per role.")] = 64,
+    mode: Annotated[Mode, typer.Option(help="How singular values are computed.")] = Mode.AUTO,
+    seed: Annotated[int, typer.Option(help="Seed for sampling prompts and projections.")] = 0,
     *,
     has_path: Annotated[
-        bool, typer.Option("--path/--no-path", help="Also look along the path.")
+        bool, typer.Option("--path/--no-path", help="Also diagnose along the path.")
     ] = True,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
     _verbosity: VerboseOption = 0,
 ) -> None:
-    """Show where an update acts, who feels it, and how much of the geometry survives."""
+    """Show which modules an update changes, and how weights and activations change."""
     files = _files(prompts or ())
-    asked = [parse_point(text) for text in points or ()]
+    chosen = [parse_point(text) for text in points or ()]
     opened = open_run(run, base, recipe)
     with terminal.progress("diagnosing", is_quiet=is_quiet or is_json) as report:
         from backtrack.diagnose.diagnose import Options
@@ -96,7 +96,7 @@ def diagnose(
         options = Options(
             modules or (), locations or (), files, num_prompts, mode.value, has_path, seed
         )
-        found = diagnose_run(opened, asked, options, on_progress=report, command=command_line())
+        found = diagnose_run(opened, chosen, options, on_progress=report, command=command_line())
     from backtrack.report.geometry.figures import write_figures
 
     figures = write_figures(opened.path, found.diagnosis, found.lines)

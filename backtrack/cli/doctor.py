@@ -16,13 +16,13 @@ from backtrack.cli.targets import print_json
 
 @app.command()
 def doctor(
-    folder: Annotated[Path, typer.Argument(help="Where runs are kept.")] = Path("runs"),
+    folder: Annotated[Path, typer.Argument(help="Folder of the runs.")] = Path("runs"),
     *,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
     _verbosity: VerboseOption = 0,
 ) -> None:
-    """Say what this machine can do, and what to install for the rest."""
+    """Check what this machine supports, and what to install for the rest."""
     from backtrack.doctor import examine
 
     found = list(examine(folder))

@@ -1,4 +1,4 @@
-"""Commands that hand out what was chosen: `export`, `report`, `runs`."""
+"""The commands `export`, `report` and `runs`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def export(
     ],
     point: Annotated[
         str | None,
-        typer.Option(help="STEP:ALPHA[:PROFILE], such as 400:0.35; the chosen point by default."),
+        typer.Option(help="STEP:ALPHA[:PROFILE], such as 400:0.35; default: the chosen point."),
     ] = None,
     form: Annotated[ExportForm | None, typer.Option("--as", help="What to write.")] = None,
     base: BaseOption = None,
@@ -44,7 +44,7 @@ def export(
     *,
     is_private: Annotated[
         bool | None,
-        typer.Option("--private/--public", help="Of a new repository; else the Hub's default."),
+        typer.Option("--private/--public", help="Of a new repository; default: the Hub's."),
     ] = None,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
@@ -89,7 +89,7 @@ def report(
     is_quiet: QuietOption = False,
     _verbosity: VerboseOption = 0,
 ) -> None:
-    """Draw the page again from what was measured; needs no model."""
+    """Redraw the report from saved measurements; needs no model."""
     opened = open_run(run, None, None)
     selection = opened.selection()
     if selection is None:
@@ -100,18 +100,18 @@ def report(
         return
     terminal.print_line(str(page))
     if opened.sweep() is None and not is_quiet:
-        terminal.print_note("It has no slider: `backtrack select` writes what that needs.")
+        terminal.print_note("It has no weight slider: `backtrack select` computes the data.")
 
 
 @app.command()
 def runs(
-    folder: Annotated[Path, typer.Argument(help="Where the runs are.")] = Path("runs"),
+    folder: Annotated[Path, typer.Argument(help="Folder of the runs.")] = Path("runs"),
     *,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
     _verbosity: VerboseOption = 0,
 ) -> None:
-    """List runs with their state, the newest first."""
+    """List runs and their state, newest first."""
     from backtrack.run.finding import find_runs
 
     paths = find_runs(folder)
@@ -134,7 +134,7 @@ def runs(
 
 
 def parse_point(text: str) -> Point:
-    """The point of `STEP:ALPHA` or `STEP:ALPHA:PROFILE`."""
+    """Parse a point written as `STEP:ALPHA` or `STEP:ALPHA:PROFILE`."""
     from pydantic import ValidationError
 
     from backtrack.point import Point
@@ -145,7 +145,7 @@ def parse_point(text: str) -> Point:
         return Point(step=int(step), alpha=float(alpha or "1"), profile=profile or "uniform")
     except (ValueError, ValidationError) as error:
         raise UsageError(
-            f"--point {text!r} is no point. Write STEP:ALPHA, such as 400:0.35, or "
+            f"--point {text!r} is not a point. Write STEP:ALPHA, such as 400:0.35, or "
             "STEP:ALPHA:PROFILE."
         ) from error
 
@@ -161,7 +161,7 @@ def _chosen(run: Run) -> Point:
 
 
 def _summary(path: Path) -> dict[str, Any]:
-    """A run in a line. One that cannot be read has a state and the reason."""
+    """The row of one run. A run that cannot be read is `damaged`, with the reason."""
     from backtrack.run.directory import Run
 
     try:
@@ -184,7 +184,7 @@ def _summary(path: Path) -> dict[str, Any]:
 
 
 def _selection(run: Run) -> Selection | None:
-    """The selection; one that an older version wrote is as good as none, and made anew at once."""
+    """The selection; None if an older version wrote it, since it is quickly recomputed."""
     try:
         return run.selection()
     except RunError:
@@ -192,7 +192,7 @@ def _selection(run: Run) -> Selection | None:
 
 
 def _state(run: Run, *, has_points: bool, has_choice: bool) -> str:
-    """How far a run has come: what it waits for is the next command."""
+    """The state of a run, which tells the command to run next."""
     if run.is_searched:
         return "searching"
     if not run.steps:

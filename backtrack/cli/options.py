@@ -1,4 +1,4 @@
-"""Options and arguments that several commands share."""
+"""Options and arguments shared by several commands."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from backtrack.cli.verbosity import LOG_VARIABLE, configure_logging
 
 
 def run_names(incomplete: str) -> list[str]:
-    """Runs in `runs/`, for the shell's completion."""
+    """Runs in `runs/`, for shell completion."""
     from backtrack.run.finding import find_runs
 
     return [path.name for path in find_runs(Path("runs")) if path.name.startswith(incomplete)]
 
 
 def recipe_names(incomplete: str) -> list[str]:
-    """Recipes of the package, and YAML files here, for the shell's completion."""
+    """Packaged recipes and local YAML files, for shell completion."""
     from backtrack.recipe import packaged_recipes
 
     names = [path.stem for path in packaged_recipes()]
@@ -28,7 +28,7 @@ def recipe_names(incomplete: str) -> list[str]:
 
 
 class ExportForm(StrEnum):
-    """What an export is."""
+    """What an export contains."""
 
     ADAPTER = "adapter"
     MERGED = "merged"
@@ -38,25 +38,25 @@ RunArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="[RUN]",
-        help="A run, or a folder of checkpoints to adopt; the newest run by default.",
+        help="A run, or a folder of checkpoints to adopt; default: the newest run.",
         show_default=False,
         autocompletion=run_names,
     ),
 ]
 BaseOption = Annotated[
-    str | None, typer.Option("--base", help="Base of an adopted folder that does not name it.")
+    str | None, typer.Option("--base", help="Base model, if an adopted folder does not name it.")
 ]
 RecipeOption = Annotated[
     Path | None,
     typer.Option(
         "--recipe",
-        help="Objectives and settings for a run that has none, or others.",
+        help="Recipe with objectives and settings; replaces the run's own.",
         autocompletion=recipe_names,
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print only JSON.")]
 QuietOption = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No progress and no remarks; lists are names alone.")
+    bool, typer.Option("--quiet", "-q", help="No progress and no notes; lists show only names.")
 ]
 VerboseOption = Annotated[
     int,

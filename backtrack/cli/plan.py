@@ -1,4 +1,4 @@
-"""What a recipe takes, in rows."""
+"""Print what a recipe needs: steps, memory, disk and tokens."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 
 def print_plan(plan: Plan) -> None:
-    """Print what is known of a plan, and the notes on what is not."""
+    """Print a plan as a table, and its notes."""
     rows = [
         ["training", plan.trainer],
         ["parameters of the base", _count(plan.num_parameters)],
         ["trainable parameters", _trainable(plan)],
         ["optimizer steps", _count(plan.num_steps)],
-        ["checkpoints kept", _count(plan.num_checkpoints)],
+        ["checkpoints saved", _count(plan.num_checkpoints)],
         ["a checkpoint", _bytes(plan.checkpoint_bytes)],
         ["the trajectory", _bytes(plan.trajectory_bytes)],
         ["state for resuming", _bytes(plan.state_bytes)],

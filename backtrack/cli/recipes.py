@@ -19,7 +19,7 @@ from backtrack.cli.targets import print_json, recipe_path
 def list_recipes(
     *, is_json: JsonOption = False, is_quiet: QuietOption = False, _verbosity: VerboseOption = 0
 ) -> None:
-    """Name the recipes that come with the package."""
+    """List the recipes shipped with the package."""
     from backtrack.recipe import packaged_arenas, packaged_recipes
 
     rows = [[path.stem, _purpose(path)] for path in packaged_recipes()]
@@ -41,7 +41,7 @@ def show_recipe(
     ],
     *,
     is_json: JsonOption = False,
-    is_quiet: QuietOption = False,  # noqa: ARG001  # there is nothing to leave out
+    is_quiet: QuietOption = False,  # noqa: ARG001  # there is nothing to omit
     _verbosity: VerboseOption = 0,
 ) -> None:
     """Print a recipe."""
@@ -63,7 +63,7 @@ def check_recipe(
     is_quiet: QuietOption = False,
     _verbosity: VerboseOption = 0,
 ) -> None:
-    """List every mistake of a recipe at once, and say what it takes."""
+    """List all mistakes of a recipe at once, or what it needs if there are none."""
     from backtrack.recipe import load_recipe
     from backtrack.recipe.arena import is_arena, load_arena
     from backtrack.train.plan.plan import make_plan

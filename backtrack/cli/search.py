@@ -41,11 +41,11 @@ def search(
         list[str] | None,
         typer.Option(
             metavar="KIND=NUMBER",
-            help="What it may cost: items=5000, tokens=2e6 or minutes=30; repeatable.",
+            help="Limit of the cost: items=5000, tokens=2e6 or minutes=30; repeatable.",
         ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes on this machine, one a GPU.")
+        int | None, typer.Option(help="Processes on this machine, one per GPU.")
     ] = None,
     storage: Annotated[
         str | None,
@@ -62,7 +62,7 @@ def search(
     is_quiet: QuietOption = False,
     _verbosity: VerboseOption = 0,
 ) -> None:
-    """Measure points along the path; what is measured stays measured."""
+    """Measure points along the path; earlier measurements are reused."""
     limits = parse_budget(budget)
     opened = open_run(run, base, recipe)
     count = workers or (opened.recipe.search.workers if opened.recipe else 1)
@@ -104,7 +104,7 @@ def _search_together(
     report: terminal.Report,
     on_plan: Callable[[Plan], None] | None,
 ) -> list[Any]:
-    """Search by several processes, each with the same options."""
+    """Search with several processes that have the same options."""
     from backtrack.selection.search.workers import search_together
 
     trials, budget, storage = options
@@ -132,17 +132,17 @@ def _plan_shown(*, is_quiet: bool, is_worker: bool) -> Callable[[Plan], None] | 
 
 
 def _tell(progress: Progress) -> None:
-    """A worker's step, for the process that started it."""
+    """Report a worker's progress to the process that started it."""
     _say({"done": progress.done, "total": progress.total})
 
 
 def _say(values: dict[str, Any]) -> None:
-    """A line on the real standard output: while a bar is shown, `print` goes elsewhere."""
+    """Write a line to the real standard output, from which a progress bar redirects `print`."""
     os.write(1, (json.dumps(values) + "\n").encode())
 
 
 def parse_budget(texts: Sequence[str] | None) -> Any:
-    """The budget given on the command line; none if there is none, so that the recipe's holds."""
+    """The budget of the command line; None if not given, so that the recipe's is used."""
     if not texts:
         return None
     from pydantic import ValidationError
@@ -150,8 +150,8 @@ def parse_budget(texts: Sequence[str] | None) -> Any:
     from backtrack.recipe import BudgetSection
 
     try:
-        asked = {kind: float(number) for kind, _, number in (t.partition("=") for t in texts)}
-        return BudgetSection.model_validate(asked)
+        limits = {kind: float(number) for kind, _, number in (t.partition("=") for t in texts)}
+        return BudgetSection.model_validate(limits)
     except (ValueError, ValidationError) as error:
         raise UsageError(
             f"--budget {' '.join(texts)}: write items=5000, tokens=2e6 or minutes=30."

@@ -41,43 +41,44 @@ def select(
     run: RunArgument = None,
     weights: Annotated[
         list[float] | None,
-        typer.Option(
-            "--weight", help="Of the target in the utility, from 0 to 1; repeat for a table."
-        ),
+        typer.Option("--weight", help="Weight of the target, from 0 to 1; repeat it for a table."),
     ] = None,
     max_general_drop: Annotated[
-        float | None, typer.Option(help="Points the general score may fall below the base's.")
+        float | None,
+        typer.Option(help="Largest drop of the general score, in points."),
     ] = None,
     min_target: Annotated[
         float | None, typer.Option(help="Lowest target score, in points.")
     ] = None,
     keep_gain: Annotated[
-        float | None, typer.Option(help="Share of the final checkpoint's gain to keep.")
+        float | None,
+        typer.Option(help="Smallest share of the final checkpoint's gain."),
     ] = None,
     max_drop: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=NUMBER", help="How much an objective may lose; repeatable."),
+        typer.Option(metavar="NAME=NUMBER", help="Largest drop of an objective; repeatable."),
     ] = None,
     limit: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=NUMBER", help="Worst score of an objective; repeatable."),
     ] = None,
-    export: Annotated[Path | None, typer.Option(help="Write the chosen point here.")] = None,
+    export: Annotated[Path | None, typer.Option(help="Export the chosen point here.")] = None,
     form: Annotated[ExportForm | None, typer.Option("--as", help="What to write.")] = None,
     base: BaseOption = None,
     recipe: RecipeOption = None,
     *,
     is_knee: Annotated[
-        bool, typer.Option("--knee", help="Choose the knee of the front, whatever its weight.")
+        bool,
+        typer.Option("--knee", help="Choose the knee of the Pareto front."),
     ] = False,
     is_swept: Annotated[
-        bool, typer.Option("--sweep", help="List the chosen points from weight 0 to 1.")
+        bool, typer.Option("--sweep", help="List the chosen points for weights from 0 to 1.")
     ] = False,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
     _verbosity: VerboseOption = 0,
 ) -> None:
-    """Choose the point that serves a weighting; searches first where nothing is measured."""
+    """Choose the best point at a weight; searches first if nothing was measured."""
     if is_knee and weights:
         raise UsageError("--knee takes its weight from the front: give it or --weight, not both.")
     by_name = parse_bounds(max_drop, limit)
@@ -116,7 +117,7 @@ def _choose(
     *,
     is_knee: bool,
 ) -> list[Any]:
-    """The choice, or one for each weight where there are several."""
+    """The choice, or one for each of several weights."""
     from backtrack.selection.choice.select import select as select_point
     from backtrack.selection.choice.select import select_each
 
@@ -132,7 +133,7 @@ def _choose(
 
 
 def parse_bounds(max_drop: Sequence[str] | None, limit: Sequence[str] | None) -> dict[str, Any]:
-    """Bounds on single objectives by name."""
+    """Parse bounds on single objectives, by name."""
     found: dict[str, Any] = {}
     for option, texts in (("max_drop", max_drop or ()), ("limit", limit or ())):
         for text in texts:
@@ -154,7 +155,7 @@ def parse_constraints(
     keep_gain: float | None,
     objectives: dict[str, Any],
 ) -> Constraints | None:
-    """The bounds given on the command line; none if there are none, so that the recipe's hold."""
+    """The bounds of the command line; None if not given, so that the recipe's are used."""
     given = {
         "max_general_drop": max_general_drop,
         "min_target": min_target,

@@ -1,4 +1,4 @@
-"""What a command works on: a run by name, a recipe by name; and what it prints as JSON."""
+"""Helpers of several commands: open the run or recipe they work on, write and print results."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 _EXPORT_STAGES = 5
-"""Loading, placing, writing and loading back; and measuring, where the form is another."""
+"""Loading, placing, writing, loading back, and measuring if the form differs."""
 
 
 def open_run(name: str | None, base: str | None, recipe: Path | None) -> Run:
-    """The run of that name, folder or age; a folder that is not ours is adopted."""
+    """Open a run by name or folder, or the newest; other trainers' folders are adopted."""
     from backtrack.run.directory import Run
     from backtrack.run.finding import find_run, is_run
 
@@ -47,7 +47,7 @@ def adopt_folder(
     *,
     is_quiet: bool = False,
 ) -> Run:
-    """Take over a folder; what is left out is said."""
+    """Adopt a folder, and print what was skipped."""
     from backtrack.run.adopt import adopt as adopt_folder
 
     loaded = load_named(recipe_path(recipe)) if recipe is not None else None
@@ -57,26 +57,26 @@ def adopt_folder(
         name=name,
         recipe=loaded,
         initial=initial,
-        on_skip=lambda text: None if is_quiet else terminal.print_note(f"left out: {text}"),
+        on_skip=lambda text: None if is_quiet else terminal.print_note(f"skipped: {text}"),
     )
 
 
 def load_named(path: Path) -> Recipe:
-    """The recipe of a file."""
+    """Load a recipe file."""
     from backtrack.recipe import load_recipe
 
     return load_recipe(path)
 
 
 def recipe_path(name: Path) -> Path:
-    """The file of a recipe by path or name."""
+    """The file of a recipe given by path or name."""
     from backtrack.recipe import find_recipe
 
     return find_recipe(name)
 
 
 def draw_report(run: Run, selection: Selection) -> Path:
-    """Write the page from records."""
+    """Write `report.html` from the run's records."""
     from backtrack.report.geometry.section import read_geometry
     from backtrack.report.page import write_report
 
@@ -93,7 +93,7 @@ def draw_report(run: Run, selection: Selection) -> Path:
 def write_export(
     run: Run, point: Point, folder: Path, form: ExportForm | None, *, is_quiet: bool
 ) -> Any:
-    """Write a point to a folder, saying what is being done."""
+    """Export a point to a folder with a progress bar."""
     with terminal.progress("exporting", is_quiet=is_quiet) as report:
         from backtrack.exporter import export as export_point
 
@@ -109,15 +109,15 @@ def write_export(
 
 
 def measuring(report: terminal.Report) -> Any:
-    """Progress of a search, for a reporter."""
+    """A progress callback for a search."""
     return lambda p: report(p.done, p.total, f"{p.point}, {p.objective}")
 
 
 def command_line() -> str:
-    """The command as it was typed."""
+    """The command line as typed."""
     return shlex.join(["backtrack", *sys.argv[1:]])
 
 
 def print_json(values: object) -> None:
-    """To standard output, and nothing else."""
+    """Print values as JSON to standard output."""
     sys.stdout.write(json.dumps(values, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Commands that make a run: `demo`, `train`, `adopt`."""
+"""The commands that make a run: `demo`, `train` and `adopt`."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(help="Folder for the demo's run.")] = Path("runs"),
-    seed: Annotated[int, typer.Option(help="Of training, split and search.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of training, item split and search.")] = 0,
     *,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
     _verbosity: VerboseOption = 0,
 ) -> None:
-    """Run the whole job on an embedded tiny model: train, search, select, export, report."""
+    """Run every step on an embedded tiny model: train, search, select, export, report."""
     from backtrack.demo import run_demo
 
     shown = run_demo(folder, seed=seed, is_quiet=is_quiet or is_json)
@@ -48,8 +48,8 @@ def demo(
         return
     terminal.print_selection(shown.selection)
     terminal.out.print()
-    for name, place in {"report": shown.report, "adapter": shown.export.folder}.items():
-        terminal.out.print(f"{name:<8} {place}", markup=False, soft_wrap=True)
+    for name, path in {"report": shown.report, "adapter": shown.export.folder}.items():
+        terminal.out.print(f"{name:<8} {path}", markup=False, soft_wrap=True)
     terminal.out.print()
     for line in shown.next_commands:
         terminal.out.print(line, markup=False, soft_wrap=True)
@@ -65,22 +65,22 @@ def train(
     ],
     overrides: SetOption = None,
     *,
-    is_resumed: Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")] = False,
+    is_resumed: Annotated[bool, typer.Option("--resume", help="Resume the training.")] = False,
     is_dry: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would run and what it needs.")
+        bool, typer.Option("--dry-run", help="Print what would run and what it needs.")
     ] = False,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
     _verbosity: VerboseOption = 0,
 ) -> None:
-    """Train a recipe, keeping a dense trajectory."""
+    """Train a recipe and save a dense trajectory."""
     from backtrack.recipe import load_recipe
 
     path = recipe_path(recipe)
     if is_dry:
         _plan(path, overrides or (), is_json=is_json)
         return
-    # `accelerate launch` and torchrun number the processes; one of them speaks.
+    # `accelerate launch` and torchrun set RANK; only the main process prints.
     is_main = os.environ.get("RANK", "0") == "0"
     with terminal.progress("training", is_quiet=is_quiet or is_json or not is_main) as report:
         from backtrack.train.trainers.check import library_faults
@@ -113,20 +113,20 @@ def train(
 
 @app.command()
 def adopt(
-    source: Annotated[Path, typer.Argument(help="Folder a Trainer wrote, an adapter or a model.")],
+    source: Annotated[Path, typer.Argument(help="Folder of a Trainer, an adapter or a model.")],
     base: BaseOption = None,
     name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
     recipe: RecipeOption = None,
     initial: Annotated[
         Path | None,
-        typer.Option(help="Adapter saved before the first step, where PiSSA and its kin need it."),
+        typer.Option(help="Adapter saved before the first step; needed by PiSSA and similar."),
     ] = None,
     *,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
     _verbosity: VerboseOption = 0,
 ) -> None:
-    """Take over a run that others wrote: by reference, copying nothing."""
+    """Adopt another trainer's checkpoints as a run, without copying them."""
     run = adopt_folder(source, base, name, recipe, initial, is_quiet=is_quiet or is_json)
     if is_json:
         print_json({"run": str(run.path), "steps": list(run.steps), "base": run.base.model})
@@ -139,7 +139,7 @@ def adopt(
 
 
 def _plan(path: Path, overrides: Sequence[str], *, is_json: bool) -> None:
-    """Say what training would take, after checking all that can be checked without it."""
+    """Print what training would need, after checking all that can be checked beforehand."""
     from backtrack.recipe import load_recipe
     from backtrack.train.plan.plan import make_plan, require_plannable, resource_shortages
     from backtrack.train.trainers.check import library_faults
@@ -151,15 +151,15 @@ def _plan(path: Path, overrides: Sequence[str], *, is_json: bool) -> None:
     if is_json:
         print_json({**plan.as_dict(), "lacking": lacking})
         return
-    place = Path(loaded.output) / loaded.name
-    terminal.out.print(f"{place} would be trained.", markup=False, soft_wrap=True)
+    folder = Path(loaded.output) / loaded.name
+    terminal.out.print(f"{folder} would be trained.", markup=False, soft_wrap=True)
     print_plan(plan)
     for sentence in lacking or ["This machine has the disk and memory for it."]:
         terminal.out.print(sentence, markup=False, soft_wrap=True)
 
 
 def _doing(progress: TrainingProgress, recipe: Recipe) -> str:
-    """The figures of a training under way, the most telling first, and what is on disk."""
+    """The latest figures of a training, most important first, and the checkpoints saved."""
     parts = []
     if progress.probe is not None:
         probe = progress.probe

@@ -31,7 +31,7 @@ class ConsoleHandler(logging.Handler):
 
 
 def configure_logging(verbosity: int) -> int:
-    """Log to standard error at the level asked for; called once by every command's `--verbose`.
+    """Log to standard error at the given level; the callback of every command's `--verbose`.
 
     Args:
         verbosity: How often `-v` was given: 1 is INFO, 2 is DEBUG; 0 leaves it to `BACKTRACK_LOG`.

@@ -1,8 +1,8 @@
 """A recipe: one YAML file that says what to train, what to measure and how to choose.
 
-`load_recipe` lists every fault of a file at once, each with the nearest key where a name is
-unknown. Keys under `sft` and `method` belong to TRL and PEFT; they are checked where those
-libraries are at hand (`backtrack.train.trainers.check`), and passed in as `checks`.
+`load_recipe` lists all mistakes of a file at once, with the nearest known key for an unknown one.
+Keys under `sft` and `method` belong to TRL and PEFT; `backtrack.train.trainers.check` checks them
+and is passed in as one of `checks`, so that this package imports neither library.
 """
 
 from backtrack.recipe.engine import (

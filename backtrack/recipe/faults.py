@@ -1,4 +1,4 @@
-"""A recipe's faults in words, each with the nearest key where a name is unknown."""
+"""Describe the mistakes of a recipe, with the nearest known key for an unknown one."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """` Did you mean ...?` with the closest known name, or nothing."""
+    """` Did you mean ...?` with the closest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def sentence(details: ErrorDetails) -> str:
-    """What one fault is and where, in the words of a recipe."""
+    """One validation error as a sentence with the recipe's keys."""
     kinds = {*_KINDS, *kinds_of(ObjectiveSection), *kinds_of(EngineSection)}
     where = ".".join(str(part) for part in details["loc"] if part not in kinds)
     if details["type"] == "extra_forbidden":
@@ -50,7 +50,7 @@ _KINDS = ("full", "adapter", "numeric", "math_verify", "choice", "format", "pyth
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    """Keys the section at `location` knows; the last part of `location` is the stray."""
+    """Known keys of the section at `location`, whose last part is the unknown key."""
     schema = TypeAdapter(Recipe).json_schema()
     node: dict[str, Any] = schema
     for part in location[:-1]:

@@ -1,4 +1,4 @@
-"""Reading a recipe: the YAML file, what overrides it, the files beside it."""
+"""Load a recipe: the YAML file, overrides, and paths relative to the file."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def load_recipe(
 
     Args:
         path: The YAML file.
-        overrides: `key.inner=value` strings, values in YAML; they win over the file.
-        checks: Functions that list further faults of the raw mapping.
+        overrides: `key.inner=value` strings with values in YAML; they take precedence.
+        checks: Functions that yield further mistakes of the raw mapping.
 
     Raises:
-        RecipeError: With every fault found.
+        RecipeError: The recipe has mistakes; all of them are listed.
     """
     raw = read_mapping(path)
     faults = [fault for text in overrides for fault in override(raw, text)]
@@ -50,15 +50,15 @@ def load_recipe(
 
 
 def packaged_recipes() -> tuple[Path, ...]:
-    """Recipes that come with the package, by name."""
+    """Files of the recipes shipped with the package, sorted by name."""
     return tuple(sorted(_folder().glob("*.yaml")))
 
 
 def packaged_arenas() -> dict[str, Path]:
-    """Recipes of arenas that come with the package, by name."""
+    """Files of the arena recipes shipped with the package, by name."""
     embedded = sorted((_package() / "assets" / "demo").glob("arena*.yaml"))
-    found = {f"demo-{path.stem}": path for path in embedded}
-    return found | {path.stem: path for path in sorted((_folder() / "arenas").glob("*.yaml"))}
+    demos = {f"demo-{path.stem}": path for path in embedded}
+    return demos | {path.stem: path for path in sorted((_folder() / "arenas").glob("*.yaml"))}
 
 
 def _package() -> Path:
@@ -66,16 +66,16 @@ def _package() -> Path:
 
 
 def _folder() -> Path:
-    """Where recipes lie: in the package, or beside it in a checkout."""
-    places = (_package() / "assets" / "recipes", _package().parent / "recipes")
-    return next((folder for folder in places if folder.is_dir()), _package())
+    """The folder of recipes: inside the installed package, or beside it in a checkout."""
+    candidates = (_package() / "assets" / "recipes", _package().parent / "recipes")
+    return next((folder for folder in candidates if folder.is_dir()), _package())
 
 
 def find_recipe(name: Path) -> Path:
-    """The file `name` stands for: a file, or a recipe that comes with the package.
+    """The recipe file given by path, or by the name of a packaged recipe.
 
     Raises:
-        RecipeError: There is none.
+        RecipeError: There is no such recipe.
     """
     if name.is_file():
         return name
@@ -87,6 +87,11 @@ def find_recipe(name: Path) -> Path:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a YAML file whose content is a mapping.
+
+    Raises:
+        RecipeError: The file is unreadable, not YAML, or not a mapping.
+    """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -105,41 +110,41 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def override(raw: dict[str, Any], text: str) -> Iterable[str]:
+    """Set `key.inner=value` in a raw recipe; return the mistakes."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         return [f"--set {text!r}: write key.inner=value"]
     *outer, last = key.split(".")
-    place: Any = raw
+    section: Any = raw
     for part in outer:
-        place = _step_into(place, part)
-        if place is None:
+        section = _step_into(section, part)
+        if section is None:
             return [f"--set {text!r}: {part!r} is not a section"]
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:
         return [f"--set {text!r}: {value!r} is not YAML"]
-    if isinstance(place, list) and last.isdecimal() and int(last) < len(place):
-        place[int(last)] = parsed
-    elif isinstance(place, dict):
-        place[last] = parsed
+    if isinstance(section, list) and last.isdecimal() and int(last) < len(section):
+        section[int(last)] = parsed
+    elif isinstance(section, dict):
+        section[last] = parsed
     else:
-        return [f"--set {text!r}: {key!r} is not a place in the recipe"]
+        return [f"--set {text!r}: {key!r} is not a key of the recipe"]
     return []
 
 
-def _step_into(place: object, part: str) -> object:
-    if isinstance(place, dict):
-        return place.setdefault(part, {})
-    if isinstance(place, list) and part.isdecimal() and int(part) < len(place):
-        return place[int(part)]
+def _step_into(section: object, part: str) -> object:
+    if isinstance(section, dict):
+        return section.setdefault(part, {})
+    if isinstance(section, list) and part.isdecimal() and int(part) < len(section):
+        return section[int(part)]
     return None
 
 
 def with_absolute_paths(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A copy in which files that lie beside the recipe are named in full.
+    """A copy with absolute paths for files that exist relative to the recipe's folder.
 
-    A name that is no file beside the recipe is left alone: it may be a Hub name, or relative to
-    the working directory.
+    Other names are unchanged: they may be Hub names, or relative to the working directory.
     """
 
     def absolute(value: object) -> object:

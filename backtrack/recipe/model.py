@@ -31,35 +31,34 @@ class Recipe(Section):
     """A whole recipe."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Names the run's directory."""
+    """Name of the run's directory."""
     base: BaseSection
     """The model before training."""
     seed: int = 0
-    """Of training."""
+    """Seed of training."""
     output: str = "runs"
-    """Folder the run is made in, relative to the working directory."""
+    """Folder to make the run in, relative to the working directory."""
     method: Method | None = None
-    """What is trained; not needed for a run that is adopted."""
+    """What is trained; not needed for an adopted run."""
     data: DataSection | None = None
-    """What it is trained on; likewise."""
+    """Training data; not needed for an adopted run."""
     sft: dict[str, Any] = Field(default_factory=dict)
-    """Any field of TRL's SFTConfig: training on given completions."""
+    """Fields of TRL's SFTConfig, to train on given completions."""
     grpo: dict[str, Any] | None = None
-    """Instead: any field of TRL's GRPOConfig: training on own completions, by `rewards`."""
+    """Instead: fields of TRL's GRPOConfig, to train on sampled completions by `rewards`."""
     rewards: tuple[Reward, ...] = ()
-    """What a completion is rewarded for; their weighted sum is the reward."""
+    """Rewards of a completion; their weighted sum is its reward."""
     learning_rates: LearningRates = Field(default_factory=dict)
-    """Peak rates of single layers, by a regular expression for their parameters' names, such as
-    `layers\\.[0-3]\\.` or `lora_B`; the first that is found decides, `learning_rate` is the
-    others'."""
+    """Peak learning rates by a regular expression for parameter names, such as
+    `layers\\.[0-3]\\.` or `lora_B`; the first match counts, others have `learning_rate`."""
     early_stop: EarlyStopSection | None = None
-    """When training stops early by what is evaluated on `data.eval`."""
+    """When training stops early, by the evaluation on `data.eval`."""
     watch: WatchSection | None = None
-    """How the objectives are watched during training."""
+    """Probe evaluations of the objectives during training."""
     trajectory: TrajectorySection = TrajectorySection()
-    """Which steps are kept."""
+    """Which steps are saved."""
     placement: PlacementSection = PlacementSection()
-    """How a model is held at a point."""
+    """How a model is set to a point."""
     engine: Engine = TransformersSection()
     """What answers the objectives. A bare name stands for `{kind: name}`."""
     objectives: tuple[Objective, ...] = ()

@@ -1,4 +1,4 @@
-"""Sections on the model, the method, the data, the trajectory and the placement."""
+"""Recipe sections for the base, the method, the data, the trajectory and the placement."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class BaseSection(Section):
     revision: str | None = None
     """Hub revision: a branch, a tag or a commit."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type the weights are loaded in; `auto` is the type of the files."""
+    """Dtype the weights are loaded in; `auto` is the dtype of the files."""
     trust_remote_code: bool = False
-    """Run code from the model's repository. Off unless asked for by name."""
+    """Run code from the model's repository."""
     quantization: Literal["4bit", "8bit"] | None = None
-    """Quantize on loading by bitsandbytes (NF4, or LLM.int8), as a QLoRA run was trained on."""
+    """Quantize on loading with bitsandbytes (NF4 or LLM.int8), as for QLoRA."""
 
 
 class FullMethod(Section):
@@ -49,7 +49,7 @@ class PeftMethod(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     kind: str
-    """PEFT's name of the method in lower case: `lora`, `oft`, `adalora`, `vera`, `ia3`, ..."""
+    """PEFT's name of the method, in lower case: `lora`, `oft`, `adalora`, `vera`, `ia3`, ..."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -57,14 +57,14 @@ class PeftMethod(BaseModel):
         return dict(self.model_extra or {})
 
 
-def _sort_of_method(section: object) -> str:
+def _method_tag(section: object) -> str:
     kind = section.get("kind") if isinstance(section, dict) else getattr(section, "kind", None)
     return "full" if kind == "full" else "adapter"
 
 
 Method = Annotated[
     Annotated[FullMethod, Tag("full")] | Annotated[PeftMethod, Tag("adapter")],
-    Discriminator(_sort_of_method),
+    Discriminator(_method_tag),
 ]
 
 
@@ -74,21 +74,22 @@ class DataSection(Section):
     train: str
     """A JSONL file, a folder `datasets` can load, or a Hub name."""
     subset: str | None = None
-    """Configuration name of a data set that has several."""
+    """Configuration name, for a data set that has several."""
     split: str = "train"
-    """Split, with slices as in `datasets`: `train[700:]`."""
+    """Split, with a slice as in `datasets`: `train[700:]`."""
     prompt: str | None = None
-    """Format over the fields, such as `Question: {question}\\nAnswer:`; none if the data has."""
+    """Format over the fields, such as `Question: {question}\\nAnswer:`; omit it if the data has
+    prompts."""
     completion: str | None = None
-    """Format for the completion; given together with `prompt`, but for `grpo`, which has none."""
+    """Format of the completion; required with `prompt`, except for `grpo`, which has none."""
     chat: bool = False
-    """Give prompt and completion as turns of the tokenizer's chat template: user and assistant."""
+    """Format prompt and completion as user and assistant turns of the chat template."""
     system: str | None = None
-    """What the system says before; needs `chat`."""
+    """System message; needs `chat`."""
     eval: str | None = None
-    """What is evaluated during training, in the same shape: a file, a folder or a Hub name."""
+    """Evaluation data in the same format: a file, a folder or a Hub name."""
     eval_split: str | None = None
-    """Split of it; without `eval`, of the training data's own source: `train[:500]`."""
+    """Split of `eval`, or else of `train`, such as `train[:500]`."""
 
     @model_validator(mode="after")
     def _formats(self) -> DataSection:
@@ -100,26 +101,26 @@ class DataSection(Section):
 
 
 class TrajectorySection(Section):
-    """Which steps are kept, and how. The last step always is."""
+    """Which steps are saved, and how. The last step is always saved."""
 
     every_steps: Annotated[int, Field(ge=1)] = 10
-    """A checkpoint every so many optimizer steps."""
+    """Optimizer steps from one checkpoint to the next."""
     log_checkpoints: Annotated[int, Field(ge=2)] | None = None
-    """Instead: so many checkpoints, evenly spaced in log steps from the first to the last."""
+    """Instead: number of checkpoints, evenly spaced in the logarithm of the step."""
     every_distance: Annotated[float, Field(gt=0)] | None = None
-    """Instead: each time the weights have moved by this share of their norm."""
+    """Instead: save whenever the weights have changed by this share of their norm."""
     max_checkpoints: Annotated[int, Field(ge=2)] | None = None
-    """How many are kept; past it the trajectory is thinned evenly."""
+    """Largest number of checkpoints; beyond it the trajectory is thinned evenly."""
     max_bytes: Annotated[int, Field(ge=1)] | None = None
-    """What all together may take; likewise."""
+    """Largest total size of the checkpoints; beyond it the trajectory is thinned evenly."""
     storage: Literal["auto", "plain", "coded"] = "auto"
-    """`coded` keeps whole models without loss in a fraction of their bytes, `plain` as stock
-    libraries load them; `auto` codes whole models. Adapters are always plain."""
+    """`coded` compresses whole models losslessly, `plain` is what stock libraries load; `auto` is
+    coded for whole models. Adapters are always plain."""
     key_every: Annotated[int, Field(ge=1)] = 8
-    """Coded checkpoints from one that is read by itself to the next."""
+    """Number of coded checkpoints from one key frame to the next."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type that is kept; `auto` is the type training computes in for whole models, so fp32 master
-    weights are rounded once, and the live type for adapters."""
+    """Dtype of saved weights; for whole models `auto` is the dtype training computes in, so fp32
+    master weights are rounded once; for adapters it is the live dtype."""
 
     @model_validator(mode="after")
     def _one_cadence(self) -> TrajectorySection:
@@ -131,7 +132,7 @@ class TrajectorySection(Section):
 
     @model_serializer(mode="wrap")
     def _without_the_default(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """What is written reads back: beside another cadence, `every_steps` was not given."""
+        """Omit the default `every_steps` beside another cadence, so that the output is valid."""
         written: dict[str, Any] = write(self)
         if self.log_checkpoints is not None or self.every_distance is not None:
             written.pop("every_steps", None)
@@ -139,17 +140,17 @@ class TrajectorySection(Section):
 
 
 class PlacementSection(Section):
-    """How a model stands at a point."""
+    """How a model is set to a point."""
 
     form: Literal["auto", "attached", "merged"] = "auto"
     """`attached` leaves the adapter on the model, `merged` writes effective weights; `auto` is
-    attached where the adapter has a native curve and a forward pass costs at most twice the
-    base's. What is measured should be what is served: name the form you will export."""
+    attached if the adapter has a native curve and a forward pass costs at most twice the base's.
+    Measure the form you will serve: name the form you will export."""
     curve: Literal["auto", "native", "line"] = "auto"
     """`native` moves the method's own parameters, `line` the effective weights; `auto` is native
-    where the method has one."""
+    if the method has a native curve."""
     device: str = "auto"
     """A torch device; `auto` is the first GPU, else the CPU."""
     keep: Literal["auto", "device", "pinned", "mapped"] = "auto"
-    """Where the ends of a merged path are kept: on the device, in page-locked host memory, or in a
-    file; `auto` is the fastest that fits."""
+    """Where the ends of a merged path are stored: on the device, in page-locked host memory, or in
+    a file; `auto` is the fastest that fits."""

@@ -1,4 +1,4 @@
-"""Sections on how training goes, beside TRL's own."""
+"""Recipe sections for training, in addition to TRL's own settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _expression(pattern: str) -> str:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
     return pattern
 
 
@@ -25,93 +25,93 @@ def _expressions(rates: dict[str, float]) -> dict[str, float]:
 
 
 LearningRates = Annotated[dict[str, Annotated[float, Field(ge=0)]], AfterValidator(_expressions)]
-"""Learning rate by a regular expression for names of parameters."""
+"""Learning rates by a regular expression for parameter names."""
 
 
 class EarlyStopSection(Section):
-    """Stop when a figure of TRL's own evaluation no longer gets better."""
+    """Stop when a metric of TRL's evaluation no longer improves."""
 
     metric: str = "eval_loss"
-    """As the Trainer logs it, such as `eval_loss` or `eval_reward`; losses are to fall."""
+    """Name in the Trainer's log, such as `eval_loss` or `eval_reward`; lower losses are better."""
     patience: Annotated[int, Field(ge=1)] = 3
     """Evaluations without improvement before training stops."""
     min_improvement: Annotated[float, Field(ge=0)] = 0.0
-    """What counts as one."""
+    """Smallest change that counts as an improvement."""
 
 
 class WatchSection(Section):
-    """Measure the objectives during training on a few selection items, and stop in time."""
+    """Probe evaluations: measure objectives during training on a few items, and stop in time."""
 
     every_steps: Annotated[int, Field(ge=1)]
-    """Optimizer steps from one look to the next."""
+    """Optimizer steps from one probe evaluation to the next."""
     items: Annotated[int, Field(ge=2)] = 50
-    """Selection items an objective; the report items stay unseen."""
+    """Selection items per objective; report items stay unseen."""
     max_general_drop: Annotated[float, Field(ge=0)] | None = None
-    """Stop when general ability has surely fallen by more, in points, below the base."""
+    """Stop when general ability is surely more than this many points below the base."""
     level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    """How sure, over all looks of the training together."""
+    """Confidence of the stop, over all probe evaluations of the training together."""
 
 
 class _Reward(Section):
     weight: float = 1.0
-    """Factor in the sum of rewards."""
+    """Weight in the sum of rewards."""
     name: str = ""
-    """As it is logged; the default is the kind, or the function's name."""
+    """Name in the log; default: the kind, or the function's name."""
 
 
 Unreadable = Literal["refuse", "drop"]
 
 
 class NumericReward(_Reward):
-    """1 where the completion's number is the answer's, as exact fractions."""
+    """1 if the completion's number equals the answer's, compared as exact fractions."""
 
     kind: Literal["numeric"]
     answer: str = "{answer}"
-    """Format over the item's fields: text whose last number is the answer."""
+    """Format over the item's fields, giving text whose last number is the answer."""
     unreadable: Unreadable = "refuse"
-    """What becomes of items whose answer holds none."""
+    """What to do with items whose answer cannot be read."""
     tolerance: Annotated[float, Field(ge=0)] = 0.0
-    """How far off it may be, as a share of the answer."""
+    """Allowed difference, as a share of the answer."""
 
 
 class MathVerifyReward(_Reward):
-    """1 where math-verify finds the completion's expression equal to the answer's."""
+    """1 if math-verify finds the completion's expression equal to the answer's."""
 
     kind: Literal["math_verify"]
     answer: str = "{answer}"
-    """Format over the item's fields: LaTeX or plain text that holds the answer."""
+    """Format over the item's fields, giving LaTeX or plain text that contains the answer."""
     unreadable: Unreadable = "refuse"
-    """What becomes of items whose answer holds none."""
+    """What to do with items whose answer cannot be read."""
 
 
 class ChoiceReward(_Reward):
-    """1 where the completion names the right letter."""
+    """1 if the completion names the right letter."""
 
     kind: Literal["choice"]
     answer: str = "{answer}"
-    """Format over the item's fields: the letter."""
+    """Format over the item's fields, giving the letter."""
     unreadable: Unreadable = "refuse"
-    """What becomes of items whose answer holds none."""
+    """What to do with items whose answer cannot be read."""
     letters: Annotated[str, Field(pattern=r"^[A-Z]{2,26}$")] = "ABCDE"
-    """The letters there are."""
+    """The possible letters."""
 
 
 class FormatReward(_Reward):
-    """1 where the whole completion has a form."""
+    """1 if the whole completion matches a pattern."""
 
     kind: Literal["format"]
     pattern: Annotated[str, AfterValidator(_expression)]
-    """Regular expression for all of the completion, without white space at its ends; a dot is any
+    """Regular expression for the whole completion without outer white space; a dot matches any
     character."""
 
 
 class PythonReward(_Reward):
-    """A function of yours with TRL's signature: `function(prompts, completions, **fields)`."""
+    """A user function with TRL's signature: `function(prompts, completions, **fields)`."""
 
     kind: Literal["python"]
     function: str
-    """`module:function`; returns one number a completion, or None for no opinion. Every field of
-    the data is passed by its name, as a list."""
+    """`module:function`; it returns one number per completion, or None to abstain. Every field of
+    the data is passed by name, as a list."""
 
 
 Reward = Annotated[
@@ -121,5 +121,5 @@ Reward = Annotated[
 
 
 def reward_name(reward: Reward) -> str:
-    """What a reward is called that has not been given a name."""
+    """The default name of a reward."""
     return reward.function.rpartition(":")[2] if isinstance(reward, PythonReward) else reward.kind

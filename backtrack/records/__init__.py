@@ -1,15 +1,15 @@
-"""What is written to disk, as plain data that is checked when it is read.
+"""Records: the plain data written to disk, validated when read.
 
-Every record is a frozen pydantic model, so a file edited by hand or cut short is refused with the
-field that is wrong. Nothing here imports torch: a report is drawn on a laptop from these alone.
+Every record is a frozen pydantic model, so an edited or truncated file is refused with the name of
+the wrong field. Nothing here imports torch: a report can be drawn on a laptop from records alone.
 
-    record       words and shapes that all share
-    run          manifest and checkpoints
+    record       base class and types that all records share
+    run          manifest and checkpoint index
     measurement  objectives and per-item scores
     selection    a choice: candidates, bounds, report rows, differences
-    sweep        the rule's answers at every weight
+    sweep        choices at every weight
     diagnosis    geometry of an update, module by module
-    arena        several runs under one rule
+    arena        several runs compared under one rule
 """
 
 from backtrack.records.measurement import Measurement, ObjectiveInfo

@@ -1,4 +1,4 @@
-"""What is measured of a point: objectives and per-item scores."""
+"""Records of measurements: objectives and per-item scores."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from backtrack.records.record import CurveName, Direction, Form, Record, Role, S
 
 
 class ObjectiveInfo(Record):
-    """What one number about a model is.
+    """Describes an objective: one number measured from a model.
 
     Attributes:
         name: Unique name in the recipe.
-        role: Which side of the trade it stands for.
+        role: `target` or `general`.
         kind: `lm_eval`, `examples`, `text` or `python`.
-        direction: Whether more or less is better. Values are never negated.
-        unit: `fraction` for scores between 0 and 1; else a label such as `nats a token`.
+        direction: Whether higher or lower is better. Values are never negated.
+        unit: `fraction` for scores from 0 to 1; else a label such as `nats a token`.
         weight: Share in its role's mean, relative to the role's other objectives.
-        fingerprint: Digest of all that decides a score but the weights: settings, documents,
-        prompts.
+        fingerprint: Digest of all that decides a score except the model: settings, documents,
+            prompts.
     """
 
     name: str
@@ -37,18 +37,19 @@ class Measurement(Record):
     """Scores of one objective's items at one point.
 
     Attributes:
-        point: Where the model stood, spelled canonically.
-        objective: What was measured.
-        form: How the model stood there.
-        curve: Which curve led there.
-        split: Which items these are: those the search sees, or those kept for the report.
-        item_ids: `stratum/item`; the part before the last slash is what the bootstrap keeps apart.
-        scores: One score an item, in the objective's unit.
-        distance: L2 norm of the way from the base along the curve, over the tensors that move.
+        point: The measured point, in canonical form.
+        objective: The measured objective.
+        form: Backend that held the model at the point.
+        curve: Curve along which the weights were moved.
+        split: `selection` for the items that the search sees, `report` for those it never sees.
+        item_ids: `stratum/item`; the bootstrap resamples within each stratum, which is the part
+            before the last slash.
+        scores: One score per item, in the objective's unit.
+        distance: L2 norm of the weight change from the base, over the tensors that change.
         seconds: Wall time.
-        origin: Who asked: `anchor`, `sampler`, `report` or `user`.
-        whole: Names the set of items these are a part of; empty where they are all of it.
-        num_tokens: Tokens the model read or wrote for it, padding included; none where not known.
+        origin: Source of the request: `anchor`, `sampler`, `report` or `user`.
+        whole: Digest of the item set that these items are part of; empty if they are all of it.
+        num_tokens: Tokens the model read or wrote, with padding; None if unknown.
     """
 
     point: Point
@@ -69,5 +70,5 @@ class Measurement(Record):
         if len(self.item_ids) != len(self.scores):
             raise ValueError(f"{len(self.item_ids)} item ids but {len(self.scores)} scores")
         if len(set(self.item_ids)) != len(self.item_ids):
-            raise ValueError("an item id stands twice")
+            raise ValueError("an item id occurs twice")
         return self

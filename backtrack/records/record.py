@@ -1,4 +1,4 @@
-"""Words and shapes that every record shares."""
+"""The base class of records, and types that they share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Record(BaseModel):
 
 
 class Interval(Record):
-    """An estimate with its two-sided bootstrap interval."""
+    """An estimate with a two-sided bootstrap interval."""
 
     estimate: float
     low: float
@@ -30,12 +30,12 @@ class Interval(Record):
 
 
 class Axis(Record):
-    """How a role's numbers read: unit and direction."""
+    """Unit and direction of a role's scores."""
 
     unit: str
     direction: Direction
 
 
 def now() -> str:
-    """The time in UTC, ISO 8601, to the second."""
+    """The current UTC time in ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""What a run is: manifest and checkpoints."""
+"""Records of a run: the manifest and the checkpoint index."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ Storage = Literal["plain", "coded", "dcp", "zero", "shards"]
 
 
 class BaseModelReference(Record):
-    """Where the base is and what it is.
+    """The base model of a run.
 
     Attributes:
         model: Hub name, or a folder.
-        revision: Hub revision; none is the default branch.
-        dtype: Type the weights are loaded in; `auto` is the type of the files.
+        revision: Hub revision; None is the default branch.
+        dtype: Dtype the weights are loaded in; `auto` is the dtype of the files.
         trust_remote_code: Whether code from the model's repository may run.
-        quantization: How bitsandbytes quantizes it on loading; none is as its files are.
-        fingerprint: sha256 of each tensor's bytes, type and shape, by name; empty where the files
-            were not at hand.
+        quantization: How bitsandbytes quantizes it on loading; None loads it as stored.
+        fingerprint: sha256 of each tensor's bytes, dtype and shape, by name; empty if the files
+            were not available.
     """
 
     model: str
@@ -33,7 +33,7 @@ class BaseModelReference(Record):
 
 
 class Method(Record):
-    """How a run was trained: `kind` is `full` or PEFT's type in lower case (`lora`, `oft`)."""
+    """Training method of a run: `kind` is `full` or PEFT's type in lower case (`lora`, `oft`)."""
 
     kind: str
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -47,10 +47,11 @@ class Manifest(Record):
         name: The run's name.
         base: The model before training.
         method: How it was trained.
-        seed: Seed of training; none where an adopted run does not say.
+        seed: Seed of training; None if unknown, as in an adopted run.
         versions: Version of each library that wrote it, by name.
-        source: Folder an adopted run's checkpoints lie in; none for a run trained here.
-        initial: Adapter saved before the first step, where its initialization rewrote the base.
+        source: Folder of an adopted run's checkpoints; None for a run trained by backtrack.
+        initial: Folder of the adapter saved before the first step, if its initialization rewrote
+            the base; else None.
         created: Time of creation, ISO 8601 in UTC.
     """
 
@@ -73,15 +74,15 @@ class CheckpointEntry(Record):
         folder: Folder of the weights: relative to `trajectory/`, or absolute in an adopted run.
         num_bytes: Size of the weight files.
         sha256: Digest of each weight file, by file name.
-        train_loss: Loss logged last before the step.
-        storage: How the weights are kept: `plain` safetensors; `coded` against another step (see
-            `backtrack.run.codec`); or as another trainer left them: torch's distributed checkpoint
-            (`dcp`), DeepSpeed ZeRO (`zero`), shards saved by each process (`shards`).
-        reference: Step a coded checkpoint is coded against; none for a key frame.
-        source: Folder another trainer's weights lie in, where it is not `folder`.
-        distance: Way from the start of training, in shares of the start's norm, where the cadence
-            is by distance.
-        is_dropped: The step was given up for the budget; a later line may take it again.
+        train_loss: The training loss logged last before the step; None if unknown.
+        storage: Format of the weights: `plain` safetensors; `coded` against another step (see
+            `backtrack.run.codec`); or another trainer's: torch's distributed checkpoint (`dcp`),
+            DeepSpeed ZeRO (`zero`), one file per process (`shards`).
+        reference: Step a coded checkpoint is coded against; None for a key frame.
+        source: Folder of another trainer's weights; None if they are in `folder`.
+        distance: Norm of the change since the start of training, relative to the norm at the
+            start; None unless checkpoints are spaced by distance.
+        is_dropped: Whether the step was deleted; a later line may add it again.
     """
 
     step: Annotated[int, Field(ge=1)]

@@ -1,10 +1,9 @@
-"""Make a run of what others wrote: by reference, copying nothing.
+"""Adopt other trainers' checkpoints as a run, by reference and without copying weights.
 
 Covered: folders that transformers and TRL write (`checkpoint-*`, whole models or PEFT adapters), a
-single adapter or fine-tuned model against its base, torchtune's `epoch_*`, verl's `global_step_*`,
-and whole models as torch's distributed checkpoints (FSDP's `.distcp`) or DeepSpeed ZeRO folders,
-which are put together when they are read. Only finished checkpoints are taken: one without
-readable weights is named and left out, never guessed at.
+single adapter or fine-tuned model, torchtune's `epoch_*`, verl's `global_step_*`, and whole models
+as torch's distributed checkpoints (FSDP's `.distcp`) or DeepSpeed ZeRO folders, which are
+assembled when they are read. A checkpoint without readable weights is reported and skipped.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _CHECKPOINT = re.compile(r"^(checkpoint|step|global_step|epoch)[-_]?(\d+)$")
-_PLACES = (".", "actor/lora_adapter", "lora_adapter", "actor/huggingface", "huggingface")
-"""Where in a checkpoint's folder safetensors may lie; verl has one of its own for each kind."""
+_SUBFOLDERS = (".", "actor/lora_adapter", "lora_adapter", "actor/huggingface", "huggingface")
+"""Subfolders of a checkpoint that may have its safetensors; all but the first are verl's."""
 
 
-def adopt(  # noqa: PLR0913  # the front door: every argument but the source is optional
+def adopt(  # noqa: PLR0913  # public: every argument but the source is optional
     source: str | Path,
     *,
     base: str | None = None,
@@ -47,25 +46,25 @@ def adopt(  # noqa: PLR0913  # the front door: every argument but the source is 
     initial: str | Path | None = None,
     on_skip: Callable[[str], None] = logger.warning,
 ) -> Run:
-    """Make a run of a folder of checkpoints, one adapter, or one fine-tuned model.
+    """Make a run from a folder of checkpoints, one adapter, or one fine-tuned model.
 
     Args:
-        source: Folder with `checkpoint-*` folders, an adapter or a model in it.
-        base: Hub name or folder of the base; needed where the checkpoints do not name it.
+        source: Folder that has `checkpoint-*` folders, an adapter or a model.
+        base: Hub name or folder of the base; needed if the checkpoints do not name it.
         name: Name of the run; the default is the folder's.
-        runs: Folder the run is made in.
-        recipe: Objectives and settings to search with.
-        initial: Adapter saved before the first step; needed where its initialization rewrote the
-            base and loading cannot find its factors again (PiSSA by iterations, CorDA, LoRA-GA).
-        on_skip: Called with a sentence for each checkpoint that cannot be read and is left out.
+        runs: Folder to make the run in.
+        recipe: Objectives and settings of the search.
+        initial: Adapter saved before the first step; needed if its initialization rewrote the
+            base and cannot be recomputed on loading (PiSSA by iterations, CorDA, LoRA-GA).
+        on_skip: Called with a message for each checkpoint that cannot be read and is skipped.
 
     Returns:
-        The run, opened; one that was adopted from the same folder before is brought up to date.
+        The run, opened; if the same folder was adopted before, that run with newer checkpoints.
 
     Raises:
-        UsageError: The base is not known.
-        RunError: No checkpoints, another base, or a run of that name from elsewhere.
-        CheckpointError: A base whose weights cannot be read.
+        UsageError: The base is unknown.
+        RunError: No checkpoints, another base, or a run of that name from another source.
+        CheckpointError: The weights of the base cannot be read.
     """
     source = Path(source).resolve()
     folders = _find_checkpoints(source)
@@ -95,34 +94,34 @@ def adopt(  # noqa: PLR0913  # the front door: every argument but the source is 
 def _require_adapter(folder: Path) -> Path:
     if not is_adapter(folder):
         raise UsageError(
-            f"{folder} is no adapter: it has no adapter_config.json. Name the folder that "
+            f"{folder} is not an adapter: it has no adapter_config.json. Name the folder that "
             "`save_pretrained` wrote before the first step."
         )
     return folder
 
 
 def _find_checkpoints(source: Path) -> list[tuple[int, Path]]:
-    """Steps and folders of every checkpoint, ascending.
+    """Step and folder of every checkpoint, ascending.
 
-    Weights beside `checkpoint-*` folders are left out: a Trainer's last checkpoint holds the same.
+    Weights beside `checkpoint-*` folders are ignored: a Trainer's last checkpoint has the same.
     """
     if not source.is_dir():
         raise RunError(
-            f"{source} is no folder. Name a folder with `checkpoint-*`, an adapter or a model."
+            f"{source} is not a folder. Name one with `checkpoint-*`, an adapter or a model."
         )
     named = [
         (match, folder)
         for folder in source.iterdir()
         if folder.is_dir() and (match := _CHECKPOINT.match(folder.name))
     ]
-    # Epochs are counted from 0, and step 0 is the base.
+    # Epochs are counted from 0, but step 0 is the base.
     numbered = [(int(m.group(2)) + (m.group(1) == "epoch"), folder) for m, folder in named]
     if any(step for step, _ in numbered):
         return sorted((step, folder) for step, folder in numbered if step)
     if is_adapter(source) or (source / "config.json").is_file() or find_weights(source):
         return [(1, source)]
     raise RunError(
-        f"{source} holds no checkpoint: no `checkpoint-*` folder, no adapter_config.json and no "
+        f"{source} has no checkpoint: no `checkpoint-*` folder, no adapter_config.json and no "
         "config.json. Name the folder a Trainer wrote into (its output_dir), an adapter or a "
         "model."
     )
@@ -141,14 +140,14 @@ def _describe(folders: list[tuple[int, Path]]) -> tuple[list[CheckpointEntry], l
 
 def _entry(folder: Path, step: int) -> CheckpointEntry:
     loss = _train_loss(folder, step)
-    places = (folder / place for place in _PLACES)
-    plain = next((place for place in places if any(place.glob(f"*{WEIGHT_SUFFIX}"))), None)
-    found = find_weights(folder) if plain is None else None
-    if found is None:
-        place = (plain or folder).resolve()
-        shapes(place)
-        return describe_checkpoint(place, step, folder=str(place), train_loss=loss)
-    storage, source = found
+    subfolders = (folder / name for name in _SUBFOLDERS)
+    plain = next((path for path in subfolders if any(path.glob(f"*{WEIGHT_SUFFIX}"))), None)
+    foreign = find_weights(folder) if plain is None else None
+    if foreign is None:
+        weights = (plain or folder).resolve()
+        shapes(weights)
+        return describe_checkpoint(weights, step, folder=str(weights), train_loss=loss)
+    storage, source = foreign
     files = weight_files_of(storage, source)
     return CheckpointEntry(
         step=step,
@@ -162,7 +161,7 @@ def _entry(folder: Path, step: int) -> CheckpointEntry:
 
 
 def _train_loss(folder: Path, step: int) -> float | None:
-    """The loss a Trainer logged last up to the step, if it left its state."""
+    """The latest loss that a Trainer logged up to the step, if it saved its state."""
     state = _read_json(folder / "trainer_state.json")
     history = state.get("log_history", []) if isinstance(state, dict) else []
     losses = [
@@ -208,10 +207,10 @@ def _base_reference(model: str, recipe: Recipe | None) -> BaseModelReference:
 def _fitting(
     entries: list[CheckpointEntry], reference: BaseModelReference, skipped: list[str]
 ) -> list[CheckpointEntry]:
-    """Entries whose tensors can be read; those that cannot are told to `skipped`.
+    """The entries whose tensors can be read; the reasons for the others go to `skipped`.
 
     Raises:
-        RunError: One has other shapes than the base, or none is left.
+        RunError: A checkpoint has other shapes than the base, or none can be read.
     """
     base = shapes(base_folder(reference))
     fitting: list[CheckpointEntry] = []
@@ -238,13 +237,13 @@ def _require_fit(
     base: Mapping[str, tuple[int, ...]],
     reference: BaseModelReference,
 ) -> None:
-    """Refuse a whole model whose tensors have other shapes than the base's."""
+    """Raise an error if tensors of a whole model have other shapes than the base's."""
     wrong = [name for name in sorted(set(base) & set(found)) if base[name] != found[name]]
     if wrong or not set(base) & set(found):
         first = wrong[0] if wrong else min(found)
         raise RunError(
             f"{entry.source or entry.folder} was not trained from {reference.model}: {first} has "
-            f"shape {found.get(first)}, the base's is {base.get(first)}. Give the right one with "
+            f"shape {found.get(first)}, the base's is {base.get(first)}. Name the right base with "
             "--base."
         )
 
@@ -258,15 +257,16 @@ def _method(settings: Mapping[str, Any] | None) -> Method:
 def _create(
     path: Path, manifest: Manifest, entries: list[CheckpointEntry], recipe: Recipe | None
 ) -> Run:
-    """A new run, or the one made of the same source before, with what has come since."""
+    """A new run, or the run adopted from the same source before, with newer checkpoints added."""
     if is_run(path):
         run = Run.open(path)
         if run.manifest.source != manifest.source:
             raise RunError(
-                f"{path} is a run from {run.manifest.source or 'here'}. Take another --name."
+                f"{path} is already a run of {run.manifest.source or 'backtrack'}. Choose another "
+                "--name."
             )
         if run.manifest.base.fingerprint != manifest.base.fingerprint:
-            raise RunError(f"{path} was adopted against another base. Take another --name.")
+            raise RunError(f"{path} was adopted with another base. Choose another --name.")
         if recipe is not None:
             run.write_recipe(recipe)
         if manifest.initial is not None and manifest.initial != run.manifest.initial:
@@ -276,25 +276,25 @@ def _create(
     for entry in entries:
         if entry.step not in run.steps or run.entry(entry.step) != entry:
             if entry.source:
-                _put_configuration(run, entry)
+                _copy_configuration(run, entry)
             run.add_entry(entry)
     return run
 
 
 def _with_initial(run: Run, initial: str) -> Run:
-    """The run, told where its adapter's initial state lies."""
+    """Record the folder of the initial adapter in the manifest, and reopen the run."""
     manifest = run.manifest.model_copy(update={"initial": initial})
     write_atomically(run.path / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
     return Run.open(run.path)
 
 
-def _put_configuration(run: Run, entry: CheckpointEntry) -> None:
-    """The folder of a step whose weights lie elsewhere: its configuration, or else the base's."""
+def _copy_configuration(run: Run, entry: CheckpointEntry) -> None:
+    """Copy the configuration of a step whose weights are elsewhere, or else the base's."""
     folder = run.trajectory / entry.folder
     folder.mkdir(exist_ok=True)
     source = Path(entry.source or "")
-    places = (source, source / "huggingface", source.parent, base_folder(run.base))
-    found = next((place for place in places if (place / "config.json").is_file()), None)
+    candidates = (source, source / "huggingface", source.parent, base_folder(run.base))
+    origin = next((path for path in candidates if (path / "config.json").is_file()), None)
     for name in ("config.json", "generation_config.json"):
-        if found is not None and (found / name).is_file():
-            write_atomically(folder / name, (found / name).read_bytes())
+        if origin is not None and (origin / name).is_file():
+            write_atomically(folder / name, (origin / name).read_bytes())

@@ -1,8 +1,8 @@
-"""Tensors as plain bits, and the safetensors file written from them.
+"""Tensors as unsigned integers, and a safetensors writer for them.
 
-What is written here is written beside a training: `safetensors` itself holds the interpreter's
-lock for as long as it writes, so the format (a JSON table, then the bytes) is laid out here and
-the bytes go through `write`, which lets the lock go. Reading is left to the library.
+The `safetensors` library holds the GIL while it writes, which would stop a training in the same
+process. So files are written here (a JSON table, then the bytes) through `write`, which releases
+the GIL. Reading is left to the library.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ITEM_BYTES = {
     "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
-"""Bytes a value, by the name safetensors gives the type."""
+"""Bytes per value, by safetensors' name of the dtype."""
 _UNSIGNED: dict[int, type[np.unsignedinteger[Any]]] = {
     1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64,
 }  # fmt: skip
@@ -40,12 +40,12 @@ _SAFETENSORS_NAMES = {name: key for key, name in _TORCH_NAMES.items()}
 
 @dataclass(frozen=True)
 class Bits:
-    """A tensor's values as unsigned integers of their width.
+    """The bit patterns of a tensor's values, as unsigned integers of the same width.
 
     Attributes:
-        dtype: Safetensors' name of the type: `BF16`, `F32`.
-        shape: Of the tensor.
-        values: `[numel]`, unsigned, as wide as the type.
+        dtype: Safetensors' name of the tensor's dtype, such as `BF16` or `F32`.
+        shape: Shape of the tensor.
+        values: `[numel]`, unsigned integers as wide as the dtype.
     """
 
     dtype: str
@@ -58,12 +58,12 @@ class Bits:
 
 
 def unsigned(dtype: str) -> np.dtype[np.unsignedinteger[Any]]:
-    """The integer a type's values are handled as."""
+    """The unsigned integer dtype as wide as a safetensors dtype."""
     return np.dtype(_UNSIGNED[ITEM_BYTES[dtype]])
 
 
 def bits_of(tensor: Tensor) -> Bits:
-    """A CPU tensor's bits, sharing its memory where it is contiguous."""
+    """The bits of a CPU tensor, sharing its memory if it is contiguous."""
     import torch
 
     dtype = _SAFETENSORS_NAMES[str(tensor.dtype).removeprefix("torch.")]
@@ -72,7 +72,7 @@ def bits_of(tensor: Tensor) -> Bits:
 
 
 def tensor_of(bits: Bits) -> Tensor:
-    """The tensor, sharing the memory of its bits."""
+    """The tensor of the bits, sharing their memory."""
     import torch
 
     octets = torch.from_numpy(bits.values.view(np.uint8))
@@ -81,7 +81,7 @@ def tensor_of(bits: Bits) -> Tensor:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Bits]) -> None:
-    """Write a plain safetensors file; wide types first, then by name, as the library does."""
+    """Write a plain safetensors file; wide dtypes first, then by name, as the library does."""
     order = sorted(tensors, key=lambda name: (-ITEM_BYTES[tensors[name].dtype], name))
     table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     begin = 0
@@ -99,7 +99,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Bits]) -> None:
 
 
 def header(table: Mapping[str, Any], *, num_bytes: int = 0) -> bytes:
-    """The head of a safetensors file: length, table, spaces up to `num_bytes` and a word's end."""
+    """The head of a safetensors file: length, table, and spaces up to `num_bytes`, 8-aligned."""
     text = json.dumps(table, separators=(",", ":")).encode()
     length = max(len(text), num_bytes - 8)
     length += -length % 8

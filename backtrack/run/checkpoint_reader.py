@@ -1,6 +1,6 @@
-"""Read weights: checkpoints and bases, never unpickling, checking what comes in.
+"""Read the weights of checkpoints and bases, checked and without unpickling.
 
-Promised: what is returned is whole (digests agree with the index), finite, and from safetensors.
+Promised: returned weights are complete (digests agree with the index) and finite.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 
 def verify_checkpoint(run: Run, step: int) -> Path:
-    """The folder of a checkpoint whose files are as the index says.
+    """The folder of a checkpoint, after checking its files against the index.
 
-    Each file is hashed once a process, for as long as it stays as it is.
+    Each file is hashed once per process while it stays unchanged.
 
     Raises:
         CheckpointError: A file is missing or its digest differs.
@@ -41,10 +41,9 @@ def verify_checkpoint(run: Run, step: int) -> Path:
 
 
 def read_checkpoint(run: Run, step: int) -> dict[str, Tensor]:
-    """Every tensor of a run's checkpoint, on the CPU, by the names stock libraries write.
+    """Every tensor of a run's checkpoint, on the CPU, by the name that stock libraries use.
 
-    The one way a run's weights are read, however they are kept: plain, coded, or as another
-    trainer left them.
+    All storage forms are read through this function: plain, coded, and other trainers' formats.
 
     Raises:
         CheckpointError: Missing, truncated, replaced or damaged files, or a value that is not
@@ -55,25 +54,25 @@ def read_checkpoint(run: Run, step: int) -> dict[str, Tensor]:
         case "plain":
             return read_tensors(verified_folder(run, step))
         case "coded":
-            found = read_bits(run, step)
+            bits = read_bits(run, step)
         case _:
             verified_folder(run, step)
             names = shapes(base_folder(run.base))
-            found = read_foreign(entry.storage, Path(entry.source or ""), names)
-    tensors = {name: tensor_of(bits) for name, bits in found.items()}
+            bits = read_foreign(entry.storage, Path(entry.source or ""), names)
+    tensors = {name: tensor_of(values) for name, values in bits.items()}
     require_finite(tensors, str(run.folder(step)))
     return tensors
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of a folder's safetensors, on the CPU, by name.
+    """Every tensor of a folder's safetensors files, on the CPU, by name.
 
     Raises:
         CheckpointError: No weights, truncated files, or a value that is not finite.
     """
     if (folder / CODED_FILE).is_file():
         raise CheckpointError(
-            f"{folder} is coded against other steps of its run. Read it by "
+            f"{folder} is coded against other steps of its run. Read it with "
             "`backtrack.run.checkpoint_reader.read_checkpoint(run, step)`, or export the point."
         )
     tensors: dict[str, Tensor] = {}
@@ -83,14 +82,14 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
                 tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
-                f"{path} is truncated or no safetensors file: {error}."
+                f"{path} is truncated or not a safetensors file: {error}."
             ) from error
     require_finite(tensors, str(folder))
     return tensors
 
 
 def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor in a folder's safetensors, by name; no weights are read.
+    """The shape of every tensor in a folder's safetensors files; no weights are read.
 
     Raises:
         CheckpointError: No weights, or truncated files.
@@ -103,30 +102,30 @@ def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
                     result[name] = tuple(file.get_slice(name).get_shape())
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
-                f"{path} is truncated or no safetensors file: {error}."
+                f"{path} is truncated or not a safetensors file: {error}."
             ) from error
     return result
 
 
 def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    """Refuse NaN and infinity.
+    """Raise an error if a tensor has NaN or infinity.
 
     Raises:
-        CheckpointError: Names the first tensor that has one.
+        CheckpointError: With the name of the first such tensor.
     """
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(
-                f"{where}: {name} holds NaN or infinity. The training diverged before this step; "
+                f"{where}: {name} has NaN or infinity. Training diverged before this step; "
                 "adopt or choose an earlier one."
             )
 
 
 def base_folder(reference: BaseModelReference) -> Path:
-    """The folder of a base's files: as it stands, or from the Hub's cache, downloaded if needed.
+    """The local folder of a base: the given one, or the Hub's cache, downloaded if needed.
 
     Raises:
-        RunError: There is no such folder, and the Hub does not give it.
+        RunError: It is neither a folder nor available from the Hub.
     """
     if Path(reference.model).is_dir():
         return Path(reference.model)
@@ -134,7 +133,7 @@ def base_folder(reference: BaseModelReference) -> Path:
 
     code = ["*.py"] if reference.trust_remote_code else []
     try:
-        found = snapshot_download(
+        folder = snapshot_download(
             reference.model,
             revision=reference.revision,
             allow_patterns=["*.safetensors", "*.json", "*.jinja", *code],
@@ -143,14 +142,14 @@ def base_folder(reference: BaseModelReference) -> Path:
     except Exception as error:  # the Hub's client raises many unrelated types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(
-            f"the base {reference.model!r} is no folder here and the Hub does not give it "
-            f"({reason}). Say where it is with --base."
+            f"the base {reference.model!r} is neither a local folder nor available from the Hub "
+            f"({reason}). Name its folder with --base."
         ) from error
-    return Path(found)
+    return Path(folder)
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
-    """sha256 of every tensor's bytes, type and shape, by name.
+    """sha256 of every tensor's bytes, dtype and shape, by name.
 
     Raises:
         CheckpointError: No weights, or truncated files.
@@ -166,7 +165,7 @@ def fingerprint(folder: Path) -> dict[str, str]:
                 result |= dict(zip(names, hashes, strict=True))
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
-                f"{path} is truncated or no safetensors file: {error}."
+                f"{path} is truncated or not a safetensors file: {error}."
             ) from error
     return result
 
@@ -179,7 +178,7 @@ def _tensor_digest(tensor: Tensor) -> str:
 
 
 def verify_base(reference: BaseModelReference) -> Path:
-    """The folder of the base, after checking that it is the one the run was trained on.
+    """The local folder of the base, after checking that the run was trained on it.
 
     Raises:
         RunError: A tensor differs from the fingerprint in the manifest.
@@ -191,12 +190,12 @@ def verify_base(reference: BaseModelReference) -> Path:
 
 
 def _compare(expected: Mapping[str, str], found: Mapping[str, str], folder: Path) -> None:
-    strays = _first_differences(expected, found)
-    if strays:
+    differing = _first_differences(expected, found)
+    if differing:
         raise RunError(
-            f"{folder} is not the base this run was trained on: {len(strays)} of {len(expected)} "
-            f"tensors differ, first {strays[0]!r}. Give the right one with --base, or adopt the "
-            "run anew."
+            f"{folder} is not the base this run was trained on: {len(differing)} of "
+            f"{len(expected)} tensors differ, first {differing[0]!r}. Name the right base with "
+            "--base, or adopt the run again."
         )
 
 

@@ -1,8 +1,8 @@
 """Write checkpoints into a run.
 
-Promised: a checkpoint is either absent or whole, at any kill: it is written under a partial name,
-put on disk, renamed, and only then named in the index. A step written again gets a folder of its
-own, and the older one goes when the index names the new.
+Promised: a checkpoint is either absent or complete whenever the process is killed: it is written
+under a partial name, synced to disk, renamed, and only then added to the index. A step written
+again gets a new folder, and the old one is deleted when the index names the new one.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ def write_checkpoint(
 ) -> CheckpointEntry:
     """Add a checkpoint to a run's trajectory.
 
-    Written again with the same weights, as a training that resumes does, it stays as it was.
+    If the step is already saved with the same weights, as after a resume, nothing changes.
 
     Args:
         run: The run.
         step: Optimizer step, from 1.
         write: Called with an empty folder to fill with safetensors and JSON.
-        train_loss: Loss logged last.
+        train_loss: The training loss logged last.
         distance: See `CheckpointEntry`.
 
     Raises:
-        CheckpointError: `write` left no weights.
-        OSError: The disk is full or gone; nothing of the checkpoint remains.
+        CheckpointError: `write` wrote no weights.
+        OSError: The disk is full or missing; nothing of the checkpoint remains.
     """
     name = _free_name(run, step)
     partial = run.trajectory / f".{name}.{uuid.uuid4().hex[:8]}.partial"
@@ -83,10 +83,10 @@ def write_checkpoint(
 def describe_checkpoint(
     weights: Path, step: int, *, folder: str, train_loss: float | None = None
 ) -> CheckpointEntry:
-    """The index's line for a folder of weights.
+    """The index entry for a folder of weights.
 
     Raises:
-        CheckpointError: It has no safetensors.
+        CheckpointError: The folder has no safetensors.
     """
     files = weight_files(weights)
     is_coded = [path.name for path in files] == [CODED_FILE]
@@ -102,11 +102,11 @@ def describe_checkpoint(
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The safetensors of a folder, by name.
+    """The safetensors files of a folder, by name.
 
-    Where the files that transformers and PEFT name are there, others are passed over: some
+    If files with the names that transformers and PEFT use are present, others are ignored: some
     repositories hold the same weights a second time as `consolidated.safetensors`, and torchtune
-    puts the merged model beside an adapter.
+    writes the merged model beside an adapter.
 
     Raises:
         CheckpointError: There are none; pickled weights are named but never read.
@@ -119,11 +119,11 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
     if pickled:
         raise CheckpointError(
-            f"{folder} holds pickled weights only ({pickled[0].name}), which are never read. "
+            f"{folder} has only pickled weights ({pickled[0].name}), which are never read. "
             "Save them as safetensors: `model.save_pretrained(folder)` with a current "
             "transformers or PEFT."
         )
-    raise CheckpointError(f"{folder} holds no weights: no {WEIGHT_SUFFIX} file.")
+    raise CheckpointError(f"{folder} has no weights: there is no {WEIGHT_SUFFIX} file.")
 
 
 def is_adapter(folder: Path) -> bool:
@@ -138,10 +138,10 @@ def digest(path: Path) -> str:
 
 
 def digest_once(path: Path) -> str:
-    """sha256 of a file, read once a process for as long as the file stays as it is.
+    """sha256 of a file, computed once per process while the file stays unchanged.
 
     Raises:
-        OSError: The file is gone.
+        OSError: The file is missing.
     """
     facts = path.stat()
     return _digest_of(path, facts.st_ino, facts.st_size, facts.st_mtime_ns)
@@ -152,36 +152,36 @@ def _digest_of(path: Path, *_facts: int) -> str:
     return digest(path)
 
 
-def tidy(run: Run) -> None:
-    """Put in order what a killed writer left.
+def clean_up(run: Run) -> None:
+    """Clean up what a killed writer left.
 
-    Half-written folders go. A folder that was whole but not yet in the index, or whose line there
-    is damaged, is taken up; one that the index has replaced or given up goes.
+    Incomplete folders are deleted. A complete folder that is missing from the index is added to
+    it; a folder that the index has replaced or marked as deleted is deleted.
     """
     for partial in run.trajectory.glob(".step-*.partial"):
         shutil.rmtree(partial, ignore_errors=True)
-    gone = {entry.step for entry in run.offered(up_to=sys.maxsize) if entry.is_dropped}
+    dropped = {entry.step for entry in run.all_entries(up_to=sys.maxsize) if entry.is_dropped}
     for folder in sorted(run.trajectory.glob("step-*")):
         match = _FOLDER.match(folder.name)
         step = int(match.group(1)) if match else 0
         if not step or (step in run.steps and run.entry(step).folder == folder.name):
             continue
-        if step in run.steps or step in gone:
+        if step in run.steps or step in dropped:
             shutil.rmtree(folder, ignore_errors=True)
             continue
-        _take_up(run, step, folder)
+        _recover(run, step, folder)
 
 
-def _take_up(run: Run, step: int, folder: Path) -> None:
+def _recover(run: Run, step: int, folder: Path) -> None:
     try:
         run.add_entry(describe_checkpoint(folder, step, folder=folder.name))
-        logger.warning("step %d was whole but not in the index of %s: taken up", step, run.path)
+        logger.warning("step %d was complete but not in the index of %s: added", step, run.path)
     except CheckpointError as error:
-        logger.warning("step %d is not in the index and cannot be taken up: %s", step, error)
+        logger.warning("step %d is not in the index and cannot be added: %s", step, error)
 
 
 def remove_folders(run: Run, step: int, *, but: str = "") -> None:
-    """Remove the folders of a step, except the one the index names."""
+    """Delete the folders of a step, except the one named `but`."""
     for folder in run.trajectory.glob(f"step-{step:08d}*"):
         if folder.name != but:
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,21 +1,22 @@
-"""Code whole models without loss, each against the checkpoint before it.
+"""Compress whole models losslessly, each as a difference to the checkpoint before it.
 
-Ten steps of fine-tuning move most weights by a few units in the last place or not at all. So the
+Ten steps of fine-tuning change most weights by a few units in the last place or not at all. So the
 bits of a tensor are taken as integers, the reference's are subtracted, the sign is folded into the
-lowest bit (zigzag), and the bytes of equal weight are put side by side before zstd packs them. A
-key frame has no reference; its sign bit is turned to the end, so that a float's exponent fills one
-byte. Real deltas (a small Llama, learning rate 1e-5, ten steps apart) take 0.15-0.17 of their
-bytes; NOTE: XOR in place of the difference took 0.20, zstd at level 3 no less at a lower speed.
+lowest bit (zigzag), and the bytes are transposed into planes, one per byte of a value, before zstd
+compresses them. A key frame has no reference; its sign bit is rotated to the end, so that a
+float's exponent fills one byte. Real deltas (a small Llama, learning rate 1e-5, ten steps apart)
+compress to 0.15-0.17 of their size; NOTE: XOR instead of the difference gave 0.20; zstd level 3
+is slower and gave nothing more.
 
-The file is a safetensors file. Each tensor stands there under its own name as `U8`, the frames of
-its chunks one after the other; the file's metadata say how they were made:
+The file is a safetensors file. Each tensor is stored under its own name as `U8`: the frames of
+its chunks, one after the other. The file's metadata describe them:
 
     backtrack    JSON: {"codec": "zigzag-planes-zstd-1", "reference": step or null, "tensors":
                  {name: {"dtype", "shape", "delta": bool, "frames": [bytes...], "crc32": [...]}}}
 
 A chunk is 2 MiB of a tensor; it has one frame for each byte of a value, lowest first, and one
-`crc32`: that of the decoded chunk, so a wrong reference is seen as surely as a flipped bit.
-Chunks are coded side by side by threads; numpy and zstd let the interpreter's lock go.
+`crc32`, of the decoded chunk, so that a wrong reference is detected as surely as a flipped bit.
+Threads process chunks in parallel; numpy and zstd release the GIL.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ Values = np.ndarray[tuple[int, ...], np.dtype[np.unsignedinteger[Any]]]
 
 @dataclass(frozen=True)
 class CodedTensor:
-    """How one tensor of a coded file is kept; fields as in the file's metadata."""
+    """How one tensor is stored in a coded file; fields as in the file's metadata."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -74,8 +75,8 @@ class CodedFile:
 
     Attributes:
         path: The file.
-        reference: Step it is coded against; none for a key frame.
-        tensors: By name.
+        reference: Step it is coded against; None for a key frame.
+        tensors: How each tensor is stored, by name.
     """
 
     path: Path
@@ -93,11 +94,11 @@ def encode(
     """Write tensors as a coded file.
 
     Args:
-        path: The file; written from front to back, its head last.
-        tensors: What to keep.
-        reference: The checkpoint to code against; a tensor that is not in it, or has another
-            type or shape there, is coded by itself. None makes a key frame.
-        reference_step: Its step.
+        path: The file; its head is written last.
+        tensors: The weights, by name.
+        reference: The checkpoint to code against; a tensor that it lacks, or has with another
+            dtype or shape, is coded by itself. None writes a key frame.
+        reference_step: Step of the reference.
     """
     olds = {name: _fitting(bits, (reference or {}).get(name)) for name, bits in tensors.items()}
     reserved = len(_table(tensors, olds, reference_step, {}))
@@ -117,16 +118,16 @@ def encode(
 
 
 def read_table(path: Path) -> CodedFile:
-    """The table of a coded file; no weights are decoded.
+    """Read the table of a coded file; no weights are decoded.
 
     Raises:
-        CheckpointError: Truncated, foreign, or a table that does not fit the file.
+        CheckpointError: The file is truncated, not a coded file, or does not match its table.
     """
     try:
         with safe_open(path, framework="np") as file:
-            described = (file.metadata() or {}).get("backtrack", "")
+            text = (file.metadata() or {}).get("backtrack", "")
             sizes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-        table = json.loads(described)
+        table = json.loads(text)
         tensors = {
             name: CodedTensor(
                 str(t["dtype"]), tuple(t["shape"]), bool(t["delta"]),
@@ -136,22 +137,26 @@ def read_table(path: Path) -> CodedFile:
         }  # fmt: skip
         reference = table["reference"]
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is truncated or no coded checkpoint: {error}.") from error
+        raise CheckpointError(
+            f"{path} is truncated or not a coded checkpoint: {error}."
+        ) from error
     if table.get("codec") != CODEC:
         raise CheckpointError(
-            f"{path} is coded as {table.get('codec')!r}, this version reads {CODEC!r}. Read it "
+            f"{path} has codec {table.get('codec')!r}, but this version reads {CODEC!r}. Read it "
             "with the version of backtrack that the run's manifest.json names."
         )
     for name, tensor in tensors.items():
         if not _fits(tensor, sizes.get(name)):
-            raise CheckpointError(f"{path}: the table of {name} does not fit the file: damaged.")
+            raise CheckpointError(
+                f"{path} is damaged: the table of {name} does not match the file."
+            )
     return CodedFile(path, reference, tensors)
 
 
 def decode(chain: Sequence[CodedFile]) -> dict[str, Bits]:
-    """The tensors of the last file of a chain that begins with a key frame.
+    """Decode the tensors of the last file of a chain that begins with a key frame.
 
-    Each chunk goes through the whole chain while it is in the processor's cache.
+    Each chunk is decoded through the whole chain while it is in the CPU cache.
 
     Raises:
         CheckpointError: A frame is damaged, or the files do not belong together.
@@ -173,7 +178,7 @@ def decode(chain: Sequence[CodedFile]) -> dict[str, Bits]:
 
 
 def _links(chain: Sequence[CodedFile], name: str) -> list[CodedFile]:
-    """The files that one tensor is made of: from its last whole copy on."""
+    """The files that one tensor is decoded from: its latest key frame and all after it."""
     links: list[CodedFile] = []
     last = chain[-1].tensors[name]
     for file in reversed(chain):
@@ -203,7 +208,7 @@ def _unpack_through(
     if zlib.crc32(out.data) != links[-1].tensors[name].crc32[index]:
         raise CheckpointError(
             f"{links[-1].path}: {name} does not decode to what was saved. A file of its chain was "
-            f"replaced: {', '.join(file.path.parent.name for file in links)}."
+            f"changed: {', '.join(file.path.parent.name for file in links)}."
         )
 
 
@@ -218,14 +223,14 @@ def _planes(
         frame = blob[begin : begin + size].data
         plane = _contexts.decompressor.decompress(frame, max_output_size=out.size)
         if len(plane) != out.size:
-            raise zstandard.ZstdError("a chunk has another size")
+            raise zstandard.ZstdError("a chunk has the wrong size")
         planes.append(np.frombuffer(plane, np.uint8))
         begin += size
     return planes
 
 
 def _pack(new: Values, old: Values | None) -> tuple[list[bytes], int]:
-    """A chunk's frames, and the checksum of what they decode to."""
+    """Compress a chunk: its frames, and the checksum of what they decode to."""
     width = new.dtype.itemsize * 8
     if old is None:
         folded = (new << 1) | (new >> (width - 1))
@@ -239,7 +244,7 @@ def _pack(new: Values, old: Values | None) -> tuple[list[bytes], int]:
 
 
 def _unpack(planes: Sequence[NDArray[np.uint8]], out: Values, *, is_delta: bool) -> None:
-    """Undo `_pack`: replace `out`, or add to it where the chunk is a difference."""
+    """Undo `_pack`: replace `out`, or add to it if the chunk is a difference."""
     kind, width = out.dtype.type, out.dtype.itemsize * 8
     folded = planes[0].astype(kind)
     for index, plane in enumerate(planes[1:], 1):
@@ -251,7 +256,7 @@ def _unpack(planes: Sequence[NDArray[np.uint8]], out: Values, *, is_delta: bool)
 
 
 class _Zstd(threading.local):
-    """zstd's contexts, which threads must not share."""
+    """zstd contexts of one thread; they are not thread-safe."""
 
     def __init__(self) -> None:
         self.compressor = zstandard.ZstdCompressor(level=_LEVEL)
@@ -269,7 +274,7 @@ def _table(
     *,
     num_bytes: int = 0,
 ) -> bytes:
-    """The head of the file; with nothing coded yet, as long as it can become."""
+    """The head of the file; with nothing coded yet, the longest it can become."""
     described: dict[str, Any] = {}
     spans: dict[str, Any] = {}
     begin = 0
@@ -295,7 +300,7 @@ def _fitting(bits: Bits, old: Bits | None) -> Bits | None:
 
 
 def _fits(tensor: CodedTensor, size: Sequence[int] | None) -> bool:
-    """Whether a table's row can be true: no size is believed before it is checked."""
+    """Whether a row of the table is consistent with itself and with the file's `size`."""
     numbers = (*tensor.shape, *tensor.frames, *tensor.crc32)
     if tensor.dtype not in ITEM_BYTES or not all(type(n) is int and n >= 0 for n in numbers):
         return False
@@ -330,7 +335,7 @@ def _chunk_pairs(bits: Bits, old: Bits | None) -> Iterator[tuple[Values, Values 
 def _in_order(
     pool: ThreadPoolExecutor, work: Callable[[Item], Outcome], items: Iterable[Item]
 ) -> Iterator[tuple[Item, Outcome]]:
-    """Items with their outcomes, in order, a few ahead of what is taken."""
+    """Yield items with their outcomes, in order, computed a few items ahead."""
     waiting: deque[tuple[Item, Any]] = deque()
     for item in items:
         waiting.append((item, _submit(pool, work, item)))
@@ -346,7 +351,7 @@ def _submit(pool: ThreadPoolExecutor, work: Callable[[Item], Outcome], item: Ite
     try:
         return pool.submit(work, item)
     except RuntimeError:
-        # The interpreter is ending and gives out no work, but what was offered is still written.
+        # The interpreter is exiting and refuses tasks, but offered checkpoints must be written.
         future: Future[Outcome] = Future()
         future.set_result(work(item))
         return future

@@ -1,7 +1,8 @@
-"""Coded checkpoints of a run: the chain a step is read through, and its bits.
+"""Chains of coded checkpoints: read, write, recode and delete steps.
 
-A chain begins with a key frame and holds at most `key_every` files. Steps are given up, taken
-again and coded anew without a moment in which a step that is kept cannot be read.
+A chain begins with a key frame and has at most `key_every` files; each further step is coded
+against the one before it. Promised: while steps are deleted, replaced or recoded, every other step
+stays readable at any moment.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def verified_folder(run: Run, step: int) -> Path:
-    """The folder of a checkpoint whose files are as the index says.
+    """The folder of a checkpoint, after checking its files against the index.
 
     Raises:
         CheckpointError: A file is missing or its digest differs.
@@ -48,34 +49,34 @@ def verified_folder(run: Run, step: int) -> Path:
     return folder
 
 
-def links(run: Run, step: int) -> tuple[int, ...]:
-    """The steps that a coded step is decoded from: a key frame first, itself last.
+def chain_steps(run: Run, step: int) -> tuple[int, ...]:
+    """The steps needed to decode a step: a key frame first, the step itself last.
 
     Raises:
-        CheckpointError: One of them is not in the run.
+        CheckpointError: A step of the chain is not in the run.
     """
-    found = [step]
+    steps = [step]
     try:
-        while (reference := run.entry(found[0]).reference) is not None:
-            found.insert(0, reference)
-        run.entry(found[0])
+        while (reference := run.entry(steps[0]).reference) is not None:
+            steps.insert(0, reference)
+        run.entry(steps[0])
     except PointError as error:
         raise CheckpointError(
-            f"step {step} is coded against step {found[0]}, which is not in the run. {error} "
-            "Choose a step up to the one before, or from the next key frame on."
+            f"step {step} is coded against step {steps[0]}, which is not in the run. {error} "
+            "Choose a step before it, or one from the next key frame on."
         ) from error
-    return tuple(found)
+    return tuple(steps)
 
 
 def read_bits(run: Run, step: int) -> dict[str, Bits]:
-    """The bits of a coded checkpoint.
+    """Decode a coded checkpoint.
 
     Raises:
         CheckpointError: A file of its chain is missing, truncated or damaged.
     """
-    logger.debug("decoding step %d through %s", step, links(run, step))
+    logger.debug("decoding step %d through %s", step, chain_steps(run, step))
     files: list[CodedFile] = []
-    for link in links(run, step):
+    for link in chain_steps(run, step):
         try:
             files.append(read_table(verified_folder(run, link) / CODED_FILE))
         except CheckpointError as error:
@@ -86,7 +87,7 @@ def read_bits(run: Run, step: int) -> dict[str, Bits]:
 
 
 def dependent(run: Run, step: int) -> int | None:
-    """The step that is coded against this one, if one is."""
+    """The step coded against this one, if any."""
     return next((entry.step for entry in run.entries() if entry.reference == step), None)
 
 
@@ -96,12 +97,12 @@ def write_coded(
     reference: tuple[int, Mapping[str, Bits]] | None,
     files: Mapping[str, bytes],
 ) -> None:
-    """Fill a folder with a coded checkpoint and the small files beside it.
+    """Write a coded checkpoint and the small files beside it into a folder.
 
     Args:
         folder: An empty folder.
-        tensors: What to keep.
-        reference: The step to code against, and its bits; none makes a key frame.
+        tensors: The weights, by name.
+        reference: Step to code against, and its weights; None writes a key frame.
         files: Contents of the other files, by name.
     """
     old_step, old = reference or (None, None)
@@ -111,15 +112,15 @@ def write_coded(
 
 
 def write_plain(folder: Path, tensors: Mapping[str, Bits], files: Mapping[str, bytes]) -> None:
-    """Fill a folder that stock PEFT or transformers loads."""
+    """Write a folder that stock PEFT or transformers loads."""
     name = "adapter_model" if "adapter_config.json" in files else "model"
     write_safetensors(folder / f"{name}.safetensors", tensors)
     for other, content in files.items():
         (folder / other).write_bytes(content)
 
 
-def code_again(run: Run, step: int, against: int | None) -> None:
-    """Code a step anew, against another or as a key frame; what it decodes to stays the same."""
+def recode(run: Run, step: int, against: int | None) -> None:
+    """Recode a step against another, or as a key frame; its decoded weights stay the same."""
     entry = run.entry(step)
     folder = run.folder(step)
     files = {p.name: p.read_bytes() for p in folder.iterdir() if p.name != CODED_FILE}
@@ -134,31 +135,31 @@ def code_again(run: Run, step: int, against: int | None) -> None:
     )
 
 
-def give_up(run: Run, step: int, *, key_every: int = KEY_EVERY) -> None:
-    """Take a step out of the run; the step coded against it is coded anew first.
+def drop_checkpoint(run: Run, step: int, *, key_every: int = KEY_EVERY) -> None:
+    """Delete a step from the run, after recoding the step that is coded against it.
 
-    The next step is coded against the one before where the chain stays short enough, so that key
-    frames do not pile up, else as a key frame. One that cannot be read any more is named.
+    The next step is recoded against the previous one if the chain stays short enough, so that key
+    frames do not pile up, and else as a key frame. If it cannot be read, a warning names it.
     """
-    heir = next((other for other in run.steps if other > step), None)
-    if heir is not None and run.entry(heir).storage == "coded":
+    successor = next((other for other in run.steps if other > step), None)
+    if successor is not None and run.entry(successor).storage == "coded":
         try:
-            before = _room_before(run, step, heir, key_every)
-            if before is not None or run.entry(heir).reference == step:
-                code_again(run, heir, before)
+            before = _reference_for_successor(run, step, successor, key_every)
+            if before is not None or run.entry(successor).reference == step:
+                recode(run, successor, before)
         except CheckpointError as error:
-            logger.warning("step %d goes, and %s", step, error)
+            logger.warning("step %d is deleted although %s", step, error)
     run.drop_entry(step)
     remove_folders(run, step)
 
 
-def _room_before(run: Run, step: int, heir: int, key_every: int) -> int | None:
-    """The step before, if the chain that `heir` begins can hang on it."""
+def _reference_for_successor(run: Run, step: int, successor: int, key_every: int) -> int | None:
+    """The previous step, if the chain from `successor` on can continue its chain."""
     older = [other for other in run.steps if other < step]
     if not older or run.entry(older[-1]).storage != "coded":
         return None
-    length = len(links(run, older[-1])) + 1
-    last = heir
+    length = len(chain_steps(run, older[-1])) + 1
+    last = successor
     while (following := dependent(run, last)) is not None:
         length, last = length + 1, following
     return older[-1] if length <= key_every else None

@@ -1,12 +1,12 @@
-"""A run's directory: what is in it and how it is read back.
+"""A run's directory: its files, and reading and writing them.
 
     runs/NAME/
       manifest.json  recipe.yaml  recipe.resolved.json
       trajectory/step-00000050/  trajectory/index.jsonl
       study.db  measurements.jsonl  selection.json  sweep.json  report.html  figures/  export/
 
-Promised: what was whole at a kill is read back whole. A last line cut short is passed over, and
-the next one begins on a line of its own. A step whose folder is gone is named, not skipped.
+Promised: what was whole when a process was killed is read back whole. A missing checkpoint folder
+raises an error that names the step; it is never skipped.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 INDEX = "index.jsonl"
 SEARCH_LOCK = ".search.lock"
-"""Held by the searches that go on."""
+"""Lock file that running searches hold."""
 INITIAL = "initial"
-"""The adapter as it started, where its initialization rewrote the base."""
+"""Folder of the untrained adapter, saved if its initialization rewrote the base."""
 MEASURED = "recipe.measured.json"
-"""The recipe the objectives on record were built from, beside the run's own."""
+"""Recipe of the latest measurements, kept beside the run's own."""
 
 
 class Run:
@@ -52,7 +52,7 @@ class Run:
     Attributes:
         path: The directory.
         manifest: What the run is.
-        recipe: What made it and what to measure; none where an adopted run was given none.
+        recipe: How it was trained and what to measure; None if an adopted run was given none.
     """
 
     def __init__(self, path: Path, manifest: Manifest, recipe: Recipe | None) -> None:
@@ -69,24 +69,24 @@ class Run:
         recipe: Recipe | None = None,
         recipe_text: str | None = None,
     ) -> Self:
-        """Make a new directory with its manifest and, if given, its recipe.
+        """Create a run directory with its manifest and, if given, its recipe.
 
         Args:
-            path: The directory; it must not exist, or be empty.
+            path: The directory; it must be new or empty.
             manifest: What the run is.
-            recipe: What made it and what to measure.
-            recipe_text: The recipe in the user's own words.
+            recipe: How it was trained and what to measure.
+            recipe_text: The recipe as the user wrote it.
 
         Raises:
-            RunError: The directory holds a run already, or other people's files.
+            RunError: The directory already holds a run or other files.
         """
         path = Path(path)
         if (path / MANIFEST).exists():
             raise RunError(
-                f"{path} holds a run already. Take another name, or go on with --resume."
+                f"{path} already holds a run. Choose another name, or continue it with --resume."
             )
         if path.is_dir() and any(path.iterdir()):
-            raise RunError(f"{path} is not empty and holds no run. Take another name.")
+            raise RunError(f"{path} is not empty and is not a run. Choose another name.")
         (path / "trajectory").mkdir(parents=True, exist_ok=True)
         run = cls(path, manifest, None)
         if recipe is not None:
@@ -96,15 +96,15 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """Read a run's manifest and recipe.
+        """Open a run: read its manifest and recipe.
 
         Raises:
-            RunError: There is no run, or its files are damaged.
+            RunError: The folder is not a run, or its files are damaged.
         """
         path = Path(path)
         if not (path / MANIFEST).is_file():
             raise RunError(
-                f"{path} holds no run: it has no {MANIFEST}. Adopt it with `backtrack adopt "
+                f"{path} is not a run: it has no {MANIFEST}. Adopt it with `backtrack adopt "
                 f"{path}`."
             )
         manifest = read_record(path / MANIFEST, Manifest)
@@ -112,11 +112,11 @@ class Run:
         return cls(path, manifest, _read_recipe(path / "recipe.resolved.json"))
 
     def write_recipe(self, recipe: Recipe, text: str | None = None) -> None:
-        """Keep a recipe: as resolved, and in the user's own words if given.
+        """Save a recipe: as resolved, and as the user wrote it if given.
 
         Args:
-            recipe: As resolved.
-            text: As it was written.
+            recipe: The resolved recipe.
+            text: The YAML the user wrote.
         """
         if text is not None:
             write_atomically(self.path / "recipe.yaml", text)
@@ -136,7 +136,7 @@ class Run:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Steps with a whole checkpoint, ascending."""
+        """Steps that have a complete checkpoint, ascending."""
         return tuple(sorted(s for s, e in self._read_index().items() if not e.is_dropped))
 
     @property
@@ -148,12 +148,12 @@ class Run:
         """
         if not self.steps:
             raise RunError(
-                f"{self.path} has no whole checkpoint yet. Train first: `backtrack train`."
+                f"{self.path} has no complete checkpoint yet. Train first: `backtrack train`."
             )
         return Point(step=self.steps[-1], alpha=1.0)
 
     def entry(self, step: int) -> CheckpointEntry:
-        """The index's line for a step.
+        """The index entry of a step.
 
         Raises:
             PointError: The run has no such step.
@@ -165,7 +165,7 @@ class Run:
         return entry
 
     def entries(self) -> tuple[CheckpointEntry, ...]:
-        """The index, by step."""
+        """The index entries of all checkpoints, by step."""
         return tuple(self.entry(step) for step in self.steps)
 
     def folder(self, step: int) -> Path:
@@ -173,7 +173,7 @@ class Run:
 
         Raises:
             PointError: The run has no such step.
-            RunError: The folder is gone, or lies outside the run without being adopted.
+            RunError: The folder is missing, or lies outside a run that was not adopted.
         """
         entry = self.entry(step)
         folder = Path(entry.folder)
@@ -190,43 +190,43 @@ class Run:
             )
         if not folder.is_dir():
             raise RunError(
-                f"the checkpoint of step {step} is gone: {folder} is no folder. Put it back or "
-                "adopt anew."
+                f"the checkpoint of step {step} is missing: {folder} is not a folder. Restore it, "
+                "or adopt the run again."
             )
         return folder
 
     def add_entry(self, entry: CheckpointEntry) -> None:
-        """Append to the index; a later line of the same step wins."""
+        """Append to the index; the last line of a step counts."""
         index = self._read_index()
         append_line(self.trajectory / INDEX, entry.model_dump_json(exclude_defaults=True))
         index[entry.step] = entry
 
     def drop_entry(self, step: int) -> None:
-        """Say in the index that a step was given up."""
+        """Mark a step as deleted in the index."""
         facts = {"folder": "", "num_bytes": 0, "sha256": {}, "reference": None}
         self.add_entry(self.entry(step).model_copy(update={**facts, "is_dropped": True}))
 
-    def offered(self, *, up_to: int) -> list[CheckpointEntry]:
-        """The lines of all steps that were ever kept, those given up among them, by step."""
+    def all_entries(self, *, up_to: int) -> list[CheckpointEntry]:
+        """The entry of every step that was ever saved, deleted ones included, by step."""
         index = self._read_index()
         return [index[step] for step in sorted(index) if step <= up_to]
 
     def measurements(self) -> list[Measurement]:
-        """Every measurement, in the order of measuring."""
+        """All measurements, in the order they were taken."""
         return list(read_lines(self.path / "measurements.jsonl", Measurement))
 
     def record(self, measurement: Measurement) -> None:
-        """Append a measurement; safe with several writers."""
+        """Append a measurement; safe with several writers at once."""
         append_line(self.path / "measurements.jsonl", measurement.model_dump_json())
 
     def selection(self) -> Selection | None:
-        """The last selection, if one was made."""
+        """The latest selection, if there is one."""
         path = self.path / "selection.json"
         return read_record(path, Selection) if path.exists() else None
 
     @property
     def is_searched(self) -> bool:
-        """Whether a search of it is going on, on this machine, at this moment."""
+        """Whether a search of this run is active on this machine."""
         lock = self.path / SEARCH_LOCK
         if not lock.exists():
             return False
@@ -234,30 +234,30 @@ class Run:
             return not is_free
 
     def measured_recipe(self) -> Recipe | None:
-        """The recipe the measurements were last made by; the run's own where none is on record.
+        """The recipe of the latest measurements; the run's own if none was recorded.
 
         Raises:
-            RunError: It is damaged.
+            RunError: The file is damaged.
         """
         return _read_recipe(self.path / MEASURED) or self.recipe
 
     def write_selection(self, selection: Selection) -> Path:
-        """Write `selection.json`, whole or not at all."""
+        """Write `selection.json` atomically."""
         path = self.path / "selection.json"
         write_atomically(path, selection.model_dump_json(indent=2) + "\n")
         return path
 
     def sweep(self) -> Sweep | None:
-        """The answers to other weights and bounds; none where the selection on record has none."""
+        """The choices at other weights and bounds; None if the latest selection has no sweep."""
         path = self.path / "sweep.json"
         selection = self.selection()
         if selection is None or not path.exists():
             return None
-        found = read_record(path, Sweep)
-        return found if found.created == selection.created else None
+        sweep = read_record(path, Sweep)
+        return sweep if sweep.created == selection.created else None
 
     def write_sweep(self, sweep: Sweep | None) -> None:
-        """Keep the answers that belong to the selection, or keep none."""
+        """Save the sweep that belongs to the selection; None deletes the old one."""
         path = self.path / "sweep.json"
         if sweep is None:
             path.unlink(missing_ok=True)
@@ -265,11 +265,11 @@ class Run:
             write_atomically(path, sweep.model_dump_json() + "\n")
 
     def _read_index(self) -> dict[int, CheckpointEntry]:
-        """The last line of each step. A damaged line hides its own step and no other."""
+        """The last entry of each step. A damaged line hides only its own step."""
         if self._index is not None:
             return self._index
         path = self.trajectory / INDEX
-        found: dict[int, CheckpointEntry] = {}
+        entries: dict[int, CheckpointEntry] = {}
         lines = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         for number, line in enumerate(lines.split("\n"), 1):
             if not line.strip():
@@ -278,13 +278,13 @@ class Run:
                 entry = CheckpointEntry.model_validate_json(line)
             except ValidationError:
                 logger.warning(
-                    "%s, line %d is cut short or damaged and passed over; its checkpoint, if "
-                    "whole, is taken up again when the training resumes", path, number,
+                    "%s, line %d is truncated or damaged and was skipped; its checkpoint, if "
+                    "complete, is recovered when training resumes", path, number,
                 )  # fmt: skip
                 continue
-            found[entry.step] = entry
-        self._index = found
-        return found
+            entries[entry.step] = entry
+        self._index = entries
+        return entries
 
 
 def _read_recipe(path: Path) -> Recipe | None:
@@ -294,5 +294,5 @@ def _read_recipe(path: Path) -> Recipe | None:
         return Recipe.model_validate_json(path.read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError) as error:
         raise RunError(
-            f"{path} is no valid recipe. Give the recipe again with --recipe FILE."
+            f"{path} is not a valid recipe. Give the recipe again with --recipe FILE."
         ) from error

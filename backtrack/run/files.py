@@ -29,11 +29,11 @@ RecordType = TypeVar("RecordType", bound=Record)
 
 _POLL_SECONDS = 0.005
 _GATE_SECONDS = 2.0
-"""How long a shared holder waits while others pass the lock file that it must pass too."""
+"""How long a shared holder waits for the main lock, which others hold only for a moment."""
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader sees the old or the new one, never a part; text as UTF-8."""
+    """Replace a file atomically: a reader sees the old or the new content. Text is UTF-8."""
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         with partial.open("wb") as file:
@@ -119,14 +119,14 @@ def _open_lock(path: Path) -> BinaryIO:
     try:
         return path.open("ab")
     except PermissionError:
-        return path.open("rb")  # a run that others own can still be looked at
+        return path.open("rb")  # a read-only run can still be inspected
 
 
 def read_lines(path: Path, kind: type[RecordType]) -> Iterator[RecordType]:
-    """Records of a JSON-lines file. A line cut short by a kill is passed over.
+    """Records of a JSON-lines file. A line truncated by a kill is skipped.
 
     Raises:
-        RunError: A whole line is no such record.
+        RunError: A complete line is not a valid record.
     """
     if not path.exists():
         return
@@ -143,16 +143,16 @@ def read_lines(path: Path, kind: type[RecordType]) -> Iterator[RecordType]:
 
 
 def read_record(path: Path, kind: type[RecordType]) -> RecordType:
-    """A record from a JSON file.
+    """Read a record from a JSON file.
 
     Raises:
-        RunError: The file is unreadable, is no JSON or no such record.
+        RunError: The file is unreadable, not JSON, or not a valid record.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise RunError(
-            f"{path} cannot be read: {error}. Restore it from a copy, or adopt the run anew."
+            f"{path} cannot be read: {error}. Restore it from a copy, or adopt the run again."
         ) from error
     return _validated(kind, values, str(path))
 
@@ -163,4 +163,6 @@ def _validated(kind: type[RecordType], values: object, where: str) -> RecordType
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise RunError(f"{where} is no valid {kind.__name__}: {field}: {first['msg']}.") from error
+        raise RunError(
+            f"{where} is not a valid {kind.__name__}: {field}: {first['msg']}."
+        ) from error

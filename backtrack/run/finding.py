@@ -9,12 +9,12 @@ from backtrack.run.directory import MANIFEST
 
 
 def is_run(path: Path) -> bool:
-    """Whether a directory is a run already."""
+    """Whether a directory is a run."""
     return (path / MANIFEST).is_file()
 
 
 def find_runs(folder: Path) -> tuple[Path, ...]:
-    """Directories of runs in `folder`, newest first."""
+    """Run directories in `folder`, newest first."""
     manifests = [path for path in folder.glob(f"*/{MANIFEST}") if path.is_file()]
     return tuple(
         p.parent for p in sorted(manifests, key=lambda p: (-p.stat().st_mtime_ns, str(p)))
@@ -22,10 +22,10 @@ def find_runs(folder: Path) -> tuple[Path, ...]:
 
 
 def find_run(name: str | None, folder: Path = Path("runs")) -> Path:
-    """The directory that `name` stands for: a path, a name in `folder`, or the newest run.
+    """The directory of a run given by path or by name in `folder`; None is the newest run.
 
     Raises:
-        RunError: There is none.
+        RunError: There is no such run.
     """
     if name is not None:
         for path in (Path(name), folder / name):
@@ -41,7 +41,6 @@ def find_run(name: str | None, folder: Path = Path("runs")) -> Path:
     if not newest:
         raise RunError(
             f"there is no run in {folder.resolve()}. Train one with `backtrack train RECIPE`, "
-            "take one over with `backtrack adopt FOLDER`, or see the whole job with `backtrack "
-            "demo`."
+            "adopt checkpoints with `backtrack adopt FOLDER`, or try `backtrack demo`."
         )
     return newest[0]

@@ -1,14 +1,14 @@
-"""Weights as other trainers leave them: found by their files, read when they are asked for.
+"""Read whole-model checkpoints in other trainers' formats, recognized by their files.
 
-| kept as | who writes it | what is read |
+| format | written by | files read |
 |---|---|---|
 | `dcp` | torch's distributed checkpoint: FSDP through accelerate | `.metadata`, `*.distcp` |
-| `zero` | DeepSpeed ZeRO 1 to 3 | `*_model_states.pt`; in stage 3 `*_optim_states.pt` |
-| `shards` | verl: a file a process | `model_world_size_*_rank_*.pt` |
+| `zero` | DeepSpeed ZeRO 1 to 3 | `*_model_states.pt`; in stage 3 also `*_optim_states.pt` |
+| `shards` | verl: one file per process | `model_world_size_*_rank_*.pt` |
 
 All are pickles. They are parsed as data (`backtrack.run.inert_pickle`) and never unpickled.
-Whole models only: the names must be those of the base, below one prefix. Optimizer states are
-passed over. ZeRO-3's fp32 weights are rounded to the 16-bit type that its configuration names.
+Whole models only: tensor names must be the base's, under one common prefix. Optimizer states are
+ignored. ZeRO-3's fp32 weights are rounded to the 16-bit dtype named in its configuration.
 """
 
 from __future__ import annotations
@@ -53,21 +53,20 @@ _DTYPES = {
 
 
 def find_weights(folder: Path) -> tuple[Storage, Path] | None:
-    """How and where a checkpoint's folder keeps weights in another trainer's form, if it does."""
+    """The format and folder of a checkpoint's weights in another trainer's format, if any."""
     inner = sorted(p for p in folder.glob("*") if p.is_dir() and not p.name.startswith("optim"))
-    places = [folder, folder / "actor", *inner]
-    for place in places:
-        if (place / ".metadata").is_file() and any(place.glob("*.distcp")):
-            return "dcp", place
-        if any(place.glob("*_model_states.pt")):
-            return "zero", place
-        if any(place.glob("model_world_size_*_rank_*.pt")):
-            return "shards", place
+    for source in (folder, folder / "actor", *inner):
+        if (source / ".metadata").is_file() and any(source.glob("*.distcp")):
+            return "dcp", source
+        if any(source.glob("*_model_states.pt")):
+            return "zero", source
+        if any(source.glob("model_world_size_*_rank_*.pt")):
+            return "shards", source
     return None
 
 
 def weight_files_of(storage: Storage, source: Path) -> tuple[Path, ...]:
-    """The files that are read."""
+    """The files of a format, sorted by name."""
     patterns = {
         "dcp": (".metadata", "*.distcp"),
         "zero": ("*_model_states.pt", "*_optim_states.pt"),
@@ -77,7 +76,7 @@ def weight_files_of(storage: Storage, source: Path) -> tuple[Path, ...]:
 
 
 def foreign_shapes(storage: Storage, source: Path, base: Iterable[str]) -> Shapes:
-    """The shape of each tensor, by the base's names; no weights are read.
+    """The shape of each tensor, by its name in the base; no weights are read.
 
     Raises:
         CheckpointError: Damaged or foreign files, or names that are not the base's.
@@ -94,7 +93,7 @@ def foreign_shapes(storage: Storage, source: Path, base: Iterable[str]) -> Shape
 
 
 def read_foreign(storage: Storage, source: Path, base: Iterable[str]) -> dict[str, Bits]:
-    """Every tensor, by the base's names.
+    """Read every tensor, by its name in the base.
 
     Raises:
         CheckpointError: Damaged or foreign files, or names that are not the base's.
@@ -116,7 +115,7 @@ def read_foreign(storage: Storage, source: Path, base: Iterable[str]) -> dict[st
 
 @contextmanager
 def _described(source: Path) -> Iterator[None]:
-    """Say where, whatever in the files is not as it should be."""
+    """Turn any error of parsing a malformed file into a `CheckpointError` that names it."""
     try:
         yield
     except CheckpointError:
@@ -126,13 +125,13 @@ def _described(source: Path) -> Iterator[None]:
         MemoryError,
     ) as error:  # fmt: skip
         raise CheckpointError(
-            f"{source} is damaged, incomplete or of a kind that is not known: {error!r}. Convert "
+            f"{source} is damaged, incomplete or of an unknown format: {error!r}. Convert "
             "it where it was made: `model.save_pretrained(FOLDER)`."
         ) from error
 
 
 def _by_base(found: Iterable[str], base: Iterable[str]) -> dict[str, str]:
-    """The base's name of each name found; the prefix is the one most names agree with."""
+    """The base's name of each stored name, with the prefix that matches most names removed."""
     wanted = set(base)
     plain = {name: _WRAPPERS.sub("", name) for name in found}
     options = [
@@ -143,11 +142,11 @@ def _by_base(found: Iterable[str], base: Iterable[str]) -> dict[str, str]:
     kept = {name: short for name, short in best.items() if short in wanted}
     missing = sorted(wanted - set(kept.values()))
     if missing:
-        hint = " It holds an adapter: save it with PEFT, adapter_config.json beside it."
+        hint = " It is an adapter: save it with PEFT, so that adapter_config.json is beside it."
         raise CheckpointError(
-            f"{len(missing)} of the base's tensors are not there, first {missing[0]!r}."
+            f"{len(missing)} of the base's tensors are missing, first {missing[0]!r}."
             f"{hint if any('lora_' in name for name in plain) else ''} Was it trained on another "
-            "base? Give the right one with --base."
+            "base? Name the right one with --base."
         )
     return kept
 
@@ -163,7 +162,7 @@ def _metadata(source: Path) -> Mapping[str, Any]:
 
 
 def _dcp_tensors(source: Path) -> dict[str, dict[str, Any]]:
-    """What the metadata say of each tensor; other objects are passed over."""
+    """The metadata of each tensor, by name; other objects are ignored."""
     described = mapping(_metadata(source)["state_dict_metadata"])
     return {
         str(name): dict(attributes(value))
@@ -177,11 +176,11 @@ def _dcp_read(source: Path, name: str, about: Mapping[str, Any]) -> Bits:
     dtype = _DTYPES[sequence(about["properties"].state)[0].path]
     result = np.empty(size, unsigned(dtype))
     filled = 0
-    for index, place in _dcp_places(source).get(name, ()):
-        path = source / str(place["relative_path"])
+    for index, info in _dcp_parts(source).get(name, ()):
+        path = source / str(info["relative_path"])
         if path.parent != source:
             raise CheckpointError(f"{source}/.metadata points outside its folder: {path}.")
-        part = _dcp_part(path, place["offset"], place["length"])
+        part = _dcp_part(path, info["offset"], info["length"])
         offset = sequence(index.get("offset")) or (0,) * len(size)
         sizes = next(
             sequence(chunk["sizes"])
@@ -196,25 +195,25 @@ def _dcp_read(source: Path, name: str, about: Mapping[str, Any]) -> Bits:
     return Bits(dtype, size, result.reshape(-1))
 
 
-def _dcp_places(source: Path) -> dict[str, list[tuple[Mapping[str, Any], Mapping[str, Any]]]]:
-    """Where the parts of each tensor lie: index and place of each."""
-    places: dict[str, list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
+def _dcp_parts(source: Path) -> dict[str, list[tuple[Mapping[str, Any], Mapping[str, Any]]]]:
+    """The index and the storage information of each part, by tensor name."""
+    parts: dict[str, list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
     for key, value in mapping(_metadata(source)["storage_data"]).items():
         index = attributes(key)
-        places.setdefault(str(index["fqn"]), []).append((index, attributes(value)))
-    return places
+        parts.setdefault(str(index["fqn"]), []).append((index, attributes(value)))
+    return parts
 
 
 def _dcp_part(path: Path, offset: int, length: int) -> Bits:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
         if offset + length > len(view):
-            raise CheckpointError(f"{path} is cut short.")
+            raise CheckpointError(f"{path} is truncated.")
         archive = Archive(view[offset : offset + length], str(path))
     return archive.tensor(archive.content)
 
 
 def _zero_states(source: Path, kind: str) -> list[Archive]:
-    """The processes' files, in their order."""
+    """The files of all processes, by rank."""
     paths = sorted(source.glob(f"*_{kind}_states.pt"), key=_rank)
     return [Archive(path, str(path)) for path in paths]
 
@@ -241,23 +240,23 @@ def _zero_read(source: Path) -> dict[str, Bits]:
             "made: `model.save_pretrained(FOLDER)`."
         )
     stage = content["ds_config"]["zero_optimization"]["stage"]
-    if stage <= 2:  # each process holds the whole model
+    if stage <= 2:  # each process has the whole model
         module = mapping(content["module"])
         return {str(name): files[0].tensor(value) for name, value in module.items()}
-    return _joined_shares(source, files, content)
+    return _joined_partitions(source, files, content)
 
 
-def _joined_shares(
+def _joined_partitions(
     source: Path, files: list[Archive], content: Mapping[Any, Any]
 ) -> dict[str, Bits]:
-    """The tensors of ZeRO-3, each put together from the processes' shares of it."""
+    """The tensors of ZeRO-3, each concatenated from the processes' partitions."""
     optimizers = _zero_states(source, "optim")
     if len(optimizers) != content["dp_world_size"]:
         raise CheckpointError(
-            f"{source} holds the shares of {len(optimizers)} of {content['dp_world_size']} "
+            f"{source} has the partitions of {len(optimizers)} of {content['dp_world_size']} "
             "processes."
         )
-    shares = [
+    partitions = [
         [
             a.tensor(v).values
             for v in sequence(a.content["optimizer_state_dict"]["fp32_flat_groups"])
@@ -270,8 +269,8 @@ def _joined_shares(
         begin = 0
         for name, size in mapping(shapes).items():
             shape = sequence(size)
-            length = -(-prod(shape) // len(shares))
-            parts = [share[group][begin : begin + length] for share in shares]
+            length = -(-prod(shape) // len(partitions))
+            parts = [partition[group][begin : begin + length] for partition in partitions]
             tensors[str(name)] = _rounded(
                 Bits("F32", shape, np.concatenate(parts)[: prod(shape)]), dtype
             )
@@ -280,7 +279,7 @@ def _joined_shares(
 
 
 def _frozen(files: list[Archive], content: Mapping[Any, Any]) -> dict[str, Bits]:
-    """What was not trained, of which each process keeps a fragment."""
+    """The frozen parameters, of which each process saves a fragment."""
     tensors = {}
     for name, size in mapping(content.get("frozen_param_shapes") or {}).items():
         parts = [
@@ -306,11 +305,11 @@ def _rounded(bits: Bits, dtype: str) -> Bits:
 
 
 def _rank_states(source: Path) -> list[tuple[Archive, Mapping[Any, Any]]]:
-    """Each process's file and what it holds, in their order; all must be there."""
+    """Each process's file and its content, by rank; all must be present."""
     paths = sorted(source.glob("model_world_size_*_rank_*.pt"), key=_rank)
     world = int(paths[0].name.split("_")[3])
     if len(paths) != world:
-        raise CheckpointError(f"{source} holds the parts of {len(paths)} of {world} processes.")
+        raise CheckpointError(f"{source} has the parts of {len(paths)} of {world} processes.")
     archives = [Archive(path, str(path)) for path in paths]
     return [(archive, mapping(archive.content)) for archive in archives]
 
@@ -324,7 +323,7 @@ def _shards_read(source: Path) -> dict[str, Bits]:
 
 
 def _joined_parts(name: str, parts: list[tuple[Archive, Any]]) -> Bits:
-    """A tensor from the processes' parts: side by side along the axis it was sharded on."""
+    """A tensor from the processes' parts, concatenated along the axis it was sharded on."""
     archive, first = parts[0]
     spec = _dtensor_spec(first)
     if spec is None:
@@ -343,7 +342,7 @@ def _joined_parts(name: str, parts: list[tuple[Archive, Any]]) -> Bits:
 
 
 def _wrapper(value: object) -> tuple[Any, ...] | None:
-    """The arguments a distributed tensor would have been built from, if it is one."""
+    """The arguments that a distributed tensor would be rebuilt from, if the value is one."""
     while isinstance(value, Call) and value.path.startswith("torch._utils._rebuild_parameter"):
         value = value.args[0]
     if isinstance(value, Call) and value.path == "torch._tensor._rebuild_from_type_v2":
@@ -369,7 +368,7 @@ def _global_size(value: object, where: str = "a shard") -> tuple[int, ...]:
 
 
 def _sharded_axis(spec: Mapping[str, Any]) -> int | None:
-    """The one axis a tensor is sharded on; replicas are passed over."""
+    """The axis a tensor is sharded on; None if it is replicated."""
     axes = [
         attributes(placement)["dim"]
         for placement in sequence(spec["placements"])

@@ -1,12 +1,10 @@
 """Read files of `torch.save` as data, without unpickling.
 
 A pickle is a program: unpickling imports what it names and calls it. Torch's distributed
-checkpoints and DeepSpeed's come in no other form, so their programs are read here as text is
-read: `pickletools.genops`, which runs nothing, gives the instructions; containers and numbers are
-built from them; a name stays a name (`Name`), a call the note of a call (`Call`). Nothing is
-imported, no method runs, and no instruction can make one run. What is then understood is a short
-list of calls that stand for a tensor; all others stay inert and are refused where a tensor should
-be.
+checkpoints and DeepSpeed's exist in no other form, so their programs are parsed here and never
+run: `pickletools.genops` yields the instructions; containers and numbers are built from them; a
+global becomes a `Name`, a call becomes a `Call`. Nothing is imported and no method is called. Only
+a short list of calls is then understood as a tensor; any other in place of a tensor is an error.
 """
 
 from __future__ import annotations
@@ -39,20 +37,21 @@ _MARK = object()
 
 @dataclass(frozen=True)
 class Name:
-    """Something the program would have imported."""
+    """A global that unpickling would have imported."""
 
     path: str
 
 
 @dataclass(eq=False)
 class Call:
-    """Something the program would have called or built.
+    """A call or an object that unpickling would have made.
 
     Attributes:
-        of: What.
-        args: With what.
-        state: The attributes it would have been given.
-        items: What would have been put into it as into a dictionary, or a list.
+        of: What would have been called, usually a `Name`.
+        args: Its arguments.
+        state: The state that would have been set on the result.
+        items: Items that would have been set in the result, as in a dict.
+        members: Items that would have been appended to the result, as to a list.
     """
 
     of: object
@@ -68,16 +67,16 @@ class Call:
 
 @dataclass(frozen=True)
 class Outside:
-    """A reference to something kept beside the program: a tensor's bytes."""
+    """A persistent id: a reference to a tensor's bytes outside the pickle."""
 
     key: tuple[Any, ...]
 
 
 def parse(program: bytes, where: str) -> Any:
-    """What a pickle holds, its names and calls left inert.
+    """Parse a pickle; its globals and calls are returned as `Name` and `Call`.
 
     Raises:
-        CheckpointError: Cut short, or not of the kind torch writes.
+        CheckpointError: The pickle is truncated, or has instructions that torch does not write.
     """
     reader = _Reader()
     try:
@@ -87,19 +86,19 @@ def parse(program: bytes, where: str) -> Any:
             reader.take(opcode.name, argument)
     except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{where} is damaged or none of torch's own files: {error}."
+            f"{where} is damaged or was not written by torch: {error}."
         ) from error
-    raise CheckpointError(f"{where} is cut short.")
+    raise CheckpointError(f"{where} is truncated.")
 
 
 class Archive:
-    """A file of `torch.save`: a zip of one program and the bytes of its tensors."""
+    """A file of `torch.save`: a zip of one pickle and the bytes of its tensors."""
 
     def __init__(self, source: Path | bytes, where: str) -> None:
-        """Open it.
+        """Open a file, or the bytes of one; `where` names it in errors.
 
         Raises:
-            CheckpointError: Damaged, or in torch's old form, which is one bare pickle.
+            CheckpointError: Damaged, or in torch's old format, which is one bare pickle.
         """
         self._where = where
         try:
@@ -122,16 +121,16 @@ class Archive:
             raise CheckpointError(f"{self._where} was written on a big-endian machine.")
 
     def _read(self, name: str) -> bytes:
-        """A part of the archive. Torch packs none, so a small file cannot become a large one."""
+        """Read a member. Torch compresses none, so that a small file cannot become a large one."""
         if self._zip.getinfo(name).compress_type != zipfile.ZIP_STORED:
-            raise CheckpointError(f"{self._where}: {name} is packed, as torch never does.")
+            raise CheckpointError(f"{self._where}: {name} is compressed, which torch never does.")
         return self._zip.read(name)
 
     def tensor(self, value: object) -> Bits:
-        """The tensor a call stands for.
+        """The tensor that a parsed call describes.
 
         Raises:
-            CheckpointError: It stands for something else, or its bytes are not there.
+            CheckpointError: The value is not a tensor, or its bytes are missing.
         """
         storage, offset, size, stride, dtype = _tensor_facts(value, self._where)
         key = str(storage[2])
@@ -143,7 +142,7 @@ class Archive:
         whole = np.frombuffer(octets[: len(octets) // kind.itemsize * kind.itemsize], kind)
         last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
         if prod(size) and not (0 <= offset <= last < whole.size and min((*stride, 0)) >= 0):
-            raise CheckpointError(f"{self._where}: a tensor reaches past its bytes.")
+            raise CheckpointError(f"{self._where}: a tensor extends past its bytes.")
         if not prod(size):
             return Bits(dtype, size, np.empty(0, kind))
         view = np.lib.stride_tricks.as_strided(
@@ -153,10 +152,10 @@ class Archive:
 
 
 def tensor_shape(value: object, where: str) -> tuple[int, ...]:
-    """The shape of the tensor that a call stands for.
+    """The shape of the tensor that a parsed call describes.
 
     Raises:
-        CheckpointError: It stands for something else.
+        CheckpointError: The value is not a tensor.
     """
     return _tensor_facts(value, where)[2]
 
@@ -164,7 +163,7 @@ def tensor_shape(value: object, where: str) -> tuple[int, ...]:
 def _tensor_facts(
     value: object, where: str
 ) -> tuple[tuple[Any, ...], int, tuple[int, ...], tuple[int, ...], str]:
-    """Storage, offset, size, stride and type of the tensor that a call stands for."""
+    """Storage, offset, size, stride and dtype of the tensor that a parsed call describes."""
     if isinstance(value, Call):
         match value.path, value.args:
             case ("torch._utils._rebuild_parameter", (data, *_)):
@@ -179,8 +178,8 @@ def _tensor_facts(
                     return key, offset, tuple(size), tuple(stride), _STORAGES[kind]
     what = value.path or "a call" if isinstance(value, Call) else type(value).__name__
     raise CheckpointError(
-        f"{where}: {what} stands where a tensor should. It is not read, since that would mean to "
-        "run it; save the weights as safetensors where they were made."
+        f"{where}: {what} is in place of a tensor. It is not read, since reading it would mean "
+        "running it; save the weights as safetensors where they were made."
     )
 
 
@@ -189,7 +188,7 @@ def _are_counts(*numbers: object) -> bool:
 
 
 def attributes(value: object) -> Mapping[str, Any]:
-    """The attributes an inert object would have had."""
+    """The attributes that a parsed object would have had."""
     state = value.state if isinstance(value, Call) else None
     if isinstance(state, tuple) and len(state) == 2:  # plain attributes and slots
         state = {**(state[0] or {}), **(state[1] or {})}
@@ -197,14 +196,14 @@ def attributes(value: object) -> Mapping[str, Any]:
 
 
 def mapping(value: object) -> Mapping[Any, Any]:
-    """A dictionary, or what a kind of dictionary would have held."""
+    """A dict, or the items of a parsed dict subclass."""
     if isinstance(value, dict):
         return value
     return value.items if isinstance(value, Call) else {}
 
 
 def sequence(value: object) -> tuple[Any, ...]:
-    """A list or tuple, or what a kind of one (`torch.Size`) would have held."""
+    """A list or tuple, or the members of a parsed subclass such as `torch.Size`."""
     if isinstance(value, list | tuple):
         return tuple(value)
     if isinstance(value, Call) and value.args and isinstance(value.args[0], list | tuple):
@@ -213,14 +212,14 @@ def sequence(value: object) -> tuple[Any, ...]:
 
 
 class _Reader:
-    """The stack of a pickle's instructions, with nothing on it that could act."""
+    """The stack machine of a pickle, holding plain data, `Name`, `Call` and `Outside` only."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
         self._memo: dict[int, Any] = {}
 
     def take(self, name: str, argument: Any) -> None:
-        """Follow one instruction."""
+        """Apply one instruction."""
         if name in _CONSTANTS:
             self.stack.append(_CONSTANTS[name]())
         elif name in _LITERALS:
@@ -277,10 +276,10 @@ class _Reader:
 
     def set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
-        place = target.items if isinstance(target, Call) else target
-        if not isinstance(place, dict):
-            raise TypeError("items are put into something that is no dictionary")
-        place.update({_key(k): v for k, v in zip(items[::2], items[1::2], strict=True)})
+        mapped = target.items if isinstance(target, Call) else target
+        if not isinstance(mapped, dict):
+            raise TypeError("items are set in something that is not a dict")
+        mapped.update({_key(k): v for k, v in zip(items[::2], items[1::2], strict=True)})
 
     def add(self) -> None:
         items = self.since_mark()
@@ -288,7 +287,7 @@ class _Reader:
 
 
 def _key(key: object) -> Any:
-    """A key that can be looked up: lists and dictionaries, which cannot, stand for nothing."""
+    """A hashable key; an unhashable one, which no reader looks up, is replaced by its id."""
     try:
         hash(key)
     except TypeError:

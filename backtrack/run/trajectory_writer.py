@@ -1,10 +1,9 @@
-"""Write a trajectory on a thread of its own while training goes on.
+"""Write a trajectory in a background thread while training continues.
 
 Promised: steps appear in the order they were offered. `flush` and `close` return only when the
-last byte is on disk, and raise what the thread raised; so does the next `offer`. After an error
-nothing more is written. What was offered is written even if the interpreter ends in between.
-Not promised: constant speed. With two checkpoints waiting, `offer` waits, and training with
-it.
+last byte is on disk, and raise the thread's error; so does the next `offer`. After an error
+nothing more is written. Offered checkpoints are written even if the interpreter exits meanwhile.
+Not promised: constant speed. With two checkpoints pending, `offer` blocks, and training with it.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from backtrack.errors import BacktrackError, CheckpointError
-from backtrack.run.checkpoint_writer import tidy, write_checkpoint
+from backtrack.run.checkpoint_writer import clean_up, write_checkpoint
 from backtrack.run.coded_chain import (
     KEY_EVERY,
-    code_again,
+    chain_steps,
     dependent,
-    give_up,
-    links,
+    drop_checkpoint,
     read_bits,
+    recode,
     write_coded,
     write_plain,
 )
@@ -38,22 +37,21 @@ if TYPE_CHECKING:
     from backtrack.run.bits import Bits
     from backtrack.run.directory import Run
 
-AHEAD = 2
-"""Checkpoints that may be on their way to the disk before `offer` waits."""
+MAX_PENDING = 2
+"""Number of checkpoints that may be pending before `offer` blocks."""
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Offered:
-    """A checkpoint on its way to the disk.
+    """A checkpoint offered to the writer.
 
     Attributes:
         step: Optimizer step.
-        bits: Waits for the copy if it is under way, and gives the tensors by the names of their
-            file.
-        release: Called when the memory of the tensors is free again.
-        files: Contents of the small files beside them, by name.
-        train_loss: Loss logged last.
+        bits: Returns the tensors by their name in the file; waits for a copy still in progress.
+        release: Called when the writer no longer needs the tensors' memory.
+        files: Contents of the small files beside the weights, by name.
+        train_loss: The training loss logged last.
         distance: See `CheckpointEntry`.
     """
 
@@ -66,7 +64,7 @@ class Offered:
 
 
 class TrajectoryWriter:
-    """One thread that writes a run's checkpoints."""
+    """Writes a run's checkpoints in one background thread."""
 
     def __init__(
         self,
@@ -77,22 +75,22 @@ class TrajectoryWriter:
         key_every: int = KEY_EVERY,
         begun_at: int = 0,
     ) -> None:
-        """Start writing into a run, after putting in order what a killed writer left.
+        """Start the writer, after cleaning up what a killed writer left.
 
         Args:
-            run: The run; no other process may write into it.
-            is_coded: Code each checkpoint against the one before it; else plain safetensors.
-            budget: What the trajectory may take.
-            key_every: Checkpoints from one key frame to the next.
-            begun_at: Step the training goes on from.
+            run: The run; no other process may write checkpoints into it.
+            is_coded: Code each checkpoint against the previous one; else write plain safetensors.
+            budget: How large the trajectory may become.
+            key_every: Number of checkpoints from one key frame to the next.
+            begun_at: Step that training continues from.
         """
-        tidy(run)
+        clean_up(run)
         self._run = run
         self._is_coded = is_coded
         self._thinner = Thinner(run, budget or TrajectoryBudget(), key_every=key_every)
         self._key_every = key_every
         self._last_step = begun_at
-        self._slots = threading.BoundedSemaphore(AHEAD)
+        self._slots = threading.BoundedSemaphore(MAX_PENDING)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="backtrack-writer")
         self._waiting: list[Future[None]] = []
         self._error: Exception | None = None
@@ -100,10 +98,10 @@ class TrajectoryWriter:
         self._has_said_thinned = False
 
     def offer(self, offered: Offered) -> None:
-        """Hand over a checkpoint; waits while too many are on their way.
+        """Queue a checkpoint; block while too many are pending.
 
         Raises:
-            CheckpointError: An earlier one could not be written.
+            CheckpointError: An earlier checkpoint could not be written.
         """
         self._slots.acquire()
         self._raise_error()
@@ -111,10 +109,10 @@ class TrajectoryWriter:
         self._waiting.append(self._pool.submit(self._take, offered))
 
     def flush(self) -> None:
-        """Wait until all that was offered is on disk.
+        """Wait until every offered checkpoint is on disk.
 
         Raises:
-            CheckpointError: One could not be written.
+            CheckpointError: A checkpoint could not be written.
         """
         for future in self._waiting:
             future.result()
@@ -122,7 +120,7 @@ class TrajectoryWriter:
         self._raise_error()
 
     def close(self) -> None:
-        """Flush, and end the thread.
+        """Flush and end the thread.
 
         Raises:
             CheckpointError: A checkpoint could not be written.
@@ -135,29 +133,29 @@ class TrajectoryWriter:
             raise self._error
 
     def _take(self, offered: Offered) -> None:
-        """On the thread: write one checkpoint, unless one before it failed."""
+        """In the thread: write one checkpoint, unless an earlier one failed."""
         try:
             if self._error is None:
                 self._write(offered)
                 self._thin(offered.step)
         except BacktrackError as error:
             self._error = error
-        except Exception as error:  # noqa: BLE001  # whatever it is, training must hear of it
+        except Exception as error:  # noqa: BLE001  # any error must reach training
             whole = len([step for step in self._run.steps if step < offered.step])
             self._error = CheckpointError(
                 f"step {offered.step} could not be written into {self._run.trajectory}: {error}. "
-                f"{whole} checkpoints before it are whole. Make room, then resume."
+                f"{whole} checkpoints before it are complete. Make room, then resume."
             )
             self._error.__cause__ = error
-            # Training may be over, with nobody left to raise it to.
+            # Training may have ended, so that no later call would raise it.
             logger.warning("%s", self._error)
         finally:
             self._slots.release()
 
     def _write(self, offered: Offered) -> None:
         bits = offered.bits()
-        self._leave_passed(offered.step)
-        if not self._is_kept_already(offered.step, bits):
+        self._drop_skipped(offered.step)
+        if not self._is_saved_already(offered.step, bits):
             reference = self._reference(offered.step)
 
             def write(folder: Path) -> None:
@@ -180,48 +178,50 @@ class TrajectoryWriter:
             offered.release()
             self._previous = None
 
-    def _leave_passed(self, step: int) -> None:
-        """Give up steps of an earlier attempt that training has passed without taking again."""
+    def _drop_skipped(self, step: int) -> None:
+        """Delete steps of an interrupted attempt that this one has passed without saving them."""
         for old in self._run.steps:
             if self._last_step < old < step:
-                give_up(self._run, old, key_every=self._key_every)
+                drop_checkpoint(self._run, old, key_every=self._key_every)
         self._last_step = step
 
-    def _is_kept_already(self, step: int, bits: Mapping[str, Bits]) -> bool:
-        """Whether a step taken again has the same weights; what hangs on it is freed if not."""
+    def _is_saved_already(self, step: int, bits: Mapping[str, Bits]) -> bool:
+        """Whether the step is on disk with the same weights; else recode what depends on it."""
         if step not in self._run.steps or self._run.entry(step).storage != "coded":
             return False
-        heir = dependent(self._run, step)
+        successor = dependent(self._run, step)
         try:
             if _are_equal(read_bits(self._run, step), bits):
                 return True
-            if heir is not None:
-                code_again(self._run, heir, None)
+            if successor is not None:
+                recode(self._run, successor, None)
         except CheckpointError as error:
-            logger.warning("a damaged checkpoint is replaced: %s", error)
+            logger.warning("replacing a damaged checkpoint: %s", error)
         return False
 
     def _reference(self, step: int) -> tuple[int, Mapping[str, Bits]] | None:
-        """The checkpoint before, and its bits; none where a key frame is due."""
+        """The previous step and its bits; None if a key frame is due."""
         older = [other for other in self._run.steps if other < step]
         if not self._is_coded or not older or self._run.entry(older[-1]).storage != "coded":
             return None
         try:
-            if len(links(self._run, older[-1])) >= self._key_every:
+            if len(chain_steps(self._run, older[-1])) >= self._key_every:
                 return None
             if self._previous is not None and self._previous.step == older[-1]:
                 return older[-1], self._previous.bits()
             return older[-1], read_bits(self._run, older[-1])
         except CheckpointError as error:
-            logger.warning("step %d begins a new chain, for the old one broke: %s", step, error)
+            logger.warning(
+                "step %d begins a new chain, since the old one is damaged: %s", step, error
+            )
             return None
 
     def _thin(self, step: int) -> None:
-        gone = self._thinner.thin(step)
-        if gone and not self._has_said_thinned:
+        dropped = self._thinner.thin(step)
+        if dropped and not self._has_said_thinned:
             self._has_said_thinned = True
             logger.warning(
-                "the budget of %s is full at step %d: from now on the trajectory is thinned "
+                "the budget of %s is used up at step %d: from now on the trajectory is thinned "
                 "evenly", self._run.trajectory, step,
             )  # fmt: skip
 

@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 from backtrack.run import codec
 from backtrack.run.bits import Bits, bits_of
 from backtrack.run.checkpoint_reader import read_checkpoint
-from backtrack.run.coded_chain import links
+from backtrack.run.coded_chain import chain_steps
 from backtrack.run.directory import Run
 from backtrack.train.trajectory.callback import TrajectoryCallback
 from tests.bench.saving import BASE, ROOT
@@ -117,11 +117,11 @@ def access(run: Run) -> None:
     ]  # hashes are checked once, as in any use
     del read_all
     times = {step: best(lambda s=step: read_checkpoint(run, s)) for step in run.steps}
-    key = statistics.median(times[s] for s in run.steps if len(links(run, s)) == 1)
+    key = statistics.median(times[s] for s in run.steps if len(chain_steps(run, s)) == 1)
     print(
         f"any step over a key frame: mean {statistics.mean(times.values()) / key:.2f}, at most "
         f"{max(times.values()) / key:.2f} (chains of up to "
-        f"{max(len(links(run, s)) for s in run.steps)})"
+        f"{max(len(chain_steps(run, s)) for s in run.steps)})"
     )
 
 

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from backtrack.records import BaseModelReference, Manifest, Method
 from backtrack.records.record import now
 from backtrack.run.bits import Bits
-from backtrack.run.checkpoint_writer import tidy
+from backtrack.run.checkpoint_writer import clean_up
 from backtrack.run.coded_chain import read_bits, verified_folder
 from backtrack.run.directory import Run
 from backtrack.run.thinning import TrajectoryBudget
@@ -54,7 +54,7 @@ def make_run(path: Path) -> Run:
 
 
 def writer_for(run: Run, *, is_coded: bool, most: int | None = None) -> TrajectoryWriter:
-    tidy(run)
+    clean_up(run)
     return TrajectoryWriter(
         run,
         is_coded=is_coded,

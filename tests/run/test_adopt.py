@@ -99,7 +99,7 @@ def test_models_of_another_shape_than_the_base_are_refused(base: Path, tmp_path:
 def test_an_empty_folder_says_what_was_looked_for(base: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="checkpoint-"):
         adopt(tmp_path, base=str(base), runs=tmp_path / "runs")
-    with pytest.raises(RunError, match="no folder"):
+    with pytest.raises(RunError, match="not a folder"):
         adopt(tmp_path / "nothing", base=str(base))
 
 
@@ -110,5 +110,5 @@ def test_a_name_taken_by_another_source_is_refused(base: Path, tmp_path: Path) -
     with pytest.raises(RunError, match="--name"):
         adopt(tmp_path / "b" / "out", runs=tmp_path / "runs")
     shutil.rmtree(tmp_path / "a")
-    with pytest.raises(RunError, match="gone"):
+    with pytest.raises(RunError, match="is missing"):
         Run.open(tmp_path / "runs" / "out").folder(5)

@@ -110,7 +110,7 @@ def test_a_missing_share_of_a_process_is_named(deepspeed: Path, tmp_path: Path) 
     (gone,) = source.rglob("*rank_1_*optim_states.pt")
     gone.unlink()
     run = adopt(source, base=str(deepspeed / "base"), runs=tmp_path / "runs")
-    with pytest.raises(CheckpointError, match="shares of 1 of 2 processes"):
+    with pytest.raises(CheckpointError, match="partitions of 1 of 2 processes"):
         read_checkpoint(run, 4)
 
 
@@ -217,7 +217,7 @@ def test_a_hostile_weight_is_refused_and_does_not_run(
     shutil.copytree(sharded / "verl" / "global_step_20" / "actor", actor)
     state = dict.fromkeys(load_file(base / "model.safetensors"), Touch(trap))
     torch.save(state, actor / "model_world_size_2_rank_0.pt")
-    with pytest.raises(RunError, match=r"posix\.system stands where a tensor should"):
+    with pytest.raises(RunError, match=r"posix\.system is in place of a tensor"):
         adopt(tmp_path / "out", base=str(base), runs=tmp_path / "runs")
     assert not trap.exists()
 
@@ -231,7 +231,7 @@ def test_a_packed_archive_is_refused_before_it_unfolds(tmp_path: Path) -> None:
         for name in plain.namelist():
             packed.writestr(name, plain.read(name))
     assert (tmp_path / "bomb.pt").stat().st_size < 20_000
-    with pytest.raises(CheckpointError, match="is packed, as torch never does"):
+    with pytest.raises(CheckpointError, match="is compressed, which torch never does"):
         Archive(tmp_path / "bomb.pt", "bomb.pt")
 
 

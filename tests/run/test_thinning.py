@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from backtrack.run.coded_chain import links
+from backtrack.run.coded_chain import chain_steps
 from backtrack.run.directory import Run
 from backtrack.run.thinning import TrajectoryBudget, survivors
 from backtrack.run.trajectory_writer import TrajectoryWriter
@@ -42,7 +42,7 @@ def test_a_thinned_trajectory_reads_back_whole_by_short_chains(
         run = write(make_run(tmp_path / "run"), range(1, 31), TrajectoryBudget(max_checkpoints=7))
     assert len(run.steps) == 7
     assert all(is_whole(run, step) for step in run.steps)
-    assert max(len(links(run, step)) for step in run.steps) <= KEY_EVERY
+    assert max(len(chain_steps(run, step)) for step in run.steps) <= KEY_EVERY
     assert {p.name.partition(".")[0] for p in run.trajectory.glob("step-*")} == {
         f"step-{step:08d}" for step in run.steps
     }

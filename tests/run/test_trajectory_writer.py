@@ -14,7 +14,7 @@ import pytest
 from backtrack.errors import CheckpointError
 from backtrack.run import trajectory_writer
 from backtrack.run.bits import Bits
-from backtrack.run.coded_chain import links
+from backtrack.run.coded_chain import chain_steps
 from backtrack.run.directory import Run
 from backtrack.run.trajectory_writer import Offered
 from tests.run.killed import (
@@ -48,7 +48,7 @@ def test_steps_come_back_whole_and_chains_stay_short(tmp_path: Path, is_coded: b
     run = filled(tmp_path / "run", 11, is_coded=is_coded)
     assert run.steps == tuple(range(1, 12))
     assert all(is_whole(run, step) for step in run.steps)
-    assert max(len(links(run, step)) for step in run.steps) == (KEY_EVERY if is_coded else 1)
+    assert max(len(chain_steps(run, step)) for step in run.steps) == (KEY_EVERY if is_coded else 1)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_a_damaged_line_of_the_index_hides_its_step_only_until_training_goes_on(
     run = Run.open(run.path)
     with caplog.at_level(logging.WARNING):
         assert run.steps == (1, 2, 4, 5, 6)
-    assert "line 3 is cut short or damaged" in caplog.text
+    assert "line 3 is truncated or damaged" in caplog.text
     assert is_whole(run, 2)
     with pytest.raises(CheckpointError, match="coded against step 3, which is not in the run"):
         is_whole(run, 4)

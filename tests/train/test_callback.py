@@ -316,7 +316,7 @@ def test_a_finished_training_that_is_resumed_adds_no_step(tmp_path: Path) -> Non
 def test_a_new_training_does_not_mix_into_an_old_run(tmp_path: Path) -> None:
     trainer_for(model_in_memory(), tmp_path / "out", TrajectoryCallback(tmp_path / "run")).train()
     before = Run.open(tmp_path / "run").entries()
-    with pytest.raises(RunError, match="holds a run already"):
+    with pytest.raises(RunError, match="already holds a run"):
         trainer_for(
             model_in_memory(), tmp_path / "out", TrajectoryCallback(tmp_path / "run")
         ).train()

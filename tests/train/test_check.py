@@ -109,7 +109,7 @@ def test_target_parameters_replace_the_default_target_modules() -> None:
         ("rewards: [{kind: numeric}]", "`rewards` are for `grpo`"),
         ("grpo: {}\nrewards: [{kind: numerc}]", "Did you mean 'numeric'?"),
         ("grpo: {}\nrewards: [{kind: format}]", "rewards.0.pattern: this key is needed"),
-        ("grpo: {}\nrewards: [{kind: format, pattern: '('}]", "no regular expression"),
+        ("grpo: {}\nrewards: [{kind: format, pattern: '('}]", "not a regular expression"),
         ("grpo: {}\nrewards: [{kind: numeric, anwser: x}]", "Did you mean 'answer'?"),
         ("grpo: {}\nrewards: [{kind: numeric}, {kind: numeric}]", "two rewards are called"),
         ("watch: {every_steps: 5}", "`watch` measures `objectives`"),

@@ -229,7 +229,7 @@ def test_a_rate_for_no_layer_is_refused(make_recipe: MakeRecipe, tmp_path: Path)
 
 
 def test_an_invalid_regular_expression_is_a_fault_of_the_recipe(make_recipe: MakeRecipe) -> None:
-    with pytest.raises(ValueError, match="no regular expression"):
+    with pytest.raises(ValueError, match="not a regular expression"):
         make_recipe(learning_rates={"(": 1.0})
     with pytest.raises(RecipeError, match="Did you mean 'vera'"):
         train(make_recipe(method={"kind": "verra"}))
