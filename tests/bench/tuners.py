@@ -1,12 +1,12 @@
-"""Every served method on its path: how exact its ends are, what an attached forward pass costs.
+"""Every supported PEFT method on its path: how exact are its ends, how slow is it attached?
 
     python tests/bench/tuners.py [NAME ...]
 
 Prints a table in Markdown, fp32 and bf16: the largest difference of probe logits at alpha 0 to the
 base, at alpha 1 to stock PEFT, of both ends after 50 visits in random order, and of an export at
-alpha 0.37 that stock libraries load. Differences are shares of the largest logit. Beside them, how
-the method stands unless asked otherwise, how far the checkpoint's logits are from the base's, and
-the time of an attached forward pass over the base's.
+alpha 0.37 that stock libraries load. Differences are relative to the largest logit. Also the
+method's default backend and curve, how far the checkpoint's logits are from the base's, and the
+time of an attached forward pass relative to the base's.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     names = sys.argv[1:] or list(configs())
-    print("| method | type | stands | moved | alpha 0 | alpha 1 | 50 visits | export | cost |")
+    print("| method | type | placement | moved | alpha 0 | alpha 1 | 50 visits | export | cost |")
     print("|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for dtype in ("float32", "bfloat16"):
@@ -99,7 +99,7 @@ def export_gap(run: Run, placement: Placement, base: Path) -> float:
 
 
 def cost(run: Run, stock: Any, base: Any) -> str:
-    """Fastest attached forward pass over the base's fastest, taken in turn: load only adds."""
+    """Fastest attached forward pass over the base's fastest, in turns: load only adds time."""
     if not tuner_of(read_adapter_config(run.folder(20))).has_native:
         return "-"
     times: dict[str, list[float]] = {"base": [], "attached": []}

@@ -1,4 +1,4 @@
-"""A worker of a search in a process of its own, over the fakes: `RUN [STORAGE [SECONDS]]`."""
+"""A search worker in its own process, with fake objectives: `RUN [STORAGE [SECONDS]]`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Slow:
-    """A formula that takes a while over its items, as a model on a device of its own would."""
+    """A formula that sleeps, as a process does while a GPU of its own measures."""
 
     def __init__(self, inner: Formula, seconds: float) -> None:
         self._inner = inner
@@ -33,10 +33,10 @@ class Slow:
 def main(path: str, storage: str = "", seconds: str = "0") -> None:
     warnings.simplefilter("ignore")
     objectives: Any = [Slow(formula, float(seconds)) for formula in pair()]
-    stand: Any = FakePlacement()
+    placement: Any = FakePlacement()
     search(
         Run.open(path),
-        placement=stand,
+        placement=placement,
         objectives=objectives,
         storage=storage or None,
         is_shared=True,
