@@ -154,15 +154,15 @@ def test_baselines_off_the_path_are_in_the_study_and_in_the_selection(runs: dict
     storage = f"sqlite:///{run.path}/study.db"
     (name,) = optuna.get_all_study_names(storage)
     trials = optuna.load_study(study_name=name, storage=storage).trials
-    told = {t.user_attrs["point"]: t for t in trials if t.user_attrs["origin"] == "baseline"}
-    assert set(told) == {"mean of steps 10, 20, 30", "intruders reduced: step 30"}
+    added = {t.user_attrs["point"]: t for t in trials if t.user_attrs["origin"] == "baseline"}
+    assert set(added) == {"mean of steps 10, 20, 30", "intruders reduced: step 30"}
     asked: dict[str, set[str]] = defaultdict(set)
     for m in run.measurements():
         if m.split == "selection":
             asked[m.objective.name] |= set(m.item_ids)
     for baseline in (rows["mean"].baseline, rows["intruder"].baseline):
         model = make_baseline_model(run, placement, baseline)
-        for value, objective in zip(told[str(baseline)].values, objectives, strict=True):
+        for value, objective in zip(added[str(baseline)].values, objectives, strict=True):
             again = objective.measure(model, None, sorted(asked[objective.info.name]))
             assert value == pytest.approx(100 * sum(again) / len(again), rel=1e-5)
 
