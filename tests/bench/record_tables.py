@@ -7,7 +7,7 @@ The search's settings were tuned on full, lora and oft; miss and dora are held o
 Each method trains the demo's model on the demo's target and is measured on all items, at each
 checkpoint and 22 alphas. Tables of profiles hold the last checkpoint only: the alphas, and a grid
 of `depth` and `modules` where each end goes from 0 to 1.2. `tables/NAME.npz` holds one bit an
-item. `replay.py` samples items from it, so the true score of every point is known: the mean of all.
+item. `replay.py` samples items from it, so each point's true score is known: the mean of all.
 """
 
 from __future__ import annotations

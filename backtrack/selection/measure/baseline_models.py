@@ -38,9 +38,7 @@ def make_baseline_model(run: Run, placement: Any, baseline: Baseline) -> Any:
                 return _reduce_intruders(placement, run.final)
             case "truncated":
                 return _truncate_delta(placement, run.final)
-        raise UsageError(
-            f"the baseline {baseline.kind!r} is a point and needs no model of its own."
-        )
+        raise UsageError(f"the baseline {baseline.kind!r} is a point: it needs no model.")
     finally:
         placement.place(before)
 
