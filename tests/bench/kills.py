@@ -1,4 +1,4 @@
-"""Kill a writing process at random moments, and harm its files: what survives, what is lost.
+"""Kill a process that writes checkpoints, and flip bits in its files: what survives?
 
 python tests/bench/kills.py 200
 """
@@ -35,13 +35,13 @@ def kills(num_kills: int, folder: Path) -> None:
 
 
 def faults(folder: Path) -> None:
-    """Flip a bit in each file of a trajectory in turn: is it named, and what else is lost?"""
+    """Flip one bit in each file of a trajectory in turn: is it reported, and what else is lost?"""
     run = make_run(folder / "faults")
     writer = writer_for(run, is_coded=True)
     for step in range(1, 25):
         writer.offer(offered(step))
     writer.close()
-    named = hidden = dependent = lost = 0
+    reported = missed = dependent = wrong = 0
     for step in run.steps:
         path = run.folder(step) / "coded.safetensors"
         good = path.read_bytes()
@@ -49,24 +49,24 @@ def faults(folder: Path) -> None:
         bad[len(bad) * step // 25] ^= 1
         path.write_bytes(bad)
         for other in run.steps:
-            outcome = look(Run.open(run.path), other)
-            named += other == step and outcome == "named"
-            hidden += other == step and outcome != "named"
-            dependent += other != step and outcome == "named"
-            lost += other != step and outcome == "wrong"
+            outcome = read_step(Run.open(run.path), other)
+            reported += other == step and outcome == "reported"
+            missed += other == step and outcome != "reported"
+            dependent += other != step and outcome == "reported"
+            wrong += other != step and outcome == "wrong"
         path.write_bytes(good)
     total = len(run.steps)
     print(
-        f"bits flipped {total}, named {named}, passed unseen {hidden}, other steps read wrong "
-        f"{lost}; steps that hang on the damaged one {dependent / total:.1f} on average (of 3)"
+        f"bits flipped {total}, reported {reported}, missed {missed}, other steps read wrong "
+        f"{wrong}; steps that depend on the damaged one {dependent / total:.1f} on average (of 3)"
     )
 
 
-def look(run: Run, step: int) -> str:
+def read_step(run: Run, step: int) -> str:
     try:
         return "whole" if is_whole(run, step) else "wrong"
     except CheckpointError:
-        return "named"
+        return "reported"
 
 
 def main(num_kills: int) -> None:

@@ -1,11 +1,11 @@
-"""Wall time of a point over the bare forward passes and generation on the same batches.
+"""Wall time of measuring a point, relative to bare generation on the same items.
 
     python tests/bench/overhead.py
 
 The demo's run at one point, 200 selection items of the target by greedy generation and 200 of the
-general role. With racing a point's items come in parts, each with batches of its own; the bare
-time is that of one call over all items, with prompts already encoded and nothing scored, placed or
-recorded. Medians of several rounds in one process, in turns.
+general role. With racing, items are measured rung by rung, each in its own batches; the bare time
+is that of one call over all items, with prompts already encoded and nothing scored, placed or
+recorded. Medians of several alternating rounds in one process.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def bare(evaluator: Evaluator, prompts: dict[str, list[list[int]]]) -> float:
 
 
 def whole(evaluator: Evaluator, point: Point) -> float:
-    """Seconds of a point as the search measures it: placed, part after part, recorded."""
+    """Seconds of a point as the search measures it: placed, rung by rung, recorded."""
     evaluator._recorded.clear()
     evaluator._indices.clear()
     begin = time.perf_counter()

@@ -2,13 +2,12 @@
 
     python tests/bench/record_tables.py [full] [lora] [oft] [miss] [dora] [lora-profiles] ...
 
-Settings of the search were tried out on full, lora and oft; miss and dora are held out.
+The search's settings were tuned on full, lora and oft; miss and dora are held out.
 
-Each method teaches the demo's model the demo's target and is measured on every item there is, at
-each checkpoint and 22 strengths. Tables of profiles hold the last checkpoint only: the strengths,
-and a grid of `depth` and `modules` where each end goes from 0 to 1.2. `tables/NAME.npz` holds what
-came out, a bit an item. `replay.py` draws items from it, so the truth at every point is known: the
-mean of all.
+Each method trains the demo's model on the demo's target and is measured on all items, at each
+checkpoint and 22 alphas. Tables of profiles hold the last checkpoint only: the alphas, and a grid
+of `depth` and `modules` where each end goes from 0 to 1.2. `tables/NAME.npz` holds one bit an
+item. `replay.py` samples items from it, so each point's true score is known: the mean of all.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ METHODS: dict[str, tuple[str, ...]] = {
 
 PROFILED = {f"{name}-profiles": METHODS[name] for name in ("full", "lora")}
 ENDS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
-"""Strengths of the first and the last block, of attention and MLP."""
+"""Alphas of the first and the last block, or of attention and MLP."""
 
 
 def every_point(steps: Sequence[int], *, is_profiled: bool) -> list[Point]:

@@ -1,10 +1,10 @@
-"""Three workers over one: wall time of the same search where each item takes its time.
+"""Speedup of three workers over one: wall time of a search whose objectives sleep.
 
     python tests/bench/workers.py [SECONDS]
 
-Objectives of formulas sleep, as a model on a device of its own would keep a process waiting;
-workers are processes that share the run's study. The time to start a process, which imports torch
-and Optuna, is measured apart and taken off both.
+The objectives are formulas that sleep, as a process waits for a GPU of its own. Workers are
+processes that share the run's study. The time to start them, which imports torch and Optuna, is
+measured separately and subtracted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def seconds(folder: Path, num_workers: int, pause: float, trials: int = 6) -> float:
-    """Wall time of a search by so many workers."""
+    """Wall time of a search by `num_workers`."""
     run = make_run(folder, make_recipe(trials=trials, racing={"shares": [0.25, 0.5]}))
     script = str(ROOT / "tests" / "selection" / "search_in_process.py")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -47,7 +47,7 @@ def main(pause: float) -> None:
         full = {n: seconds(base / f"full{n}", n, pause) for n in (1, 3)}
     print(f"one worker {full[1]:.1f} s, three {full[3]:.1f} s: {full[1] / full[3]:.2f} times")
     print(
-        f"less what a search costs without waiting ({idle[1]:.1f} and {idle[3]:.1f} s): "
+        f"without the time of a search that does not sleep ({idle[1]:.1f} and {idle[3]:.1f} s): "
         f"{(full[1] - idle[1]) / max(full[3] - idle[3], 1e-9):.2f} times"
     )
 

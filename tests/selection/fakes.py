@@ -1,4 +1,4 @@
-"""A run without weights: scores follow formulas, so the truth at every point is known."""
+"""A run without weights: scores follow formulas, so true scores are known at every point."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def make_info(name: str, role: str, **given: Any) -> ObjectiveInfo:
 
 
 class FakeEngine(Engine):
-    """Goes to points without weights; counts the visits."""
+    """An engine without weights; lists the points it was placed at."""
 
     def __init__(self, form: Any = "attached", curve: Any = "native") -> None:
         self.form = form
@@ -64,10 +64,10 @@ class FakeEngine(Engine):
 
 @dataclass
 class Formula:
-    """An objective whose mean is `mean(progress)`, progress being alpha times the share of steps.
+    """An objective whose mean is `mean(progress)`: alpha times step over the last step.
 
-    With `spread` an item is right where its own difficulty, shared by all points and shaken a
-    little at each, lies below the mean; without, every item scores the mean itself.
+    An item is right if its difficulty, the same at all points but for noise of deviation `shake`,
+    lies below the mean. With `is_exact` every item scores the mean plus or minus 0.005.
     """
 
     info: ObjectiveInfo
@@ -106,7 +106,7 @@ def pair(
     general: Callable[[float], float] | None = None,
     **given: Any,
 ) -> tuple[Formula, Formula]:
-    """A target that saturates and a general score that falls ever faster, unless given."""
+    """A target that saturates and a general score that falls faster and faster, by default."""
     seed = given.pop("seed", 0)
     return (
         Formula(
@@ -146,7 +146,7 @@ def make_run(path: Path, recipe: Recipe | None = None, steps: Sequence[int] = ST
 def measured(
     objective: Formula, point: Point, item_ids: Sequence[str], split: str = "selection"
 ) -> Measurement:
-    """What a search would have recorded."""
+    """The measurement a search would record."""
     engine = FakeEngine()
     engine.place(point)
     return Measurement.model_validate(

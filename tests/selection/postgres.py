@@ -1,4 +1,4 @@
-"""A real PostgreSQL for a test: a cluster of its own in a folder, on a free port of loopback."""
+"""A real PostgreSQL server for tests, with a temporary cluster and a free local port."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 def find_binaries() -> Path | None:
-    """The folder of `initdb` and `pg_ctl`: on the path, or where Debian puts them."""
-    found = shutil.which("pg_ctl")
-    folders = [Path(found).resolve().parent] if found else []
+    """The folder of `initdb` and `pg_ctl`: on PATH, or where Debian installs them."""
+    executable = shutil.which("pg_ctl")
+    folders = [Path(executable).resolve().parent] if executable else []
     folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     return next((f for f in folders if (f / "initdb").exists() and (f / "pg_ctl").exists()), None)
 
 
 @contextmanager
 def postgresql() -> Iterator[str]:
-    """A running server's URL. It refuses to run as root, so root runs it as `postgres`."""
+    """URL of a running server. PostgreSQL refuses to run as root, which uses user `postgres`."""
     binaries = find_binaries()
     assert binaries is not None
     folder = Path(tempfile.mkdtemp(prefix="backtrack-pg-"))

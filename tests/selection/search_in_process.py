@@ -1,4 +1,4 @@
-"""A worker of a search in a process of its own, over the fakes: `RUN [STORAGE [SECONDS]]`."""
+"""A search worker in its own process, with fake objectives: `RUN [STORAGE [SECONDS]]`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Slow:
-    """A formula that takes a while over its items, as a model on a device of its own would."""
+    """A formula that sleeps, as a process does while a GPU of its own measures."""
 
     def __init__(self, inner: Formula, seconds: float) -> None:
         self._inner = inner

@@ -19,7 +19,8 @@ from backtrack.recipe import Recipe, SearchSection
 from backtrack.records.selection import Baseline
 from backtrack.run.directory import Run
 from backtrack.selection.choice.select import select
-from backtrack.selection.measure.baselines import make, off_the_path, truncate
+from backtrack.selection.measure.baseline_models import make_baseline_model, truncate_svd
+from backtrack.selection.measure.baselines import off_the_path
 from tests.models import make_base, make_full_run, make_peft_run
 from tests.selection.fakes import make_info
 
@@ -42,14 +43,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
-def test_the_mean_is_that_of_the_files_and_leaves_the_placement_where_it_was(
+def test_the_mean_is_that_of_the_files_and_the_placement_returns_to_its_point(
     runs: dict[str, Run], kind: str
 ):
     run = runs[kind]
     placement = Placement(run)
     placement.place(Point(step=20, alpha=0.5))
     before = probe(placement.model)
-    model = make(run, placement, Baseline(kind="mean", steps=(20, 30)))
+    model = make_baseline_model(run, placement, Baseline(kind="mean", steps=(20, 30)))
     assert placement.point == Point(step=20, alpha=0.5)
     assert torch.equal(probe(placement.model), before)
 
@@ -61,7 +62,7 @@ def test_the_mean_is_that_of_the_files_and_leaves_the_placement_where_it_was(
 
 
 def stock(run: Run, step: int) -> Any:
-    """A checkpoint as anybody loads it."""
+    """A checkpoint loaded by stock transformers and PEFT."""
     if run.manifest.method.kind == "full":
         return AutoModelForCausalLM.from_pretrained(run.folder(step)).eval()
     base = AutoModelForCausalLM.from_pretrained(run.base.model)
@@ -73,7 +74,7 @@ def test_intruders_are_reduced_as_stock_peft_does_it(runs: dict[str, Run]):
     expected = stock(run, 30)
     reduce: Any = reduce_intruder_dimension
     reduce(expected, logging_sink=None)
-    model = make(run, Placement(run), Baseline(kind="intruder", steps=(30,)))
+    model = make_baseline_model(run, Placement(run), Baseline(kind="intruder", steps=(30,)))
     assert torch.allclose(probe(model), probe(expected.eval()), atol=1e-5)
     assert not torch.allclose(probe(model), probe(stock(run, 30)), atol=1e-3)
 
@@ -83,38 +84,38 @@ def test_truncation_finds_a_low_rank_signal_in_noise():
     left, right = (torch.randn(60, 2, generator=generator) for _ in range(2))
     signal = left @ right.T
     noisy = signal + 0.3 * torch.randn(60, 60, generator=generator)
-    found = truncate(noisy)
-    assert torch.linalg.matrix_rank(found) == 2
-    assert (found - signal).norm() < 0.5 * (noisy - signal).norm()
+    denoised = truncate_svd(noisy)
+    assert torch.linalg.matrix_rank(denoised) == 2
+    assert (denoised - signal).norm() < 0.5 * (noisy - signal).norm()
 
 
 def test_a_truncated_full_checkpoint_lies_between_nothing_and_the_checkpoint(
     runs: dict[str, Run],
 ):
     run = runs["full"]
-    model = make(run, Placement(run), Baseline(kind="truncated", steps=(30,)))
+    model = make_baseline_model(run, Placement(run), Baseline(kind="truncated", steps=(30,)))
     tuned = dict(stock(run, 30).named_parameters())
     base = dict(AutoModelForCausalLM.from_pretrained(run.base.model).named_parameters())
     name = "model.layers.0.mlp.up_proj.weight"
     parameter = dict(model.named_parameters())[name]
-    kept, whole = (parameter - base[name]).norm(), (tuned[name] - base[name]).norm()
-    assert kept < whole
+    truncated, whole = (parameter - base[name]).norm(), (tuned[name] - base[name]).norm()
+    assert truncated < whole
     norm = "model.norm.weight"
     assert torch.equal(dict(model.named_parameters())[norm], tuned[norm])
 
 
-def test_what_a_run_has_no_use_for_is_left_out_and_said(runs: dict[str, Run]):
+def test_baselines_that_a_run_cannot_have_are_left_out_with_a_note(runs: dict[str, Run]):
     section = SearchSection(baselines=("mean", "intruder", "truncated"))
     found, notes = off_the_path(runs["full"], section)
     assert [b.kind for b in found] == ["mean", "truncated"]
-    assert "`intruder` is for LoRA only" in notes[0]
+    assert "`intruder` is left out: it is for LoRA only" in notes[0]
     found, notes = off_the_path(runs["lora"], section.model_copy(update={"mean_of": 9}))
     assert [b.kind for b in found] == ["intruder"]
     assert len(notes) == 2
 
 
 class Likelihoods(Objective):
-    """The model's mean probability of each item's tokens: a real score of a real model."""
+    """Mean probability the model gives each item's tokens."""
 
     def __init__(self, name: str, role: str, num_items: int = 40) -> None:
         self.info = make_info(name, role)
@@ -131,11 +132,11 @@ class Likelihoods(Objective):
         numbers = torch.tensor([int(i.rpartition("/")[2]) for i in item_ids])[:, None]
         ids = (numbers * 5 + torch.arange(length) * offset) % model.config.vocab_size
         with torch.no_grad():
-            odds = model(input_ids=ids).logits[:, :-1].softmax(-1)
-        return tuple(odds.gather(-1, ids[:, 1:, None]).mean(dim=(1, 2)).tolist())
+            probabilities = model(input_ids=ids).logits[:, :-1].softmax(-1)
+        return tuple(probabilities.gather(-1, ids[:, 1:, None]).mean(dim=(1, 2)).tolist())
 
 
-def test_baselines_off_the_path_stand_in_the_study_and_in_the_table(runs: dict[str, Run]):
+def test_baselines_off_the_path_are_in_the_study_and_in_the_selection(runs: dict[str, Run]):
     run, kinds = runs["lora"], ("checkpoint", "grid", "mean", "intruder")
     recipe = Recipe.model_validate(
         {
@@ -159,15 +160,15 @@ def test_baselines_off_the_path_stand_in_the_study_and_in_the_table(runs: dict[s
     storage = f"sqlite:///{run.path}/study.db"
     (name,) = optuna.get_all_study_names(storage)
     trials = optuna.load_study(study_name=name, storage=storage).trials
-    told = {t.user_attrs["point"]: t for t in trials if t.user_attrs["origin"] == "baseline"}
-    assert set(told) == {"mean of steps 10, 20, 30", "intruders reduced: step 30"}
+    added = {t.user_attrs["point"]: t for t in trials if t.user_attrs["origin"] == "baseline"}
+    assert set(added) == {"mean of steps 10, 20, 30", "intruders reduced: step 30"}
     asked: dict[str, set[str]] = defaultdict(set)
     for m in run.measurements():
         if m.split == "selection":
             asked[m.objective.name] |= set(m.item_ids)
     for baseline in (rows["mean"].baseline, rows["intruder"].baseline):
-        model = make(run, placement, baseline)
-        for value, objective in zip(told[str(baseline)].values, objectives, strict=True):
+        model = make_baseline_model(run, placement, baseline)
+        for value, objective in zip(added[str(baseline)].values, objectives, strict=True):
             again = objective.of_model(model, sorted(asked[objective.info.name]))
             assert value == pytest.approx(100 * sum(again) / len(again), rel=1e-5)
 
@@ -176,7 +177,7 @@ def test_baselines_off_the_path_stand_in_the_study_and_in_the_table(runs: dict[s
     assert [objective.num_calls for objective in objectives] == calls
 
 
-def test_an_engine_measures_points_only_and_the_rest_is_left_out_and_said(runs: dict[str, Run]):
+def test_under_vllm_baselines_that_are_not_points_are_left_out_with_a_note(runs: dict[str, Run]):
     section = SearchSection(baselines=("checkpoint", "mean", "intruder"))
     found, notes = off_the_path(runs["lora"], section, is_in_process=False)
     assert not found

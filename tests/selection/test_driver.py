@@ -44,11 +44,11 @@ def seek(run: Run, objectives: Any, **given: Any) -> list[Measurement]:
 
 
 def dropped_of(run: Run) -> set[str]:
-    """Points that never got all their items."""
-    found: dict[str, int] = {}
+    """Points that were not measured on all items."""
+    counts: dict[str, int] = {}
     for m in run.measurements():
-        found[str(m.point)] = found.get(str(m.point), 0) + len(m.item_ids)
-    return {point for point, count in found.items() if count < max(found.values())}
+        counts[str(m.point)] = counts.get(str(m.point), 0) + len(m.item_ids)
+    return {point for point, count in counts.items() if count < max(counts.values())}
 
 
 def trials_of(run: Run, *states: str) -> list[optuna.trial.FrozenTrial]:
@@ -74,10 +74,10 @@ def test_the_search_sees_selection_items_only_and_the_same_ones_at_every_point(t
     found = seek(run, (target, general))
     assert {m.split for m in found} == {"selection"}
     for objective in (target, general):
-        parts = list(dict.fromkeys(items for _, items in objective.calls))
-        assert [len(items) for items in parts] == [5, 15]
-        assert not set(parts[0]) & set(parts[1])
-        assert {m.item_ids for m in found if m.objective == objective.info} == set(parts)
+        rungs = list(dict.fromkeys(items for _, items in objective.calls))
+        assert [len(items) for items in rungs] == [5, 15]
+        assert not set(rungs[0]) & set(rungs[1])
+        assert {m.item_ids for m in found if m.objective == objective.info} == set(rungs)
 
 
 def test_what_is_returned_is_what_is_on_disk(tmp_path: Path):
@@ -85,15 +85,15 @@ def test_what_is_returned_is_what_is_on_disk(tmp_path: Path):
     assert seek(run, pair()) == Run.open(run.path).measurements()
 
 
-def test_a_model_is_not_placed_where_it_stands(tmp_path: Path):
-    engine = FakeEngine()
-    seek(make_run(tmp_path / "run"), pair(), placement=engine)
-    visits = engine.visits
+def test_a_model_is_not_placed_at_the_point_it_is_at(tmp_path: Path):
+    placement = FakeEngine()
+    seek(make_run(tmp_path / "run"), pair(), placement=placement)
+    visits = placement.visits
     assert visits[:2] == [Point.base(), Point(step=40)]
-    assert all(here != there for here, there in pairwise(visits))
+    assert all(point != following for point, following in pairwise(visits))
 
 
-def test_a_placement_of_this_process_is_not_passed_off_as_an_engines(tmp_path: Path):
+def test_a_placement_in_this_process_is_refused_under_a_recipe_for_vllm(tmp_path: Path):
     recipe = Recipe.model_validate({"name": "mine", "base": "some/model", "engine": "vllm"})
     with pytest.raises(UsageError, match="a model in this process"):
         seek(make_run(tmp_path / "run"), pair(), recipe=recipe, placement=SimpleNamespace())
@@ -103,10 +103,10 @@ def test_searching_again_measures_nothing(tmp_path: Path):
     run = make_run(tmp_path / "run")
     found = seek(run, pair())
     target, general = pair()
-    engine = FakeEngine()
-    assert seek(run, (target, general), placement=engine) == found
+    placement = FakeEngine()
+    assert seek(run, (target, general), placement=placement) == found
     assert not target.calls + general.calls
-    assert not engine.visits
+    assert not placement.visits
 
 
 def test_more_trials_add_only_the_new_ones(tmp_path: Path):
@@ -123,7 +123,7 @@ def test_more_trials_add_only_the_new_ones(tmp_path: Path):
 def test_an_interrupted_search_ends_where_an_uninterrupted_one_does(
     tmp_path: Path, sampler: str, breaks_at: int
 ):
-    """Broken off among the anchors, or between the two objectives of a sampler's second point."""
+    """Interrupted among the anchors, or between the two objectives of a sampler's second point."""
     recipe = make_recipe(sampler=sampler, trials=1 if sampler == "gp" else 4)
     whole = seek(make_run(tmp_path / "whole", recipe), pair())
 
@@ -141,7 +141,7 @@ def test_an_interrupted_search_ends_where_an_uninterrupted_one_does(
     ]
 
 
-def test_an_interruption_fails_the_trial_under_way(tmp_path: Path):
+def test_an_interruption_fails_the_running_trial(tmp_path: Path):
     run = make_run(tmp_path / "run")
     target, general = pair()
     general.breaks_at = 9
@@ -172,7 +172,7 @@ def test_a_lost_study_is_made_again_from_the_measurements(tmp_path: Path):
     assert sorted(whole) == sorted(set(points(found)) - dropped_of(run))
 
 
-def test_the_study_holds_role_scores_as_they_read_never_negated(tmp_path: Path):
+def test_the_study_holds_role_scores_in_their_unit_never_negated(tmp_path: Path):
     run = make_run(tmp_path / "run")
     loss = Formula(
         make_info("loss", "general", unit="nats a token", direction="minimize"),
@@ -199,7 +199,7 @@ def test_a_changed_objective_is_measured_anew(tmp_path: Path):
     assert {str(point) for point, _ in changed.calls} == set(points(found))
 
 
-def test_another_form_is_measured_anew(tmp_path: Path):
+def test_another_form_is_measured_again(tmp_path: Path):
     run = make_run(tmp_path / "run")
     seek(run, pair(), trials=0)
     target, general = pair()
@@ -208,7 +208,7 @@ def test_another_form_is_measured_anew(tmp_path: Path):
     assert len(target.calls) == len(found) / 2
 
 
-def test_anchors_beyond_the_samplers_reach_are_measured_all_the_same(tmp_path: Path):
+def test_anchors_outside_the_search_space_are_measured_too(tmp_path: Path):
     run = make_run(tmp_path / "run", make_recipe(alphas=(0.333, 1.5), max_alpha=0.7))
     found = seek(run, pair())
     assert {"step 40 alpha 1.5", "step 40 alpha 0.333", "step 40 alpha 1"} <= set(points(found))
@@ -224,8 +224,8 @@ def test_every_sampler_works_on_a_run_of_one_checkpoint(tmp_path: Path, sampler:
 def test_a_proposal_already_measured_costs_nothing_and_counts(tmp_path: Path):
     run = make_run(tmp_path / "run", make_recipe(alphas=(), max_alpha=0.01, trials=5), steps=[40])
     target, general = pair()
-    engine = FakeEngine()
-    found = seek(run, (target, general), placement=engine)
+    placement = FakeEngine()
+    found = seek(run, (target, general), placement=placement)
     assert set(points(found)) <= {"base", "step 40 alpha 1", "step 40 alpha 0.01"}
     assert len(target.calls) == 2 * len(points(found))
 
@@ -255,14 +255,14 @@ def test_a_second_search_of_the_same_run_is_refused(tmp_path: Path):
         seek(run, pair())
 
 
-def test_a_damaged_study_is_named_with_the_way_out(tmp_path: Path):
+def test_a_damaged_study_is_named_and_the_error_says_what_to_do(tmp_path: Path):
     run = make_run(tmp_path / "run")
     (run.path / "study.db").write_bytes(b"not a database" * 100)
     with pytest.raises(RunError, match=r"study\.db is damaged .* Delete it"):
         seek(run, pair())
 
 
-def test_without_objectives_the_way_to_give_some_is_named(tmp_path: Path):
+def test_without_objectives_the_error_says_how_to_give_some(tmp_path: Path):
     with pytest.raises(UsageError, match=r"--recipe FILE.*`objectives:`"):
         search(make_run(tmp_path / "run"), placement=FakeEngine())
 

@@ -43,7 +43,7 @@ def table_of(rows: dict[Point, tuple[Any, int]], num_items: int = 200):
     return tabulate(setting, records)
 
 
-def reading_of(rows: dict[Point, tuple[Any, int]]):
+def weighted_of(rows: dict[Point, tuple[Any, int]]):
     return read(table_of(rows), FINAL, 0.5, 0, 500)
 
 
@@ -51,46 +51,46 @@ ENDS = {Point.base(): ((0.2, 0.9), 200), FINAL: ((0.7, 0.4), 200)}
 POOR, GOOD = Point(step=20), Point(step=40, alpha=0.5)
 
 
-def test_a_point_surely_worse_on_both_roles_is_dropped_and_one_on_the_front_is_not():
+def test_a_point_significantly_worse_on_both_roles_is_dropped_and_one_on_the_front_is_not():
     rows = {**ENDS, GOOD: ((0.7, 0.8), 200), POOR: ((0.2, 0.3), 50)}
-    assert dropped(reading_of(rows), 0.95).tolist() == [False, False, False, True]
+    assert dropped(weighted_of(rows), 0.95).tolist() == [False, False, False, True]
     rows[POOR] = ((0.2, 0.9), 50)
-    assert not dropped(reading_of(rows), 0.95).any()
+    assert not dropped(weighted_of(rows), 0.95).any()
 
 
 def test_a_point_worse_by_less_than_its_items_show_stays():
     rows = {**ENDS, GOOD: ((0.7, 0.8), 200), POOR: ((0.69, 0.79), 25)}
-    assert not dropped(reading_of(rows), 0.95).any()
+    assert not dropped(weighted_of(rows), 0.95).any()
 
 
 def test_a_point_of_all_items_is_never_dropped():
     rows = {**ENDS, GOOD: ((0.7, 0.8), 200), POOR: ((0.2, 0.3), 200)}
-    assert not dropped(reading_of(rows), 0.95).any()
+    assert not dropped(weighted_of(rows), 0.95).any()
 
 
 def test_equal_points_are_dropped_at_most_as_often_as_the_level_says():
-    """Forty races of six equal points on a quarter of the items, each item by chance."""
+    """Forty searches of six equal points on a quarter of the items; items are right at random."""
     num_dropped = 0
     for seed in range(40):
         rng = np.random.default_rng(seed)
         rows = {**ENDS, **{Point(step=10, alpha=a / 10): ((0.5, 0.5), 50) for a in range(1, 7)}}
         table = table_of(rows)
         for scores in table.scores.values():
-            there = np.isfinite(scores)
-            scores[there] = rng.random(there.sum()) < 0.5
+            is_measured = np.isfinite(scores)
+            scores[is_measured] = rng.random(is_measured.sum()) < 0.5
         num_dropped += int(dropped(read(table, FINAL, 0.5, 0, 500), 0.95).sum())
     assert num_dropped <= 0.05 * 40 * 6
 
 
-def test_the_most_promising_open_point_is_deepened_first():
+def test_the_point_most_likely_the_best_gets_its_next_rung_first():
     rows = {**ENDS, POOR: ((0.25, 0.88), 50), GOOD: ((0.65, 0.85), 50)}
-    weighted = reading_of(rows)
+    weighted = weighted_of(rows)
     assert probability_best(weighted)[3] > probability_best(weighted)[2]
     done = [2, 2, 1, 1]
-    unit = next_rung(weighted, done, [False, False, True, True], (), 0.95, list(ENDS))
-    assert unit == Evaluation(GOOD, 1, "user")
-    unit = next_rung(weighted, done, [False, False, True, True], {GOOD}, 0.95, list(ENDS))
-    assert unit == Evaluation(POOR, 1, "user")
+    evaluation = next_rung(weighted, done, [False, False, True, True], (), 0.95, list(ENDS))
+    assert evaluation == Evaluation(GOOD, 1, "user")
+    evaluation = next_rung(weighted, done, [False, False, True, True], {GOOD}, 0.95, list(ENDS))
+    assert evaluation == Evaluation(POOR, 1, "user")
     assert next_rung(weighted, done, [False] * 4, (), 0.95, list(ENDS)) is None
 
 
@@ -102,11 +102,11 @@ def test_anchors_are_taken_in_order_and_not_twice():
 
 
 def items_scored(path: Path, **given: Any) -> int:
-    """Of a search where the target falls again beyond the last step."""
+    """Items scored by a search where the target falls again beyond alpha 1."""
     recipe = make_recipe(items={"selection": 200, "report": 200}, **given)
     objectives: Any = pair(lambda x: max(0.2 + 0.5 * x * (2 - x), 0), num_items=1000)
-    engine: Any = FakeEngine()
-    found = search(make_run(path, recipe), placement=engine, objectives=objectives)
+    placement: Any = FakeEngine()
+    found = search(make_run(path, recipe), placement=placement, objectives=objectives)
     return sum(len(m.item_ids) for m in found)
 
 
@@ -119,17 +119,17 @@ def test_racing_scores_fewer_items_than_measuring_all(tmp_path: Path):
 
 
 @pytest.mark.parametrize("budget", [450, 1000, 2000])
-def test_a_budget_of_items_is_kept_and_nearly_spent(tmp_path: Path, budget: int):
+def test_a_budget_of_items_is_not_exceeded_and_nearly_spent(tmp_path: Path, budget: int):
     spent = items_scored(tmp_path / "run", budget={"items": budget})
     assert budget - 300 <= spent <= budget
 
 
-def test_a_budget_that_does_not_reach_for_both_ends_is_refused(tmp_path: Path):
-    with pytest.raises(UsageError, match=r"budget of 50 items .* take 256"):
+def test_a_budget_too_small_for_both_ends_is_refused(tmp_path: Path):
+    with pytest.raises(UsageError, match=r"budget of 50 items is too small.* take 256"):
         items_scored(tmp_path / "run", budget={"items": 50})
 
 
-def test_a_plan_is_told_before_anything_is_measured(tmp_path: Path):
+def test_on_plan_is_called_before_anything_is_measured(tmp_path: Path):
     plans: list[Plan] = []
     run = make_run(tmp_path / "run", make_recipe(trials=2))
     objectives: Any = pair()

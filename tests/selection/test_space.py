@@ -53,18 +53,18 @@ def test_proposals_close_together_are_one_point():
     assert point_at(3, 0.3000001) == point_at(3, 0.304) == Point(step=40, alpha=0.3)
 
 
-def test_no_strength_is_the_base_whatever_the_step():
+def test_alpha_zero_is_the_base_at_every_step():
     assert point_at(3, 0.0) == point_at(7, 0.004) == Point.base()
 
 
-def test_a_point_of_the_space_finds_its_place_again():
+def test_parameters_of_a_point_give_the_point_again():
     for index in range(len(STEPS)):
         for hundredths in range(1, 121):
             point = point_at(index, hundredths / 100)
             assert SPACE.parameters_of(point) == {"step": index, "alpha": hundredths / 100}
 
 
-def test_points_outside_the_space_have_no_place():
+def test_points_outside_the_space_have_no_parameters():
     assert SPACE.parameters_of(Point(step=10, alpha=1.3)) is None
     assert SPACE.parameters_of(Point(step=15, alpha=0.5)) is None
     assert SPACE.parameters_of(Point(step=10, alpha=0.5, profile="safe")) is None
@@ -76,19 +76,19 @@ def test_points_outside_the_space_have_no_place():
     "profile",
     ["uniform", "safe", "min", "depth(0.5,1)", "blocks(0.5,0.75,1)", "modules(1,0.05)"],
 )
-def test_a_profile_finds_its_place_again_spelled_as_it_was(profile: str):
+def test_parameters_of_a_profile_give_the_same_spelling_again(profile: str):
     point = Point(step=40, alpha=0.35, profile=profile)
-    place = WIDE.parameters_of(point)
-    assert place is not None
-    assert set(place) == set(distributions(WIDE))
-    assert WIDE.point_at(place) == point
+    parameters = WIDE.parameters_of(point)
+    assert parameters is not None
+    assert set(parameters) == set(distributions(WIDE))
+    assert WIDE.point_at(parameters) == point
 
 
 @pytest.mark.parametrize("kind", ["depth", "blocks", "modules"])
 def test_a_profile_of_equal_multipliers_is_uniform(kind: str):
     def proposed(multiplier: float) -> Point:
-        place: dict[str, Any] = {"step": 3, "alpha": 0.8, "profile": kind}
-        return WIDE.point_at(place | dict.fromkeys(WIDE.multipliers, multiplier))
+        parameters: dict[str, Any] = {"step": 3, "alpha": 0.8, "profile": kind}
+        return WIDE.point_at(parameters | dict.fromkeys(WIDE.multipliers, multiplier))
 
     assert proposed(1.0) == Point(step=40, alpha=0.8)
     assert proposed(0.5) == Point(step=40, alpha=0.4)
@@ -103,7 +103,7 @@ def test_only_profiles_that_may_be_proposed_add_parameters():
     )
 
 
-def test_profiles_without_a_strength_to_search_are_anchors_too():
+def test_profiles_safe_and_min_are_anchors_at_alpha_one():
     section = SearchSection(alphas=(), checkpoints=0, profiles=("uniform", "safe", "depth"))
     assert [str(point) for point in anchors(STEPS, section)][2:] == ["step 100 alpha 1 safe"]
 

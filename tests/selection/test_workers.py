@@ -1,4 +1,4 @@
-"""Workers that share a search: by the run's own study, and by a real PostgreSQL."""
+"""Workers that share a search through the run's own study or a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """A PostgreSQL of the tests' own."""
+    """A PostgreSQL server for this module."""
     if find_binaries() is None:
-        pytest.skip("needs PostgreSQL's initdb and pg_ctl, which are not here")
+        pytest.skip("needs PostgreSQL's initdb and pg_ctl")
     with postgresql() as url:
         yield url
 
@@ -50,21 +50,21 @@ def start(run: Path, storage: str = "", seconds: float = 0.02) -> subprocess.Pop
 
 
 def times_measured(measurements: list[Measurement]) -> list[int]:
-    """How often each point, objective and part of the items was measured."""
+    """How often each point, objective and rung was measured."""
     keys = [(m.point, m.objective.name, m.item_ids) for m in measurements]
     return list(collections.Counter(keys).values())
 
 
 def front(run: Run) -> dict[str, tuple[float, float]]:
-    """Points of the front with their scores; the choice reads the record and measures nothing."""
+    """Points of the front with their scores; `select` reads recorded measurements only."""
     selection = select(run, placement=FakeEngine(), objectives=pair(), weight=0.5).selection  # type: ignore[arg-type]
     return {str(c.point): (c.target, c.general) for c in selection.candidates if c.is_on_front}
 
 
-def test_three_machines_share_a_postgresql_and_one_is_killed_in_the_middle(
+def test_three_machines_share_a_postgresql_and_one_is_killed_while_measuring(
     tmp_path: Path, server: str
 ):
-    """Each worker has a folder of its own: all they share is the database."""
+    """Each worker has its own folder: they share nothing but the database."""
     recipe = make_recipe(patience_seconds=4, trials=2)
     alone = make_run(tmp_path / "alone", recipe)
     search(alone, placement=FakeEngine(), objectives=pair())  # type: ignore[arg-type]
@@ -104,12 +104,12 @@ def test_workers_of_one_machine_share_the_runs_own_study(tmp_path: Path):
     measurements = Run.open(run.path).measurements()
     assert max(times_measured(measurements)) == 1
     with pytest.raises(AssertionError):
-        search(run, placement=Refusing(), objectives=pair(), trials=99)  # type: ignore[arg-type]
-    assert search(run, placement=Refusing(), objectives=pair()) == measurements  # type: ignore[arg-type]
+        search(run, placement=NeverPlaced(), objectives=pair(), trials=99)  # type: ignore[arg-type]
+    assert search(run, placement=NeverPlaced(), objectives=pair()) == measurements  # type: ignore[arg-type]
 
 
-class Refusing(FakeEngine):
-    """Is never moved."""
+class NeverPlaced(FakeEngine):
+    """Fails when placed."""
 
     def place(self, point: object) -> None:
         raise AssertionError(f"placed at {point}")
@@ -123,15 +123,15 @@ def test_a_storage_that_does_not_answer_is_named_without_its_password(tmp_path: 
     assert "secret" not in str(caught.value)
 
 
-def test_a_storage_that_is_no_url_is_refused(tmp_path: Path):
+def test_a_storage_that_is_not_a_url_is_refused(tmp_path: Path):
     run = make_run(tmp_path / "run")
-    with pytest.raises(UsageError, match="no database URL"):
+    with pytest.raises(UsageError, match="not a database URL"):
         search(run, placement=FakeEngine(), objectives=pair(), storage="nowhere")  # type: ignore[arg-type]
 
 
 def test_workers_that_all_fail_say_why(tmp_path: Path):
     run = make_run(tmp_path / "run")
-    with pytest.raises(RunError, match=r"none of the 2 workers .* --recipe FILE"):
+    with pytest.raises(RunError, match=r"none of the 2 workers finished.* --recipe FILE"):
         search_together(run, 2)
 
 

@@ -1,4 +1,4 @@
-"""Which items an objective gives to choosing and to reporting, and the parts a point earns."""
+"""Split each objective's items into selection and report items, and selection items into rungs."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ ITEMS = "items.json"
 
 
 class Items:
-    """The items of a run's objectives, by objective's name.
+    """Ids of the items of a run's objectives, by objective's name.
 
     Attributes:
-        selection: What the search sees, sorted.
-        report: What is kept for the report, sorted.
+        selection: Items of the search, sorted.
+        report: Items of the report, sorted; the search never sees them.
     """
 
     def __init__(self, section: SearchSection, selection: ByName, report: ByName) -> None:
@@ -39,12 +39,12 @@ class Items:
 
     @classmethod
     def split(cls, section: SearchSection, objectives: Sequence[Objective]) -> Items:
-        """Disjoint ones for each purpose.
+        """Draw disjoint items for selection and report.
 
         Raises:
-            ObjectiveError: An objective has too few.
+            ObjectiveError: An objective has too few items.
         """
-        pairs = {o.info.name: _shared(section, o) for o in objectives}
+        pairs = {o.info.name: _split_objective(section, o) for o in objectives}
         return cls(
             section,
             {name: selection for name, (selection, _) in pairs.items()},
@@ -52,11 +52,11 @@ class Items:
         )
 
     def of(self, split: Split) -> ByName:
-        """All of them."""
+        """All items of a split."""
         return self.selection if split == "selection" else self.report
 
     def rungs(self, split: Split) -> list[ByName]:
-        """In the parts a point earns them in; an objective may have fewer parts than others."""
+        """The items of a split by rung; an objective may have fewer rungs than others."""
         if split not in self._rungs:
             section = self._section
             shares = section.racing.shares if split == "selection" else ()
@@ -64,15 +64,15 @@ class Items:
                 name: chunks(ids, shares, section.seed, section.batch_size)
                 for name, ids in self.of(split).items()
             }
-            count = max(len(found) for found in by_name.values())
+            count = max(len(rungs) for rungs in by_name.values())
             self._rungs[split] = [
-                {name: found[i] for name, found in by_name.items() if i < len(found)}
+                {name: rungs[i] for name, rungs in by_name.items() if i < len(rungs)}
                 for i in range(count)
             ]
         return self._rungs[split]
 
 
-def _shared(
+def _split_objective(
     section: SearchSection, objective: Objective
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     items = section.items
@@ -83,15 +83,15 @@ def _shared(
 
 
 def read_items(path: Path) -> ByName:
-    """Sets of items by their names."""
+    """Sets of item ids by digest; empty if the file is missing."""
     if not path.exists():
         return {}
     return {name: tuple(ids) for name, ids in json.loads(path.read_text("utf-8")).items()}
 
 
 def save_items(path: Path, item_ids: Mapping[str, tuple[str, ...]]) -> None:
-    """Write down the sets that measurements name as the whole of theirs."""
+    """Add sets of item ids, by digest: measurements of one rung refer to all items this way."""
     known = read_items(path)
-    more = {items_digest(ids): ids for ids in item_ids.values()}
-    if not more.keys() <= known.keys():
-        write_atomically(path, json.dumps(known | more) + "\n")
+    new = {items_digest(ids): ids for ids in item_ids.values()}
+    if not new.keys() <= known.keys():
+        write_atomically(path, json.dumps(known | new) + "\n")

@@ -1,4 +1,4 @@
-"""How far a search is: what a listener is told."""
+"""Progress of a search or a report, for a listener such as a progress bar."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Progress:
-    """What is being measured.
+    """Items scored so far, and what is being measured.
 
     Attributes:
         done: Items scored.
-        total: Items in all, as far as is known: points that drop out of the race lower it.
-        point: The point under way, or the last one.
-        objective: The objective under way, or the last one.
-        seconds_left: At the pace of the items scored so far; none before the first.
+        total: Expected items in all; it falls when racing drops points.
+        point: The point being measured, or the last one.
+        objective: The objective being measured, or the last one.
+        seconds_left: Time left at the pace so far; None before the first items are scored.
     """
 
     done: int
@@ -31,7 +31,7 @@ class Progress:
 
 
 class Meter:
-    """Counts items and tells a listener."""
+    """Counts scored items and calls a listener."""
 
     def __init__(
         self, total: int, listener: Callable[[Progress], None] | None, done: int = 0
@@ -44,28 +44,28 @@ class Meter:
         self._last = ""
 
     def expect(self, total: int, done: int) -> None:
-        """The search comes to so many items, of which so many are done."""
+        """Set the expected number of items in all and how many are done."""
         self._total, self._done = max(total, done), done
 
     def begins(self, point: Point, objective: str) -> None:
-        """An objective is about to be measured."""
+        """Report that an objective is about to be measured."""
         self._last = objective
-        self._tell(point)
+        self._report(point)
 
     def scored(self, num_items: int, seconds: float) -> None:
-        """So many items were scored."""
+        """Count items that were scored."""
         self._done += num_items
         self._scored += num_items
         self._seconds += seconds
 
     def ends(self, point: Point) -> None:
-        """A point, or a part of its items, is done."""
-        self._tell(point)
+        """Report that a point, or one of its rungs, is done."""
+        self._report(point)
 
-    def _tell(self, point: Point) -> None:
+    def _report(self, point: Point) -> None:
         if self._listener is None:
             return
         pace = self._seconds / self._scored if self._scored else None
         total = max(self._total, self._done)
-        left = None if pace is None else pace * (total - self._done)
-        self._listener(Progress(self._done, total, point, self._last, left))
+        seconds_left = None if pace is None else pace * (total - self._done)
+        self._listener(Progress(self._done, total, point, self._last, seconds_left))

@@ -6,7 +6,7 @@ space         the anchors, and the space a sampler draws from (plain data)
 sampler       asks Optuna's samplers for the next point
 racing        which points are dropped, whose rung is next (pure)
 budget        what a search has cost, may cost and will cost (pure)
-observations  measured points as the sampler and the study are told of them
+observations  measured points as trials of the sampler and of the study
 study         the Optuna study that workers share
 baselines     measures the baselines that are not points
 workers       several processes that search one run

@@ -1,7 +1,7 @@
-"""Baselines that are no points, in the search's study: measured on the selection items too.
+"""Measure the baselines that are not points on the selection items, and add them to the study.
 
-They come after the race, one worker measures them, and their items are outside its budget: each
-costs all selection items once. None of them can be chosen, since none can be placed.
+One worker measures them, after racing. Their items are outside the budget: each baseline costs all
+selection items once. None of them can be chosen, since none is a point.
 """
 
 from __future__ import annotations
@@ -20,27 +20,32 @@ from backtrack.selection.measure.baselines import (
 from backtrack.selection.stats.scores import read
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from backtrack.records.selection import Baseline
     from backtrack.selection.measure.evaluator import Evaluator
     from backtrack.selection.search.study import Ledger
 
 
 def measure_baselines(evaluator: Evaluator, ledger: Ledger) -> None:
-    """Measure what is not on record, and tell the study of what it does not know.
+    """Measure the baselines that are not recorded yet, and add those the study lacks.
 
     Raises:
-        UsageError: A baseline cannot be made of this run.
+        UsageError: A baseline cannot be made from this run.
         ObjectiveError: A score is missing or not finite.
     """
-    off, _ = off_the_path(evaluator.run, evaluator.section, is_in_process=evaluator.is_in_process)
-    if not off:
+    is_in_process = evaluator.is_in_process
+    baselines, _ = off_the_path(evaluator.run, evaluator.section, is_in_process=is_in_process)
+    if not baselines:
         return
-    with hold_lock(evaluator.run.path / ".baselines.lock") as is_first:  # workers: one measures
+    # Of several workers the one that gets the lock measures; the others go on.
+    with hold_lock(evaluator.run.path / ".baselines.lock") as is_locked:
         table = evaluator.table(evaluator.setting("selection"))
-        if not is_first or not table.knows(evaluator.ends):
+        if not is_locked or not table.knows(evaluator.ends):
             return
-        there = recorded(evaluator.run, table.setting, off)
-        for baseline in off:
-            if baseline not in there:
+        scores = recorded(evaluator.run, table.setting, baselines)
+        for baseline in baselines:
+            if baseline not in scores:
                 measure_baseline(
                     evaluator.run,
                     evaluator.engine,
@@ -48,17 +53,16 @@ def measure_baselines(evaluator: Evaluator, ledger: Ledger) -> None:
                     table.setting,
                     baseline,
                 )
-        _add_to_study(evaluator, ledger)
+        _add_to_study(evaluator, baselines, ledger)
 
 
-def _add_to_study(evaluator: Evaluator, ledger: Ledger) -> None:
+def _add_to_study(evaluator: Evaluator, baselines: Sequence[Baseline], ledger: Ledger) -> None:
     table = evaluator.table(evaluator.setting("selection"))
-    off, _ = off_the_path(evaluator.run, evaluator.section, is_in_process=evaluator.is_in_process)
-    there = recorded(evaluator.run, table.setting, off)
-    joined = replace(table, scores=with_rows(table, list(there.values())))
+    scores = recorded(evaluator.run, table.setting, baselines)
+    joined = replace(table, scores=with_rows(table, list(scores.values())))
     weighted = read(joined, evaluator.run.final, 0.5, evaluator.section.seed)
     known = ledger.known()
-    for column, baseline in enumerate(there, start=len(table.points)):
+    for column, baseline in enumerate(scores, start=len(table.points)):
         if str(baseline) not in known:
             values = [float(weighted.role(role)[column]) for role in ROLES]
             means = {name: float(mean[column]) for name, mean in joined.means.items()}

@@ -109,7 +109,7 @@ def search(  # noqa: PLR0913  # the front door: every argument but the run is op
 class Worker:
     """Measures one evaluation after another until none is left or the budget is spent."""
 
-    def __init__(  # made in one place
+    def __init__(
         self,
         evaluator: Evaluator,
         ledger: Ledger,

@@ -1,4 +1,4 @@
-"""Measured points as the sampler and the study are told of them."""
+"""Measured points as trials: with scores of both roles and constraint violations."""
 
 from __future__ import annotations
 

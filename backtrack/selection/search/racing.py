@@ -10,7 +10,7 @@ EVALUATION is one point and the next rung it lacks:
    still count in the Gaussian process. Base and final checkpoint are never dropped.
 3. The others get rung after rung. The point most likely to be the best comes first: its
    probability, summed over weights, is estimated by samples of the Gaussian process's posterior
-   (Thompson sampling, 1933), so points with few items, or far from measured ones, stay uncertain.
+   (Thompson sampling), so points with few items, or far from measured ones, stay uncertain.
 
 With a budget, step 1 takes at most `EXPLORATION_SHARE` of it, and step 3 continues until it is
 spent. Without one, step 3 ends when every point that was not dropped has all items.
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 EXPLORATION_SHARE = 0.4
 """Share of a budget that goes to the first rung of new points."""
 NUM_RESAMPLES = 500
+"""Bootstrap resamples of one decision."""
 WEIGHTS = (0.2, 0.35, 0.5, 0.65, 0.8)
 """Weights of the target over which the probability of being the best is summed."""
 
@@ -126,7 +127,7 @@ def next_rung(
     ]
     if not candidates:
         return None
-    # One candidate needs no ranking, which costs a Gaussian process.
+    # Ranking fits Gaussian processes; a single candidate needs none.
     rank = probability_best(weighted) if len(candidates) > 1 else np.zeros(len(table.points))
     best = max(candidates, key=lambda i: (rank[i], -i))
     return Evaluation(table.points[best], rungs_done[best], table.origins[best])
