@@ -23,10 +23,12 @@ from backtrack.selection.choice.rule import choose
 from backtrack.selection.choice.verdict import verdict
 from backtrack.selection.measure.evaluator import Evaluator
 from backtrack.selection.measure.progress import Meter
-from backtrack.selection.stats import front
 from backtrack.selection.stats.bootstrap import interval
+from backtrack.selection.stats.bounds import meets_all
 from backtrack.selection.stats.comparisons import differences, report_rows
-from backtrack.selection.stats.scores import WeightedScores, axes_of
+from backtrack.selection.stats.front import hypervolume, pareto_front
+from backtrack.selection.stats.scores import RoleScores, axes_of
+from backtrack.selection.stats.utility import POINTS, make_yardsticks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 
     Corner = tuple[float, float]
 
-_POINTS = Axis(unit=front.POINTS, direction="maximize")
+_POINTS = Axis(unit=POINTS, direction="maximize")
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,9 @@ class Contender:
         """Columns of base and final checkpoint."""
         return self.table.column(Point.base()), self.table.column(self.run.final)
 
-    def weighted(self, rule: Rule) -> WeightedScores:
+    def weighted(self, rule: Rule) -> RoleScores:
         """The selection items under the rule."""
-        return WeightedScores(
-            self.table, rule.yardsticks, rule.weight, self.evaluator.section.seed
-        )
+        return RoleScores(self.table, rule.yardsticks, self.evaluator.section.seed)
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def make_rule(contenders: Sequence[Contender]) -> Rule:
 
 def _yardsticks(contenders: Sequence[Contender]) -> dict[str, Yardstick]:
     objectives = contenders[0].table.setting.objectives
-    each = [front.make_yardsticks(objectives, c.table.means, *c.ends) for c in contenders]
+    each = [make_yardsticks(objectives, c.table.means, *c.ends) for c in contenders]
     found = {}
     for o in objectives:
         zeros = [yardsticks[o.name].zero for yardsticks in each]
@@ -174,13 +174,12 @@ def judge(one: Contender, rule: Rule) -> Verdict:
     """
     weighted = one.weighted(rule)
     bounds = weighted.bounds(*one.ends, rule.constraints)
-    is_feasible = front.feasible(bounds, len(one.table.points))
-    if not (is_feasible & weighted.smoothed_scores.is_held).any():
+    is_feasible = meets_all(bounds, len(one.table.points))
+    if not (is_feasible & weighted.smoothed.is_eligible).any():
         raise SelectionError("none of its measured points meets every constraint.")
-    chosen = one.table.points[choose(weighted.smoothed_scores, is_feasible).chosen]
-    report = WeightedScores(
-        _report_table(one, chosen), rule.yardsticks, rule.weight, weighted.seed
-    )
+    chosen = one.table.points[choose(weighted.smoothed.at(rule.weight), is_feasible).chosen]
+    table = _report_table(one, chosen)
+    report = RoleScores(table, rule.yardsticks, weighted.seed).at(rule.weight)
     base, final = Point.base(), one.run.final
     found = differences(report, chosen, final)
     return Verdict(
@@ -209,11 +208,11 @@ def _report_table(one: Contender, chosen: Point) -> ScoreTable:
     return one.evaluator.table(one.evaluator.setting("report"))
 
 
-def _points(one: Contender, weighted: WeightedScores) -> tuple[ArenaPoint, ...]:
+def _points(one: Contender, weighted: RoleScores) -> tuple[ArenaPoint, ...]:
     target, general = (weighted.role(role) for role in ROLES)
     whole = _whole(one.table)
     on_front = np.zeros(len(one.table.points), dtype=bool)
-    on_front[whole] = front.pareto_front(target[whole], general[whole], axes_of(one.table))
+    on_front[whole] = pareto_front(target[whole], general[whole], axes_of(one.table))
     return tuple(
         ArenaPoint(
             point=point,
@@ -227,7 +226,7 @@ def _points(one: Contender, weighted: WeightedScores) -> tuple[ArenaPoint, ...]:
     )
 
 
-def _hypervolume(one: Contender, weighted: WeightedScores, rule: Rule) -> Interval | None:
+def _hypervolume(one: Contender, weighted: RoleScores, rule: Rule) -> Interval | None:
     box = (rule.reach[0] - rule.corner[0]) * (rule.reach[1] - rule.corner[1])
     if box <= 0:
         return None
@@ -236,10 +235,10 @@ def _hypervolume(one: Contender, weighted: WeightedScores, rule: Rule) -> Interv
     samples = [weighted.role_point_samples(role) for role in ROLES]
     target, general = (v[whole] for v in values)
     axes = dict.fromkeys(ROLES, _POINTS)
-    kept = np.array(whole)[front.pareto_front(target, general, axes)]
-    estimate = front.hypervolume(values[0][kept], values[1][kept], rule.corner) / box
+    kept = np.array(whole)[pareto_front(target, general, axes)]
+    estimate = hypervolume(values[0][kept], values[1][kept], rule.corner) / box
     drawn = [
-        front.hypervolume(t, g, rule.corner) / box
+        hypervolume(t, g, rule.corner) / box
         for t, g in zip(samples[0][:, kept], samples[1][:, kept], strict=True)
     ]
     return interval(estimate, np.array(drawn))

@@ -32,14 +32,14 @@ import optuna
 
 from backtrack.point import Point
 from backtrack.recipe import Recipe
-from backtrack.selection.choice.candidates import judge
+from backtrack.selection.choice.candidates import choose_point
 from backtrack.selection.measure.evaluator import Evaluator
 from backtrack.selection.measure.items import Items
 from backtrack.selection.measure.progress import Meter
 from backtrack.selection.search.budget import Budget
 from backtrack.selection.search.driver import Worker
 from backtrack.selection.stats.comparisons import differences
-from backtrack.selection.stats.scores import WeightedScores
+from backtrack.selection.stats.scores import RoleScores
 from tests.bench.replay import InMemory, Recorded, Stand, load, near
 
 ITEMS = 150
@@ -116,12 +116,13 @@ def one(job: tuple[str, int, bool]) -> dict[str, Any]:
     ledger: Any = InMemory()
     Worker(evaluator, ledger, Budget(recipe.search.budget), 4, None, is_alone=True).work()
     selection = evaluator.table(evaluator.setting("selection"))
-    outcome = judge(selection, run.final, 0.5, recipe.select, seed)
+    scores = RoleScores.of_selection(selection, run.final, seed)
+    outcome = choose_point(scores, run.final, 0.5, recipe.select)
     meter = Meter(0, None)
     for point in dict.fromkeys([*evaluator.ends, outcome.chosen]):
         evaluator.measure(point, "report", "report", meter)
     report = evaluator.table(evaluator.setting("report"))
-    weighted = WeightedScores(report, outcome.weighted.yardsticks, 0.5, seed)
+    weighted = RoleScores(report, scores.yardsticks, seed).at(0.5)
     chosen = outcome.chosen
     own = truth_of(table, chosen, is_equal=is_equal)
     found: dict[str, Any] = {"covered": [], "claims": False, "wins": False}

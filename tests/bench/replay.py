@@ -47,9 +47,9 @@ from backtrack.selection.measure.items import Items
 from backtrack.selection.search.budget import Budget
 from backtrack.selection.search.driver import Worker
 from backtrack.selection.search.study import Claim
-from backtrack.selection.stats import front
-from backtrack.selection.stats.distances import spacing
-from backtrack.selection.stats.scores import read
+from backtrack.selection.stats.distances import point_distances
+from backtrack.selection.stats.front import hypervolume, pareto_front
+from backtrack.selection.stats.scores import RoleScores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -145,7 +145,7 @@ def near(name: str, point: Point) -> Point:
         if p.step == point.step and p.profile.partition("(")[0] == kind
     ]
     candidates = [Point.base(), *same]
-    return candidates[int(spacing([point, *candidates]).far[0, 1:].argmin())]
+    return candidates[int(point_distances([point, *candidates]).strength[0, 1:].argmin())]
 
 
 @dataclasses.dataclass
@@ -197,8 +197,8 @@ def judge_by(replayed: Replayed, named: Sequence[Point], held: Sequence[Point]) 
     corner = float(truth[0, ends].min()), float(truth[1, ends].min())
     columns = [table.points.index(point) for point in held]
     held_truth = truth[:, columns]
-    share = front.hypervolume(held_truth[0], held_truth[1], corner)
-    share /= front.hypervolume(truth[0], truth[1], corner)
+    share = hypervolume(held_truth[0], held_truth[1], corner)
+    share /= hypervolume(truth[0], truth[1], corner)
     return Judged(statistics.mean(regrets), share, statistics.mean(p.is_base for p in named))
 
 
@@ -209,7 +209,7 @@ def by_measured(replayed: Replayed, points: Sequence[Point]) -> Judged:
     for weight in WEIGHTS:
         utilities = weight * roles[:, 0] + (1 - weight) * roles[:, 1]
         named.append(points[int(utilities.argmax())])
-    on_front = front.pareto_front(roles[:, 0], roles[:, 1], AXES)
+    on_front = pareto_front(roles[:, 0], roles[:, 1], AXES)
     return judge_by(replayed, named, [p for p, f in zip(points, on_front, strict=True) if f])
 
 
@@ -360,13 +360,13 @@ def ours(replayed: Replayed, cost: float, **section: Any) -> dict[float, Judged]
 def by_rule(replayed: Replayed, evaluator: Evaluator) -> Judged:
     """The points `select` names for each weight, and all it names or shows on the front."""
     table = evaluator.table(evaluator.setting("selection"))
-    weighted = read(table, evaluator.run.final, 0.5, replayed.seed, 1000)
+    scores = RoleScores.of_selection(table, evaluator.run.final, replayed.seed, 1000)
     is_feasible = np.ones(len(table.points), dtype=bool)
     chosen = {
-        w: table.points[choose(weighted.at(w).smoothed_scores, is_feasible).chosen]
+        w: table.points[choose(scores.smoothed.at(w), is_feasible).chosen]
         for w in sorted({*WEIGHTS, *np.linspace(0, 1, 11).round(1).tolist()})
     }
-    on_front = np.flatnonzero(weighted.smoothed_scores.is_on_front)
+    on_front = np.flatnonzero(scores.smoothed.is_on_front)
     held = dict.fromkeys([*chosen.values(), *(table.points[i] for i in on_front)])
     named = [near(replayed.table.name, chosen[w]) for w in WEIGHTS]
     return judge_by(replayed, named, [near(replayed.table.name, p) for p in held])

@@ -14,7 +14,7 @@ from backtrack.selection.search.budget import Budget, Plan, Spent
 from backtrack.selection.search.driver import search
 from backtrack.selection.search.racing import Unit, dropped, next_deep, next_first, promise
 from backtrack.selection.search.space import anchors
-from backtrack.selection.stats.scores import read
+from backtrack.selection.stats.scores import RoleScores
 from backtrack.selection.stats.table import Setting, tabulate
 from tests.selection.fakes import STEPS, Stand, make_recipe, make_run, measured, pair
 
@@ -38,7 +38,7 @@ def table_of(rows: dict[Point, tuple[Any, int]], num_items: int = 200):
 
 
 def reading_of(rows: dict[Point, tuple[Any, int]]):
-    return read(table_of(rows), FINAL, 0.5, 0, 500)
+    return RoleScores.of_selection(table_of(rows), FINAL, 0, 500)
 
 
 ENDS = {Point.base(): ((0.2, 0.9), 200), FINAL: ((0.7, 0.4), 200)}
@@ -72,7 +72,7 @@ def test_equal_points_are_dropped_at_most_as_often_as_the_level_says():
         for scores in table.scores.values():
             there = np.isfinite(scores)
             scores[there] = rng.random(there.sum()) < 0.5
-        num_dropped += int(dropped(read(table, FINAL, 0.5, 0, 500), 0.95).sum())
+        num_dropped += int(dropped(RoleScores.of_selection(table, FINAL, 0, 500), 0.95).sum())
     assert num_dropped <= 0.05 * 40 * 6
 
 

@@ -43,7 +43,7 @@ ON_THE_PATH = frozenset({"checkpoint", "grid"})
 
 def on_the_path(weighted: WeightedScores, section: SearchSection, final: Point) -> list[Baseline]:
     """The best checkpoint and the best of the grid by measured utility, those asked for."""
-    points = weighted.table.points
+    points = weighted.scores.table.points
     grid = {*section.alphas, 1.0}
     rivals = {
         "checkpoint": [p for p in points if p.alpha == 1 and p.profile == "uniform"],

@@ -18,7 +18,7 @@ from backtrack.selection.measure.baselines import (
     recorded,
     with_rows,
 )
-from backtrack.selection.stats.scores import read
+from backtrack.selection.stats.scores import RoleScores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +60,7 @@ def _tell(evaluator: Evaluator, ledger: Ledger) -> None:
     off, _ = off_the_path(evaluator.run, evaluator.section, is_served=evaluator.is_served)
     there = recorded(evaluator.run, table.setting, off)
     joined = replace(table, scores=with_rows(table, list(there.values())))
-    weighted = read(joined, evaluator.run.final, 0.5, evaluator.section.seed)
+    weighted = RoleScores.of_selection(joined, evaluator.run.final, evaluator.section.seed)
     known = ledger.known()
     for column, baseline in enumerate(there, start=len(table.points)):
         if str(baseline) not in known:

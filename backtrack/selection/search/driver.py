@@ -29,8 +29,8 @@ from backtrack.selection.search.racing import EXPLORED, NUM_RESAMPLES, Unit, nex
 from backtrack.selection.search.sampler import Past, propose
 from backtrack.selection.search.space import Space, anchors, spread
 from backtrack.selection.search.study import STUDY, open_ledger, quiet, study_name
-from backtrack.selection.stats import front
-from backtrack.selection.stats.scores import axes_of, read
+from backtrack.selection.stats.scores import RoleScores, axes_of
+from backtrack.selection.stats.utility import role_axis
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from backtrack.records import Measurement
     from backtrack.run.directory import Run
     from backtrack.selection.search.study import Claim, Ledger
-    from backtrack.selection.stats.scores import WeightedScores
     from backtrack.selection.stats.table import ScoreTable
 
 __all__ = ["Progress", "search"]
@@ -296,7 +295,7 @@ class Worker:
         attributes |= dict(zip(ROLES, scores, strict=True))
         base, final = (table.column(end) for end in self._evaluator.ends)
         constraints = {
-            bound.name: bound.least - float(bound.values[column])
+            bound.name: bound.lowest - float(bound.values[column])
             for bound in weighted.bounds(base, final, self._constraints)
         }
         return Past(self._space.place_of(point) or {}, scores, constraints), attributes
@@ -328,9 +327,9 @@ class Worker:
     def _table(self) -> ScoreTable:
         return self._evaluator.table(self._evaluator.setting("selection"))
 
-    def _weighted(self, table: ScoreTable) -> WeightedScores:
+    def _weighted(self, table: ScoreTable) -> RoleScores:
         seed = self._evaluator.section.seed
-        return read(table, self._evaluator.run.final, 0.5, seed, NUM_RESAMPLES)
+        return RoleScores.of_selection(table, self._evaluator.run.final, seed, NUM_RESAMPLES)
 
 
 def _ledger(evaluator: Evaluator, storage: str | None) -> AbstractContextManager[Ledger]:
@@ -349,7 +348,7 @@ def _ledger(evaluator: Evaluator, storage: str | None) -> AbstractContextManager
     return open_ledger(
         storage or f"sqlite:///{(evaluator.run.path / STUDY).resolve()}",
         name,
-        [front.role_axis(setting.objectives, role).direction for role in ROLES],
+        [role_axis(setting.objectives, role).direction for role in ROLES],
         space,
         evaluator.section.patience_seconds,
     )

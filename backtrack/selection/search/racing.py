@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from backtrack.point import Point
-    from backtrack.selection.choice.rule import SmoothedScores
-    from backtrack.selection.stats.scores import WeightedScores
+    from backtrack.selection.stats.scores import RoleScores
+    from backtrack.selection.stats.smoothed import SmoothedScores
 
     Floats = NDArray[np.float64]
     Flags = NDArray[np.bool_]
@@ -63,7 +63,7 @@ class Unit:
         return f"{self.point}, rung {self.rung}"
 
 
-def dropped(weighted: WeightedScores, level: float) -> Flags:
+def dropped(weighted: RoleScores, level: float) -> Flags:
     """Points that are surely worse than another on both roles, [points].
 
     Args:
@@ -81,27 +81,27 @@ def dropped(weighted: WeightedScores, level: float) -> Flags:
     return np.asarray(is_worse.any(axis=1) & is_partial)
 
 
-def promise(weighted: WeightedScores, weights: Sequence[float] = WEIGHTS) -> Floats:
+def promise(weighted: RoleScores, weights: Sequence[float] = WEIGHTS) -> Floats:
     """How often each point is the highest of the drawn ones, summed over weights, [points]."""
     total = np.zeros(len(weighted.table.points))
     for weight in weights:
-        total += chances_best(_draws(weighted.at(weight).smoothed_scores, weighted.seed))
+        total += chances_best(_draws(weighted.smoothed.at(weight), weighted.seed))
     return total
 
 
 def _draws(smoothed_scores: SmoothedScores, seed: int) -> Floats:
     """Utilities as they may be by what is fitted, [draws, points]."""
-    rng = np.random.default_rng([seed, len(smoothed_scores.points)])
-    roles = np.empty_like(smoothed_scores.role_samples)
-    means = smoothed_scores.smoothed_roles
-    for drawn, mean, smoothing in zip(roles, means, smoothed_scores.smoothings, strict=True):
+    rng = np.random.default_rng([seed, len(smoothed_scores.roles.points)])
+    roles = np.empty_like(smoothed_scores.roles.samples)
+    means = smoothed_scores.roles.smoothed
+    for drawn, mean, smoothing in zip(roles, means, smoothed_scores.roles.smoothers, strict=True):
         root = np.linalg.cholesky(smoothing.covariance + 1e-6 * np.eye(len(mean)))
         drawn[:] = mean + rng.standard_normal(drawn.shape) @ root.T
     return smoothed_scores.weigh(roles)
 
 
 def next_deep(
-    weighted: WeightedScores,
+    weighted: RoleScores,
     rungs_done: Sequence[int],
     is_open: Sequence[bool],
     taken: Collection[Point],

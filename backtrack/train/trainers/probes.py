@@ -32,15 +32,9 @@ from backtrack.evaluate.build import build_objectives
 from backtrack.evaluate.measure import require_scores
 from backtrack.records import ROLES, Interval, Record
 from backtrack.run.directory import append_line, read_lines, write_atomically
-from backtrack.selection.stats.bootstrap import (
-    LEVEL,
-    NUM_RESAMPLES,
-    interval,
-    nested_order,
-    resample_means,
-    split_items,
-)
-from backtrack.selection.stats.front import FRACTION, of_role, role_shares
+from backtrack.selection.stats.bootstrap import LEVEL, NUM_RESAMPLES, interval, resample_means
+from backtrack.selection.stats.items import nested_order, split_items
+from backtrack.selection.stats.utility import FRACTION, of_role, role_shares
 from backtrack.train.trainers.trajectory_log import log_beside
 from backtrack.train.trajectory.snapshot import is_sharded
 
