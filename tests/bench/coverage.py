@@ -1,19 +1,19 @@
-"""Whether the statistics keep their word: whole selections on items drawn from recorded tables.
+"""Check coverage and false claims: whole selections on items drawn from recorded tables.
 
     python tests/bench/coverage.py [--selections 600] [--table lora]
 
-A selection takes 150 selection items a role and 150 report items out of a recorded table, searches
-and chooses as `select` does (racing and all), and reports. The truth is the mean over all items of
-the table, so items are drawn with replacement from it: as from an endless set with that truth.
+A selection draws 150 selection items and 150 report items per role from a recorded table, searches
+and chooses as `select` does, racing included, and reports. The truth is the mean over all items of
+the table; items are drawn with replacement, as from an infinite set with that mean.
 
 coverage   share of 95% intervals of chosen minus base and chosen minus final (utility, target and
            general, on report items) that hold the true difference
 claims     with all points made equal (each item's score is drawn anew at every point from the
            item's own rate, the same at all points): share of selections whose verdict says that
-           the chosen point does better or worse than the base or the final checkpoint; and of
-           those that name it the winner, doing better than one of them
+           the chosen point does better or worse than the base or the final checkpoint; and share
+           of selections whose verdict says that it does better than one of them
 bias       mean of reported less true utility of the chosen point, on report items, in points;
-           beside it the same on selection items, which is the optimism users are spared
+           beside it the same on selection items, the optimism that report items avoid
 """
 
 from __future__ import annotations

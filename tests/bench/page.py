@@ -3,8 +3,8 @@
 python tests/bench/page.py [POINTS OF THE PAGE] [POINTS OF THE SLIDER]
 
 The page of so many points has no slider: the table of answers grows with their square and ends at
-1,000 (`choice.sweep.MAX_POINTS`). The slider is timed from the event to the frame after it, over every
-second weight, in headless Chromium; a frame is 16.7 ms.
+1,000 (`choice.sweep.MAX_POINTS`). The slider is timed from the event to the frame after it, over
+every second weight, in headless Chromium; a frame is 16.7 ms.
 """
 
 from __future__ import annotations
