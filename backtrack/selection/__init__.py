@@ -1,4 +1,4 @@
-"""Search the path, and choose a point: weigh target against general ability, say how certain that is.
+"""Search the path and choose a point; say how certain the choice is.
 
 measure/               points and baselines on fixed items
     evaluator          measures the objectives of points on fixed items, each at most once
