@@ -33,8 +33,9 @@ class Sweep(Record):
     """The choice at every hundredth of weight and under any bounds: `sweep.json`.
 
     A reader needs no statistics. At a weight, the top is the first of `tops` that meets the
-    bounds; the choice is the first of `preferred` that meets them and is `open` for that top. Candidates
-    are given by their index in `Selection.candidates`. Bits are base64 of bytes, lowest bit first.
+    bounds; the choice is the first of `preferred` that meets them and is `open` for that top.
+    Candidates are given by their index in `Selection.candidates`. Bits are base64 of bytes, lowest
+    bit first.
 
     Attributes:
         created: Time of the selection it belongs to.
