@@ -18,13 +18,14 @@ from backtrack.errors import FailureError
 from backtrack.records import ROLES, Axis
 from backtrack.records.arena import ArenaPoint
 from backtrack.records.selection import Yardstick
-from backtrack.selection.choice.candidates import outcome_of
+from backtrack.selection.choice.candidates import choose_point
 from backtrack.selection.choice.verdict import verdict
 from backtrack.selection.measure.progress import Meter
-from backtrack.selection.stats import front
 from backtrack.selection.stats.bootstrap import interval
 from backtrack.selection.stats.comparisons import differences, report_rows
-from backtrack.selection.stats.scores import WeightedScores, axes_of
+from backtrack.selection.stats.front import hypervolume, pareto_front
+from backtrack.selection.stats.scores import RoleScores, axes_of
+from backtrack.selection.stats.utility import POINTS, make_yardsticks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
     Corner = tuple[float, float]
 
-_POINTS = Axis(unit=front.POINTS, direction="maximize")
+_POINTS = Axis(unit=POINTS, direction="maximize")
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,9 @@ class Rule:
     corner: Corner = (0.0, 0.0)
     reach: Corner = (0.0, 0.0)
 
-    def weigh(self, entrant: LiveEntrant, table: ScoreTable) -> WeightedScores:
-        """An entrant's scores under the rule."""
-        seed = entrant.evaluator.section.seed
-        return WeightedScores(table, self.yardsticks, self.weight, seed)
+    def scores(self, entrant: LiveEntrant, table: ScoreTable) -> RoleScores:
+        """An entrant's scores by the rule's yardsticks."""
+        return RoleScores(table, self.yardsticks, entrant.evaluator.section.seed)
 
 
 def require_comparable(first: LiveEntrant, other: LiveEntrant) -> None:
@@ -89,7 +89,7 @@ def make_rule(entrants: Sequence[LiveEntrant]) -> Rule:
     rule = Rule(section.weight, _yardsticks(entrants), section)
     worst, best = [], []
     for role in ROLES:
-        scores = [(e, rule.weigh(e, e.table).role_points(role)) for e in entrants]
+        scores = [(e, rule.scores(e, e.table).role_points(role)) for e in entrants]
         worst.append(min(float(points[list(e.ends)].min()) for e, points in scores))
         best.append(max(float(points[_whole(e.table)].max()) for e, points in scores))
     return replace(rule, corner=(worst[0], worst[1]), reach=(best[0], best[1]))
@@ -97,7 +97,7 @@ def make_rule(entrants: Sequence[LiveEntrant]) -> Rule:
 
 def _yardsticks(entrants: Sequence[LiveEntrant]) -> dict[str, Yardstick]:
     objectives = entrants[0].table.setting.objectives
-    own = [front.make_yardsticks(objectives, e.table.means, *e.ends) for e in entrants]
+    own = [make_yardsticks(objectives, e.table.means, *e.ends) for e in entrants]
     shared = {}
     for o in objectives:
         zeros = [yardsticks[o.name].zero for yardsticks in own]
@@ -121,10 +121,11 @@ def compare(entrant: LiveEntrant, record: Entrant, rule: Rule) -> Entrant:
     Raises:
         SelectionError: None of its points meets the constraints.
     """
-    outcome = outcome_of(rule.weigh(entrant, entrant.table), entrant.run.final, rule.constraints)
     base, final = entrant.evaluator.ends
+    scores = rule.scores(entrant, entrant.table)
+    outcome = choose_point(scores, final, rule.weight, rule.constraints)
     chosen = outcome.chosen
-    report = rule.weigh(entrant, _report_table(entrant, chosen))
+    report = rule.scores(entrant, _report_table(entrant, chosen)).at(rule.weight)
     compared = differences(report, chosen, final)
     return record.model_copy(
         update={
@@ -135,7 +136,7 @@ def compare(entrant: LiveEntrant, record: Entrant, rule: Rule) -> Entrant:
             "chosen": chosen,
             "report": report_rows(report, {"base": base, "chosen": chosen, "final": final}),
             "differences": compared,
-            "hypervolume": _hypervolume(outcome.weighted, rule),
+            "hypervolume": _hypervolume(scores, rule),
             "verdict": verdict(chosen, final, compared),
         }
     )
@@ -158,11 +159,11 @@ def _report_table(entrant: LiveEntrant, chosen: Point) -> ScoreTable:
 
 def _points(outcome: Outcome) -> tuple[ArenaPoint, ...]:
     """All measured points; the front is that of unsmoothed scores on all items."""
-    table = outcome.weighted.table
-    target, general = (outcome.weighted.role(role) for role in ROLES)
+    table = outcome.scores.table
+    target, general = (outcome.scores.role(role) for role in ROLES)
     whole = _whole(table)
     is_on_front = np.zeros(len(table.points), dtype=bool)
-    is_on_front[whole] = front.pareto_front(target[whole], general[whole], axes_of(table))
+    is_on_front[whole] = pareto_front(target[whole], general[whole], axes_of(table))
     return tuple(
         _point(candidate, is_on_front=bool(flag))
         for candidate, flag in zip(outcome.candidates, is_on_front, strict=True)
@@ -181,19 +182,19 @@ def _point(candidate: Candidate, *, is_on_front: bool) -> ArenaPoint:
     )
 
 
-def _hypervolume(weighted: WeightedScores, rule: Rule) -> Interval | None:
+def _hypervolume(scores: RoleScores, rule: Rule) -> Interval | None:
     """Share of the box that the entrant's points dominate; None if the box is empty."""
     box = (rule.reach[0] - rule.corner[0]) * (rule.reach[1] - rule.corner[1])
     if box <= 0:
         return None
-    target, general = (weighted.role_points(role) for role in ROLES)
-    target_samples, general_samples = (weighted.role_point_samples(role) for role in ROLES)
-    whole = np.array(_whole(weighted.table))
+    target, general = (scores.role_points(role) for role in ROLES)
+    target_samples, general_samples = (scores.role_point_samples(role) for role in ROLES)
+    whole = np.array(_whole(scores.table))
     axes = dict.fromkeys(ROLES, _POINTS)
-    columns = whole[front.pareto_front(target[whole], general[whole], axes)]
-    estimate = front.hypervolume(target[columns], general[columns], rule.corner) / box
+    columns = whole[pareto_front(target[whole], general[whole], axes)]
+    estimate = hypervolume(target[columns], general[columns], rule.corner) / box
     samples = [
-        front.hypervolume(t, g, rule.corner) / box
+        hypervolume(t, g, rule.corner) / box
         for t, g in zip(target_samples[:, columns], general_samples[:, columns], strict=True)
     ]
     return interval(estimate, np.array(samples))

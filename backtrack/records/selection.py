@@ -1,7 +1,4 @@
-"""What is written down of a choice: candidates, bounds, the report, baselines, the sweep.
-
-Plain data like `records`, checked when read, without torch.
-"""
+"""Records of a choice: candidates, bounds, report rows, differences, baselines."""
 
 from __future__ import annotations
 
@@ -23,35 +20,36 @@ from backtrack.records import (
 
 
 class Yardstick(Record):
-    """Turns an objective's score into points: `100 * (score - zero) / (hundred - zero)`."""
+    """Convert an objective's score to points: `100 * (score - zero) / (hundred - zero)`."""
 
     zero: float
     hundred: float
 
 
 class Candidate(Record):
-    """A measured point as the selection sees it.
+    """A measured point, with its scores on the selection items.
 
     Attributes:
-        point: Where.
+        point: The point.
         scores: Mean score by objective, in the objective's unit.
-        target: Score of the role, in the unit of its axis.
-        general: Likewise.
-        utility: At the chosen weight, in points.
-        smoothed: The utility of smoothed scores; equals `utility` where there are too few points.
-        smoothed_target: The target, smoothed over the points.
-        smoothed_general: Likewise.
+        target: Target score, in the unit of its axis.
+        general: General score, in the unit of its axis.
+        utility: Utility at the selection's weight, in points.
+        smoothed: Utility of the smoothed scores, in points; equals `utility` if there are too few
+            points to smooth.
+        smoothed_target: Target score smoothed over the points, in the unit of its axis.
+        smoothed_general: General score smoothed over the points, in the unit of its axis.
         target_band: Bootstrap interval of the smoothed target, low and high, in the unit of the
-            axis; none in selections of older commits.
-        general_band: Likewise.
-        distance: From the base, see `Measurement`.
-        origin: See `Measurement`.
-        is_on_front: No point is better on both roles, by smoothed scores.
-        is_feasible: Meets every constraint.
-        is_tied: Cannot be told apart from the point of highest utility.
+            axis; None in older selections.
+        general_band: Bootstrap interval of the smoothed general score, in the same form.
+        distance: Distance from the base, see `Measurement.distance`.
+        origin: What requested the point, see `Measurement.origin`.
+        is_on_front: Whether no point is better on both roles, by smoothed scores.
+        is_feasible: Whether it meets every constraint.
+        is_tied: Whether it cannot be told apart from the point of highest utility.
         chance_best: Share of bootstrap samples in which it has the highest utility.
-        share: Of the selection items it was measured on. Below 1 its scores are estimates, and it
-            can be chosen only from a fitted curve.
+        share: Share of the selection items it was measured on. Below 1, scores are estimates, and
+            the point can be chosen only on a curve of enough strengths.
     """
 
     point: Point
@@ -74,11 +72,11 @@ class Candidate(Record):
 
 
 class ObjectiveBound(Record):
-    """A bound on one objective: in percent where it is a fraction, else in its unit.
+    """A bound on one objective: in percent if it is a fraction, else in its unit.
 
     Attributes:
-        max_drop: How much worse than the base's its score may be.
-        limit: The worst score allowed: the lowest, or the highest where less is better.
+        max_drop: How much worse than the base's score the score may be.
+        limit: The worst score allowed: the lowest, or the highest if lower is better.
     """
 
     max_drop: Annotated[float, Field(ge=0)] | None = None
@@ -102,7 +100,7 @@ class Constraints(Record):
 
 
 class ReportRow(Record):
-    """Scores on the report items of one of base, chosen point and final, with intervals.
+    """Scores of one point (base, chosen or final) on the report items, with intervals.
 
     `target` and `general` are in the unit of their axes, `utility` in points; `scores` and their
     `intervals` in the unit of each objective.
@@ -121,15 +119,15 @@ class Difference(Record):
 
     Attributes:
         to: The other point: `base` or `final`.
-        target: Chosen minus other, in the unit of the axis.
-        general: Likewise.
-        utility: Likewise, in points; positive is in favour of the chosen point.
-        scores: Likewise for each objective, in its unit.
-        items_to_settle: How many items a role would be needed for 80% power to see a utility
-            difference of this size at 95%; none where the difference is zero.
-        is_clear: Whether the utility's interval leaves zero out at the level that the selection's
-            comparisons share, so that all of them together claim a difference where there is none
-            in at most 5 of 100 selections; none in selections of older commits.
+        target: Target of chosen minus other, in the unit of the axis.
+        general: General score of chosen minus other, in the unit of the axis.
+        utility: Utility of chosen minus other, in points; positive favours the chosen point.
+        scores: Score of chosen minus other by objective, in the objective's unit.
+        items_to_settle: Items per role needed for 80% power to detect a utility difference of this
+            size at 95%; None if the difference is zero.
+        is_clear: Whether the utility's interval excludes zero at the level shared by the
+            selection's comparisons, so that all of them together claim a difference where there is
+            none in at most 5 of 100 selections; None in older selections.
     """
 
     to: Literal["base", "final"]
@@ -155,15 +153,15 @@ class WeightRange(Record):
 
 
 class Baseline(Record):
-    """What users take without a search: a rival of the chosen point.
+    """A model that users take without a search, compared with the chosen point.
 
     Attributes:
         kind: `checkpoint`, the best checkpoint at full strength; `grid`, the best of a plain grid
             of alphas of the last one; `mean`, the average of the last checkpoints' trained
             tensors; `intruder`, PEFT's `reduce_intruder_dimension`; `truncated`, the delta's small
             singular values cut off.
-        steps: The checkpoints it is made of.
-        point: Where it stands on the path, if it does.
+        steps: Steps of the checkpoints it is made of, if it is no point.
+        point: The point; None if it is no point of the path.
     """
 
     kind: Literal["checkpoint", "grid", "mean", "intruder", "truncated"]
@@ -183,15 +181,15 @@ class Baseline(Record):
 
 
 class BaselineMeasurement(Record):
-    """Scores of one objective's items at a baseline that is no point; a line of `baselines.jsonl`.
+    """Scores of one objective at a baseline that is no point; a line of `baselines.jsonl`.
 
     Attributes:
-        baseline: What was measured.
-        objective: The number.
-        form: How the model stood, and so how the baseline was made.
-        split: Which items.
-        item_ids: Likewise.
-        scores: One score an item.
+        baseline: The baseline.
+        objective: The objective.
+        form: Backend of the placed model that the baseline was made from.
+        split: Which of the items: `selection` or `report`.
+        item_ids: Ids of the items.
+        scores: One score per item, in the objective's unit.
         seconds: Wall time.
     """
 
@@ -205,7 +203,7 @@ class BaselineMeasurement(Record):
 
 
 class BaselineRow(Record):
-    """A baseline on the report items, and the chosen point against it.
+    """Scores of a baseline on the report items, compared with the chosen point.
 
     `target` and `general` are in the unit of their axes; `utility` and `difference`, chosen minus
     baseline in utility, in points.
@@ -220,36 +218,36 @@ class BaselineRow(Record):
 
 
 class Selection(Record):
-    """The chosen point and all that speaks for and against it: `selection.json`.
+    """The chosen point, its alternatives and the evidence: `selection.json`.
 
     Attributes:
-        run: The run's name.
-        weight: Of the target in the utility; the rest is the general role's.
-        constraints: Bounds that were asked for.
-        chosen: The point.
+        run: Name of the run.
+        weight: Weight of the target in the utility; the rest is the general role's.
+        constraints: Bounds the user set.
+        chosen: The chosen point.
         base: The base.
         final: The last checkpoint at full strength.
-        form: How the points were measured.
-        curve: Which curve led to them.
-        objectives: What was measured.
-        axes: How each role's numbers read.
-        yardsticks: How each objective's score becomes points.
+        form: Backend that held the model at the points.
+        curve: How weights move with alpha.
+        objectives: The measured objectives.
+        axes: Unit and direction of each role.
+        yardsticks: Conversion of each objective's score to points.
         candidates: Every measured point, in the order of measuring.
         report: Scores on the report items, keyed `base`, `chosen`, `final`.
         differences: Chosen against base and final, on the report items.
         optimism: Utility of the chosen point on selection items minus that on report items.
         num_items: Items by objective and split.
-        level: Of the intervals.
-        num_resamples: Of the bootstrap.
-        seed: Of the bootstrap and the split.
-        verdict: What the items show, in one sentence.
-        notes: Cautions a reader should see.
-        baselines: What users take without a search, on the report items.
+        level: Level of the intervals.
+        num_resamples: Number of bootstrap samples.
+        seed: Seed of the bootstrap and of the split into items.
+        verdict: What the report items show, in one sentence.
+        notes: Cautions for the reader.
+        baselines: Baselines on the report items.
         ranges: The chosen point by weight, from 0 to 1.
-        hypervolume: Of the front on selection items: share of the box from the worse of base and
-            final to the best seen, on both roles; none where the box is empty.
-        command: What made this selection.
-        created: Time, ISO 8601 in UTC.
+        hypervolume: Hypervolume of the front on the selection items, as a share of the box from
+            the worse of base and final to the best score on both roles; None if the box is empty.
+        command: The command that made this selection.
+        created: Time of creation, ISO 8601 in UTC.
     """
 
     format_version: Literal[1] = 1
@@ -286,7 +284,7 @@ class Selection(Record):
         return tuple(candidate.point for candidate in self.candidates if candidate.is_tied)
 
     def candidate(self, point: Point) -> Candidate:
-        """The candidate at `point`.
+        """Return the candidate at `point`.
 
         Raises:
             KeyError: The point was not measured on the selection items.

@@ -6,18 +6,18 @@ from backtrack.records.record import Record, Role
 
 
 class SweptWeight(Record):
-    """What the rule of choosing says at one weight, whatever the bounds.
+    """The rule's answers at one weight, under any bounds.
 
     Attributes:
-        weight: Of the target in the utility.
-        tops: Candidates that have the highest smoothed utility under some bounds, the best first:
-            the first that meets the bounds at hand is the top.
-        tied: For each top the candidates that cannot be told apart from it, as bits.
-        open: Likewise those of them that the rule may choose.
-        smoothed: Utility of smoothed scores, in points, by candidate.
-        to_base: Interval of the utility of each candidate in `Sweep.choosable` less the base's,
+        weight: Weight of the target in the utility.
+        tops: Candidates of highest smoothed utility under some bounds, highest first: the first
+            that meets the given bounds is the top.
+        tied: For each top, the candidates that cannot be told apart from it, as bits.
+        open: For each top, those of the tied that the rule may choose, as bits.
+        smoothed: Utility of the smoothed scores by candidate, in points.
+        to_base: For each candidate in `Sweep.choosable`, interval of its utility minus the base's,
             low and high, in points, on the selection items.
-        to_final: Likewise to the final checkpoint.
+        to_final: The same minus the final checkpoint's.
     """
 
     weight: float
@@ -30,24 +30,25 @@ class SweptWeight(Record):
 
 
 class Sweep(Record):
-    """The selection at every hundredth of weight and under any bounds: `sweep.json`.
+    """The choice at every hundredth of weight and under any bounds: `sweep.json`.
 
-    Nothing statistical is left to do: at a weight the top is the first of `tops` that meets the
-    bounds; the choice is the first of `preferred` that meets them and is `open` to that top.
-    Candidates are told by their place in `Selection.candidates`. Bits are base64 of bytes, the
-    lowest bit first.
+    A reader needs no statistics. At a weight, the top is the first of `tops` that meets the
+    bounds; the choice is the first of `preferred` that meets them and is `open` for that top.
+    Candidates are given by their index in `Selection.candidates`. Bits are base64 of bytes, lowest
+    bit first.
 
     Attributes:
-        created: Of the selection it belongs to.
-        base: Place of the base among the candidates.
-        final: Likewise of the final checkpoint.
-        points: Role scores in points by candidate, which the bounds on roles are held against.
-        intervals: Of the role scores by candidate, low and high, in the unit of the axis, on the
-            selection items.
-        preferred: All candidates, nearest the base first.
+        created: Time of the selection it belongs to.
+        base: Index of the base.
+        final: Index of the final checkpoint.
+        points: Role scores by candidate, in points; bounds on roles apply to these.
+        intervals: Intervals of the role scores by candidate, low and high, in the unit of the
+            axis, on the selection items.
+        preferred: All candidates, nearest to the base first.
         choosable: Candidates that are the choice at some weight under some bounds.
-        weights: Ascending; the selection's own is among them.
-        is_whole: Tops were kept for all bounds; else only for those of each weight's best points.
+        weights: Answers by weight, ascending; the selection's own weight is among them.
+        is_whole: Whether tops are listed for all bounds; if not, bounds that rule out the best
+            points of a weight may have no answer.
     """
 
     created: str

@@ -1,30 +1,35 @@
-"""Choosing a point: measure along the path, weigh target against general, say how sure that is.
+"""Search the path and choose a point; say how certain the choice is.
 
-space       which points: anchors, and what a sampler may propose
-items       which items choose and which report, and the parts a point earns
-bench       measures a point's objectives on fixed items, part by part, each at most once
-racing      which point is measured next, and which is dropped (pure)
-budget      what a search costs and may cost (pure)
-sampling    what Optuna's samplers propose
-study       the study that workers share
-searching   all of it: `search`
-workers     several processes of one search
-measured    measurements to tables of scores that may be compared
-statistics  items split, resampled, read (pure)
-spacing     how far points lie apart (pure)
-completing  means of points measured on part of the items (pure)
-smoothing   scores smoothed over the points (pure)
-front       role scores, points, utility, constraints, front (pure)
-choosing    the rule that picks a point (pure)
-reading     a table under a weight: scores in points and their samples (pure)
-judging     from there to the choice and its candidates (pure)
-reporting   and to report rows and differences (pure)
-sweeping    the rule's answers at every weight, for the page (pure)
-baselines   what users take without a search, measured beside the choice
-guard       items that were trained on, benchmarks one chose by
-wording     verdict and cautions (pure)
-comparing   baselines that are no points, beside the race
-progress    what is told while measuring
-serving     the engine in place of the live model
-selecting   all of it: `select`
+measure/               points and baselines on fixed items
+    evaluator          measures the objectives of points on fixed items, each at most once
+    items              the items of each objective by split, in rungs
+    baselines          what users take without a search, measured beside the choice
+    contamination      items that were trained on, and benchmarks one chose by
+    progress           what is reported while measuring
+    serving            an engine in place of the live model
+search/                which point is measured next: `search`
+    driver             the search in one process; workers are further processes
+    space              the anchors, and the points a sampler may propose
+    racing, budget     which point is measured next, which is dropped, and what that costs (pure)
+    sampler, study     Optuna's samplers, and the study that workers share
+    baselines          baselines that are no points, beside the race
+stats/                 statistics over items and points (pure)
+    items              selection and report items, nested rungs
+    table              measurements to tables of comparable scores
+    recorded_setting   the setting of recorded measurements
+    bootstrap          resampled means, intervals, power
+    distances          distances between points
+    estimates          mean scores of points measured on some of the items
+    gaussian_process   smoothing over the points
+    utility            role scores, points, utility
+    bounds             the user's constraints
+    front              Pareto front, hypervolume, knee
+    scores, smoothed   role scores of a table, measured and smoothed, without and under a weight
+    comparisons        records of the report items: rows, differences, baselines
+choice/                the choice: `select`
+    rule               the rule that picks a point (pure)
+    candidates         the rule applied to the selection items (pure)
+    sweep              the rule's answers at every weight (pure)
+    verdict            claims and cautions in words (pure)
+    select             all of it: `select`
 """

@@ -1,19 +1,19 @@
-"""Whether the statistics keep their word: whole selections on items drawn from recorded tables.
+"""Check coverage and false claims: whole selections on items drawn from recorded tables.
 
     python tests/bench/coverage.py [--selections 600] [--table lora]
 
-A selection takes 150 selection items a role and 150 report items out of a recorded table, searches
-and chooses as `select` does (racing and all), and reports. The truth is the mean over all items of
-the table, so items are drawn with replacement from it: as from an endless set with that truth.
+A selection draws 150 selection items and 150 report items per role from a recorded table, searches
+and chooses as `select` does, racing included, and reports. The truth is the mean over all items of
+the table; items are drawn with replacement, as from an infinite set with that mean.
 
 coverage   share of 95% intervals of chosen minus base and chosen minus final (utility, target and
            general, on report items) that hold the true difference
 claims     with all points made equal (each item's score is drawn anew at every point from the
            item's own rate, the same at all points): share of selections whose verdict says that
-           the chosen point does better or worse than the base or the final checkpoint; and of
-           those that name it the winner, doing better than one of them
+           the chosen point does better or worse than the base or the final checkpoint; and share
+           of selections whose verdict says that it does better than one of them
 bias       mean of reported less true utility of the chosen point, on report items, in points;
-           beside it the same on selection items, which is the optimism users are spared
+           beside it the same on selection items, the optimism that report items avoid
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ import optuna
 
 from backtrack.point import Point
 from backtrack.recipe import Recipe
-from backtrack.selection.choice.candidates import judge
+from backtrack.selection.choice.candidates import choose_point
 from backtrack.selection.measure.evaluator import Evaluator
 from backtrack.selection.measure.items import Items
 from backtrack.selection.measure.progress import Meter
 from backtrack.selection.search.budget import Budget
 from backtrack.selection.search.driver import Worker
 from backtrack.selection.stats.comparisons import differences
-from backtrack.selection.stats.scores import WeightedScores
+from backtrack.selection.stats.scores import RoleScores
 from tests.bench.replay import InMemory, Recorded, RecordedEngine, load, near
 
 ITEMS = 150
@@ -116,12 +116,13 @@ def one(job: tuple[str, int, bool]) -> dict[str, Any]:
     ledger: Any = InMemory()
     Worker(evaluator, ledger, Budget(recipe.search.budget), 4, None, is_alone=True).work()
     selection = evaluator.table(evaluator.setting("selection"))
-    outcome = judge(selection, run.final, 0.5, recipe.select, seed)
+    scores = RoleScores.of_selection(selection, run.final, seed)
+    outcome = choose_point(scores, run.final, 0.5, recipe.select)
     meter = Meter(0, None)
     for point in dict.fromkeys([*evaluator.ends, outcome.chosen]):
         evaluator.measure(point, "report", "report", meter)
     report = evaluator.table(evaluator.setting("report"))
-    weighted = WeightedScores(report, outcome.weighted.yardsticks, 0.5, seed)
+    weighted = RoleScores(report, scores.yardsticks, seed).at(0.5)
     chosen = outcome.chosen
     own = truth_of(table, chosen, is_equal=is_equal)
     found: dict[str, Any] = {"covered": [], "claims": False, "wins": False}

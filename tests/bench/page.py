@@ -3,8 +3,8 @@
 python tests/bench/page.py [POINTS OF THE PAGE] [POINTS OF THE SLIDER]
 
 The page of so many points has no slider: the table of answers grows with their square and ends at
-1,000 (`sweeping.MAX_POINTS`). The slider is timed from the event to the frame after it, over every
-second weight, in headless Chromium; a frame is 16.7 ms.
+1,000 (`choice.sweep.MAX_POINTS`). The slider is timed from the event to the frame after it, over
+every second weight, in headless Chromium; a frame is 16.7 ms.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from backtrack.records import Axis
 from backtrack.records.selection import Candidate, Constraints, Selection
 from backtrack.records.sweep import Sweep
 from backtrack.report.page import write_report
-from backtrack.selection.choice.candidates import judge
-from backtrack.selection.choice.sweep import sweep
+from backtrack.selection.choice.candidates import choose_point
+from backtrack.selection.choice.sweep import answer_weights, make_sweep
 from backtrack.selection.stats.front import pareto_front
+from backtrack.selection.stats.scores import RoleScores
 from backtrack.selection.stats.table import ScoreTable, Setting
 from tests.report.browser import Browser
 from tests.selection.fakes import make_info
@@ -130,12 +131,13 @@ def make_swept(points: list[Point], seed: int = 0) -> tuple[Selection, Sweep]:
     setting = Setting("selection", "attached", "native", INFOS, ids)
     table = ScoreTable(setting, tuple(points), ("sampler",) * len(points), distances, scores)
     begin = time.perf_counter()
-    outcome = judge(table, points[-1], 0.5, Constraints(), seed)
+    role_scores = RoleScores.of_selection(table, points[-1], seed)
+    outcome = choose_point(role_scores, points[-1], 0.5, Constraints())
     judged = time.perf_counter()
     selection = make_selection(points).model_copy(
         update={"candidates": outcome.candidates, "chosen": outcome.chosen}
     )
-    found = sweep(outcome, selection.created)
+    found = make_sweep(outcome, answer_weights(outcome), selection.created)
     assert found is not None
     took = time.perf_counter() - judged
     print(

@@ -9,7 +9,7 @@ them; a method then spends item evaluations and names a point for each weight.
     grid     11 strengths of the last checkpoint on all items, the highest measured utility
     random, tpe, nsga2, gp
              Optuna's samplers over step and strength, all items a point, likewise
-    ours     racing: parts of the items, predicted scores, fitted curves, the rule of choosing
+    ours     racing on rungs of the items, score estimates, smoothed scores, the rule of choosing
     profiles ours, over `depth` and `modules` too; for the tables `lora-profiles`, `full-profiles`
 
 REGRET is the true utility of the best point of the table less that of the named point, in percent
@@ -48,9 +48,9 @@ from backtrack.selection.measure.items import Items
 from backtrack.selection.search.budget import Budget
 from backtrack.selection.search.driver import Worker
 from backtrack.selection.search.study import Claim
-from backtrack.selection.stats import front
-from backtrack.selection.stats.distances import spacing
-from backtrack.selection.stats.scores import read
+from backtrack.selection.stats.distances import point_distances
+from backtrack.selection.stats.front import hypervolume, pareto_front
+from backtrack.selection.stats.scores import RoleScores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -146,7 +146,7 @@ def near(name: str, point: Point) -> Point:
         if p.step == point.step and p.profile.partition("(")[0] == kind
     ]
     candidates = [Point.base(), *same]
-    return candidates[int(spacing([point, *candidates]).far[0, 1:].argmin())]
+    return candidates[int(point_distances([point, *candidates]).strength[0, 1:].argmin())]
 
 
 @dataclasses.dataclass
@@ -178,7 +178,7 @@ class Replayed:
         return np.array(found)
 
 
-class Judged(NamedTuple):
+class Result(NamedTuple):
     """Mean regret of the points named for each weight, share of the hypervolume held, and how
     often the base was named."""
 
@@ -187,7 +187,7 @@ class Judged(NamedTuple):
     is_base: float
 
 
-def judge_by(replayed: Replayed, named: Sequence[Point], held: Sequence[Point]) -> Judged:
+def result_of(replayed: Replayed, named: Sequence[Point], held: Sequence[Point]) -> Result:
     """What the named and held points are truly worth."""
     table, truth = replayed.table, replayed.table.truth
     regrets = []
@@ -198,30 +198,30 @@ def judge_by(replayed: Replayed, named: Sequence[Point], held: Sequence[Point]) 
     corner = float(truth[0, ends].min()), float(truth[1, ends].min())
     columns = [table.points.index(point) for point in held]
     held_truth = truth[:, columns]
-    share = front.hypervolume(held_truth[0], held_truth[1], corner)
-    share /= front.hypervolume(truth[0], truth[1], corner)
-    return Judged(statistics.mean(regrets), share, statistics.mean(p.is_base for p in named))
+    share = hypervolume(held_truth[0], held_truth[1], corner)
+    share /= hypervolume(truth[0], truth[1], corner)
+    return Result(statistics.mean(regrets), share, statistics.mean(p.is_base for p in named))
 
 
-def by_measured(replayed: Replayed, points: Sequence[Point]) -> Judged:
+def by_measured(replayed: Replayed, points: Sequence[Point]) -> Result:
     """What people do: the highest measured utility, and the measured front."""
     roles = replayed.roles(points)
     named = []
     for weight in WEIGHTS:
         utilities = weight * roles[:, 0] + (1 - weight) * roles[:, 1]
         named.append(points[int(utilities.argmax())])
-    on_front = front.pareto_front(roles[:, 0], roles[:, 1], AXES)
-    return judge_by(replayed, named, [p for p, f in zip(points, on_front, strict=True) if f])
+    on_front = pareto_front(roles[:, 0], roles[:, 1], AXES)
+    return result_of(replayed, named, [p for p, f in zip(points, on_front, strict=True) if f])
 
 
-def grid(replayed: Replayed) -> dict[float, Judged]:
+def grid(replayed: Replayed) -> dict[float, Result]:
     """The plain grid of 11 strengths: cost, then regret and hypervolume."""
     last = replayed.table.steps[-1]
     points = [Point(step=last, alpha=round(0.1 * i, 1)).canonical for i in range(11)]
     return {11.0: by_measured(replayed, points)}
 
 
-def sampled(name: str, replayed: Replayed) -> dict[float, Judged]:
+def sampled(name: str, replayed: Replayed) -> dict[float, Result]:
     """A sampler of Optuna on all items, base and final checkpoint first."""
     samplers: dict[str, Callable[[], Any]] = {
         "random": lambda: optuna.samplers.RandomSampler(seed=replayed.seed),
@@ -241,10 +241,10 @@ def sampled(name: str, replayed: Replayed) -> dict[float, Judged]:
     }
     points = [Point.base(), Point(step=table.steps[-1])]
     for point, alpha in zip(points, (0.0, 1.0), strict=True):
-        place = {"step": len(table.steps) - 1, "alpha": alpha}
+        parameters = {"step": len(table.steps) - 1, "alpha": alpha}
         values = replayed.roles([point])[0].tolist()
-        study.add_trial(create_trial(params=place, distributions=space, values=values))
-    found: dict[float, Judged] = {}
+        study.add_trial(create_trial(params=parameters, distributions=space, values=values))
+    found: dict[float, Result] = {}
     for cost in range(3, 12):
         trial = study.ask(space)
         asked = Point(step=table.steps[trial.params["step"]], alpha=trial.params["alpha"])
@@ -323,7 +323,7 @@ class InMemory:
     def add(self, point: Point, origin: str, past: Any, attributes: Any) -> None: ...
 
 
-def ours(replayed: Replayed, cost: float, **section: Any) -> dict[float, Judged]:
+def ours(replayed: Replayed, cost: float, **section: Any) -> dict[float, Result]:
     """The search as it is, its study and records kept in memory; then the rule of choosing."""
     table = replayed.table
     search = SearchSection.model_validate(
@@ -355,26 +355,26 @@ def ours(replayed: Replayed, cost: float, **section: Any) -> dict[float, Judged]
     return {cost: by_rule(replayed, evaluator)}
 
 
-def by_rule(replayed: Replayed, evaluator: Evaluator) -> Judged:
+def by_rule(replayed: Replayed, evaluator: Evaluator) -> Result:
     """The points `select` names for each weight, and all it names or shows on the front."""
     table = evaluator.table(evaluator.setting("selection"))
-    weighted = read(table, evaluator.run.final, 0.5, replayed.seed, 1000)
+    scores = RoleScores.of_selection(table, evaluator.run.final, replayed.seed, 1000)
     is_feasible = np.ones(len(table.points), dtype=bool)
     chosen = {
-        w: table.points[choose(weighted.at(w).smoothed_scores, is_feasible).chosen]
+        w: table.points[choose(scores.smoothed.at(w), is_feasible).chosen]
         for w in sorted({*WEIGHTS, *np.linspace(0, 1, 11).round(1).tolist()})
     }
-    on_front = np.flatnonzero(weighted.smoothed_scores.is_on_front)
+    on_front = np.flatnonzero(scores.smoothed.is_on_front)
     held = dict.fromkeys([*chosen.values(), *(table.points[i] for i in on_front)])
     named = [near(replayed.table.name, chosen[w]) for w in WEIGHTS]
-    return judge_by(replayed, named, [near(replayed.table.name, p) for p in held])
+    return result_of(replayed, named, [near(replayed.table.name, p) for p in held])
 
 
 OF_OURS: dict[str, dict[str, Any]] = {"ours": {}, "profiles": {"profiles": PROFILES}}
 """Changes to the search's section."""
 
 
-def one(job: tuple[str, str, int, float]) -> tuple[str, str, dict[float, Judged]]:
+def one(job: tuple[str, str, int, float]) -> tuple[str, str, dict[float, Result]]:
     """One method on one table under one seed."""
     method, name, seed, cost = job
     warnings.simplefilter("ignore")
@@ -389,7 +389,7 @@ def one(job: tuple[str, str, int, float]) -> tuple[str, str, dict[float, Judged]
     return method, name, found
 
 
-def show(results: dict[tuple[str, str, float], list[Judged]]) -> None:
+def show(results: dict[tuple[str, str, float], list[Result]]) -> None:
     """Mean regret and hypervolume by table, method and cost, with standard errors."""
     print("table         method   cost   n   regret (points)   hypervolume share   base named")
     for (table, method, cost), values in sorted(results.items()):
@@ -420,7 +420,7 @@ def main() -> None:
         for seed in range(asked.seeds)
         for cost in (costs if method in OF_OURS else [0.0])
     ]
-    results: dict[tuple[str, str, float], list[Judged]] = defaultdict(list)
+    results: dict[tuple[str, str, float], list[Result]] = defaultdict(list)
     with ProcessPoolExecutor(asked.workers) as pool:
         for method, table, found in pool.map(one, jobs, chunksize=4):
             for cost, values in found.items():

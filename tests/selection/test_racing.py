@@ -20,7 +20,7 @@ from backtrack.selection.search.racing import (
     probability_best,
 )
 from backtrack.selection.search.space import anchors
-from backtrack.selection.stats.scores import read
+from backtrack.selection.stats.scores import RoleScores
 from backtrack.selection.stats.table import Setting, tabulate
 from tests.selection.fakes import STEPS, FakeEngine, make_recipe, make_run, measured, pair
 
@@ -43,8 +43,8 @@ def table_of(rows: dict[Point, tuple[Any, int]], num_items: int = 200):
     return tabulate(setting, records)
 
 
-def weighted_of(rows: dict[Point, tuple[Any, int]]):
-    return read(table_of(rows), FINAL, 0.5, 0, 500)
+def scores_of(rows: dict[Point, tuple[Any, int]]):
+    return RoleScores.of_selection(table_of(rows), FINAL, 0, 500)
 
 
 ENDS = {Point.base(): ((0.2, 0.9), 200), FINAL: ((0.7, 0.4), 200)}
@@ -53,19 +53,19 @@ POOR, GOOD = Point(step=20), Point(step=40, alpha=0.5)
 
 def test_a_point_significantly_worse_on_both_roles_is_dropped_and_one_on_the_front_is_not():
     rows = {**ENDS, GOOD: ((0.7, 0.8), 200), POOR: ((0.2, 0.3), 50)}
-    assert dropped(weighted_of(rows), 0.95).tolist() == [False, False, False, True]
+    assert dropped(scores_of(rows), 0.95).tolist() == [False, False, False, True]
     rows[POOR] = ((0.2, 0.9), 50)
-    assert not dropped(weighted_of(rows), 0.95).any()
+    assert not dropped(scores_of(rows), 0.95).any()
 
 
 def test_a_point_worse_by_less_than_its_items_show_stays():
     rows = {**ENDS, GOOD: ((0.7, 0.8), 200), POOR: ((0.69, 0.79), 25)}
-    assert not dropped(weighted_of(rows), 0.95).any()
+    assert not dropped(scores_of(rows), 0.95).any()
 
 
 def test_a_point_of_all_items_is_never_dropped():
     rows = {**ENDS, GOOD: ((0.7, 0.8), 200), POOR: ((0.2, 0.3), 200)}
-    assert not dropped(weighted_of(rows), 0.95).any()
+    assert not dropped(scores_of(rows), 0.95).any()
 
 
 def test_equal_points_are_dropped_at_most_as_often_as_the_level_says():
@@ -78,13 +78,13 @@ def test_equal_points_are_dropped_at_most_as_often_as_the_level_says():
         for scores in table.scores.values():
             is_measured = np.isfinite(scores)
             scores[is_measured] = rng.random(is_measured.sum()) < 0.5
-        num_dropped += int(dropped(read(table, FINAL, 0.5, 0, 500), 0.95).sum())
+        num_dropped += int(dropped(RoleScores.of_selection(table, FINAL, 0, 500), 0.95).sum())
     assert num_dropped <= 0.05 * 40 * 6
 
 
 def test_the_point_most_likely_the_best_gets_its_next_rung_first():
     rows = {**ENDS, POOR: ((0.25, 0.88), 50), GOOD: ((0.65, 0.85), 50)}
-    weighted = weighted_of(rows)
+    weighted = scores_of(rows)
     assert probability_best(weighted)[3] > probability_best(weighted)[2]
     done = [2, 2, 1, 1]
     evaluation = next_rung(weighted, done, [False, False, True, True], (), 0.95, list(ENDS))

@@ -1,1 +1,1 @@
-"""The choice: rule, candidates, report items, verdict, sweep."""
+"""The choice: rule, candidates, sweep over weights, verdict, and `select`."""

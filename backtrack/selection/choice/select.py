@@ -1,8 +1,8 @@
-"""Choose a point and say how sure that is.
+"""Choose a point and say how certain that is.
 
-Promised: what is on record is used as it stands, so choosing again under another weight or other
-constraints loads no model where base, choice and final checkpoint are on record for the report
-items. The same measurements and seed give the same selection but for its time.
+Promised: recorded measurements are used as they are. Choosing again under another weight or other
+constraints loads no model if base, choice and final checkpoint are recorded for the report items.
+The same measurements and seed give the same selection except for its time.
 Not promised: that documents changed under the same name are noticed before something is measured.
 """
 
@@ -15,14 +15,8 @@ from backtrack.errors import UsageError
 from backtrack.recipe import SelectSection
 from backtrack.records.record import now
 from backtrack.records.selection import Constraints, Selection
-from backtrack.selection.choice.candidates import (
-    Outcome,
-    front_hypervolume,
-    judge,
-    knee,
-    weight_ranges,
-)
-from backtrack.selection.choice.sweep import sweep
+from backtrack.selection.choice.candidates import choose_point, front_hypervolume, knee
+from backtrack.selection.choice.sweep import answer_weights, make_sweep, weight_ranges
 from backtrack.selection.choice.verdict import broken_on_report, cautions, few_items, verdict
 from backtrack.selection.measure.baselines import (
     measure_baseline,
@@ -37,12 +31,15 @@ from backtrack.selection.measure.progress import Meter, Progress
 from backtrack.selection.search.space import anchors
 from backtrack.selection.stats.bootstrap import LEVEL, NUM_RESAMPLES
 from backtrack.selection.stats.comparisons import baseline_row, differences, report_rows
-from backtrack.selection.stats.scores import WeightedScores, axes_of
-from backtrack.selection.stats.table import strangers
+from backtrack.selection.stats.scores import RoleScores, axes_of
+from backtrack.selection.stats.table import points_left_out
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from backtrack.evaluate.objectives.objective import Objective
     from backtrack.path.placement import Placement
@@ -52,6 +49,9 @@ if TYPE_CHECKING:
     from backtrack.records.selection import Baseline, BaselineRow
     from backtrack.records.sweep import Sweep
     from backtrack.run.directory import Run
+    from backtrack.selection.choice.candidates import Outcome
+    from backtrack.selection.choice.sweep import Answer
+    from backtrack.selection.stats.scores import WeightedScores
     from backtrack.selection.stats.table import ScoreTable, Setting
 
     OnProgress = Callable[[Progress], None]
@@ -64,10 +64,10 @@ class Choice:
     """The chosen point.
 
     Attributes:
-        point: Where to stand.
+        point: The point.
         tied: Points that cannot be told apart from the one of highest utility.
-        selection: All that speaks for and against it, as written to `selection.json`.
-        report: Where the run's report is drawn.
+        selection: The full record, as written to `selection.json`.
+        report: Path of the run's report.
     """
 
     point: Point
@@ -90,29 +90,29 @@ def select(  # noqa: PLR0913  # the front door: every argument but the run is op
 ) -> Choice:
     """Choose the point that serves a weighting best, and write `selection.json`.
 
-    Searches first where base and final checkpoint are not measured. Then measures base, choice,
-    final checkpoint and the recipe's baselines on the report items, unless they are on record. The
-    rule: see `choosing`.
+    Searches first if base and final checkpoint are not measured. Then measures base, choice, final
+    checkpoint and the recipe's baselines on the report items, unless they are recorded. The rule
+    is described in `selection.choice.rule`.
 
     Args:
         run: A run with at least one checkpoint.
-        weight: Of the target in the utility, 0 to 1; the recipe's if not given.
-        is_knee: Take the weight at which both ends of the front are worth the same, so that the
+        weight: Weight of the target in the utility, 0 to 1; the recipe's if not given.
+        is_knee: Use the weight at which both ends of the front have the same utility, so that the
             choice is the knee of the front.
         constraints: Bounds, in points; the recipe's if not given.
         recipe: What to measure; the run's own if not given.
         placement: The run's live model; loaded if not given and something must be measured.
-        objectives: Ready-made ones, in place of the recipe's.
+        objectives: Objectives in place of the recipe's.
         on_progress: Called before each objective and after each point.
-        command: What the user typed, for the record.
+        command: The command the user typed, for the record.
 
     Returns:
-        The point, what is tied with the best, and all that speaks for and against it.
+        The point, the points tied with the best, and the full record.
 
     Raises:
-        UsageError: The weight is out of range, or nothing says what to measure.
+        UsageError: The weight is out of range, or no objective is specified.
         SelectionError: No point meets the constraints.
-        ObjectiveError: An objective cannot be measured. What was measured stays.
+        ObjectiveError: An objective cannot be measured. Finished measurements are kept.
     """
     evaluator = Evaluator(run, recipe, placement, objectives)
     selector = _Selector(evaluator, constraints, on_progress, command)
@@ -127,25 +127,49 @@ def select_each(
     on_progress: OnProgress | None = None,
     command: str = "",
 ) -> list[Choice]:
-    """`select` for several weights, one model loaded at most; `selection.json` holds the first.
+    """Run `select` for several weights, loading at most one model.
+
+    `selection.json` and `sweep.json` hold the choice at the first weight.
 
     Raises:
-        UsageError: No weight, or one out of range.
+        UsageError: No weight is given, or one is out of range.
         SelectionError: No point meets the constraints.
-        ObjectiveError: An objective cannot be measured. What was measured stays.
+        ObjectiveError: An objective cannot be measured. Finished measurements are kept.
     """
     if not weights:
-        raise UsageError("give one weight or more.")
+        raise UsageError("give at least one weight.")
     for weight in weights:
         _require_share(weight)
     selector = _Selector(Evaluator(run, None, None, None), constraints, on_progress, command)
-    found = [selector.choose(weight) for weight in weights]
-    run.write_selection(found[0].selection)
-    return found
+    first = selector.choose(weights[0])
+    sweep = selector.sweep
+    others = [selector.choose(weight) for weight in weights[1:]]
+    run.write_selection(first.selection)
+    run.write_sweep(sweep)
+    return [first, *others]
+
+
+@dataclass(frozen=True)
+class _Report:
+    """Scores on the report items.
+
+    Attributes:
+        table: Base, chosen point, final checkpoint and the baselines that are points.
+        on_path: Baselines that are points.
+        off_path: Scores of the baselines that are not, by objective's name, [items].
+    """
+
+    table: ScoreTable
+    on_path: Sequence[Baseline]
+    off_path: Mapping[Baseline, dict[str, NDArray[np.float64]]]
 
 
 class _Selector:
-    """Chooses from what is on record, and measures what the report lacks."""
+    """Choose from recorded measurements, and measure what the report lacks.
+
+    Attributes:
+        sweep: The sweep of the first choice; None if there are too many candidates.
+    """
 
     def __init__(
         self,
@@ -154,110 +178,138 @@ class _Selector:
         on_progress: OnProgress | None,
         command: str,
     ) -> None:
+        self.sweep: Sweep | None = None
         self._evaluator = evaluator
         self._section = evaluator.recipe.select if evaluator.recipe else SelectSection()
-        asked = self._section.model_dump(exclude={"weight"})
-        self._constraints = Constraints(**asked) if constraints is None else constraints
+        defaults = self._section.model_dump(exclude={"weight"})
+        self._constraints = Constraints(**defaults) if constraints is None else constraints
         self._on_progress = on_progress
         self._command = command
-        self._sweep: Sweep | None = None
+        self._off_path, self._left_out = off_the_path(
+            evaluator.run, evaluator.section, is_in_process=evaluator.is_in_process
+        )
+        self._answers: dict[float, Answer] = {}
 
     def choose(self, weight: float | None, *, is_knee: bool = False) -> Choice:
-        """Choose, measure the report items, and write the selection."""
-        evaluator = self._evaluator
+        """Choose a point, measure missing report items, write selection and sweep."""
+        run = self._evaluator.run
         weight = _require_share(self._section.weight if weight is None else weight)
-        while True:
-            table = _selection_table(evaluator, self._on_progress)
-            if is_knee:
-                weight = knee(table, evaluator.run.final, evaluator.section.seed)
-            outcome = judge(
-                table, evaluator.run.final, weight, self._constraints, evaluator.section.seed
-            )
-            report = self._report_table(outcome)
-            if report is not None:
-                break
-            # Objectives built now may differ from those on record: choose anew among what fits.
-            evaluator.build()
-        weighted = WeightedScores(
-            report, outcome.weighted.yardsticks, weight, evaluator.section.seed
-        )
-        rows, left_out = self._baselines(outcome, weighted)
-        selection = _record(evaluator, outcome, weighted, self._constraints, self._command)
-        knee_note = [_KNEE.format(weight=weight)] if is_knee else []
-        selection = selection.model_copy(
-            update={
-                "baselines": rows,
-                "notes": (*knee_note, *selection.notes, *left_out),
-                "ranges": weight_ranges(outcome, self._constraints),
-                "hypervolume": front_hypervolume(outcome),
-            }
-        )
-        evaluator.run.write_selection(selection)
-        # The answers to all weights are the same whichever of them comes first.
-        self._sweep = self._sweep or sweep(outcome, selection.created)
-        evaluator.run.write_sweep(self._sweep)
-        page = evaluator.run.path / "report.html"
-        return Choice(selection.chosen, selection.tied, selection, page)
+        outcome = self._choose_point(weight, is_knee=is_knee)
+        report = self._report(outcome)
+        while report is None:
+            # Objectives built now may differ from the recorded ones, and with them the table.
+            self._evaluator.build()
+            self._answers = {}
+            outcome = self._choose_point(weight, is_knee=is_knee)
+            report = self._report(outcome)
+        created = now()
+        if not self._answers:
+            # The answers at all weights serve each choice from the same table.
+            self._answers = answer_weights(outcome)
+            self.sweep = make_sweep(outcome, self._answers, created)
+        selection = self._record(outcome, report, created, is_knee=is_knee)
+        run.write_selection(selection)
+        run.write_sweep(self.sweep)
+        return Choice(selection.chosen, selection.tied, selection, run.path / "report.html")
 
-    def _report_table(self, outcome: Outcome) -> ScoreTable | None:
-        """Scores on the report items; none where they are not on record and nothing is built."""
+    def _choose_point(self, weight: float, *, is_knee: bool) -> Outcome:
         evaluator = self._evaluator
-        rivals = on_the_path(outcome.weighted, evaluator.section, evaluator.run.final)
-        asked = [*evaluator.ends, outcome.chosen, *(b.point for b in rivals if b.point)]
-        points = tuple(dict.fromkeys(asked))
-        off, _ = off_the_path(
-            evaluator.run, evaluator.section, is_in_process=evaluator.is_in_process
-        )
+        final, seed = evaluator.run.final, evaluator.section.seed
+        table = _selection_table(evaluator, self._on_progress)
+        scores = RoleScores.of_selection(table, final, seed)
+        weight = knee(scores) if is_knee else weight
+        return choose_point(scores, final, weight, self._constraints)
+
+    def _report(self, outcome: Outcome) -> _Report | None:
+        """Read or measure the report items; None if they are not recorded and nothing is built."""
+        evaluator = self._evaluator
+        on_path = on_the_path(outcome.weighted, evaluator.section, evaluator.run.final)
+        baseline_points = [baseline.point for baseline in on_path if baseline.point]
+        points = tuple(dict.fromkeys([*evaluator.ends, outcome.chosen, *baseline_points]))
         if evaluator.is_built:
-            self._measure_report(points, off)
-            return evaluator.table(evaluator.setting("report"))
-        chosen_under = outcome.weighted.table.setting
-        setting = evaluator.standing("report", like=chosen_under)
-        if setting is None or _overlap(setting, chosen_under):
+            off_path = self._measure_report(points)
+            return _Report(evaluator.table(evaluator.setting("report")), on_path, off_path)
+        selection_setting = outcome.scores.table.setting
+        setting = evaluator.standing("report", like=selection_setting)
+        if setting is None or _overlap(setting, selection_setting):
             return None
         table = evaluator.table(setting)
-        is_there = table.holds(points) and len(recorded(evaluator.run, setting, off)) == len(off)
-        return table if is_there else None
+        off_path = recorded(evaluator.run, setting, self._off_path)
+        is_recorded = table.holds(points) and len(off_path) == len(self._off_path)
+        return _Report(table, on_path, off_path) if is_recorded else None
 
-    def _measure_report(self, points: Sequence[Point], off: Sequence[Baseline]) -> None:
-        """Measure what the report items lack: points, and baselines off the path."""
+    def _measure_report(
+        self, points: Sequence[Point]
+    ) -> dict[Baseline, dict[str, NDArray[np.float64]]]:
+        """Measure missing report items; return the scores of the baselines that are no points."""
         evaluator = self._evaluator
-        num_models = len(points) + len(off)
+        num_models = len(points) + len(self._off_path)
         meter = Meter(num_models * evaluator.num_items("report"), self._on_progress)
         evaluator.expect(points)
-        for point in points:
-            if not evaluator.table(evaluator.setting("report")).holds([point]):
-                evaluator.measure(point, "report", "report", meter)
         setting = evaluator.setting("report")
-        there = recorded(evaluator.run, setting, off)
-        for baseline in off:
-            if baseline not in there:
-                measure_baseline(
-                    evaluator.run, evaluator.engine, evaluator.objectives, setting, baseline
-                )
+        for point in points:
+            if not evaluator.table(setting).holds([point]):
+                evaluator.measure(point, "report", "report", meter)
+        scores = recorded(evaluator.run, setting, self._off_path)
+        missing = [baseline for baseline in self._off_path if baseline not in scores]
+        for baseline in missing:
+            measure_baseline(
+                evaluator.run, evaluator.engine, evaluator.objectives, setting, baseline
+            )
+        return recorded(evaluator.run, setting, self._off_path) if missing else scores
 
-    def _baselines(
-        self, outcome: Outcome, report: WeightedScores
-    ) -> tuple[tuple[BaselineRow, ...], list[str]]:
-        """Rows of the baselines on the report items, and why some are left out."""
-        evaluator, table = self._evaluator, report.table
-        off, left_out = off_the_path(
-            evaluator.run, evaluator.section, is_in_process=evaluator.is_in_process
+    def _record(
+        self, outcome: Outcome, report: _Report, created: str, *, is_knee: bool
+    ) -> Selection:
+        evaluator, table, chosen = self._evaluator, outcome.scores.table, outcome.chosen
+        base, final = evaluator.ends
+        weight, seed = outcome.weighted.weight, evaluator.section.seed
+        scores = RoleScores(report.table, outcome.scores.yardsticks, seed)
+        weighted = scores.at(weight)
+        rows = report_rows(weighted, {"base": base, "chosen": chosen, "final": final})
+        compared = differences(weighted, chosen, final)
+        num_items = _num_items(table, report.table)
+        return Selection(
+            run=evaluator.run.manifest.name,
+            weight=weight,
+            constraints=self._constraints,
+            chosen=chosen,
+            base=base,
+            final=final,
+            form=table.setting.form,
+            curve=table.setting.curve,
+            objectives=table.setting.objectives,
+            axes=axes_of(table),
+            yardsticks=dict(scores.yardsticks),
+            candidates=outcome.candidates,
+            report=rows,
+            differences=compared,
+            optimism=_optimism(outcome, rows["chosen"].utility.estimate),
+            num_items=num_items,
+            level=LEVEL,
+            num_resamples=NUM_RESAMPLES,
+            seed=seed,
+            verdict=verdict(chosen, final, compared),
+            notes=(
+                *([_KNEE.format(weight=weight)] if is_knee else []),
+                *cautions(outcome, self._constraints),
+                *broken_on_report(weighted, chosen, base, final, self._constraints),
+                *few_items(num_items),
+                *guard_notes(evaluator.run.path, evaluator.recipe, _item_ids(table, report.table)),
+                *_points_left_out(evaluator, table),
+                *self._left_out,
+            ),
+            baselines=_baseline_rows(report, weighted, chosen),
+            ranges=weight_ranges(outcome, self._answers),
+            hypervolume=front_hypervolume(outcome),
+            command=self._command,
+            created=created,
         )
-        there = recorded(evaluator.run, table.setting, off)
-        scores = with_rows(table, list(there.values()))
-        joined = replace(report, table=replace(table, scores=scores))
-        on = on_the_path(outcome.weighted, evaluator.section, evaluator.run.final)
-        columns = {b: table.column(b.point) for b in on if b.point is not None}
-        columns |= {b: len(table.points) + i for i, b in enumerate(there)}
-        chosen = table.column(outcome.chosen)
-        rows = [baseline_row(joined, b, column, chosen) for b, column in columns.items()]
-        return tuple(rows), left_out
 
 
 _KNEE = (
-    "The weight {weight:.2f} was taken from the front: both its ends are worth the same there, so "
-    "the choice is its knee."
+    "The weight {weight:.2f} was taken from the front: both its ends have the same utility there, "
+    "so the choice is its knee."
 )
 
 
@@ -271,6 +323,7 @@ def _require_share(weight: float) -> float:
 
 
 def _selection_table(evaluator: Evaluator, on_progress: OnProgress | None) -> ScoreTable:
+    """Read the scores on the selection items; search first if the ends are not measured."""
     setting = evaluator.standing("selection")
     if setting is not None:
         table = evaluator.table(setting)
@@ -294,50 +347,17 @@ def _overlap(setting: Setting, other: Setting) -> bool:
     return any(set(ids) & set(other.item_ids[name]) for name, ids in setting.item_ids.items())
 
 
-def _record(
-    evaluator: Evaluator,
-    outcome: Outcome,
-    weighted: WeightedScores,
-    constraints: Constraints,
-    command: str,
-) -> Selection:
-    table, chosen = outcome.weighted.table, outcome.chosen
-    base, final = evaluator.ends
-    rows = report_rows(weighted, {"base": base, "chosen": chosen, "final": final})
-    found = differences(weighted, chosen, final)
-    axes = axes_of(table)
-    num_items = _num_items(table, weighted.table)
-    return Selection(
-        run=evaluator.run.manifest.name,
-        weight=weighted.weight,
-        constraints=constraints,
-        chosen=chosen,
-        base=base,
-        final=final,
-        form=table.setting.form,
-        curve=table.setting.curve,
-        objectives=table.setting.objectives,
-        axes=axes,
-        yardsticks=dict(weighted.yardsticks),
-        candidates=outcome.candidates,
-        report=rows,
-        differences=found,
-        optimism=_optimism(outcome, rows["chosen"].utility.estimate),
-        num_items=num_items,
-        level=LEVEL,
-        num_resamples=NUM_RESAMPLES,
-        seed=weighted.seed,
-        verdict=verdict(chosen, final, found),
-        notes=(
-            *cautions(outcome, constraints),
-            *broken_on_report(weighted, chosen, base, final, constraints),
-            *few_items(num_items),
-            *guard_notes(evaluator.run.path, evaluator.recipe, _items_used(table, weighted.table)),
-            *_left_out(evaluator, table),
-        ),
-        command=command,
-        created=now(),
-    )
+def _baseline_rows(
+    report: _Report, weighted: WeightedScores, chosen: Point
+) -> tuple[BaselineRow, ...]:
+    """Compare the baselines with the chosen point on the report items."""
+    table = report.table
+    columns = {b: table.column(b.point) for b in report.on_path if b.point is not None}
+    columns |= {b: column for column, b in enumerate(report.off_path, start=len(table.points))}
+    joined = replace(table, scores=with_rows(table, list(report.off_path.values())))
+    rows = replace(weighted.scores, table=joined).at(weighted.weight)
+    chosen_column = table.column(chosen)
+    return tuple(baseline_row(rows, b, column, chosen_column) for b, column in columns.items())
 
 
 def _optimism(outcome: Outcome, reported: float) -> float:
@@ -351,24 +371,24 @@ def _num_items(selection: ScoreTable, report: ScoreTable) -> dict[str, dict[Spli
     }
 
 
-def _items_used(selection: ScoreTable, report: ScoreTable) -> dict[str, tuple[str, ...]]:
+def _item_ids(selection: ScoreTable, report: ScoreTable) -> dict[str, tuple[str, ...]]:
     return {
         name: (*ids, *report.setting.item_ids[name])
         for name, ids in selection.setting.item_ids.items()
     }
 
 
-def _left_out(evaluator: Evaluator, table: ScoreTable) -> Iterator[str]:
-    """Points that were not compared: measured otherwise, or not measured at all."""
-    others = strangers(table.setting, evaluator.recorded)
+def _points_left_out(evaluator: Evaluator, table: ScoreTable) -> Iterator[str]:
+    """Say which points were not compared: measured under another setting, or not measured."""
+    others = points_left_out(table.setting, evaluator.recorded)
     if others:
         yield (
-            f"{len(others)} measured points were left out, first {others[0]}: other items, "
-            "another way to stand, or an objective missing."
+            f"{len(others)} measured points were left out, first {others[0]}: measured on other "
+            "items, under another form or curve, or without one of the objectives."
         )
     missing = set(anchors(evaluator.run.steps, evaluator.section)) - set(table.points)
     if missing:
         yield (
             f"{len(missing)} points that every search measures are not measured yet: "
-            "`backtrack search` goes on."
+            "`backtrack search` measures them."
         )

@@ -1,103 +1,154 @@
-"""The rule's answers at every weight and under any bounds, for a page that chooses without Python.
+"""The rule's answers at every weight, and from them the ranges of weight and `sweep.json`. Pure.
 
-Of the rule (see `choosing`) only this depends on bounds: which points may be chosen. So for each
-weight the order of the tops and, for each of them, what is tied with it and what is open to it are
-worked out here, and whoever has the bounds takes the first that meets them, twice.
+Bounds affect the rule (see `rule`) only through the set of points that may be chosen. So at each
+weight the possible tops are listed in order, each with the points tied with it and those of them
+that may be chosen. Under any bounds, the top is the first of these that meets the bounds, and the
+choice is the first of the points that may be chosen, nearest the base first, that meets them.
 
-Promised: the answer is that of `select` at the same weight and bounds, for each weight kept.
-Not promised: answers under bounds that rule out the `MAX_TOPS` best points, where there are more.
+Promised: each answer is that of `select` at the same weight and bounds.
+Not promised: answers under bounds that rule out the `MAX_TOPS` best points, if there are more.
 """
 
 from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from backtrack.records import ROLES
+from backtrack.records.selection import WeightRange
 from backtrack.records.sweep import Sweep, SweptWeight
 from backtrack.selection.choice.rule import tied_with, worth_choosing
-from backtrack.selection.stats.bootstrap import LEVEL
+from backtrack.selection.stats.bootstrap import percentile_bounds
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from backtrack.records import ObjectiveInfo
     from backtrack.selection.choice.candidates import Outcome
-    from backtrack.selection.choice.rule import SmoothedScores
-    from backtrack.selection.stats.scores import WeightedScores
+    from backtrack.selection.stats.scores import RoleScores
+    from backtrack.selection.stats.smoothed import SmoothedScores
 
     Floats = NDArray[np.float64]
     Flags = NDArray[np.bool_]
 
 MAX_TOPS = 64
-"""Tops kept a weight."""
+"""Tops listed per weight."""
 MAX_POINTS = 1000
-"""Candidates beyond which no table is made: it grows with their square."""
+"""Candidates beyond which no `sweep.json` is made: its size is quadratic in them."""
+_HUNDREDTHS = tuple(i / 100 for i in range(101))
 
 
 @dataclass(frozen=True)
-class _Answers:
-    """What the rule says at one weight; flags are [points]."""
+class Answer:
+    """The rule's answer at one weight.
 
-    weight: float
+    Attributes:
+        chosen: Column of the choice under the bounds of the selection.
+        tops: Columns that are the top under some bounds, highest smoothed utility first.
+        tied: For each top, whether each point is tied with it, [points].
+        open: For each top, whether each point may be chosen, [points].
+        smoothed: Smoothed utility, in points, [points].
+    """
+
+    chosen: int
     tops: tuple[int, ...]
     tied: tuple[Flags, ...]
     open: tuple[Flags, ...]
     smoothed: Floats
 
 
-def sweep(outcome: Outcome, created: str) -> Sweep | None:
-    """The table of answers to an outcome; none where there are too many candidates.
+def answer_weights(outcome: Outcome) -> dict[float, Answer]:
+    """Answer at every hundredth of weight and at the outcome's own, by weight, ascending.
+
+    Tops under other bounds than the outcome's are listed only for `MAX_POINTS` points or fewer.
+    """
+    roles = outcome.scores.smoothed
+    bounded = _bounded(outcome.scores) if len(roles.points) <= MAX_POINTS else None
+    weights = sorted({*_HUNDREDTHS, outcome.weighted.weight})
+    return {weight: _answer(roles.at(weight), bounded, outcome.is_feasible) for weight in weights}
+
+
+def weight_ranges(outcome: Outcome, answers: Mapping[float, Answer]) -> tuple[WeightRange, ...]:
+    """Join neighbouring hundredths of weight with the same choice."""
+    table = outcome.scores.table
+    target, general = outcome.scores.role("target"), outcome.scores.role("general")
+    ranges: list[WeightRange] = []
+    for column, group in groupby(_HUNDREDTHS, key=lambda weight: answers[weight].chosen):
+        weights = list(group)
+        ranges.append(
+            WeightRange(
+                low=weights[0],
+                high=weights[-1],
+                point=table.points[column],
+                target=float(target[column]),
+                general=float(general[column]),
+            )
+        )
+    return tuple(ranges)
+
+
+def make_sweep(outcome: Outcome, answers: Mapping[float, Answer], created: str) -> Sweep | None:
+    """Make the record of the answers; None if there are more than `MAX_POINTS` candidates.
 
     Args:
-        outcome: Of the selection items.
-        created: Time of the selection it belongs to.
+        outcome: The choice on the selection items.
+        answers: See `answer_weights`.
+        created: Time of the selection.
     """
-    weighted = outcome.weighted
-    if len(weighted.table.points) > MAX_POINTS:
+    scores = outcome.scores
+    if len(scores.table.points) > MAX_POINTS:
         return None
-    weights = sorted({*(i / 100 for i in range(101)), weighted.weight})
-    bounded = _bounded(weighted)
-    found = [_answers(weighted.at(weight).smoothed_scores, weight, bounded) for weight in weights]
-    choosable = np.flatnonzero(np.any([flags for each in found for flags in each.open], axis=0))
-    ends = [_gaps(weighted, choosable, end) for end in (outcome.base, outcome.final)]
+    is_choosable = np.any([flags for answer in answers.values() for flags in answer.open], axis=0)
+    choosable = np.flatnonzero(is_choosable)
+    gaps = [_gaps(scores, choosable, end) for end in (outcome.base, outcome.final)]
     return Sweep(
         created=created,
         base=outcome.base,
         final=outcome.final,
-        points={role: tuple(map(float, weighted.role_points(role))) for role in ROLES},
-        intervals={role: _pairs(weighted.role_samples(role)) for role in ROLES},
-        preferred=tuple(weighted.smoothed_scores.preferred()),
+        points={role: tuple(map(float, scores.role_points(role))) for role in ROLES},
+        intervals={role: _rounded_bounds(scores.role_samples(role)) for role in ROLES},
+        preferred=tuple(scores.smoothed.preferred),
         choosable=tuple(map(int, choosable)),
-        weights=tuple(_record(each, ends) for each in found),
-        is_whole=all(len(each.tops) < MAX_TOPS for each in found),
+        weights=tuple(_record(weight, answer, gaps) for weight, answer in answers.items()),
+        is_whole=all(len(answer.tops) < MAX_TOPS for answer in answers.values()),
     )
 
 
-def _bounded(weighted: WeightedScores) -> Floats:
-    """All that bounds can be set on, more being better: [points, roles and objectives]."""
-    objectives: Sequence[ObjectiveInfo] = weighted.table.setting.objectives
-    means = weighted.table.means
-    signed = [means[o.name] * (1 if o.direction == "maximize" else -1) for o in objectives]
-    return np.array([*(weighted.role_points(role) for role in ROLES), *signed]).T
+def _answer(scores: SmoothedScores, bounded: Floats | None, is_feasible: Flags) -> Answer:
+    ranked = scores.ranked()
+    top = next(column for column in ranked if is_feasible[column])
+    tops = [top] if bounded is None else _tops(ranked, bounded)
+    flags = {column: _tied_and_open(scores, column) for column in tops}
+    # The top may lie beyond `MAX_TOPS`.
+    _, is_open = flags[top] if top in flags else _tied_and_open(scores, top)
+    return Answer(
+        chosen=next(i for i in scores.roles.preferred if is_feasible[i] and is_open[i]),
+        tops=tuple(tops),
+        tied=tuple(is_tied for is_tied, _ in flags.values()),
+        open=tuple(is_open for _, is_open in flags.values()),
+        smoothed=scores.smoothed,
+    )
 
 
-def _answers(smoothed_scores: SmoothedScores, weight: float, bounded: Floats) -> _Answers:
-    tops = _tops(smoothed_scores.ranked(), bounded)
-    tied = [tied_with(smoothed_scores, top) & smoothed_scores.is_held for top in tops]
-    is_open = [
-        flags & worth_choosing(smoothed_scores, top) for top, flags in zip(tops, tied, strict=True)
-    ]
-    return _Answers(weight, tuple(tops), tuple(tied), tuple(is_open), smoothed_scores.smoothed)
+def _tied_and_open(scores: SmoothedScores, top: int) -> tuple[Flags, Flags]:
+    is_tied = tied_with(scores, top) & scores.roles.is_eligible
+    return is_tied, is_tied & worth_choosing(scores, top)
+
+
+def _bounded(scores: RoleScores) -> Floats:
+    """Stack all values that bounds can be set on, higher being better, [points, values]."""
+    means = scores.table.means
+    signed = [means[o.name] * (1 if o.direction == "maximize" else -1) for o in scores.objectives]
+    return np.array([*(scores.role_points(role) for role in ROLES), *signed]).T
 
 
 def _tops(ranked: Sequence[int], bounded: Floats) -> list[int]:
-    """Those of the ranked that no better one stands in for under every bound."""
+    """List the first columns of which no higher ranked one meets every bound that they meet."""
     tops: list[int] = []
     for column in ranked:
         if not (bounded[tops] >= bounded[column]).all(axis=1).any():
@@ -107,31 +158,27 @@ def _tops(ranked: Sequence[int], bounded: Floats) -> list[int]:
     return tops
 
 
-def _gaps(weighted: WeightedScores, columns: NDArray[np.int64], end: int) -> dict[str, Floats]:
-    """Samples of the columns' role points less an end's, [resamples, columns]."""
-    samples = {role: weighted.role_point_samples(role) for role in ROLES}
-    return {role: found[:, columns] - found[:, [end]] for role, found in samples.items()}
+def _gaps(scores: RoleScores, columns: NDArray[np.int64], end: int) -> dict[str, Floats]:
+    """Subtract an end's role points from those of columns, by sample, [resamples, columns]."""
+    samples = {role: scores.role_point_samples(role) for role in ROLES}
+    return {role: values[:, columns] - values[:, [end]] for role, values in samples.items()}
 
 
-def _record(answers: _Answers, ends: Sequence[dict[str, Floats]]) -> SweptWeight:
-    share = answers.weight
-    gaps = [share * end["target"] + (1 - share) * end["general"] for end in ends]
+def _record(weight: float, answer: Answer, gaps: Sequence[dict[str, Floats]]) -> SweptWeight:
+    to_base, to_final = (weight * gap["target"] + (1 - weight) * gap["general"] for gap in gaps)
     return SweptWeight(
-        weight=answers.weight,
-        tops=answers.tops,
-        tied=tuple(map(_bits, answers.tied)),
-        open=tuple(map(_bits, answers.open)),
-        smoothed=tuple(round(float(value), 4) for value in answers.smoothed),
-        to_base=_pairs(gaps[0]),
-        to_final=_pairs(gaps[1]),
+        weight=weight,
+        tops=answer.tops,
+        tied=tuple(map(_bits, answer.tied)),
+        open=tuple(map(_bits, answer.open)),
+        smoothed=tuple(round(float(value), 4) for value in answer.smoothed),
+        to_base=_rounded_bounds(to_base),
+        to_final=_rounded_bounds(to_final),
     )
 
 
-def _pairs(samples: Floats) -> tuple[tuple[float, float], ...]:
-    """Low and high of each column's interval."""
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(samples, (tail, 1 - tail), axis=0)
-    return tuple((round(float(a), 6), round(float(b), 6)) for a, b in zip(low, high, strict=True))
+def _rounded_bounds(samples: Floats) -> tuple[tuple[float, float], ...]:
+    return tuple((round(low, 6), round(high, 6)) for low, high in percentile_bounds(samples))
 
 
 def _bits(flags: Flags) -> str:

@@ -1,10 +1,11 @@
-"""What a selection says in words: the verdict, and the cautions beside it. Pure."""
+"""The claims of a selection in words: the verdict on report items, and cautions. Pure."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from backtrack.selection.stats import front
+from backtrack.selection.stats.bounds import target_gain
+from backtrack.selection.stats.utility import PERCENT, POINTS, is_degenerate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -16,94 +17,86 @@ if TYPE_CHECKING:
     from backtrack.selection.stats.scores import WeightedScores
 
 FEW_ITEMS = 50
-"""Below this the intervals cover less than they say; figures in `statistics`."""
+"""With fewer items, intervals cover less often than their level; figures in `stats.bootstrap`."""
 
 
 def verdict(chosen: Point, final: Point, differences: Sequence[Difference]) -> str:
-    """What the report items show, in one sentence."""
-    others = [
-        each
-        for each in differences
-        if not (each.to == "base" and chosen.is_base)
-        and not (each.to == "final" and chosen == final)
-    ]
-    said: dict[str, list[str]] = {}
-    for each in others:
-        name = f"{_name(each)} (utility {signed(each.utility, front.POINTS)}{_shared(each)})"
-        said.setdefault(_claim(each), []).append(name)
+    """Say in one sentence what the report items show."""
+    ends_by_claim: dict[str, list[str]] = {}
+    for difference in differences:
+        if (difference.to == "base" and chosen.is_base) or (
+            difference.to == "final" and chosen == final
+        ):
+            continue
+        utility = f"utility {signed(difference.utility, POINTS)}{_reason(difference)}"
+        end = f"{_name(difference)} ({utility})"
+        ends_by_claim.setdefault(_claim(difference), []).append(end)
     subject = str(chosen)
     if chosen.is_base:
         subject = "the base is the choice: it"
     elif chosen == final:
         subject = "the final checkpoint is the choice: it"
-    claims = [f"{claim} {' and '.join(names)}" for claim, names in said.items()]
+    claims = [f"{claim} {' and '.join(ends)}" for claim, ends in ends_by_claim.items()]
     sentence = f"{subject} {' and '.join(claims)}."
     return sentence[0].upper() + sentence[1:]
 
 
-def _claim(each: Difference) -> str:
-    if not (_leaves_zero_out(each.utility) if each.is_clear is None else each.is_clear):
+def _claim(difference: Difference) -> str:
+    is_clear = difference.is_clear
+    if not (_excludes_zero(difference.utility) if is_clear is None else is_clear):
         return "cannot be told apart from"
-    return "does better than" if each.utility.estimate > 0 else "does worse than"
+    return "does better than" if difference.utility.estimate > 0 else "does worse than"
 
 
-def _shared(each: Difference) -> str:
-    """Why an interval that leaves zero out is no claim: there are two comparisons."""
-    is_close = _leaves_zero_out(each.utility) and each.is_clear is False
+def _reason(difference: Difference) -> str:
+    """Say why an interval that excludes zero is no claim: two comparisons share the level."""
+    is_close = _excludes_zero(difference.utility) and difference.is_clear is False
     return ", but of two comparisons" if is_close else ""
 
 
-def _leaves_zero_out(value: Interval) -> bool:
+def _excludes_zero(value: Interval) -> bool:
     return value.low > 0 or value.high < 0
 
 
-def _name(each: Difference) -> str:
-    return "the final checkpoint" if each.to == "final" else "the base"
+def _name(difference: Difference) -> str:
+    return "the final checkpoint" if difference.to == "final" else "the base"
 
 
 def signed(value: Interval, unit: str) -> str:
-    """A difference with its interval, such as `+1.2 points [-0.3, +2.7]`."""
-    digits = "+.1f" if unit in (front.PERCENT, front.POINTS) else "+.3g"
-    label = front.POINTS if unit == front.PERCENT else unit
+    """Format a difference with its interval, such as `+1.2 points [-0.3, +2.7]`."""
+    digits = "+.1f" if unit in (PERCENT, POINTS) else "+.3g"
+    label = POINTS if unit == PERCENT else unit
     return f"{value.estimate:{digits}} {label} [{value.low:{digits}}, {value.high:{digits}}]"
 
 
 def cautions(outcome: Outcome, constraints: Constraints) -> Iterator[str]:
-    """What a reader should know about the choice on the selection items."""
-    weighted, decision = outcome.weighted, outcome.decision
-    if decision.is_tied[outcome.base]:
+    """List what a reader should know about the choice on the selection items."""
+    if outcome.decision.is_tied[outcome.base]:
         yield _tied_with_base(outcome)
-    for name, yardstick in weighted.yardsticks.items():
-        if front.is_degenerate(yardstick):
+    for name, yardstick in outcome.scores.yardsticks.items():
+        if is_degenerate(yardstick):
             yield (
                 f"No point scores better on {name} than the worse of base and final checkpoint: "
                 "it does not count in the utility."
             )
-    if constraints.keep_gain is not None and not _gains(outcome):
+    target = outcome.scores.role_points("target")
+    if constraints.keep_gain is not None and not target_gain(target, outcome.base, outcome.final):
         yield (
-            "The final checkpoint gains nothing on the target, so keep_gain asks for the base's "
+            "The final checkpoint gains nothing on the target, so keep_gain requires the base's "
             "target score."
         )
 
 
-def _gains(outcome: Outcome) -> bool:
-    weighted = outcome.weighted
-    target = front.role_points(
-        weighted.table.means, weighted.table.setting.objectives, weighted.yardsticks, "target"
-    )
-    return front.gain_of(target, outcome.base, outcome.final) > 0
-
-
 def _tied_with_base(outcome: Outcome) -> str:
-    weighted, decision = outcome.weighted, outcome.decision
+    decision = outcome.decision
     top, base = decision.top, outcome.base
     if top == base:
         return "No point that meets the constraints has a higher utility than the base."
     gap = float(decision.smoothed[top] - decision.smoothed[base])
-    needed = weighted.items_to_settle(top, base, gap)
+    needed = outcome.weighted.items_to_settle(top, base, gap)
     more = f"; about {needed} items a role would" if needed else ""
     return (
-        f"The items cannot tell {weighted.table.points[top]} from the base "
+        f"The items cannot tell {outcome.scores.table.points[top]} from the base "
         f"(utility {gap:+.1f} points){more}."
     )
 
@@ -111,21 +104,22 @@ def _tied_with_base(outcome: Outcome) -> str:
 def broken_on_report(
     weighted: WeightedScores, chosen: Point, base: Point, final: Point, constraints: Constraints
 ) -> Iterator[str]:
-    """Constraints the chosen point met on the selection items but misses on the report items."""
-    table = weighted.table
+    """List the constraints that the chosen point misses on the report items."""
+    table = weighted.scores.table
     column = table.column(chosen)
-    for bound in weighted.bounds(table.column(base), table.column(final), constraints):
+    ends = table.column(base), table.column(final)
+    for bound in weighted.scores.bounds(*ends, constraints):
         if not bound.is_met[column]:
             reached = float(bound.values[column]) * bound.scale
             yield (
-                f"On the report items {chosen} misses {bound.name} {bound.asked:g}: "
+                f"On the report items {chosen} misses {bound.name} {bound.requested:g}: "
                 f"it reaches {reached:.4g}."
             )
 
 
 def few_items(num_items: Mapping[str, Mapping[Split, int]]) -> Iterator[str]:
-    """Objectives too small for intervals that hold what they promise."""
+    """List the objectives with too few items for intervals to keep their level."""
     for name, by_split in num_items.items():
         fewest = min(by_split.values())
         if fewest < FEW_ITEMS:
-            yield f"{name} has only {fewest} items a split: its intervals are rough."
+            yield f"{name} has only {fewest} items per split: its intervals are rough."

@@ -38,7 +38,7 @@ ON_THE_PATH = frozenset({"checkpoint", "grid"})
 
 def on_the_path(weighted: WeightedScores, section: SearchSection, final: Point) -> list[Baseline]:
     """The recipe's baselines that are points: the best of each kind by measured utility."""
-    points = weighted.table.points
+    points = weighted.scores.table.points
     grid = {*section.alphas, 1.0}
     candidates = {
         "checkpoint": [p for p in points if p.alpha == 1 and p.profile == "uniform"],

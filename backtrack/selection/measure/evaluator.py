@@ -24,13 +24,9 @@ from backtrack.run.directory import MEASURED
 from backtrack.run.files import write_atomically
 from backtrack.selection.measure.contamination import find_shared, write_shared
 from backtrack.selection.measure.items import ITEMS, Items, read_items, save_items
-from backtrack.selection.stats.table import (
-    Setting,
-    Wanted,
-    items_digest,
-    recorded_setting,
-    tabulate,
-)
+from backtrack.selection.stats.items import items_digest
+from backtrack.selection.stats.recorded_setting import RequestedObjective, recorded_setting
+from backtrack.selection.stats.table import Setting, tabulate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -322,11 +318,11 @@ class Evaluator:
             return False
         return _what_is_measured(last) == _what_is_measured(self.recipe)
 
-    def _wanted(self) -> list[Wanted]:
+    def _wanted(self) -> list[RequestedObjective]:
         if self._objectives is not None:
             return [_want(objective.info) for objective in self._objectives]
         specified = self.recipe.objectives if self.recipe else ()
-        return [Wanted(o.name, o.role, o.weight) for o in specified]
+        return [RequestedObjective(o.name, o.role, o.weight) for o in specified]
 
     def _asked_forms(self) -> dict[str, str]:
         """Form and curve the recipe insists on."""
@@ -370,5 +366,5 @@ def _key(m: Measurement) -> tuple[object, ...]:
     return m.point, m.objective.name, m.objective.fingerprint, m.form, m.curve, m.split, m.item_ids
 
 
-def _want(info: ObjectiveInfo) -> Wanted:
-    return Wanted(info.name, info.role, info.weight, info.fingerprint)
+def _want(info: ObjectiveInfo) -> RequestedObjective:
+    return RequestedObjective(info.name, info.role, info.weight, info.fingerprint)

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from backtrack.errors import ObjectiveError
 from backtrack.run.files import write_atomically
-from backtrack.selection.stats.bootstrap import chunks, split_items
-from backtrack.selection.stats.table import items_digest
+from backtrack.selection.stats.items import items_digest, nested_rungs, split_items
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,7 +60,7 @@ class Items:
             section = self._section
             shares = section.racing.shares if split == "selection" else ()
             by_name = {
-                name: chunks(ids, shares, section.seed, section.batch_size)
+                name: nested_rungs(ids, shares, section.seed, section.batch_size)
                 for name, ids in self.of(split).items()
             }
             count = max(len(rungs) for rungs in by_name.values())

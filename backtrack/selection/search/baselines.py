@@ -17,7 +17,7 @@ from backtrack.selection.measure.baselines import (
     recorded,
     with_rows,
 )
-from backtrack.selection.stats.scores import read
+from backtrack.selection.stats.scores import RoleScores
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,10 +60,10 @@ def _add_to_study(evaluator: Evaluator, baselines: Sequence[Baseline], ledger: L
     table = evaluator.table(evaluator.setting("selection"))
     scores = recorded(evaluator.run, table.setting, baselines)
     joined = replace(table, scores=with_rows(table, list(scores.values())))
-    weighted = read(joined, evaluator.run.final, 0.5, evaluator.section.seed)
+    by_role = RoleScores.of_selection(joined, evaluator.run.final, evaluator.section.seed)
     known = ledger.known()
     for column, baseline in enumerate(scores, start=len(table.points)):
         if str(baseline) not in known:
-            values = [float(weighted.role(role)[column]) for role in ROLES]
+            values = [float(by_role.role(role)[column]) for role in ROLES]
             means = {name: float(mean[column]) for name, mean in joined.means.items()}
             ledger.add_apart(str(baseline), values, means)

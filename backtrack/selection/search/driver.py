@@ -28,7 +28,7 @@ from backtrack.selection.search.observations import Observations
 from backtrack.selection.search.scheduler import Scheduler
 from backtrack.selection.search.space import Space
 from backtrack.selection.search.study import STUDY, open_ledger, quiet, study_name
-from backtrack.selection.stats import front
+from backtrack.selection.stats.utility import role_axis
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -207,7 +207,7 @@ def _open_study(evaluator: Evaluator, storage: str | None) -> AbstractContextMan
     return open_ledger(
         storage or f"sqlite:///{(evaluator.run.path / STUDY).resolve()}",
         name,
-        [front.role_axis(setting.objectives, role).direction for role in ROLES],
+        [role_axis(setting.objectives, role).direction for role in ROLES],
         space,
         evaluator.section.patience_seconds,
     )

@@ -9,7 +9,7 @@ from backtrack.records import ROLES
 from backtrack.records.selection import Constraints
 from backtrack.selection.search.racing import NUM_RESAMPLES
 from backtrack.selection.search.sampler import ObservedPoint
-from backtrack.selection.stats.scores import read
+from backtrack.selection.stats.scores import RoleScores
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,12 +17,11 @@ if TYPE_CHECKING:
     from backtrack.point import Point
     from backtrack.selection.measure.evaluator import Evaluator
     from backtrack.selection.search.space import Space
-    from backtrack.selection.stats.scores import WeightedScores
     from backtrack.selection.stats.table import ScoreTable
 
 
 class Observations:
-    """The measurements of the selection items, as tables, weighted scores and observed points."""
+    """The measurements of the selection items, as tables, role scores and observed points."""
 
     def __init__(self, evaluator: Evaluator, space: Space) -> None:
         self._evaluator = evaluator
@@ -32,10 +31,10 @@ class Observations:
         """Scores of all points measured so far."""
         return self._evaluator.table(self._evaluator.setting("selection"))
 
-    def weighted(self, table: ScoreTable) -> WeightedScores:
-        """The table at weight 0.5; base and final checkpoint must be in it."""
+    def by_role(self, table: ScoreTable) -> RoleScores:
+        """Scores of a table by role; base and final checkpoint must be in it."""
         seed = self._evaluator.section.seed
-        return read(table, self._evaluator.run.final, 0.5, seed, NUM_RESAMPLES)
+        return RoleScores.of_selection(table, self._evaluator.run.final, seed, NUM_RESAMPLES)
 
     def has_ends(self, table: ScoreTable) -> bool:
         """Whether base and final checkpoint are measured, which all scores are related to."""
@@ -50,10 +49,10 @@ class Observations:
             table: The scores; base and final checkpoint must be in it.
             notes: What the sampler stored with its proposals, by the point's name.
         """
-        weighted = self.weighted(table)
+        by_role = self.by_role(table)
         history: list[ObservedPoint] = []
         for point in table.points:
-            observed = self._observed(point, weighted)
+            observed = self._observed(point, by_role)
             observed = replace(observed, notes=notes.get(str(point), {}))
             if point.is_base:
                 everywhere = self._space.parameters_of_base()
@@ -76,16 +75,16 @@ class Observations:
         }
         if not self.has_ends(table) or share < 1:
             return None, attributes
-        observed = self._observed(point, self.weighted(table))
+        observed = self._observed(point, self.by_role(table))
         return observed, attributes | dict(zip(ROLES, observed.values, strict=True))
 
-    def _observed(self, point: Point, weighted: WeightedScores) -> ObservedPoint:
-        column = weighted.table.column(point)
-        base, final = (weighted.table.column(end) for end in self._evaluator.ends)
-        scores = [float(weighted.role(role)[column]) for role in ROLES]
+    def _observed(self, point: Point, by_role: RoleScores) -> ObservedPoint:
+        column = by_role.table.column(point)
+        base, final = (by_role.table.column(end) for end in self._evaluator.ends)
+        scores = [float(by_role.role(role)[column]) for role in ROLES]
         constraints = {
-            bound.name: bound.least - float(bound.values[column])
-            for bound in weighted.bounds(base, final, self._constraints)
+            bound.name: bound.lowest - float(bound.values[column])
+            for bound in by_role.bounds(base, final, self._constraints)
         }
         return ObservedPoint(self._space.parameters_of(point) or {}, scores, constraints)
 

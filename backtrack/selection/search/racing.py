@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from backtrack.point import Point
-    from backtrack.selection.choice.rule import SmoothedScores
-    from backtrack.selection.stats.scores import WeightedScores
+    from backtrack.selection.stats.scores import RoleScores
+    from backtrack.selection.stats.smoothed import SmoothedRoles
 
     Floats = NDArray[np.float64]
     Flags = NDArray[np.bool_]
@@ -61,47 +61,46 @@ class Evaluation:
     origin: str
 
 
-def dropped(weighted: WeightedScores, level: float) -> Flags:
+def dropped(scores: RoleScores, level: float) -> Flags:
     """Points that are significantly worse than another one on both roles, [points].
 
     Args:
-        weighted: Scores of the selection items.
+        scores: Scores of the selection items.
         level: Confidence level of one test.
     """
     tail = 1 - level
-    is_partial = weighted.table.shares < 1
+    is_partial = scores.table.shares < 1
     is_worse = np.ones((len(is_partial), len(is_partial)), dtype=bool)
     for role in ROLES:
-        samples = weighted.role_point_samples(role)
+        samples = scores.role_point_samples(role)
         for i in np.flatnonzero(is_partial):
             low = np.quantile(samples - samples[:, [i]], tail, axis=0)
             is_worse[i] &= low > 0
     return np.asarray(is_worse.any(axis=1) & is_partial)
 
 
-def probability_best(weighted: WeightedScores, weights: Sequence[float] = WEIGHTS) -> Floats:
+def probability_best(scores: RoleScores, weights: Sequence[float] = WEIGHTS) -> Floats:
     """Probability of each point to have the highest utility, summed over weights, [points]."""
-    total = np.zeros(len(weighted.table.points))
+    roles = scores.smoothed
+    samples = _posterior_samples(roles, scores.seed)
+    total = np.zeros(len(roles.points))
     for weight in weights:
-        total += chances_best(
-            _posterior_samples(weighted.at(weight).smoothed_scores, weighted.seed)
-        )
+        total += chances_best(roles.at(weight).weigh(samples))
     return total
 
 
-def _posterior_samples(smoothed_scores: SmoothedScores, seed: int) -> Floats:
-    """Samples of the utilities from the Gaussian process's posterior, [samples, points]."""
-    rng = np.random.default_rng([seed, len(smoothed_scores.points)])
-    roles = np.empty_like(smoothed_scores.role_samples)
-    means = smoothed_scores.smoothed_roles
-    for samples, mean, smoothing in zip(roles, means, smoothed_scores.smoothings, strict=True):
+def _posterior_samples(roles: SmoothedRoles, seed: int) -> Floats:
+    """Samples of both roles from the Gaussian process's posterior, [roles, samples, points]."""
+    rng = np.random.default_rng([seed, len(roles.points)])
+    drawn: Floats = np.empty_like(roles.samples)
+    for samples, mean, smoothing in zip(drawn, roles.smoothed, roles.smoothers, strict=True):
         root = np.linalg.cholesky(smoothing.covariance + 1e-6 * np.eye(len(mean)))
         samples[:] = mean + rng.standard_normal(samples.shape) @ root.T
-    return smoothed_scores.weigh(roles)
+    return drawn
 
 
 def next_rung(
-    weighted: WeightedScores,
+    scores: RoleScores,
     rungs_done: Sequence[int],
     is_open: Sequence[bool],
     running: Collection[Point],
@@ -111,15 +110,15 @@ def next_rung(
     """The next rung of the point most likely to be the best; None if no point is left.
 
     Args:
-        weighted: Scores of the selection items.
+        scores: Scores of the selection items.
         rungs_done: How many rungs each point has, [points].
         is_open: Whether a point lacks a rung that the budget allows, [points].
         running: Points being measured now.
         level: See `dropped`.
         ends: Base and final checkpoint.
     """
-    table = weighted.table
-    is_out = dropped(weighted, level)
+    table = scores.table
+    is_out = dropped(scores, level)
     candidates = [
         i
         for i, point in enumerate(table.points)
@@ -128,7 +127,7 @@ def next_rung(
     if not candidates:
         return None
     # Ranking fits Gaussian processes; a single candidate needs none.
-    rank = probability_best(weighted) if len(candidates) > 1 else np.zeros(len(table.points))
+    rank = probability_best(scores) if len(candidates) > 1 else np.zeros(len(table.points))
     best = max(candidates, key=lambda i: (rank[i], -i))
     return Evaluation(table.points[best], rungs_done[best], table.origins[best])
 

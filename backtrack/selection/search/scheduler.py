@@ -166,7 +166,7 @@ class Scheduler:
         if not any(is_open):
             return None
         evaluation = next_rung(
-            self._observations.weighted(table),
+            self._observations.by_role(table),
             done,
             is_open,
             running,

@@ -1,1 +1,1 @@
-"""Statistics over items and points. Pure numpy."""
+"""Statistics over items and points. Pure: nothing is read or written."""

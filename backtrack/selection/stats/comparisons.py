@@ -1,7 +1,4 @@
-"""From report items to the records of a selection: rows, paired differences, baselines. Pure.
-
-The yardsticks are those of the selection items; the bootstrap holds them fixed.
-"""
+"""Records of the report items: rows, paired differences, baselines. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ if TYPE_CHECKING:
 
     from backtrack.records import Interval
     from backtrack.records.selection import Baseline
-    from backtrack.selection.stats.scores import WeightedScores
+    from backtrack.selection.stats.scores import RoleScores, WeightedScores
 
     Floats = NDArray[np.float64]
 
@@ -30,28 +27,29 @@ Compared = Literal["base", "chosen", "final"]
 def report_rows(
     weighted: WeightedScores, points: Mapping[Compared, Point]
 ) -> dict[Compared, ReportRow]:
-    """Scores on the report items, with intervals."""
-    columns = {key: weighted.table.column(point) for key, point in points.items()}
-    return {
-        key: ReportRow(
-            point=points[key],
-            scores={name: float(means[i]) for name, means in weighted.table.means.items()},
-            target=interval(weighted.role("target")[i], weighted.role_samples("target")[:, i]),
-            general=interval(weighted.role("general")[i], weighted.role_samples("general")[:, i]),
-            utility=interval(weighted.utilities[i], weighted.utility_samples[:, i]),
-            intervals={
-                name: interval(float(weighted.table.means[name][i]), samples[:, i])
-                for name, samples in weighted.samples.items()
-            },
-        )
-        for key, i in columns.items()
-    }
+    """Make the report row of each point."""
+    return {key: _report_row(weighted, point) for key, point in points.items()}
+
+
+def _report_row(weighted: WeightedScores, point: Point) -> ReportRow:
+    scores = weighted.scores
+    means, column = scores.table.means, scores.table.column(point)
+    return ReportRow(
+        point=point,
+        scores={name: float(values[column]) for name, values in means.items()},
+        target=_own(scores.role("target"), scores.role_samples("target"), column),
+        general=_own(scores.role("general"), scores.role_samples("general"), column),
+        utility=_own(weighted.utilities, weighted.utility_samples, column),
+        intervals={
+            name: _own(means[name], samples, column) for name, samples in scores.samples.items()
+        },
+    )
 
 
 def differences(
     weighted: WeightedScores, chosen: Point, final: Point
 ) -> tuple[Difference, Difference]:
-    """Chosen minus base and chosen minus final, the level of what is clear shared by both."""
+    """Compare the chosen point with base and final checkpoint; both share one level of claims."""
     ends: dict[Literal["base", "final"], Point] = {"base": Point.base(), "final": final}
     num_compared = sum(chosen != end.canonical for end in ends.values())
     to_base, to_final = (
@@ -67,24 +65,25 @@ def difference(
     to: Literal["base", "final"],
     num_compared: int = 1,
 ) -> Difference:
-    """Chosen minus other, item by item.
+    """Compute chosen minus other, paired by item.
 
     Args:
-        weighted: Of the report items.
+        weighted: Scores of the report items.
         chosen: The chosen point.
-        other: The other one.
-        to: What that is.
-        num_compared: Comparisons that share the level (Bonferroni).
+        other: The point it is compared with.
+        to: Which end `other` is.
+        num_compared: Number of comparisons that share the level (Bonferroni).
     """
-    i, j = weighted.table.column(chosen), weighted.table.column(other)
-    utility = paired(weighted.utilities, weighted.utility_samples, i, j)
-    means, samples = weighted.table.means, weighted.samples
-    level = shared_level(num_compared, _num_free(weighted))
+    scores = weighted.scores
+    i, j = scores.table.column(chosen), scores.table.column(other)
+    means, samples = scores.table.means, scores.samples
+    level = shared_level(num_compared, _degrees_of_freedom(scores))
     strict = paired(weighted.utilities, weighted.utility_samples, i, j, level)
+    utility = paired(weighted.utilities, weighted.utility_samples, i, j)
     return Difference(
         to=to,
-        target=paired(weighted.role("target"), weighted.role_samples("target"), i, j),
-        general=paired(weighted.role("general"), weighted.role_samples("general"), i, j),
+        target=paired(scores.role("target"), scores.role_samples("target"), i, j),
+        general=paired(scores.role("general"), scores.role_samples("general"), i, j),
         utility=utility,
         scores={name: paired(means[name], samples[name], i, j) for name in means},
         items_to_settle=weighted.items_to_settle(i, j, utility.estimate),
@@ -92,43 +91,45 @@ def difference(
     )
 
 
-def _num_free(weighted: WeightedScores) -> int:
-    """Items of the role that has fewer, less one for each of its objectives."""
-    setting = weighted.table.setting
-    free = dict.fromkeys(ROLES, 0)
+def _degrees_of_freedom(scores: RoleScores) -> int:
+    """Count the items of the role that has fewer, minus one for each of its objectives."""
+    setting = scores.table.setting
+    counts = dict.fromkeys(ROLES, 0)
     for objective in setting.objectives:
-        free[objective.role] += len(setting.item_ids[objective.name]) - 1
-    return min(free.values())
+        counts[objective.role] += len(setting.item_ids[objective.name]) - 1
+    return min(counts.values())
 
 
 def paired(
     values: Floats, samples: Floats, column: int, other: int, level: float = LEVEL
 ) -> Interval:
-    """The difference of two columns, drawn together."""
+    """Compute the difference of two columns with its paired interval."""
     gaps = samples[:, column] - samples[:, other]
     return interval(values[column] - values[other], gaps, level)
+
+
+def _own(values: Floats, samples: Floats, column: int) -> Interval:
+    """Compute a column's value with its interval."""
+    return interval(values[column], samples[:, column])
 
 
 def baseline_row(
     weighted: WeightedScores, baseline: Baseline, column: int, chosen: int
 ) -> BaselineRow:
-    """A baseline's scores, and the chosen point's utility less its own.
+    """Make the row of a baseline, compared with the chosen point.
 
     Args:
-        weighted: Of the report items; its scores hold the baseline's.
-        baseline: Which.
-        column: Where its scores stand.
-        chosen: Where the chosen point's do.
+        weighted: Scores of the report items, the baseline's among them.
+        baseline: The baseline.
+        column: Column of the baseline's scores.
+        chosen: Column of the chosen point.
     """
-
-    def own(values: Floats, samples: Floats) -> Interval:
-        return interval(values[column], samples[:, column])
-
+    scores = weighted.scores
     return BaselineRow(
         baseline=baseline,
-        scores={name: float(means[column]) for name, means in weighted.table.means.items()},
-        target=own(weighted.role("target"), weighted.role_samples("target")),
-        general=own(weighted.role("general"), weighted.role_samples("general")),
-        utility=own(weighted.utilities, weighted.utility_samples),
+        scores={name: float(means[column]) for name, means in scores.table.means.items()},
+        target=_own(scores.role("target"), scores.role_samples("target"), column),
+        general=_own(scores.role("general"), scores.role_samples("general"), column),
+        utility=_own(weighted.utilities, weighted.utility_samples, column),
         difference=paired(weighted.utilities, weighted.utility_samples, chosen, column),
     )

@@ -1,9 +1,9 @@
-"""How far points lie apart, for what is smooth over them. Pure numpy.
+"""Distances between points, for models that are smooth over points. Pure numpy.
 
-A point is placed by its STRENGTHS, alpha times what the profile makes of it in attention and MLP
-of the early, middle and late blocks, so that profiles are near one another where they do nearly
-the same, and the base lies where all of them start. What `safe` and `min` make of alpha only the
-model knows: they stand as uniform, unlike all others.
+A point's coordinates are its STRENGTHS: alpha times the profile's multiplier for attention and MLP
+of early, middle and late blocks. Profiles with nearly the same effect are therefore close, and the
+base is the origin of all. The multipliers of `safe` and `min` depend on the model: their strengths
+are taken as uniform, and the profiles as not comparable to any other.
 """
 
 from __future__ import annotations
@@ -26,54 +26,54 @@ if TYPE_CHECKING:
     Flags = NDArray[np.bool_]
 
 _DEPTHS = (1 / 6, 1 / 2, 5 / 6)
-_OF_THEIR_OWN = ("safe", "min")
+_INCOMPARABLE = ("safe", "min")
 
 
 @dataclass(frozen=True)
-class Spacing:
-    """All pairs of some points, each [points, points].
+class PointDistances:
+    """Pairwise distances of points, each array [points, points].
 
     Attributes:
-        far: Root mean square difference of strengths; between two alphas of one step and profile
-            their difference times how strong the profile is.
-        later: Doublings of steps between them; the base stands at the last step.
-        is_other_step: Whether they are of unlike steps.
-        is_other_profile: Whether they are of profiles whose strengths cannot be compared.
+        strength: Root mean square difference of strengths; between two alphas under the uniform
+            profile it is their difference.
+        log_steps: Absolute difference of log2 of the steps; the base counts as the last step.
+        is_other_step: Whether the steps differ.
+        is_other_profile: Whether the profiles' strengths cannot be compared.
     """
 
-    far: Floats
-    later: Floats
+    strength: Floats
+    log_steps: Floats
     is_other_step: Flags
     is_other_profile: Flags
 
 
-def spacing(points: Sequence[Point]) -> Spacing:
-    """How far points lie apart."""
+def point_distances(points: Sequence[Point]) -> PointDistances:
+    """Compute the pairwise distances of points."""
     strengths = np.array(
         [[point.alpha * multiplier for multiplier in _multipliers(point)] for point in points]
     )
     squares = (strengths[:, None] - strengths[None, :]) ** 2
     last = max(1, *(point.step for point in points))
     steps = np.array([last if point.is_base else point.step for point in points])
-    doublings = np.log2(steps)
-    kinds = np.array([_kind(point) for point in points])
-    return Spacing(
-        np.sqrt(squares.mean(axis=2)),
-        np.abs(doublings[:, None] - doublings),
-        steps[:, None] != steps,
-        kinds[:, None] != kinds,
+    log_steps = np.log2(steps)
+    groups = np.array([_comparable_group(point) for point in points])
+    return PointDistances(
+        strength=np.sqrt(squares.mean(axis=2)),
+        log_steps=np.abs(log_steps[:, None] - log_steps),
+        is_other_step=steps[:, None] != steps,
+        is_other_profile=groups[:, None] != groups,
     )
 
 
-def _kind(point: Point) -> str:
-    """Empty for profiles that can be compared; the base is of all of them."""
+def _comparable_group(point: Point) -> str:
+    """Name the group of profiles with comparable strengths; the base belongs to the common one."""
     profile = parse_known(point.profile)
-    is_comparable = profile is not None and profile.kind not in _OF_THEIR_OWN
+    is_comparable = profile is not None and profile.kind not in _INCOMPARABLE
     return "" if point.is_base or is_comparable else point.profile
 
 
 def _multipliers(point: Point) -> tuple[float, ...]:
-    """Of attention in early, middle and late blocks, then of their MLP."""
+    """List the multipliers of attention in early, middle and late blocks, then of their MLPs."""
     profile = parse_known(point.profile)
     match profile and profile.kind, profile.values if profile else ():
         case "depth", (first, last):

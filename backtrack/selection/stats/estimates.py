@@ -1,17 +1,17 @@
-"""Means over all items, of points measured on part of them. Pure numpy.
+"""Estimate mean scores over all items for points measured on some of them. Pure numpy.
 
-Points near one another get the same items right. That is modelled by a LIKENESS, the correlation
-of two points' scores over items: it falls off exponentially with the distance in strength and in
-log steps, lower by a factor between unlike steps, from a height that sampled answers lower, to a
-floor that all points share. The scales are those offered below that come nearest, with the best
-height and floor, to the correlations seen over all objectives.
+Points near one another answer the same items correctly. This is modelled by the correlation of two
+points' scores over items: `floor + height * decay`. The decay is exponential in the distances in
+strength and in log steps, lower by a factor between different steps or profiles. Sampled answers
+lower the height; the floor is shared by all pairs. The scales of the decay are those candidates
+below that, with the best height and floor, fit the observed correlations of all objectives best.
 
-Given the likeness and each point's deviation, the means are those of generalized least squares
-(Aitken 1935): groups of items measured at the same points are observations of these points' means
-with correlated errors. With nested parts this is the regression estimator for monotone missing
-data (Anderson 1957), its slopes taken from the likeness rather than fitted to a few items: a point
-of few items is set right by what points of more items, the nearest above all, gained or lost
-beyond them. A point measured on all items keeps its plain mean.
+Given the correlations and each point's standard deviation, the means are estimated by generalized
+least squares (Aitken 1935): groups of items measured at the same points are observations of these
+points' means with correlated errors. With nested rungs this is the regression estimator for
+monotone missing data (Anderson 1957), with slopes from the modelled correlation rather than fitted
+to a few items: a point of few items is corrected by what points of more items, above all the
+nearest, gain or lose on the further items. A point measured on all items keeps its plain mean.
 
 Source: T. W. Anderson, Maximum likelihood estimates for a multivariate normal distribution when
 some observations are missing, JASA 52 (1957).
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from backtrack.selection.stats.distances import spacing
+from backtrack.selection.stats.distances import point_distances
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -37,28 +37,28 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Flags = NDArray[np.bool_]
 
-LENGTHS = (0.35, 0.2, 0.6, 1.0)
-"""In strength."""
-DOUBLINGS = (2.0, 1.0, 4.0)
-"""Lengths in steps, as powers of two."""
-LIKENESSES = (0.7, 0.9, 0.5)
-"""Between unlike steps or profiles at no distance."""
-MOST_ALIKE = 0.995
-"""Likeness of two points at no distance, at most; what answers are sampled anew leave less."""
+STRENGTH_SCALES = (0.35, 0.2, 0.6, 1.0)
+"""Candidate length scales of the decay, in strength."""
+LOG_STEP_SCALES = (2.0, 1.0, 4.0)
+"""Candidate length scales of the decay, in log2 of steps."""
+FACTORS = (0.7, 0.9, 0.5)
+"""Candidate factors of the decay between different steps or incomparable profiles."""
+MAX_CORRELATION = 0.995
+"""Highest correlation of two points, reached at distance zero without sampled answers."""
 PRIOR_ITEMS = 8.0
-"""A point's variance is drawn to the objective's mean variance by so many items."""
+"""Weight of the objective's mean variance in a point's variance, in items."""
 _JITTER = 1e-6
 
 
 @dataclass(frozen=True)
-class Group:
+class ItemGroup:
     """Items measured at the same points.
 
     Attributes:
-        items: Their columns.
-        points: The points' rows.
-        scores: [points, items] of these.
-        gain: Of all points' estimates on these means, [all points, points].
+        items: Columns of the items.
+        points: Rows of the points.
+        scores: Scores of these points on these items, [points, items].
+        gain: Coefficients of the group's means in all points' estimates, [all points, points].
     """
 
     items: NDArray[np.intp]
@@ -68,167 +68,172 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Completed:
-    """Scores, some of them missing, as estimates of means over all items.
+class ScoreEstimates:
+    """Estimates of mean scores over all items, as linear functions of the measured scores.
 
     Attributes:
-        groups: The items.
-        covariance: Of the estimates' errors, [points, points].
+        groups: The items, grouped by the points measured on them.
+        covariance: Covariance of the estimates' errors, [points, points].
     """
 
-    groups: tuple[Group, ...]
+    groups: tuple[ItemGroup, ...]
     covariance: Floats
 
     @property
     def means(self) -> Floats:
-        """Estimates of the mean over all items, [points]."""
-        found = np.zeros(len(self.covariance))
+        """Estimated mean over all items, [points]."""
+        estimates = np.zeros(len(self.covariance))
         for group in self.groups:
-            found += group.gain @ group.scores.mean(axis=1)
-        # Without the last bits, which would set apart points whose answers are all right.
-        means: Floats = np.round(found, 12)
+            estimates += group.gain @ group.scores.mean(axis=1)
+        # Rounding errors would otherwise rank points whose scores are equal.
+        means: Floats = np.round(estimates, 12)
         return means
 
-    def sampled(self, weights: Floats) -> Floats:
-        """Estimates where items count so much each, [samples, points].
+    def resampled_means(self, weights: Floats) -> Floats:
+        """Estimate the means under weights of the items, [samples, points].
 
         Args:
-            weights: [samples, items]
+            weights: Weight of each item in each bootstrap sample, [samples, items].
         """
-        found = np.zeros((len(weights), len(self.covariance)))
+        estimates = np.zeros((len(weights), len(self.covariance)))
         for group in self.groups:
             counts = weights[:, group.items]
             totals = counts.sum(axis=1, keepdims=True)
-            # A group of which a sample has no item stays at its own mean.
+            # A group with no item in a sample keeps its plain mean there.
             counts = np.where(totals > 0, counts, 1.0)
-            drawn = counts @ group.scores.T / counts.sum(axis=1, keepdims=True)
-            found += drawn @ group.gain.T
-        return found
+            means = counts @ group.scores.T / counts.sum(axis=1, keepdims=True)
+            estimates += means @ group.gain.T
+        return estimates
 
 
-def complete(scores: Floats, likeness: Floats) -> Completed:
-    """Estimate means over all items.
+def estimate_means(scores: Floats, correlations: Floats) -> ScoreEstimates:
+    """Estimate mean scores over all items.
 
     Args:
-        scores: [points, items], NaN where not measured; a row has at least two scores.
-        likeness: Correlation of two points' scores, [points, points]; see `likeness_of`.
+        scores: [points, items], NaN where not measured; at least two scores per row.
+        correlations: Correlation of two points' scores over items, [points, points]; see
+            `fit_correlations`.
     """
-    there = np.isfinite(scores)
-    errors = _errors(scores, there, likeness)
-    found = [(items, points) for items, points in _groups(there) if len(points)]
-    if there.all():
-        items, points = found[0]
-        whole = Group(items, points, scores, np.eye(len(scores)))
-        return Completed((whole,), errors / len(items))
-    precision = np.zeros_like(errors)
+    is_measured = np.isfinite(scores)
+    covariance = _item_covariance(scores, is_measured, correlations)
+    patterns = [(items, points) for items, points in _patterns(is_measured) if len(points)]
+    if is_measured.all():
+        items, points = patterns[0]
+        whole = ItemGroup(items, points, scores, np.eye(len(scores)))
+        return ScoreEstimates((whole,), covariance / len(items))
+    precision = np.zeros_like(covariance)
     inverses = []
-    for items, points in found:
-        inverses.append(len(items) * np.linalg.inv(errors[np.ix_(points, points)]))
+    for items, points in patterns:
+        inverses.append(len(items) * np.linalg.inv(covariance[np.ix_(points, points)]))
         precision[np.ix_(points, points)] += inverses[-1]
-    covariance = np.linalg.inv(precision)
+    errors = np.linalg.inv(precision)
     groups = tuple(
-        Group(items, points, scores[np.ix_(points, items)], covariance[:, points] @ inverse)
-        for (items, points), inverse in zip(found, inverses, strict=True)
+        ItemGroup(items, points, scores[np.ix_(points, items)], errors[:, points] @ inverse)
+        for (items, points), inverse in zip(patterns, inverses, strict=True)
     )
-    return Completed(groups, covariance)
+    return ScoreEstimates(groups, errors)
 
 
-def likeness_of(points: Sequence[Point], scores: Sequence[Floats]) -> Floats:
-    """The likeness that comes nearest to the correlations seen, [points, points].
+def fit_correlations(points: Sequence[Point], scores: Sequence[Floats]) -> Floats:
+    """Fit the modelled correlations to the observed ones of all objectives, [points, points].
 
     Args:
         points: The points.
-        scores: Of each objective, [points, items], NaN where not measured.
+        scores: Scores of each objective, [points, items], NaN where not measured.
     """
-    seen, counts = np.zeros((2, len(points), len(points)))
-    for each in scores:
-        correlation, count = _correlations(each)
-        seen += count * correlation
+    observed, counts = np.zeros((2, len(points), len(points)))
+    for of_objective in scores:
+        correlation, count = _observed_correlations(of_objective)
+        observed += count * correlation
         counts += count
     np.fill_diagonal(counts, 0.0)
-    seen /= np.maximum(counts, 1.0)
-    best, least = np.eye(len(points)), np.inf
-    for fall in _falls(points):
-        height, floor = _level(fall, seen, counts)
-        likeness = floor + height * fall
-        misfit = float((counts * (seen - likeness) ** 2).sum())
-        if misfit < least - 1e-12:
-            best, least = likeness, misfit
+    observed /= np.maximum(counts, 1.0)
+    best, lowest = np.eye(len(points)), np.inf
+    for decay in _decays(points):
+        height, floor = _fit_height_and_floor(decay, observed, counts)
+        modelled = floor + height * decay
+        misfit = float((counts * (observed - modelled) ** 2).sum())
+        if misfit < lowest - 1e-12:
+            best, lowest = modelled, misfit
     np.fill_diagonal(best, 1.0)
     return best
 
 
-def _level(fall: Floats, seen: Floats, counts: Floats) -> tuple[float, float]:
-    """Height and floor, neither below 0, at which `floor + height * fall` comes nearest.
+def _fit_height_and_floor(decay: Floats, observed: Floats, counts: Floats) -> tuple[float, float]:
+    """Fit `floor + height * decay` by weighted least squares.
 
-    Together they are at most `MOST_ALIKE`, what two points at one place have in common.
+    Neither is below 0; their sum, the correlation at distance zero, is at most `MAX_CORRELATION`.
     """
     total = max(float(counts.sum()), 1e-12)
-    means = [float((counts * each).sum()) / total for each in (fall, seen)]
-    apart, rest = fall - means[0], seen - means[1]
-    spread = float((counts * apart**2).sum())
-    height = float((counts * apart * rest).sum()) / spread if spread > 0 else 1.0
-    height = min(max(height, 0.0), MOST_ALIKE)
+    means = [float((counts * values).sum()) / total for values in (decay, observed)]
+    x, y = decay - means[0], observed - means[1]
+    squares = float((counts * x**2).sum())
+    height = float((counts * x * y).sum()) / squares if squares > 0 else 1.0
+    height = min(max(height, 0.0), MAX_CORRELATION)
     floor = means[1] - height * means[0]
     if floor < 0:
-        squares = float((counts * fall**2).sum())
-        floor, height = 0.0, float((counts * fall * seen).sum()) / squares if squares else height
-    height, floor = max(height, 0.0), min(floor, MOST_ALIKE)
-    if height + floor > MOST_ALIKE:
-        gone = float((counts * (1 - fall) ** 2).sum())
-        best = float((counts * (1 - fall) * (seen - MOST_ALIKE * fall)).sum())
-        floor = min(max(best / gone, 0.0), MOST_ALIKE) if gone else 0.0
-        height = MOST_ALIKE - floor
+        squares = float((counts * decay**2).sum())
+        moment = float((counts * decay * observed).sum())
+        floor, height = 0.0, moment / squares if squares else height
+    height, floor = max(height, 0.0), min(floor, MAX_CORRELATION)
+    if height + floor > MAX_CORRELATION:
+        squares = float((counts * (1 - decay) ** 2).sum())
+        moment = float((counts * (1 - decay) * (observed - MAX_CORRELATION * decay)).sum())
+        floor = min(max(moment / squares, 0.0), MAX_CORRELATION) if squares else 0.0
+        height = MAX_CORRELATION - floor
     return height, floor
 
 
-def _falls(points: Sequence[Point]) -> Iterator[Floats]:
-    """What is offered: likenesses before what all share, [points, points] each."""
-    apart = spacing(points)
-    is_unlike = apart.is_other_step | apart.is_other_profile
-    doublings = DOUBLINGS if apart.later.any() else DOUBLINGS[:1]
-    likenesses = LIKENESSES if is_unlike.any() else LIKENESSES[:1]
-    for length, doubling, likeness in product(LENGTHS, doublings, likenesses):
-        fall = np.exp(-apart.far / length - apart.later / doubling)
-        yield fall * np.where(is_unlike, likeness, 1.0)
+def _decays(points: Sequence[Point]) -> Iterator[Floats]:
+    """Yield the decay under each combination of candidate scales, [points, points] each."""
+    distances = point_distances(points)
+    is_other = distances.is_other_step | distances.is_other_profile
+    step_scales = LOG_STEP_SCALES if distances.log_steps.any() else LOG_STEP_SCALES[:1]
+    factors = FACTORS if is_other.any() else FACTORS[:1]
+    for strength_scale, step_scale, factor in product(STRENGTH_SCALES, step_scales, factors):
+        decay = np.exp(-distances.strength / strength_scale - distances.log_steps / step_scale)
+        yield decay * np.where(is_other, factor, 1.0)
 
 
-def _groups(there: Flags) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Items and points of each pattern of measured points."""
-    patterns, of_item = np.unique(there, axis=1, return_inverse=True)
+def _patterns(is_measured: Flags) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Group items by the points measured on them: columns of items and rows of points."""
+    patterns, of_item = np.unique(is_measured, axis=1, return_inverse=True)
     return [
         (np.flatnonzero(of_item.ravel() == i), np.flatnonzero(pattern))
         for i, pattern in enumerate(patterns.T)
     ]
 
 
-def _errors(scores: Floats, there: Flags, likeness: Floats) -> NDArray[Any]:
-    """Covariance of points' scores over items, [points, points]."""
-    deviations = _deviations(scores, there)
-    errors = deviations[:, None] * likeness * deviations
-    return errors + np.diag(_JITTER * deviations**2)
+def _item_covariance(scores: Floats, is_measured: Flags, correlations: Floats) -> NDArray[Any]:
+    """Compute the covariance of points' scores over items, [points, points]."""
+    deviations = _deviations(scores, is_measured)
+    covariance = deviations[:, None] * correlations * deviations
+    return covariance + np.diag(_JITTER * deviations**2)
 
 
-def _deviations(scores: Floats, there: Flags) -> Floats:
-    """Of a point's scores, [points]; few items all right do not count as certain."""
-    counts = there.sum(axis=1)
-    means = np.where(there, scores, 0.0).sum(axis=1) / counts
-    squares = (np.where(there, scores - means[:, None], 0.0) ** 2).sum(axis=1)
+def _deviations(scores: Floats, is_measured: Flags) -> Floats:
+    """Compute the standard deviation of each point's scores over items, [points].
+
+    It is shrunk towards the objective's, so that a few equal scores do not count as certain.
+    """
+    counts = is_measured.sum(axis=1)
+    means = np.where(is_measured, scores, 0.0).sum(axis=1) / counts
+    squares = (np.where(is_measured, scores - means[:, None], 0.0) ** 2).sum(axis=1)
     mean_variance = squares.sum() / max((counts - 1).sum(), 1)
     variances = (squares + PRIOR_ITEMS * mean_variance) / (counts - 1 + PRIOR_ITEMS)
-    found: Floats = np.sqrt(variances) + _JITTER
-    return found
+    deviations: Floats = np.sqrt(variances) + _JITTER
+    return deviations
 
 
-def _correlations(scores: Floats) -> tuple[Floats, Floats]:
-    """Of points over the items they share, and how many items these count for; all pairs."""
-    there = np.isfinite(scores)
-    ones = there.astype(float)
-    known = np.where(there, scores - np.nanmean(scores), 0.0)
+def _observed_correlations(scores: Floats) -> tuple[Floats, Floats]:
+    """Compute the correlation of each pair over shared items, and its weight in items."""
+    is_measured = np.isfinite(scores)
+    ones = is_measured.astype(float)
+    known = np.where(is_measured, scores - np.nanmean(scores), 0.0)
     shared = np.maximum(ones @ ones.T, 1.0)
     sums = known @ ones.T
     moments = known @ known.T - sums * sums.T / shared
-    deviations = _deviations(scores, there)
+    deviations = _deviations(scores, is_measured)
     freedom = np.maximum(shared - 1, 0.0)
     correlations = moments / np.maximum(freedom, 1.0) / np.outer(deviations, deviations)
     return correlations, freedom

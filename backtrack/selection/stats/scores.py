@@ -1,12 +1,12 @@
-"""A table read under a weight: scores in points, their bootstrap samples, what they come to. Pure.
+"""Scores of a table by role, with bootstrap samples, and their utility under a weight. Pure.
 
-Yardsticks are made once, from the selection items, and serve the report items too; the bootstrap
-holds them fixed.
+Yardsticks are made once, from the selection items, and used for the report items too; the
+bootstrap holds them fixed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -14,14 +14,23 @@ import numpy as np
 
 from backtrack.point import Point
 from backtrack.records import ROLES, Axis
-from backtrack.selection.choice.rule import SmoothedScores
-from backtrack.selection.stats import front
 from backtrack.selection.stats.bootstrap import (
     NUM_RESAMPLES,
     deviation,
     item_weights,
     items_to_settle,
     pooled_deviation,
+)
+from backtrack.selection.stats.bounds import objective_bounds, role_bounds
+from backtrack.selection.stats.smoothed import SmoothedRoles
+from backtrack.selection.stats.utility import (
+    make_yardsticks,
+    of_role,
+    role_axis,
+    role_points,
+    role_scores,
+    utility,
+    utility_slopes,
 )
 
 if TYPE_CHECKING:
@@ -31,141 +40,140 @@ if TYPE_CHECKING:
 
     from backtrack.records import ObjectiveInfo, Role
     from backtrack.records.selection import Constraints, Yardstick
+    from backtrack.selection.stats.bounds import Bound
     from backtrack.selection.stats.table import ScoreTable
 
     Floats = NDArray[np.float64]
-    Means = Mapping[str, Floats]
 
 
 @dataclass(frozen=True)
-class WeightedScores:
-    """A table read under a weight: scores, their bootstrap samples, and what they come to.
+class RoleScores:
+    """Scores of a table by role: all that does not depend on the weight.
 
     Attributes:
         table: The scores.
-        yardsticks: How they become points.
-        weight: Of the target.
-        seed: Of the bootstrap.
-        num_resamples: Likewise.
+        yardsticks: Yardstick of each objective by name.
+        seed: Seed of the bootstrap.
+        num_resamples: Number of bootstrap samples.
     """
 
     table: ScoreTable
     yardsticks: Mapping[str, Yardstick]
-    weight: float
     seed: int
     num_resamples: int = NUM_RESAMPLES
 
-    @cached_property
-    def samples(self) -> dict[str, Floats]:
-        """Resampled means by objective, [resamples, points]."""
-        setting = self.table.setting
-        return {
-            name: completed.sampled(
-                item_weights(
-                    tuple(setting.item_ids[name]),
-                    self.seed,
-                    f"{setting.split}/{name}",
-                    self.num_resamples,
-                )
-            )
-            for name, completed in self.table.completed.items()
-        }
+    @classmethod
+    def of_selection(
+        cls, table: ScoreTable, final: Point, seed: int, num_resamples: int = NUM_RESAMPLES
+    ) -> RoleScores:
+        """Make the scores of a table of selection items, with the yardsticks it defines."""
+        ends = table.column(Point.base()), table.column(final)
+        yardsticks = make_yardsticks(table.setting.objectives, table.means, *ends)
+        return cls(table, yardsticks, seed, num_resamples)
 
     def at(self, weight: float) -> WeightedScores:
-        """The same under another weight; what was drawn is kept."""
-        other = replace(self, weight=weight)
-        other.__dict__["samples"] = self.samples
-        other.__dict__["measured"] = self.smoothed_scores.at(weight)
-        return other
+        """Weigh the scores; samples and smoothers are shared by all weights."""
+        return WeightedScores(self, weight)
 
     @cached_property
-    def smoothed_scores(self) -> SmoothedScores:
-        """What the rule of choosing looks at."""
-        table = self.table
-        roles = np.stack([self.role_points(role) for role in ROLES])
-        samples = np.stack([self.role_point_samples(role) for role in ROLES])
-        errors = np.stack([self._role_errors(role) for role in ROLES])
-        return SmoothedScores(
-            table.points, table.distances, table.shares, self.weight, roles, samples, errors
+    def samples(self) -> dict[str, Floats]:
+        """Bootstrap samples of the means by objective's name, [resamples, points]."""
+        setting = self.table.setting
+        samples: dict[str, Floats] = {}
+        for name, estimates in self.table.estimates.items():
+            stream = f"{setting.split}/{name}"
+            item_ids = tuple(setting.item_ids[name])
+            weights = item_weights(item_ids, self.seed, stream, self.num_resamples)
+            samples[name] = estimates.resampled_means(weights)
+        return samples
+
+    @cached_property
+    def smoothed(self) -> SmoothedRoles:
+        """Role scores in points, smoothed over the points."""
+        return SmoothedRoles(
+            points=self.table.points,
+            distances=self.table.distances,
+            shares=self.table.shares,
+            scores=np.stack([self.role_points(role) for role in ROLES]),
+            samples=np.stack([self.role_point_samples(role) for role in ROLES]),
+            errors=np.stack([self._role_errors(role) for role in ROLES]),
         )
-
-    @cached_property
-    def utilities(self) -> Floats:
-        """Utility as measured, in points, [points]."""
-        return self._utility(self.table.means)
-
-    @cached_property
-    def utility_samples(self) -> Floats:
-        """Likewise, [resamples, points]."""
-        return self._utility(self.samples)
 
     def role(self, role: Role) -> Floats:
         """Role scores in the unit of the axis, [points]."""
-        return self._role(self.table.means, role)
+        return role_scores(self.table.means, self.objectives, self.yardsticks, role)
 
     def role_samples(self, role: Role) -> Floats:
-        """Likewise, [resamples, points]."""
-        return self._role(self.samples, role)
+        """Bootstrap samples of `role`, [resamples, points]."""
+        return role_scores(self.samples, self.objectives, self.yardsticks, role)
 
     def role_points(self, role: Role) -> Floats:
         """Role scores in points, [points]."""
-        return front.role_points(self.table.means, self._objectives, self.yardsticks, role)
+        return role_points(self.table.means, self.objectives, self.yardsticks, role)
 
     def role_point_samples(self, role: Role) -> Floats:
-        """Likewise, [resamples, points]."""
-        return front.role_points(self.samples, self._objectives, self.yardsticks, role)
+        """Bootstrap samples of `role_points`, [resamples, points]."""
+        return role_points(self.samples, self.objectives, self.yardsticks, role)
 
-    def bounds(self, base: int, final: int, constraints: Constraints) -> tuple[front.Bound, ...]:
-        """The constraints on these items."""
+    def bounds(self, base: int, final: int, constraints: Constraints) -> tuple[Bound, ...]:
+        """Make the bounds that the constraints set on these scores."""
         target, general = (self.role_points(role) for role in ROLES)
         return (
-            *front.bounds(target, general, base, final, constraints),
-            *front.objective_bounds(self.table.means, self._objectives, base, constraints),
+            *role_bounds(target, general, base, final, constraints),
+            *objective_bounds(self.table.means, self.objectives, base, constraints),
         )
 
-    def items_to_settle(self, column: int, other: int, difference: float) -> int | None:
-        """Items a role needed to see a utility difference between two points."""
-        slopes = front.utility_slopes(self._objectives, self.yardsticks, self.weight)
-        parts: dict[str, float] = {}
-        for name, scores in self.table.scores.items():
-            item_ids = self.table.setting.item_ids[name]
-            there = np.isfinite(scores[column] - scores[other])
-            spread = deviation(
-                (scores[column] - scores[other])[there],
-                [item_id for item_id, is_there in zip(item_ids, there, strict=True) if is_there],
-            )
-            parts[name] = abs(slopes[name]) * spread
-        sharing = {o.name: len(front.of_role(self._objectives, o.role)) for o in self._objectives}
-        return items_to_settle(pooled_deviation(parts, sharing), difference)
-
     @property
-    def _objectives(self) -> Sequence[ObjectiveInfo]:
+    def objectives(self) -> Sequence[ObjectiveInfo]:
         return self.table.setting.objectives
 
-    def _role(self, means: Means, role: Role) -> Floats:
-        return front.role_scores(means, self._objectives, self.yardsticks, role)
-
     def _role_errors(self, role: Role) -> Floats:
-        """Covariance of the errors of role scores in points, [points, points]."""
-        weight = float(role == "target")
-        slopes = front.utility_slopes(self._objectives, self.yardsticks, weight)
-        completed = self.table.completed
-        parts = [slope**2 * completed[name].covariance for name, slope in slopes.items() if slope]
-        return sum(parts, start=np.zeros((len(self.table.points),) * 2))
+        """Covariance of the errors of role scores, in squared points, [points, points]."""
+        slopes = utility_slopes(self.objectives, self.yardsticks, float(role == "target"))
+        estimates = self.table.estimates
+        terms = [slope**2 * estimates[name].covariance for name, slope in slopes.items() if slope]
+        return sum(terms, start=np.zeros((len(self.table.points),) * 2))
 
-    def _utility(self, means: Means) -> Floats:
-        return front.utility(means, self._objectives, self.yardsticks, self.weight)
+
+@dataclass(frozen=True)
+class WeightedScores:
+    """Scores of a table under a weight.
+
+    Attributes:
+        scores: The scores by role.
+        weight: Weight of the target in the utility.
+    """
+
+    scores: RoleScores
+    weight: float
+
+    @cached_property
+    def utilities(self) -> Floats:
+        """Utility of the measured scores, in points, [points]."""
+        scores = self.scores
+        return utility(scores.table.means, scores.objectives, scores.yardsticks, self.weight)
+
+    @cached_property
+    def utility_samples(self) -> Floats:
+        """Bootstrap samples of `utilities`, [resamples, points]."""
+        scores = self.scores
+        return utility(scores.samples, scores.objectives, scores.yardsticks, self.weight)
+
+    def items_to_settle(self, column: int, other: int, difference: float) -> int | None:
+        """Compute the items per role needed to detect a utility difference of two points."""
+        scores = self.scores
+        slopes = utility_slopes(scores.objectives, scores.yardsticks, self.weight)
+        deviations: dict[str, float] = {}
+        for name, matrix in scores.table.scores.items():
+            gaps = matrix[column] - matrix[other]
+            item_ids = np.array(scores.table.setting.item_ids[name])
+            is_shared = np.isfinite(gaps)
+            spread = deviation(gaps[is_shared], item_ids[is_shared].tolist())
+            deviations[name] = abs(slopes[name]) * spread
+        num_sharing = {o.name: len(of_role(scores.objectives, o.role)) for o in scores.objectives}
+        return items_to_settle(pooled_deviation(deviations, num_sharing), difference)
 
 
 def axes_of(table: ScoreTable) -> dict[Role, Axis]:
-    """How each role's numbers read."""
-    return {role: front.role_axis(table.setting.objectives, role) for role in ROLES}
-
-
-def read(
-    table: ScoreTable, final: Point, weight: float, seed: int, num_resamples: int = NUM_RESAMPLES
-) -> WeightedScores:
-    """A table of selection items under a weight, with the yardsticks it gives."""
-    ends = table.column(Point.base()), table.column(final)
-    yardsticks = front.make_yardsticks(table.setting.objectives, table.means, *ends)
-    return WeightedScores(table, yardsticks, weight, seed, num_resamples)
+    """Return unit and direction of each role's scores."""
+    return {role: role_axis(table.setting.objectives, role) for role in ROLES}

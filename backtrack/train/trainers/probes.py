@@ -33,15 +33,9 @@ from backtrack.evaluate.measure import require_scores
 from backtrack.evaluate.torch_model import TorchModel
 from backtrack.records import ROLES, Interval, Record
 from backtrack.run.files import append_line, read_lines, write_atomically
-from backtrack.selection.stats.bootstrap import (
-    LEVEL,
-    NUM_RESAMPLES,
-    interval,
-    nested_order,
-    resample_means,
-    split_items,
-)
-from backtrack.selection.stats.front import FRACTION, of_role, role_shares
+from backtrack.selection.stats.bootstrap import LEVEL, NUM_RESAMPLES, interval, resample_means
+from backtrack.selection.stats.items import nested_order, split_items
+from backtrack.selection.stats.utility import FRACTION, of_role, role_shares
 from backtrack.train.trainers.trajectory_log import log_extra_values
 from backtrack.train.trajectory.snapshot import is_sharded
 

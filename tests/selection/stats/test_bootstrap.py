@@ -5,71 +5,20 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from backtrack.errors import ObjectiveError
 from backtrack.records import Interval
 from backtrack.selection.stats.bootstrap import (
     chances_best,
-    chunks,
     deviation,
     interval,
     items_to_settle,
     pooled_deviation,
     resample_means,
     shared_level,
-    split_items,
-    stratum,
 )
 
 
 def ids(**sizes: int) -> list[str]:
     return [f"{name}/{i}" for name, size in sizes.items() for i in range(size)]
-
-
-def count(item_ids: tuple[str, ...]) -> dict[str, int]:
-    names = [stratum(item_id) for item_id in item_ids]
-    return {name: names.count(name) for name in names}
-
-
-def test_the_splits_are_disjoint_and_as_large_as_asked():
-    selection, report = split_items(ids(a=300, b=100), 100, 60, seed=3)
-    assert (len(selection), len(report)) == (100, 60)
-    assert not set(selection) & set(report)
-
-
-def test_each_stratum_gives_in_proportion_to_its_size():
-    selection, report = split_items(ids(a=300, b=100, c=200), 60, 30, seed=3)
-    assert count(selection) == {"a": 30, "b": 10, "c": 20}
-    assert count(report) == {"a": 15, "b": 5, "c": 10}
-
-
-def test_the_split_does_not_depend_on_the_order_of_items():
-    items = ids(a=30, b=10)
-    assert split_items(items[::-1], 8, 8, seed=3) == split_items(items, 8, 8, seed=3)
-
-
-def test_another_seed_gives_another_split():
-    assert split_items(ids(a=100), 20, 20, seed=3) != split_items(ids(a=100), 20, 20, seed=4)
-
-
-def test_too_few_items_are_shared_in_the_asked_proportion_without_overlap():
-    selection, report = split_items(ids(a=20, b=10), 200, 100, seed=3)
-    assert (len(selection), len(report)) == (20, 10)
-    assert sorted([*selection, *report]) == sorted(ids(a=20, b=10))
-
-
-def test_the_smaller_side_keeps_two_items_however_lopsided_the_request():
-    selection, report = split_items(ids(a=5), 1000, 2, seed=0)
-    assert (len(selection), len(report)) == (3, 2)
-
-
-def test_three_items_are_refused():
-    with pytest.raises(ObjectiveError, match="3 items cannot be shared"):
-        split_items(ids(a=3), 200, 200, seed=0)
-
-
-def test_a_task_named_with_slashes_is_one_stratum():
-    assert stratum("bbh/logic/seven/12") == "bbh/logic/seven"
-    assert stratum("plain") == ""
 
 
 def test_bootstrap_variance_of_a_mean_is_the_unbiased_one():
@@ -201,17 +150,6 @@ def test_deviation_is_taken_within_strata():
 def test_objectives_of_a_role_share_its_items():
     assert pooled_deviation({"x": 3.0, "y": 4.0}, {"x": 1, "y": 1}) == pytest.approx(5.0)
     assert pooled_deviation({"x": 3.0, "y": 4.0}, {"x": 2, "y": 2}) == pytest.approx(50**0.5)
-
-
-def test_parts_are_nested_shares_of_every_stratum_and_make_up_all_items():
-    items = ids(a=40, b=120)
-    parts = chunks(items, (0.25, 0.5), seed=3)
-    assert [len(part) for part in parts] == [40, 40, 80]
-    assert sorted(i for part in parts for i in part) == sorted(items)
-    for part in parts:
-        assert sum(stratum(i) == "a" for i in part) == len(part) / 4
-    assert chunks(list(reversed(items)), (0.25, 0.5), seed=3) == parts
-    assert [len(part) for part in chunks(items, (0.25, 0.5), 3, batch_size=16)] == [48, 32, 80]
 
 
 @pytest.mark.parametrize(

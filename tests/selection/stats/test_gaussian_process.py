@@ -1,4 +1,4 @@
-"""Smoothing over points, against the formulas and against what it is for."""
+"""Smoothing over points, against the formulas and on simulated truth."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pytest
 from backtrack.point import Point
 from backtrack.selection.stats.gaussian_process import (
     AMPLITUDES,
-    LEAST_VARIANCE,
-    LENGTHS,
+    MIN_VARIANCE,
+    STRENGTH_SCALES,
+    fit_smoother,
     is_on_curve,
-    smooth,
 )
 
 ALPHAS = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -22,7 +22,7 @@ SCATTERED = (Point.base(), *(Point(step=10 * i) for i in range(1, 6)))
 def fit(points, scores, variance=1.0, shares=None):
     scores = np.array(scores, dtype=float)
     shares = np.ones(len(points)) if shares is None else np.array(shares)
-    return smooth(points, scores, np.diag(variance / shares))
+    return fit_smoother(points, scores, np.diag(variance / shares))
 
 
 def by_the_book(scores, variance, length, amplitude):
@@ -30,7 +30,7 @@ def by_the_book(scores, variance, length, amplitude):
     x = np.array([0, *ALPHAS])
     gaps = np.sqrt(5) * np.abs(np.subtract.outer(x, x)) / length
     kernel = amplitude**2 * (1 + gaps + gaps**2 / 3) * np.exp(-gaps)
-    covariance = kernel + (variance + LEAST_VARIANCE) * np.eye(len(x))
+    covariance = kernel + (variance + MIN_VARIANCE) * np.eye(len(x))
     inverse = np.linalg.inv(covariance)
     mean = inverse.sum(axis=0) @ scores / inverse.sum()
     rest = scores - mean
@@ -38,10 +38,12 @@ def by_the_book(scores, variance, length, amplitude):
     return mean + kernel @ inverse @ rest, kernel - kernel @ inverse @ kernel, likelihood
 
 
-def test_the_fit_is_the_most_likely_posterior_of_those_offered():
+def test_the_fit_is_the_most_likely_posterior_of_the_candidates():
     scores = np.array([0.0, 9, 13, 12, 15, 4])
-    offered = [by_the_book(scores, 4.0, ln, amp) for ln in LENGTHS for amp in AMPLITUDES]
-    fitted, covariance, _ = max(offered, key=lambda found: found[2])
+    candidates = [
+        by_the_book(scores, 4.0, ln, amp) for ln in STRENGTH_SCALES for amp in AMPLITUDES
+    ]
+    fitted, covariance, _ = max(candidates, key=lambda found: found[2])
     found = fit(GRID, scores, variance=4.0)
     assert found.matrix @ scores == pytest.approx(fitted)
     assert found.covariance == pytest.approx(covariance, abs=1e-9)
@@ -96,14 +98,14 @@ def test_a_point_of_few_items_leans_on_its_neighbours():
     scores = np.array([0.0, 10, 20, 35, 10, 0])
     shares = [1, 1, 1, 0.1, 1, 1]
     leaning = fit(GRID, scores, variance=4.0, shares=shares).matrix @ scores
-    standing = fit(GRID, scores, variance=4.0).matrix @ scores
-    assert leaning[3] < standing[3] - 5
+    plain = fit(GRID, scores, variance=4.0).matrix @ scores
+    assert leaning[3] < plain[3] - 5
 
 
 def test_errors_that_all_points_share_do_not_flatten_the_curve():
     truth = np.array([0.0, 10, 20, 30, 10, 0])
     errors = 90.0**2 * np.ones((6, 6)) + 0.1 * np.eye(6)
-    fitted = smooth(GRID, truth + 70, errors).matrix @ (truth + 70)
+    fitted = fit_smoother(GRID, truth + 70, errors).matrix @ (truth + 70)
     assert fitted - fitted[0] == pytest.approx(truth, abs=0.5)
 
 
@@ -117,7 +119,7 @@ def test_a_profile_leans_on_one_that_does_nearly_the_same():
     assert fitted[near] < 50 < 54 < fitted[unlike]
 
 
-def test_the_settings_of_many_points_are_fitted_to_some():
+def test_the_hyperparameters_of_many_points_are_fitted_to_some():
     points = (
         Point.base(),
         *(Point(step=s, alpha=a / 20) for s in range(1, 21) for a in range(1, 21)),

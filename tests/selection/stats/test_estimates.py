@@ -1,4 +1,4 @@
-"""Means of points measured on part of the items, against formulas and simulated truth."""
+"""Means of points measured on some of the items, against formulas and simulated truth."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import pytest
 
 from backtrack.point import Point
 from backtrack.selection.stats.bootstrap import item_weights
-from backtrack.selection.stats.estimates import complete, likeness_of
-from backtrack.selection.stats.gaussian_process import smooth
+from backtrack.selection.stats.estimates import estimate_means, fit_correlations
+from backtrack.selection.stats.gaussian_process import fit_smoother
 
 POINTS = (Point.base(), *(Point(step=10, alpha=i / 5) for i in range(1, 6)))
 
 
-def alike(points=POINTS, length=0.35):
+def correlations(points=POINTS, length=0.35):
     alphas = np.array([point.alpha for point in points])
     return np.exp(-np.abs(alphas[:, None] - alphas) / length)
 
 
 def draw(rng, num_items, means=0.0, points=POINTS, length=0.35):
-    """Scores of items that go together as `alike` says."""
-    root = np.linalg.cholesky(alike(points, length))
+    """Scores with the correlations of `correlations`."""
+    root = np.linalg.cholesky(correlations(points, length))
     return np.asarray(means)[..., None] + root @ rng.standard_normal((len(points), num_items))
 
 
@@ -34,36 +34,36 @@ def hide(scores, counts):
 
 def test_where_nothing_is_missing_means_are_plain():
     scores = draw(np.random.default_rng(0), 50)
-    found = complete(scores, alike())
-    assert found.means == pytest.approx(scores.mean(axis=1), abs=1e-12)
+    estimates = estimate_means(scores, correlations())
+    assert estimates.means == pytest.approx(scores.mean(axis=1), abs=1e-12)
 
 
 def test_a_point_measured_on_all_items_keeps_its_plain_mean():
     scores = draw(np.random.default_rng(0), 80)
-    means = complete(hide(scores, [80, 10, 80, 20, 40, 80]), alike()).means
+    means = estimate_means(hide(scores, [80, 10, 80, 20, 40, 80]), correlations()).means
     assert means[[0, 2, 5]] == pytest.approx(scores.mean(axis=1)[[0, 2, 5]])
 
 
-def test_two_points_are_read_by_the_regression_estimator():
+def test_with_two_points_the_mean_is_the_regression_estimator():
     scores = np.array([[1.0, 2, 3, 4, 5, 9], [2, 2, 4, np.nan, np.nan, np.nan]])
     points = POINTS[:2]
-    likeness = alike(points)
-    found = complete(scores, likeness)
-    deviations = np.sqrt(np.diag(found.covariance)[0] * 6)
-    assert found.means[0] == pytest.approx(4)
-    slope = (found.means[1] - 8 / 3) / (4 - 2)
-    assert 0 < slope < likeness[0, 1]
+    modelled = correlations(points)
+    estimates = estimate_means(scores, modelled)
+    deviations = np.sqrt(np.diag(estimates.covariance)[0] * 6)
+    assert estimates.means[0] == pytest.approx(4)
+    slope = (estimates.means[1] - 8 / 3) / (4 - 2)
+    assert 0 < slope < modelled[0, 1]
     assert deviations > 1.5
 
 
-def test_a_mean_on_part_of_the_items_is_set_right_by_points_with_more():
-    """Half the items are hard; a point measured on a part with too few of them seems too good."""
+def test_a_mean_on_some_of_the_items_is_corrected_by_points_with_more():
+    """Half the items are hard; a point measured on too few of them seems too good."""
     hard = np.r_[np.zeros(40), np.ones(20), np.zeros(160), np.ones(180)].astype(bool)
     rng = np.random.default_rng(0)
     rows = np.array([rng.random(400) < np.where(hard, 0.1, 0.9) for _ in POINTS]).astype(float)
     scores = hide(rows, [400, 400, 60, 400, 400, 400])
     naive, truth = np.nanmean(scores[2]), rows[2].mean()
-    means = complete(scores, likeness_of(POINTS, [scores])).means
+    means = estimate_means(scores, fit_correlations(POINTS, [scores])).means
     assert abs(means[2] - truth) < 0.5 * abs(naive - truth)
 
 
@@ -72,19 +72,19 @@ def test_errors_are_as_large_as_said():
     errors, said = [], []
     for seed in range(400):
         scores = hide(draw(np.random.default_rng(seed), 100), counts)
-        found = complete(scores, alike())
-        errors.append(found.means)
-        said.append(found.covariance)
+        estimates = estimate_means(scores, correlations())
+        errors.append(estimates.means)
+        said.append(estimates.covariance)
     seen, meant = np.cov(np.array(errors).T), np.mean(said, axis=0)
     assert np.diag(meant) == pytest.approx(np.diag(seen), rel=0.25)
     assert meant == pytest.approx(seen, abs=0.02)
 
 
-def test_few_items_are_read_better_than_by_their_own_mean():
+def test_few_items_give_better_estimates_than_their_own_mean():
     ours, plain = [], []
     for seed in range(200):
         scores = hide(draw(np.random.default_rng(seed), 100), [100, 12, 12, 100, 12, 100])
-        ours.append(complete(scores, likeness_of(POINTS, [scores])).means)
+        ours.append(estimate_means(scores, fit_correlations(POINTS, [scores])).means)
         plain.append(np.nanmean(scores, axis=1))
     few = [1, 2, 4]
     assert np.std(ours, axis=0)[few].max() < 0.9 * np.std(plain, axis=0)[few].min()
@@ -92,11 +92,11 @@ def test_few_items_are_read_better_than_by_their_own_mean():
 
 def test_samples_spread_as_the_errors_do():
     scores = hide(draw(np.random.default_rng(3), 200), [200, 50, 100, 200, 50, 200])
-    found = complete(scores, alike())
+    estimates = estimate_means(scores, correlations())
     weights = item_weights(tuple(f"a/{i}" for i in range(200)), 0, "x", 4000)
-    samples = found.sampled(weights)
-    assert samples.mean(axis=0) == pytest.approx(found.means, abs=0.01)
-    assert samples.var(axis=0) == pytest.approx(np.diag(found.covariance), rel=0.4)
+    samples = estimates.resampled_means(weights)
+    assert samples.mean(axis=0) == pytest.approx(estimates.means, abs=0.01)
+    assert samples.var(axis=0) == pytest.approx(np.diag(estimates.covariance), rel=0.4)
 
 
 def test_intervals_of_few_items_hold():
@@ -108,68 +108,70 @@ def test_intervals_of_few_items_hold():
         scores = (rng.random((6, 200)) < rates).astype(float)
         scores = scores[:, rng.permutation(200)]
         scores[2, 50:] = np.nan
-        found = complete(scores, likeness_of(POINTS, [scores]))
-        samples = found.sampled(item_weights(names, seed, "x", 400))
+        estimates = estimate_means(scores, fit_correlations(POINTS, [scores]))
+        samples = estimates.resampled_means(item_weights(names, seed, "x", 400))
         low, high = np.quantile(samples[:, 2], (0.025, 0.975))
         covered.append(low <= 0.5 <= high)
     assert 0.90 <= np.mean(covered) <= 0.99
 
 
 @pytest.mark.parametrize("length", [0.2, 1.0])
-def test_likeness_is_found(length):
+def test_the_correlations_are_recovered(length):
     rng = np.random.default_rng(0)
     scores = [hide(draw(rng, 200, length=length), [200, 50, 100, 200, 100, 200]) for _ in range(3)]
-    assert likeness_of(POINTS, scores) == pytest.approx(alike(length=length), abs=0.15)
+    assert fit_correlations(POINTS, scores) == pytest.approx(correlations(length=length), abs=0.15)
 
 
-def test_points_at_one_place_that_were_measured_apart_do_no_harm():
+def test_points_of_equal_strengths_measured_separately_do_no_harm():
     twins = (*POINTS, POINTS[3].model_copy(update={"profile": "depth(1,1)"}))
     rng = np.random.default_rng(0)
     rates = np.array([0.1, 0.4, 0.7, 0.8, 0.7, 0.6, 0.3])[:, None]
     scores = (rng.random((7, 200)) < rates).astype(float)
     scores[1, 50:] = np.nan
-    found = complete(scores, likeness_of(twins, [scores]))
-    fitted = smooth(twins, 100 * found.means, 1e4 * found.covariance).matrix @ (100 * found.means)
+    estimates = estimate_means(scores, fit_correlations(twins, [scores]))
+    fitted = fit_smoother(twins, 100 * estimates.means, 1e4 * estimates.covariance).matrix @ (
+        100 * estimates.means
+    )
     assert 0 < fitted.min() < fitted.max() < 90
 
 
-def test_answers_drawn_anew_at_each_point_make_points_less_alike():
+def test_answers_sampled_at_each_point_lower_the_correlations():
     rng = np.random.default_rng(0)
     scores = [draw(rng, 400) + 1.5 * rng.standard_normal((6, 400)) for _ in range(3)]
-    found = likeness_of(POINTS, scores)
-    assert found[0] == pytest.approx([1, *(alike()[0, 1:] / (1 + 1.5**2))], abs=0.06)
+    estimates = fit_correlations(POINTS, scores)
+    assert estimates[0] == pytest.approx([1, *(correlations()[0, 1:] / (1 + 1.5**2))], abs=0.06)
 
 
-def test_what_all_points_share_is_found():
+def test_a_correlation_shared_by_all_points_is_recovered():
     """As with losses: nearly all is the items' own difficulty."""
     rng = np.random.default_rng(0)
     scores = draw(rng, 100) + 9 * rng.standard_normal(100)
-    assert likeness_of(POINTS, [scores]).min() > 0.95
+    assert fit_correlations(POINTS, [scores]).min() > 0.95
 
 
 def test_few_items_all_right_do_not_count_as_certain():
     rng = np.random.default_rng(0)
     scores = (rng.random((6, 100)) < 0.6).astype(float)
     scores[1, :8], scores[1, 8:] = 1.0, np.nan
-    assert complete(scores, alike()).covariance[1, 1] > 0.1 * 0.24 / 8
+    assert estimate_means(scores, correlations()).covariance[1, 1] > 0.1 * 0.24 / 8
 
 
 def test_missing_items_need_not_be_nested():
     scores = draw(np.random.default_rng(0), 60)
     scores[1, :30], scores[2, 30:], scores[4, ::2] = np.nan, np.nan, np.nan
-    found = complete(scores, alike())
-    assert np.isfinite(found.means).all()
-    assert (np.linalg.eigvalsh(found.covariance) > 0).all()
-    assert found.means[[0, 3, 5]] == pytest.approx(scores[[0, 3, 5]].mean(axis=1))
+    estimates = estimate_means(scores, correlations())
+    assert np.isfinite(estimates.means).all()
+    assert (np.linalg.eigvalsh(estimates.covariance) > 0).all()
+    assert estimates.means[[0, 3, 5]] == pytest.approx(scores[[0, 3, 5]].mean(axis=1))
 
 
 def test_an_objective_everybody_solves_does_no_harm():
     scores = hide(np.ones((6, 40)), [40, 10, 40, 10, 40, 40])
-    found = complete(scores, likeness_of(POINTS, [scores]))
-    assert found.means == pytest.approx(np.ones(6))
-    assert np.abs(found.covariance).max() < 1e-6
+    estimates = estimate_means(scores, fit_correlations(POINTS, [scores]))
+    assert estimates.means == pytest.approx(np.ones(6))
+    assert np.abs(estimates.covariance).max() < 1e-6
 
 
-def test_two_points_alone_can_be_read():
+def test_two_points_alone_can_be_estimated():
     scores = hide(draw(np.random.default_rng(0), 20, points=POINTS[:2]), [20, 5])
-    assert np.isfinite(complete(scores, likeness_of(POINTS[:2], [scores])).means).all()
+    assert np.isfinite(estimate_means(scores, fit_correlations(POINTS[:2], [scores])).means).all()

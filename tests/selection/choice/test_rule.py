@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from backtrack.point import Point
-from backtrack.selection.choice.rule import SmoothedScores, choose
+from backtrack.selection.choice.rule import choose
+from backtrack.selection.stats.smoothed import SmoothedRoles
 
 ALPHAS = (0.2, 0.4, 0.6, 0.8, 1.0)
 GRID = (Point.base(), *(Point(step=10, alpha=alpha) for alpha in ALPHAS))
-# So far apart in training that none says anything of another.
+# So far apart in training that no point's score says anything about another's.
 SCATTERED = (Point.base(), *(Point(step=10 * 64**i) for i in range(5)))
 
 
@@ -26,14 +27,14 @@ def decide(points, utilities, noise=1.0, feasible=None, distances=None, seed=0):
     # Both roles alike, so that utility is either.
     roles, role_samples = np.stack([utilities, utilities]), np.stack([samples, samples])
     errors = np.stack([noise**2 * np.eye(len(points))] * 2)
-    ways = np.array(distances, dtype=float)
-    measured = SmoothedScores(points, ways, shares, 0.5, roles, role_samples, errors)
-    return choose(measured, flags)
+    distances = np.array(distances, dtype=float)
+    scores = SmoothedRoles(points, distances, shares, roles, role_samples, errors)
+    return choose(scores.at(0.5), flags)
 
 
 def test_a_clear_winner_is_chosen_alone():
-    found = decide(SCATTERED, [0, 1, 2, 20, 3, 4])
-    assert (found.chosen, found.top, found.is_tied.tolist()) == (
+    decision = decide(SCATTERED, [0, 1, 2, 20, 3, 4])
+    assert (decision.chosen, decision.top, decision.is_tied.tolist()) == (
         3,
         3,
         [False] * 3 + [True] + [False] * 2,
@@ -41,15 +42,15 @@ def test_a_clear_winner_is_chosen_alone():
 
 
 def test_among_the_tied_the_one_nearest_the_base_is_taken():
-    found = decide(SCATTERED, [0, 1, 19.8, 20, 19.8, 4])
-    assert found.top == 3
-    assert np.flatnonzero(found.is_tied).tolist() == [2, 3, 4]
-    assert found.chosen == 2
+    decision = decide(SCATTERED, [0, 1, 19.8, 20, 19.8, 4])
+    assert decision.top == 3
+    assert np.flatnonzero(decision.is_tied).tolist() == [2, 3, 4]
+    assert decision.chosen == 2
 
 
 def test_nearest_is_by_distance_not_by_step():
-    found = decide(SCATTERED, [0, 1, 19.8, 20, 19.8, 4], distances=[0, 1, 9, 8, 5, 6])
-    assert found.chosen == 4
+    decision = decide(SCATTERED, [0, 1, 19.8, 20, 19.8, 4], distances=[0, 1, 9, 8, 5, 6])
+    assert decision.chosen == 4
 
 
 def test_at_equal_distance_the_smaller_alpha_then_the_earlier_step_is_taken():
@@ -59,19 +60,19 @@ def test_at_equal_distance_the_smaller_alpha_then_the_earlier_step_is_taken():
 
 
 def test_an_infeasible_point_is_neither_top_nor_tied_nor_chosen():
-    found = decide(
+    decision = decide(
         SCATTERED, [0, 1, 19.8, 20, 19.8, 4], feasible=[True, True, False, False, True, True]
     )
-    assert (found.top, found.chosen) == (4, 4)
-    assert not found.is_tied[[2, 3]].any()
+    assert (decision.top, decision.chosen) == (4, 4)
+    assert not decision.is_tied[[2, 3]].any()
 
 
 def test_the_base_is_chosen_where_nothing_can_be_told_from_it():
-    found = decide(SCATTERED, [0, 0.5, 1, 0.2, 0.7, -0.4])
-    assert found.chosen == 0
+    decision = decide(SCATTERED, [0, 0.5, 1, 0.2, 0.7, -0.4])
+    assert decision.chosen == 0
 
 
-def test_a_smooth_curve_the_items_are_sure_of_stands():
+def test_a_smooth_curve_the_items_are_sure_of_is_kept():
     curve = [40 * alpha - 30 * alpha**2 for alpha in (0, *ALPHAS)]
     assert decide(GRID, curve, noise=0.1).smoothed == pytest.approx(curve, abs=0.3)
 
@@ -80,12 +81,12 @@ def test_items_hard_at_every_point_do_not_flatten_the_curve():
     rng = np.random.default_rng(0)
     utilities = np.array([0.0, 40, 70, 60, 45, 20])
     samples = utilities + 90 * rng.normal(size=(2000, 1)) + rng.normal(size=(2000, 6))
-    roles, drawn = np.stack([utilities] * 2), np.stack([samples] * 2)
-    ways: Any = np.arange(6.0)
+    roles, role_samples = np.stack([utilities] * 2), np.stack([samples] * 2)
+    distances: Any = np.arange(6.0)
     errors = np.stack([90**2 * np.ones((6, 6)) + np.eye(6)] * 2)
-    measured = SmoothedScores(GRID, ways, np.ones(6), 0.5, roles, drawn, errors)
-    assert measured.smoothed == pytest.approx(utilities, abs=2)
-    assert choose(measured, np.ones(6, dtype=bool)).chosen == 2
+    scores = SmoothedRoles(GRID, distances, np.ones(6), roles, role_samples, errors).at(0.5)
+    assert scores.smoothed == pytest.approx(utilities, abs=2)
+    assert choose(scores, np.ones(6, dtype=bool)).chosen == 2
 
 
 def test_one_lucky_point_does_not_win_against_its_neighbours():
@@ -97,23 +98,23 @@ def test_one_lucky_point_does_not_win_against_its_neighbours():
 
 def test_a_cliff_the_items_are_sure_of_is_not_smoothed_away():
     cliff = [0, 5, 10, 15, 20, -60]
-    found = decide(GRID, cliff, noise=1)
-    assert found.smoothed == pytest.approx(cliff, abs=1)
-    assert found.chosen == 4
+    decision = decide(GRID, cliff, noise=1)
+    assert decision.smoothed == pytest.approx(cliff, abs=1)
+    assert decision.chosen == 4
 
 
 def test_a_point_measured_no_lower_than_the_top_is_tied_whatever_the_curve_says():
     truth = np.array([0.0, 8, 12, 12, 8, 0])
     luck = np.array([0.0, 0, 0, 0, 5, 0])
-    found = decide(GRID, truth + luck, noise=4)
-    assert found.top != 4
-    assert found.is_tied[4]
+    decision = decide(GRID, truth + luck, noise=4)
+    assert decision.top != 4
+    assert decision.is_tied[4]
 
 
 def test_chances_of_being_best_are_shared_by_the_feasible():
-    found = decide(
+    decision = decide(
         SCATTERED, [0, 1, 19.8, 20, 19.8, 4], feasible=[True, True, True, False, True, True]
     )
-    assert found.chances.sum() == pytest.approx(1)
-    assert found.chances[3] == 0
-    assert found.chances[[2, 4]] == pytest.approx([0.5, 0.5], abs=0.1)
+    assert decision.chances.sum() == pytest.approx(1)
+    assert decision.chances[3] == 0
+    assert decision.chances[[2, 4]] == pytest.approx([0.5, 0.5], abs=0.1)

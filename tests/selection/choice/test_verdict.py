@@ -9,7 +9,7 @@ from backtrack.records import Interval
 from backtrack.records.selection import Difference, Yardstick
 from backtrack.selection.choice.verdict import verdict
 from backtrack.selection.stats.comparisons import differences
-from backtrack.selection.stats.scores import WeightedScores
+from backtrack.selection.stats.scores import RoleScores, WeightedScores
 from backtrack.selection.stats.table import ScoreTable, Setting
 from tests.selection.fakes import make_info
 
@@ -19,41 +19,43 @@ INFOS = (make_info("sums", "target"), make_info("law", "general"))
 YARDSTICKS = {info.name: Yardstick(zero=0, hundred=1) for info in INFOS}
 
 
-def reading_of(rates, seed: int, num_items: int = 100) -> WeightedScores:
-    """Right and wrong answers at three points, drawn anew at each."""
+def weighted_scores(rates, seed: int, num_items: int = 100) -> WeightedScores:
+    """Right and wrong answers at three points, independent of one another."""
     rng = np.random.default_rng(seed)
     shape = (len(POINTS), num_items)
     scores = {o.name: (rng.random(shape) < np.array(rates)[:, None]).astype(float) for o in INFOS}
     ids = {o.name: tuple(f"{o.name}/{i:04d}" for i in range(num_items)) for o in INFOS}
     setting = Setting("report", "attached", "native", INFOS, ids)
     table = ScoreTable(setting, POINTS, ("report",) * 3, np.array([0.0, 1.0, 2.0]), scores)
-    return WeightedScores(table, YARDSTICKS, 0.5, seed, 1000)
+    return RoleScores(table, YARDSTICKS, seed, 1000).at(0.5)
 
 
 def test_two_comparisons_together_rarely_claim_a_difference_that_is_none():
-    found = [differences(reading_of([0.6] * 3, seed), CHOSEN, FINAL) for seed in range(400)]
-    by_interval = [any(d.utility.low > 0 or d.utility.high < 0 for d in pair) for pair in found]
-    clear = [any(d.is_clear for d in pair) for pair in found]
+    pairs = [differences(weighted_scores([0.6] * 3, seed), CHOSEN, FINAL) for seed in range(400)]
+    by_interval = [any(d.utility.low > 0 or d.utility.high < 0 for d in pair) for pair in pairs]
+    clear = [any(d.is_clear for d in pair) for pair in pairs]
     assert np.mean(clear) <= 0.06
     assert np.mean(by_interval) > np.mean(clear)
 
 
 def test_a_single_comparison_goes_by_nearly_its_own_interval():
-    pairs = [differences(reading_of([0.5, 0.6, 0.6], seed), FINAL, FINAL) for seed in range(100)]
+    pairs = [
+        differences(weighted_scores([0.5, 0.6, 0.6], seed), FINAL, FINAL) for seed in range(100)
+    ]
     said = [(d.is_clear, d.utility.low > 0 or d.utility.high < 0) for d, _ in pairs]
     assert sum(clear != excludes for clear, excludes in said) <= 3
     assert not any(to_final.is_clear for _, to_final in pairs)
 
 
 def test_a_large_difference_is_clear_and_said():
-    found = differences(reading_of([0.2, 0.9, 0.5], 0), CHOSEN, FINAL)
-    assert [each.is_clear for each in found] == [True, True]
+    found = differences(weighted_scores([0.2, 0.9, 0.5], 0), CHOSEN, FINAL)
+    assert [difference.is_clear for difference in found] == [True, True]
     said = verdict(CHOSEN, FINAL, found)
     assert said.startswith("Step 40 alpha 0.5 does better than the base (utility +")
     assert " and the final checkpoint (utility +" in said
 
 
-def made(*, is_clear: bool | None) -> tuple[Difference, ...]:
+def two_differences(*, is_clear: bool | None) -> tuple[Difference, ...]:
     none, close = (Interval(estimate=e, low=e - 1, high=e + 1) for e in (0.0, 1.1))
     flat = {"target": none, "general": none, "items_to_settle": 9}
     return (
@@ -62,13 +64,13 @@ def made(*, is_clear: bool | None) -> tuple[Difference, ...]:
     )
 
 
-def test_an_interval_that_leaves_zero_out_by_a_hair_is_no_claim_and_the_reason_is_said():
-    assert verdict(CHOSEN, FINAL, made(is_clear=False)) == (
+def test_an_interval_that_barely_excludes_zero_is_no_claim_and_the_reason_is_said():
+    assert verdict(CHOSEN, FINAL, two_differences(is_clear=False)) == (
         "Step 40 alpha 0.5 cannot be told apart from the base (utility +0.0 points [-1.0, +1.0]) "
         "and the final checkpoint (utility +1.1 points [+0.1, +2.1], but of two comparisons)."
     )
 
 
 def test_selections_of_older_commits_are_read_by_their_intervals():
-    said = verdict(CHOSEN, FINAL, made(is_clear=None))
+    said = verdict(CHOSEN, FINAL, two_differences(is_clear=None))
     assert "does better than the final checkpoint (utility +1.1 points [+0.1, +2.1])." in said

@@ -17,7 +17,7 @@ from backtrack.run.directory import MEASURED, Run
 from backtrack.selection.choice.rule import INDIFFERENCE
 from backtrack.selection.choice.select import Choice, select
 from backtrack.selection.measure.evaluator import Evaluator
-from backtrack.selection.stats.bootstrap import split_items
+from backtrack.selection.stats.items import split_items
 from tests.selection.fakes import (
     FakeEngine,
     Formula,
