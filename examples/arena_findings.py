@@ -1,10 +1,10 @@
-"""Ask an arena's record the questions of PEFT-Arena, and print its answers as tables.
+"""Answer the questions of PEFT-Arena from an arena's record, as tables.
 
     backtrack arena demo-arena
     python examples/arena_findings.py runs/demo-arena
 
-Reads `arena.json` alone: nothing is trained or measured. Answers are means over seeds, on the
-selection items where they compare whole paths, on the report items where they compare points.
+Reads only `arena.json`: nothing is trained or measured. Answers are means over seeds, on the
+selection items if they compare whole paths, on the report items if they compare points.
 """
 
 from __future__ import annotations
@@ -32,21 +32,19 @@ if TYPE_CHECKING:
 def main(folder: Path) -> None:
     arena = read_arena(folder)
     print_table(*ranking(arena))
-    print("\nThe path and the training, as shares of the arena's box (hypervolume, %):\n")
+    print("\nShare of the arena's box covered by training and by the path (hypervolume, %):\n")
     heads = ["entrant", "checkpoints of training", "path to the last one", "both"]
     print_table(heads, [covered(arena, name, group) for name, group in by_name(arena)])
-    print(
-        "\nGeneral score that is kept where the path has half of the final gain on the target:\n"
-    )
+    print("\nGeneral score retained at half of the final gain on the target:\n")
     rows = [[name, *halfway(group)] for name, group in by_name(arena)]
     print_table(["entrant", "on the path", "in training"], rows)
     if arena.correlations:
-        print("\nGeometry of the final checkpoints and what they forgot:\n")
+        print("\nGeometry of the final checkpoints and their forgetting:\n")
         print_table(*correlation_table(arena.correlations))
 
 
 def by_name(arena: Arena) -> list[tuple[str, list[Entrant]]]:
-    """Measured entrants, those of one name together."""
+    """Measured entrants by name."""
     measured = [entrant for entrant in arena.entrants if entrant.state == "measured"]
     names = dict.fromkeys(entrant.name for entrant in measured)
     return [(name, [e for e in measured if e.name == name]) for name in names]
@@ -61,7 +59,7 @@ def covered(arena: Arena, name: str, group: list[Entrant]) -> list[str]:
 
 
 def share(arena: Arena, points: Iterable[ArenaPoint]) -> float:
-    """What points dominate of the arena's box, in percent; roles are in points already."""
+    """Share of the arena's box that points dominate, in percent; roles must be in points."""
     assert arena.corner is not None
     assert arena.reach is not None
     box = (arena.reach[0] - arena.corner[0]) * (arena.reach[1] - arena.corner[1])
@@ -70,28 +68,28 @@ def share(arena: Arena, points: Iterable[ArenaPoint]) -> float:
 
 
 def halfway(group: list[Entrant]) -> list[str]:
-    """General score, between two points, at half of the final gain: on the path, in training."""
-    found: list[list[float]] = [[], []]
+    """General score, interpolated, at half of the final gain: on the path and in training."""
+    scores: list[list[float]] = [[], []]
     for entrant in group:
         ends = [p for p in on_path(entrant) if p.point.is_base or p.point == entrant.final]
-        wanted = statistics.mean(point.target for point in ends)
-        for values, points in zip(found, (on_path(entrant), trained(entrant)), strict=True):
-            crossing = first_crossing(points, wanted)
+        half = statistics.mean(point.target for point in ends)
+        for values, points in zip(scores, (on_path(entrant), trained(entrant)), strict=True):
+            crossing = first_crossing(points, half)
             values += [crossing] if crossing is not None else []
-    return [f"{statistics.mean(v):.1f}" if v else "never there" for v in found]
+    return [f"{statistics.mean(v):.1f}" if v else "not reached" for v in scores]
 
 
-def first_crossing(points: list[ArenaPoint], wanted: float) -> float | None:
-    """General score where the target score first reaches `wanted`, between two neighbours."""
+def first_crossing(points: list[ArenaPoint], level: float) -> float | None:
+    """General score where the target score first reaches a level, interpolated."""
     for before, after in itertools.pairwise(points):
-        if before.target < wanted <= after.target:
-            part = (wanted - before.target) / (after.target - before.target)
+        if before.target < level <= after.target:
+            part = (level - before.target) / (after.target - before.target)
             return before.general + part * (after.general - before.general)
     return None
 
 
 def print_table(heads: list[str], rows: list[list[str]]) -> None:
-    """In Markdown."""
+    """Print a table in Markdown."""
     for cells in (heads, ["---"] * len(heads), *rows):
         escaped = [cell.replace("|", "\\|") for cell in cells]
         print(f"| {' | '.join(escaped)} |")

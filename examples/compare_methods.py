@@ -1,7 +1,7 @@
-"""Two methods on one plane: which forgets less, and does that hold after the way back?
+"""Compare two methods: which forgets less, and is that still so after backtracking?
 
-Trains LoRA and OFT on the model and data embedded in the package, measures both on the same items,
-and writes the arena's page. Offline, in a few minutes on a CPU:
+Trains LoRA and OFT on the model and data embedded in the package, measures both on the same items
+and writes the arena's page. Needs no network and takes a few minutes on a CPU:
 
     python examples/compare_methods.py runs
 """
@@ -32,7 +32,7 @@ def main(folder: Path, max_steps: int = 120, *overrides: str) -> None:
             print(
                 f"{row.name}: chosen {row.chosen_target.estimate:.1f} / "
                 f"{row.chosen_general.estimate:.1f}, {row.gain.estimate:+.1f} points "
-                "of utility on the final checkpoint"
+                "of utility over the final checkpoint"
             )
     print(write_arena_page(folder / "two-methods", arena))
 

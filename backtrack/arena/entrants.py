@@ -45,7 +45,8 @@ class LiveEntrant:
         folder: Directory of its run.
         failure: Why it failed; None if it did not.
         train_seconds: Wall time of training, by this process or an earlier one; None if unknown.
-        measure_seconds: Wall time of measuring, likewise.
+        measure_seconds: Wall time of measuring, by this process or an earlier one; None if
+            unknown.
     """
 
     def __init__(self, spec: EntrantSpec, last: Entrant | None) -> None:

@@ -62,10 +62,10 @@ class Directions:
     mode: Mode
 
 
-def pick_mode(asked: Literal["auto", "exact", "randomized"], shape: tuple[int, int]) -> Mode:
+def pick_mode(mode: Literal["auto", "exact", "randomized"], shape: tuple[int, int]) -> Mode:
     """Resolve `auto` for the shape of a weight."""
-    if asked != "auto":
-        return asked
+    if mode != "auto":
+        return mode
     return "exact" if min(shape) <= EXACT_UP_TO else "randomized"
 
 

@@ -1,4 +1,4 @@
-"""An arena from recipe to table: trained in small, killed and resumed, failures kept apart."""
+"""A small arena from recipe to table: trained, killed and resumed, failures isolated."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_one_trajectory_is_measured_in_two_forms(finished):
     assert (dense.form, dense.curve) == ("merged", "line")
     ends = [next(p for p in e.points if p.point == e.final) for e in (native, dense)]
     assert ends[0].target == pytest.approx(ends[1].target, rel=1e-3)
-    assert not dense.geometry, "its geometry is counted once"
+    assert not dense.geometry, "the same geometry is counted once"
     assert {f.name for f in finished[1].forgetting} == {
         f"{name} (seed {seed})" for name in ("lora", "oft") for seed in (0, 1)
     }
@@ -168,7 +168,7 @@ def test_seeds_share_one_row_of_the_ranking(finished):
     assert above == pytest.approx((items**2 + seeds**2) ** 0.5, rel=1e-6)
 
 
-def test_a_second_turn_measures_nothing_and_gives_the_same(workspace, finished):
+def test_a_second_run_measures_nothing_and_gives_the_same(workspace, finished):
     path, first = finished
     before = {p: p.stat().st_mtime_ns for p in (workspace / "runs").rglob("measurements.jsonl")}
     again = run_in(workspace, path)
@@ -176,7 +176,7 @@ def test_a_second_turn_measures_nothing_and_gives_the_same(workspace, finished):
     assert again.model_copy(update={"created": first.created}) == first
 
 
-def test_its_table_and_its_pictures(workspace, finished):
+def test_its_table_and_its_figures(workspace, finished):
     heads, rows = ranking(finished[1])
     assert [row[0] for row in rows] == [
         "base", "broken", "lora (2 seeds)", "oft (2 seeds)", "oft-dense (2 seeds)",
@@ -205,7 +205,7 @@ def test_the_command_prints_the_table_again_and_draws_each_entrant(workspace, fi
     assert shown == read_arena(workspace / "runs" / "small")
 
 
-def test_a_killed_arena_goes_on_inside_the_entrant(workspace):
+def test_a_killed_arena_resumes_inside_the_entrant(workspace):
     path = write(workspace, LORA + FULL + GRPO, name="killed")
     longer = [f"output={workspace / 'runs'}", "sft.max_steps=24"]
     code = (
@@ -224,7 +224,7 @@ def test_a_killed_arena_goes_on_inside_the_entrant(workspace):
     assert process.returncode == -signal.SIGKILL
     attempts = json.loads((workspace / "runs/killed/attempts.json").read_text())
     assert attempts == {"lora": {"deaths": 1, "recorded_bytes": 0}}
-    kept = (workspace / "runs/killed/runs/lora/trajectory/step-00000004").stat().st_mtime_ns
+    saved_at = (workspace / "runs/killed/runs/lora/trajectory/step-00000004").stat().st_mtime_ns
     arena = run_arena(load_arena(path, longer))
     assert [entrant.state for entrant in arena.entrants] == ["measured"] * 3
     assert [entrant.paradigm for entrant in arena.entrants] == ["sft", "sft", "grpo"]
@@ -232,24 +232,24 @@ def test_a_killed_arena_goes_on_inside_the_entrant(workspace):
     assert full.num_trainable == full.num_parameters
     run = Run.open(workspace / "runs/killed/runs/lora")
     assert run.steps == tuple(range(4, 25, 4))
-    assert run.folder(4).stat().st_mtime_ns == kept, "what was saved is not trained anew"
+    assert run.folder(4).stat().st_mtime_ns == saved_at, "what was saved is not trained again"
 
 
-def test_an_entrant_that_kills_the_process_twice_is_given_up(workspace, finished):
+def test_an_entrant_in_which_the_process_died_twice_is_skipped(workspace, finished):
     path, _ = finished
     run = workspace / "runs/small/runs/lora-seed0"
     names = ("trajectory/index.jsonl", "measurements.jsonl", "diagnosis.jsonl")
-    here = sum((run / name).stat().st_size for name in names)
+    recorded = sum((run / name).stat().st_size for name in names)
 
     def died_at(recorded_bytes: int) -> dict[str, Entrant]:
         attempts = {"lora-seed0": {"deaths": 2, "recorded_bytes": recorded_bytes}}
         (workspace / "runs/small/attempts.json").write_text(json.dumps(attempts))
         return by_label(run_in(workspace, path))
 
-    assert died_at(here - 1)["lora (seed 0)"].state == "measured", "it got further since"
-    given_up = died_at(here)
-    assert "died 2 times while it ran" in str(given_up["lora (seed 0)"].failure)
-    assert given_up["oft (seed 0)"].state == "measured"
+    assert died_at(recorded - 1)["lora (seed 0)"].state == "measured", "it has made progress since"
+    skipped = died_at(recorded)
+    assert "died 2 times while it ran" in str(skipped["lora (seed 0)"].failure)
+    assert skipped["oft (seed 0)"].state == "measured"
     tried = by_label(run_in(workspace, path, retry=True))
     assert tried["lora (seed 0)"].state == "measured"
 
@@ -272,9 +272,9 @@ def test_every_mistake_of_an_arena_is_listed_once(workspace):
     (workspace / "wrong.yaml").write_text(MISTAKES)
     with pytest.raises(RecipeError) as caught:
         load_arena(workspace / "wrong.yaml")
-    said = "\n".join(caught.value.faults)
-    assert "the name 'a' is given twice" in said
-    assert "entrant a: 'objectives' is the same for all entrants" in said
-    assert "entrant c: give it a `method`" in said
-    assert "'sft'" in said
-    assert said.count("'trials'") == 1, said
+    text = "\n".join(caught.value.faults)
+    assert "the name 'a' is given twice" in text
+    assert "entrant a: 'objectives' is the same for all entrants" in text
+    assert "entrant c: give it a `method`" in text
+    assert "'sft'" in text
+    assert text.count("'trials'") == 1, text

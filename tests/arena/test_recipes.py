@@ -1,4 +1,4 @@
-"""Arenas that come with the package: each loads, names itself, and covers the paper's methods."""
+"""Packaged arenas: each loads, names its own command, and covers the paper's methods."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SMALL = {
 
 @pytest.mark.parametrize("name", ARENAS)
 @pytest.mark.filterwarnings("ignore")
-def test_every_arena_loads_and_has_the_methods_it_is_for(name: str) -> None:
+def test_every_arena_loads_and_has_its_methods(name: str) -> None:
     path = ARENAS[name]
     assert is_arena(path)
     arena = load_arena(path, checks=[library_faults])

@@ -2,10 +2,10 @@
 
     python tests/bench/diagnosing.py [LARGEST]
 
-For square modules of rising width, each in a process of its own: seconds of each part, over the
-seconds of the matrix products it cannot do without, measured in the same process; and the most
-memory above what was there before, over the bytes of the weight in fp32. 2,048 tokens, two points.
-Then the largest relative difference to whole matrices in NumPy and SciPy (tests/diagnose/
+For square modules of rising width, each in its own process: seconds of each part, and their ratio
+to the seconds of the matrix products that it needs at least, measured in the same process; and the
+peak of additional memory, divided by the bytes of the weight in fp32. 2,048 tokens, two points.
+Then the largest relative difference from whole matrices in NumPy and SciPy (tests/diagnose/
 independent.py), at width 256, 700 tokens, over updates from 1e-4 to 1 of the weight.
 """
 
@@ -48,7 +48,7 @@ def main(largest: int) -> None:
 
 
 def one(width: int, mode: str) -> None:
-    """Seconds of each part, and their ratio to the products it needs."""
+    """Seconds of each part, and their ratio to those of the matrix products it needs."""
     from backtrack.diagnose.activations import Pairs
     from backtrack.diagnose.drift import Moments, drift
     from backtrack.diagnose.spectrum import directions, spectrum
@@ -59,7 +59,7 @@ def one(width: int, mode: str) -> None:
     ends = [rows + 0.1 * torch.randn(NUM_TOKENS, width) for _ in range(NUM_POINTS)]
     product = timed(lambda: weight @ update)
     sums = timed(lambda: rows.T @ rows)
-    # What LAPACK takes at its first call is no part of a module's memory.
+    # LAPACK allocates at its first call, which is not part of a module's memory.
     for warm in (torch.linalg.svd, torch.linalg.qr):
         warm(torch.eye(8))
     torch.linalg.eigh(torch.eye(8, dtype=torch.float64))
@@ -83,7 +83,7 @@ def one(width: int, mode: str) -> None:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Median seconds of a few runs."""
+    """Median seconds of a few calls."""
     spent = []
     for _ in range(REPEATS):
         begin = time.perf_counter()
@@ -93,7 +93,7 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def agreement() -> None:
-    """Largest relative difference to the independent implementations, metric by metric."""
+    """Largest relative difference from the independent implementation, by metric."""
     from backtrack.diagnose.activations import Pairs
     from backtrack.diagnose.drift import Moments, drift
     from backtrack.diagnose.spectrum import directions, spectrum
@@ -128,7 +128,7 @@ def agreement() -> None:
         for name, value in theirs.items():
             off = abs(ours[name] - value) / max(abs(value), 1e-12)
             worst[name] = max(worst.get(name, 0.0), off)
-    print("largest relative difference to NumPy and SciPy, updates of 1e-4 to 1 of the weight:")
+    print("largest relative difference from NumPy and SciPy, updates of 1e-4 to 1 of the weight:")
     for name, off in worst.items():
         print(f"  {name:<20} {off:.1e}")
 

@@ -1,4 +1,4 @@
-"""The paper's formulas once more, on whole matrices in NumPy and SciPy alone."""
+"""Independent implementation of the paper's formulas on whole matrices in NumPy and SciPy."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ def spectrum(base: np.ndarray, tuned: np.ndarray) -> dict[str, np.ndarray]:
     """Profiles along all singular directions, and the effective rank of the update."""
     left, values, right = svd(base.astype(np.float64), full_matrices=False)
     update = tuned.astype(np.float64) - base
-    kept = np.array([left[:, i] @ tuned.astype(np.float64) @ right[i] for i in range(len(values))])
+    wide = tuned.astype(np.float64)
+    diagonal = np.array([left[:, i] @ wide @ right[i] for i in range(len(values))])
     shares = svd(update, compute_uv=False)
     return {
-        "retention": np.abs(kept - values) / values.sum(),
+        "retention": np.abs(diagonal - values) / values.sum(),
         "adaptation": np.array([np.linalg.norm(update @ v) for v in right]) / values.max(),
         "effective_rank": np.exp(entropy(shares / shares.sum())),
     }
@@ -25,13 +26,13 @@ def spectrum(base: np.ndarray, tuned: np.ndarray) -> dict[str, np.ndarray]:
 def drift(base: np.ndarray, tuned: np.ndarray, inputs: np.ndarray) -> dict[str, float]:
     base, tuned, inputs = (a.astype(np.float64) for a in (base, tuned, inputs))
     update = tuned - base
-    felt = np.mean([np.linalg.norm(update @ h) ** 2 for h in inputs])
-    given = np.mean([np.linalg.norm(base @ h) ** 2 for h in inputs])
+    absolute = np.mean([np.linalg.norm(update @ h) ** 2 for h in inputs])
+    energy = np.mean([np.linalg.norm(base @ h) ** 2 for h in inputs])
     size = np.mean([np.linalg.norm(h) ** 2 for h in inputs])
     return {
-        "absolute": felt,
-        "relative": felt / (given + EPS),
-        "update_normed": felt / ((np.linalg.norm(update) ** 2 + EPS) * (size + EPS)),
+        "absolute": absolute,
+        "relative": absolute / (energy + EPS),
+        "update_normed": absolute / ((np.linalg.norm(update) ** 2 + EPS) * (size + EPS)),
     }
 
 

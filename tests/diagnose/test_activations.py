@@ -1,4 +1,4 @@
-"""Geometry of outputs: what leaves it alone, NumPy and SciPy, and rows in place of sums."""
+"""Geometry of outputs: invariances, agreement with NumPy and SciPy, rows in place of sums."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def compared(start: torch.Tensor, *ends: torch.Tensor, size: int = 50) -> list[A
 
 
 @pytest.mark.parametrize("num_rows", [20, 400])
-def test_a_rotation_keeps_the_geometry_and_moves_the_vectors(num_rows):
+def test_a_rotation_preserves_the_geometry_and_changes_the_vectors(num_rows):
     start = outputs(num_rows, 64)
     found = compared(start, start @ rotation(64))[0]
     assert found.procrustes < 1e-6
@@ -43,7 +43,7 @@ def test_a_rotation_keeps_the_geometry_and_moves_the_vectors(num_rows):
     assert found.subspace_distance > 0.5
 
 
-def test_doubling_keeps_directions_and_is_a_procrustes_residual_of_one():
+def test_doubling_preserves_directions_and_has_a_procrustes_residual_of_one():
     start = outputs(300, 48)
     found = compared(start, 2 * start)[0]
     assert found.procrustes == pytest.approx(1)
@@ -54,7 +54,7 @@ def test_doubling_keeps_directions_and_is_a_procrustes_residual_of_one():
     assert found.subspace_distance == pytest.approx(0, abs=1e-6)
 
 
-def test_the_same_outputs_are_no_damage_at_all():
+def test_equal_outputs_have_no_distortion():
     start = outputs(300, 48)
     found = compared(start, start.clone())[0]
     assert found.procrustes < 1e-7
@@ -83,14 +83,14 @@ def test_sums_in_fp32_agree_too(monkeypatch):
             assert getattr(found, name) == pytest.approx(value, rel=1e-2, abs=1e-6), name
 
 
-def test_several_points_are_compared_in_one_go():
+def test_several_points_are_compared_together():
     start = outputs(200, 40)
     ends = [start @ rotation(40), start + 0.1 * outputs(200, 40, seed=5)]
     together = compared(start, *ends)
     assert together == [compared(start, end)[0] for end in ends]
 
 
-def test_rows_are_not_kept_once_sums_are_smaller():
+def test_rows_are_not_stored_once_sums_are_smaller():
     pairs = Pairs(1)
     for seed in range(10):
         rows = outputs(16, 32, seed)

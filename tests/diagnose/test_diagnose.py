@@ -1,4 +1,4 @@
-"""A diagnosis of real runs: against whole matrices in NumPy, resumed, refused, drawn."""
+"""Diagnose real runs: agreement with NumPy, resuming, refusals, memory, figures."""
 
 from __future__ import annotations
 
@@ -65,24 +65,24 @@ def run_of(kind: str, base: Path, folder: Path) -> Run:
 
 
 def activations(model: Any, module: str, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and outputs of a module, token by token, each prompt read alone."""
+    """Inputs and outputs of a module, one row for each token; each prompt is run alone."""
     tokenizer = make_tokenizer()
-    given, made = [], []
+    inputs, outputs = [], []
 
-    def keep(_module, args, out):
-        given.append(args[0][0])
-        made.append(out[0])
+    def store(_module, args, out):
+        inputs.append(args[0][0])
+        outputs.append(out[0])
 
-    hook = model.get_submodule(module).register_forward_hook(keep)
+    hook = model.get_submodule(module).register_forward_hook(store)
     with torch.no_grad():
         for text in texts:
             model(input_ids=torch.tensor([tokenizer(text)["input_ids"]]))
     hook.remove()
-    return torch.cat(given).numpy(), torch.cat(made).numpy()
+    return torch.cat(inputs).numpy(), torch.cat(outputs).numpy()
 
 
 def merged(run: Run, base: Path) -> Any:
-    """The final checkpoint as stock libraries merge it."""
+    """The final checkpoint as PEFT merges it."""
     plain: Any = AutoModelForCausalLM.from_pretrained(base)
     if run.manifest.method.kind == "full":
         return AutoModelForCausalLM.from_pretrained(run.folder(run.final.step))
@@ -97,7 +97,7 @@ def test_a_diagnosis_agrees_with_whole_matrices_in_numpy(kind, base, options, tm
     stock: Any = AutoModelForCausalLM.from_pretrained(base)
     tuned = merged(run, base)
     lines = {line.module: line for line in found.lines if line.point == run.final}
-    assert len(lines) == 14, "every linear module of two blocks, the head left out"
+    assert len(lines) == 14, "every linear module of two blocks, without the head"
     for module in ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"):
         line = lines[module]
         both = (m.get_submodule(module).weight.detach().numpy() for m in (stock, tuned))
@@ -136,12 +136,12 @@ def test_along_a_path_strength_is_alpha_and_drift_its_square(base, options, tmp_
         assert line.spectrum is None
 
 
-def test_a_second_diagnosis_takes_lines_as_they_stand(base, options, tmp_path):
+def test_a_second_diagnosis_reuses_recorded_lines(base, options, tmp_path):
     run = run_of("lora", base, tmp_path / "run")
     file = run.path / "diagnosis.jsonl"
     first = diagnose(run, options=options)
     lines = file.read_text().splitlines()
-    # As a kill leaves it: the last module's lines not written, the first of them cut short.
+    # As after a kill: the last module's lines are missing, the first of them is cut short.
     num_points = len({line.point for line in first.lines})
     file.write_text("\n".join(lines[:-num_points]) + "\n" + lines[-num_points][:40])
     done: list[str] = []
@@ -186,7 +186,7 @@ def test_prompts_come_from_the_objectives_and_forgetting_from_the_selection(base
     run.write_recipe(load_recipe(tmp_path / "recipe.yaml"))
     selection = select(run).selection
     found = diagnose(run, options=Options(num_prompts=8)).diagnosis
-    sources = {each.role: each for each in found.prompts}
+    sources = {source.role: source for source in found.prompts}
     assert (sources["general"].source, sources["general"].num_prompts) == ("general, prose", 8)
     measured = {f.point: f.forgetting for f in found.forgetting}
     assert set(measured) == {c.point for c in selection.candidates if not c.point.is_base}
@@ -199,17 +199,17 @@ def test_prompts_come_from_the_objectives_and_forgetting_from_the_selection(base
 def test_names_of_modules_and_what_is_refused(base, options, tmp_path):
     run = run_of("lora", base, tmp_path / "run")
     placement = Placement(run)
-    there = linear_modules(placement.model)
-    named = locations(there)
-    assert named["late.mlp"] == "model.layers.1.mlp.down_proj"
-    assert named["first.attention"] == "model.layers.0.self_attn.o_proj"
-    assert len(named) == 8
-    assert [m.name for m in choose(there, ["*.0.mlp.up_proj", "last.mlp"])] == [
+    available = linear_modules(placement.model)
+    paths = locations(available)
+    assert paths["late.mlp"] == "model.layers.1.mlp.down_proj"
+    assert paths["first.attention"] == "model.layers.0.self_attn.o_proj"
+    assert len(paths) == 8
+    assert [m.name for m in choose(available, ["*.0.mlp.up_proj", "last.mlp"])] == [
         "model.layers.0.mlp.up_proj",
         "model.layers.1.mlp.down_proj",
     ]
     with pytest.raises(UsageError, match=r"late\.mpl.*Did you mean 'late\.mlp'"):
-        choose(there, ["late.mpl"])
+        choose(available, ["late.mpl"])
     with pytest.raises(UsageError, match="--prompts target=FILE"):
         diagnose(run, placement=placement)
     found = diagnose(
@@ -224,12 +224,12 @@ def test_the_command_prints_tables_or_json_and_refuses_what_it_cannot_read(
 ):
     run = run_of("lora", base, tmp_path / "run")
     files = [f"--prompts={role}={path}" for role, path in options.prompts.items()]
-    asked = ["diagnose", str(run.path), "--no-path", "--point", "10:0.5", *files, "--quiet"]
-    app(args=asked, standalone_mode=False)
+    arguments = ["diagnose", str(run.path), "--no-path", "--point", "10:0.5", *files, "--quiet"]
+    app(args=arguments, standalone_mode=False)
     printed = capsys.readouterr().out
     for word in ("step 10 alpha 0.5", "Procrustes", "block", "geometry-profiles.png"):
         assert word in printed, word
-    app(args=[*asked, "--json"], standalone_mode=False)
+    app(args=[*arguments, "--json"], standalone_mode=False)
     found = json.loads(capsys.readouterr().out)
     assert {line["module"] for line in found["lines"]} == set(found["modules"])
     for wrong in ("general", "general=nowhere.txt", "both=x.txt"):

@@ -1,4 +1,4 @@
-"""Drift: known updates on known inputs, NumPy, and sums in place of rows."""
+"""Drift: known updates on known inputs, agreement with NumPy, sums in place of rows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_drift_of_a_known_update_on_known_inputs():
     assert found.num_tokens == 2
 
 
-def test_inputs_an_update_does_not_see_do_not_drift():
+def test_inputs_orthogonal_to_an_update_do_not_drift():
     rows = random(30, 8)
     rows[:, 3] = 0
     update = torch.zeros(5, 8)
@@ -42,7 +42,7 @@ def test_inputs_an_update_does_not_see_do_not_drift():
 def test_drift_agrees_with_numpy_by_rows_and_by_sums(num_rows):
     base, update, rows = random(20, 32), 0.1 * random(20, 32, seed=1), random(num_rows, 32, seed=2)
     moments = moments_of(rows)
-    assert moments.is_summed == (num_rows > 32), "memory is bounded by the module's own size"
+    assert moments.is_summed == (num_rows > 32), "memory is bounded by the module's size"
     found = drift(moments, base, update)
     expected = independent.drift(base.numpy(), (base + update).numpy(), rows.numpy())
     for name, value in expected.items():

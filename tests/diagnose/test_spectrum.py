@@ -1,4 +1,4 @@
-"""Profiles and effective rank: closed forms, SciPy, and what the randomized mode says."""
+"""Profiles and effective rank: closed forms, SciPy, error bounds of the randomized mode."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def decaying(rows: int, columns: int, power: float, seed: int = 0) -> torch.Tensor:
-    """A matrix whose singular values fall by a power of their place."""
+    """A matrix whose singular values fall by a power of their index."""
     left = torch.linalg.qr(random(rows, min(rows, columns), seed=seed)).Q
     right = torch.linalg.qr(random(columns, min(rows, columns), seed=seed + 1)).Q
     found: torch.Tensor = left * torch.arange(1, left.shape[1] + 1).float() ** -power @ right.T
@@ -57,7 +57,7 @@ def test_exact_profiles_agree_with_scipy(shape):
         assert getattr(found, name) == pytest.approx(expected[name].tolist(), rel=1e-2, abs=1e-7)
 
 
-def test_the_randomized_mode_says_how_far_off_it_is():
+def test_the_randomized_mode_bounds_its_error():
     weight = decaying(700, 500, 0.5)
     exact, rough = directions(weight, "exact"), directions(weight, "randomized")
     assert rough.mode == "randomized"
@@ -76,7 +76,7 @@ def test_the_effective_rank_lies_between_its_bounds():
         assert low - 1e-3 * exact <= exact <= high + 1e-3 * exact
 
 
-def test_fluctuation_tells_smooth_from_spiky_and_knows_no_scale():
+def test_fluctuation_tells_smooth_from_spiky_at_any_scale():
     smooth = torch.logspace(0, -3, 200)
     spiky = smooth * torch.where(torch.arange(200) % 2 == 0, 1.0, 0.1)
     assert fluctuation(torch.ones(50)) == 0
@@ -87,7 +87,7 @@ def test_fluctuation_tells_smooth_from_spiky_and_knows_no_scale():
     assert normal == pytest.approx(0.51, abs=0.02), "as the docstring says"
 
 
-def test_only_so_many_directions_are_written_down_and_the_first_are_among_them():
+def test_recorded_directions_are_limited_and_include_the_first():
     for count in (129, 3584):
         shown = module._shown(count)
         assert len(shown) <= module.NUM_SHOWN
