@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from backtrack import formatting
 from backtrack.path.models.saving import why_not_in_vllm
 from backtrack.records import ROLES
 from backtrack.run.writer import is_adapter
@@ -89,7 +90,7 @@ class Card:
         row, base = selection.report["chosen"], selection.report["base"]
         for o in selection.objectives:
             num_items = selection.num_items.get(o.name, {}).get("report", 0)
-            unit, factor = ("%", 100.0) if o.unit == "fraction" else (o.unit, 1.0)
+            unit, factor = formatting.shown_unit(o.unit)
             numbers = _numbers(factor * row.scores[o.name], factor * base.scores[o.name])
             if o.name in row.intervals:
                 numbers |= _ends(row.intervals[o.name], factor)
@@ -174,7 +175,8 @@ def _measured_table(selection: Selection) -> list[str]:
     """Base, chosen point and final on the items kept for the report."""
     target, general = (selection.axes[role] for role in ("target", "general"))
     rows = [
-        f"| {name} | {row.point} | {_shown(row.target)} | {_shown(row.general)} |"
+        f"| {name} | {row.point} | {formatting.interval(row.target, target.unit)} "
+        f"| {formatting.interval(row.general, general.unit)} |"
         for name, row in selection.report.items()
     ]
     return [
@@ -187,10 +189,6 @@ def _measured_table(selection: Selection) -> list[str]:
         selection.verdict,
         "",
     ]
-
-
-def _shown(interval: Any) -> str:
-    return f"{interval.estimate:.4g} [{interval.low:.4g}, {interval.high:.4g}]"
 
 
 def served_by(folder: Path) -> str:

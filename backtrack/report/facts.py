@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from backtrack import formatting
 from backtrack.report import wording
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ def figures(selection: Selection) -> list[dict[str, str]]:
     found = [_choice(selection)]
     for difference in sorted(selection.differences, key=lambda d: d.to != "final"):
         value = wording.interval(difference.utility, "points", is_signed=True)
-        leaning = wording.leaning(difference.utility)
-        note = f"points of utility, {leaning}"
+        comparison = wording.comparison(difference.utility)
+        note = f"points of utility, {comparison}"
         found.append({"name": f"Against the {difference.to}", "value": value, "note": note})
     return found
 
@@ -110,7 +111,7 @@ def _trajectory(entries: Sequence[CheckpointEntry]) -> str:
     if not entries:
         return "not recorded"
     steps = [entry.step for entry in entries]
-    size = wording.bytes_text(sum(entry.num_bytes for entry in entries))
+    size = formatting.byte_size(sum(entry.num_bytes for entry in entries))
     if len(steps) == 1:
         return f"1 checkpoint, step {steps[0]}, {size}"
     return f"{len(steps)} checkpoints, steps {min(steps)} to {max(steps)}, {size}"
@@ -121,6 +122,6 @@ def _measuring(measurements: Sequence[Measurement]) -> str:
         return "not recorded"
     num_points = len({measurement.point for measurement in measurements})
     seconds = sum(measurement.seconds for measurement in measurements)
-    return f"{len(measurements)} measurements of {num_points} points, " + wording.duration_text(
-        seconds
+    return (
+        f"{len(measurements)} measurements of {num_points} points, {formatting.duration(seconds)}"
     )

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from backtrack import formatting
 from backtrack.point import Point
 from backtrack.records import ROLES
 
@@ -207,7 +208,7 @@ class Drawing:
             return candidate.target if field == "target" else candidate.general
         info = self.selection.objectives[int(field.removeprefix("score_"))]
         score = candidate.scores.get(info.name, math.nan)
-        shown = 100 * score if info.unit == "fraction" else score
+        shown = formatting.shown_unit(info.unit)[1] * score
         return shown if math.isfinite(shown) else None
 
     @property
@@ -238,8 +239,7 @@ class Drawing:
             axis = self.selection.axes[field]
             return field.capitalize(), axis.unit, axis.direction == "minimize"
         info = self.selection.objectives[int(field.removeprefix("score_"))]
-        unit = "%" if info.unit == "fraction" else info.unit
-        return info.name, unit, info.direction == "minimize"
+        return info.name, formatting.shown_unit(info.unit)[0], info.direction == "minimize"
 
     def ends(self, field: str, ids: Iterable[int] | None = None) -> tuple[float, float]:
         """Value at an axis's worse end (left, bottom) and at its better one."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from backtrack import formatting
+from backtrack.formatting import NO_NUMBER, POINTS
 from backtrack.records import ROLES
 from backtrack.report import wording
 
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
 
 Table = dict[str, Any]
 
-UTILITY_UNIT = "points"
 MAX_ROWS = 400
 """Candidates in the page's table; of more nobody reads all."""
 
@@ -45,11 +46,11 @@ def differences(selection: Selection) -> Table:
         {
             "name": f"Chosen \N{MINUS SIGN} {difference.to}",
             "cells": _difference_cells(selection, difference),
-            "num_items": wording.settled(difference),
+            "num_items": wording.items_to_settle(difference),
         }
         for difference in ordered
     ]
-    return {"heads": [*heads, f"Utility ({UTILITY_UNIT})"], "rows": rows}
+    return {"heads": [*heads, f"Utility ({POINTS})"], "rows": rows}
 
 
 def baselines(selection: Selection) -> Table:
@@ -60,12 +61,12 @@ def baselines(selection: Selection) -> Table:
         {
             "name": str(row.baseline),
             "cells": [
-                {"text": wording.interval(row.target, axes["target"].unit), "leaning": ""},
-                {"text": wording.interval(row.general, axes["general"].unit), "leaning": ""},
-                {"text": wording.interval(row.utility, UTILITY_UNIT), "leaning": ""},
+                {"text": wording.interval(row.target, axes["target"].unit), "comparison": ""},
+                {"text": wording.interval(row.general, axes["general"].unit), "comparison": ""},
+                {"text": wording.interval(row.utility, POINTS), "comparison": ""},
                 {
-                    "text": wording.interval(row.difference, UTILITY_UNIT, is_signed=True),
-                    "leaning": wording.leaning(row.difference),
+                    "text": wording.interval(row.difference, POINTS, is_signed=True),
+                    "comparison": wording.comparison(row.difference),
                 },
             ],
         }
@@ -144,7 +145,7 @@ def bounds(selection: Selection) -> list[Table]:
     return [
         {
             "name": objective.name,
-            "unit": "%" if objective.unit == "fraction" else objective.unit,
+            "unit": formatting.shown_unit(objective.unit)[0],
             "worst": "at least" if objective.direction == "maximize" else "at most",
         }
         for objective in selection.objectives
@@ -153,7 +154,7 @@ def bounds(selection: Selection) -> list[Table]:
 
 def _role_heads(selection: Selection) -> list[str]:
     heads = [f"{role.capitalize()} ({selection.axes[role].unit})" for role in ROLES]
-    return [*heads, f"Utility ({UTILITY_UNIT})"]
+    return [*heads, f"Utility ({POINTS})"]
 
 
 def _several(selection: Selection) -> list[ObjectiveInfo]:
@@ -163,16 +164,12 @@ def _several(selection: Selection) -> list[ObjectiveInfo]:
 
 
 def _objective_head(objective: ObjectiveInfo) -> str:
-    return f"{objective.name} ({'%' if objective.unit == 'fraction' else objective.unit})"
+    return f"{objective.name} ({formatting.shown_unit(objective.unit)[0]})"
 
 
 def _objective_cell(scores: dict[str, float], objective: ObjectiveInfo) -> str:
-    value = scores.get(objective.name, math.nan)
-    return (
-        wording.number(100 * value, "%")
-        if objective.unit == "fraction"
-        else wording.number(value, objective.unit)
-    )
+    unit, factor = formatting.shown_unit(objective.unit)
+    return wording.number(factor * scores.get(objective.name, math.nan), unit)
 
 
 def _report_cells(selection: Selection, row: ReportRow) -> list[str]:
@@ -180,7 +177,7 @@ def _report_cells(selection: Selection, row: ReportRow) -> list[str]:
     return [
         wording.interval(row.target, axes["target"].unit),
         wording.interval(row.general, axes["general"].unit),
-        wording.interval(row.utility, UTILITY_UNIT),
+        wording.interval(row.utility, POINTS),
         *(_objective_cell(row.scores, o) for o in _several(selection)),
     ]
 
@@ -190,13 +187,13 @@ def _difference_cells(selection: Selection, difference: Difference) -> list[Tabl
     cells = [
         {
             "text": wording.interval(value, wording.difference_unit(axis), is_signed=True),
-            "leaning": wording.leaning(value, axis),
+            "comparison": wording.comparison(value, axis),
         }
         for axis, value in roles
     ]
     utility = difference.utility
-    text = wording.interval(utility, UTILITY_UNIT, is_signed=True)
-    return [*cells, {"text": text, "leaning": wording.leaning(utility)}]
+    text = wording.interval(utility, POINTS, is_signed=True)
+    return [*cells, {"text": text, "comparison": wording.comparison(utility)}]
 
 
 def _by_utility(candidate: Candidate) -> tuple[bool, float]:
@@ -205,21 +202,21 @@ def _by_utility(candidate: Candidate) -> tuple[bool, float]:
 
 
 def _candidate_row(selection: Selection, candidate: Candidate, *, has_fit: bool) -> Table:
-    smoothed = [wording.number(candidate.smoothed, UTILITY_UNIT)] if has_fit else []
+    share = formatting.measured_share(candidate)
+    smoothed = [wording.number(candidate.smoothed, POINTS)] if has_fit else []
     return {
         "point": str(candidate.point),
         "order": candidate.point.step + candidate.point.alpha / 10,
         "is_chosen": candidate.point == selection.chosen.canonical,
         "is_feasible": candidate.is_feasible,
-        "marks": wording.marks(selection, candidate),
-        "origin": candidate.origin
-        + (f", {wording.share(candidate.share)} of items" if candidate.share < 1 else ""),
+        "marks": formatting.point_marks(selection, candidate),
+        "origin": f"{candidate.origin}, {share}" if share else candidate.origin,
         "cells": [
             wording.number(candidate.target, selection.axes["target"].unit),
             wording.number(candidate.general, selection.axes["general"].unit),
-            wording.number(candidate.utility, UTILITY_UNIT),
+            wording.number(candidate.utility, POINTS),
             *smoothed,
-            wording.share(candidate.chance_best),
+            formatting.share(candidate.chance_best),
             wording.number(candidate.distance, ""),
             *(_objective_cell(candidate.scores, o) for o in _several(selection)),
         ],
@@ -234,5 +231,5 @@ def _item_counts(selection: Selection, objective: ObjectiveInfo) -> list[str]:
 def _yardstick_ends(selection: Selection, objective: ObjectiveInfo) -> list[str]:
     yardstick = selection.yardsticks.get(objective.name)
     if yardstick is None:
-        return [wording.NO_NUMBER] * 2
-    return [wording.score(end, objective) for end in (yardstick.zero, yardstick.hundred)]
+        return [NO_NUMBER] * 2
+    return [wording.with_unit(end, objective.unit) for end in (yardstick.zero, yardstick.hundred)]

@@ -235,7 +235,7 @@
     const name = `Against the ${end}`;
     if (chosen === sweep[end]) return figure(name, wording.NO_NUMBER, "the choice itself");
     const items = isReported ? "report" : "selection";
-    const note = `points of utility, ${wording.leaning(ends)}, on ${items} items`;
+    const note = `points of utility, ${wording.comparison(ends)}, on ${items} items`;
     return figure(name, wording.interval(change, ends, "points", true), note);
   }
 

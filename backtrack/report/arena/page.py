@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from backtrack.errors import RunError
+from backtrack.formatting import NO_NUMBER
 from backtrack.records import ROLES
 from backtrack.report import charts, wording
 from backtrack.report.arena import figures as arena
@@ -74,20 +75,18 @@ def _run_row(found: Arena, entrant: Entrant, folder: Path) -> dict[str, Any]:
         "href": f"{entrant.run}/report.html" if report.is_file() else "",
         "state": entrant.state,
         "failure": entrant.failure or "",
-        "point": str(entrant.chosen) if entrant.chosen else wording.NO_NUMBER,
+        "point": str(entrant.chosen) if entrant.chosen else NO_NUMBER,
         "scores": [*_scores(found, final), *_scores(found, chosen)],
         "gain": _interval(to_final),
-        "leaning": wording.leaning(to_final) if to_final else "",
+        "comparison": wording.comparison(to_final) if to_final else "",
     }
 
 
 def _scores(found: Arena, row: ReportRow | None) -> list[str]:
     if row is None:
-        return [wording.NO_NUMBER] * len(ROLES)
+        return [NO_NUMBER] * len(ROLES)
     return [wording.interval(getattr(row, role), found.axes[role].unit) for role in ROLES]
 
 
 def _interval(value: Interval | None) -> str:
-    return (
-        wording.NO_NUMBER if value is None else wording.interval(value, "points", is_signed=True)
-    )
+    return NO_NUMBER if value is None else wording.interval(value, "points", is_signed=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from backtrack.formatting import NO_NUMBER
 from backtrack.records import ROLES
 from backtrack.report import wording
 
@@ -55,22 +56,21 @@ def _pair(target: Interval | None, general: Interval | None, units: Sequence[str
 
 def _signed(value: Interval | None) -> str:
     if value is None:
-        return wording.NO_NUMBER
+        return NO_NUMBER
     return wording.interval(value, "points", is_signed=True)
 
 
 def _share(standing: Standing) -> str:
     found = standing.hypervolume
     if found is None:
-        return wording.NO_NUMBER
-    scaled = {name: 100 * number for name, number in found.model_dump().items()}
-    return wording.interval(found.model_copy(update=scaled), "%")
+        return NO_NUMBER
+    return wording.interval(found, "%", factor=100)
 
 
 def _parameters(count: int | None) -> str:
     """A number of parameters in three digits: `1.2M`."""
     if count is None:
-        return wording.NO_NUMBER
+        return NO_NUMBER
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size:
             return f"{count / size:.3g}{unit}"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from backtrack import formatting
+from backtrack.formatting import CORRELATION, NO_NUMBER
 from backtrack.records.diagnosis import mean_metrics
-from backtrack.report.wording import NO_NUMBER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -108,4 +109,4 @@ def _number(value: float | None) -> str:
 def _interval(value: Interval | None) -> str:
     if value is None:
         return NO_NUMBER
-    return f"{value.estimate:+.2f} [{value.low:+.2f}, {value.high:+.2f}]"
+    return formatting.interval(value, CORRELATION, is_signed=True)

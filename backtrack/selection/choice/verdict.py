@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from backtrack import formatting
 from backtrack.selection.stats import front
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def verdict(chosen: Point, final: Point, differences: Sequence[Difference]) -> s
     ]
     said: dict[str, list[str]] = {}
     for each in others:
-        name = f"{_name(each)} (utility {signed(each.utility, front.POINTS)}{_shared(each)})"
+        utility = formatting.interval(each.utility, front.POINTS, is_signed=True, has_unit=True)
+        name = f"{_name(each)} (utility {utility}{_shared(each)})"
         said.setdefault(_claim(each), []).append(name)
     subject = str(chosen)
     if chosen.is_base:
@@ -59,13 +61,6 @@ def _leaves_zero_out(value: Interval) -> bool:
 
 def _name(each: Difference) -> str:
     return "the final checkpoint" if each.to == "final" else "the base"
-
-
-def signed(value: Interval, unit: str) -> str:
-    """A difference with its interval, such as `+1.2 points [-0.3, +2.7]`."""
-    digits = "+.1f" if unit in (front.PERCENT, front.POINTS) else "+.3g"
-    label = front.POINTS if unit == front.PERCENT else unit
-    return f"{value.estimate:{digits}} {label} [{value.low:{digits}}, {value.high:{digits}}]"
 
 
 def cautions(outcome: Outcome, constraints: Constraints) -> Iterator[str]:

@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from backtrack.errors import ObjectiveError, UsageError
 from backtrack.evaluate.objectives.documents import load_records
+from backtrack.formatting import byte_size
 from backtrack.recipe import PeftMethod
 from backtrack.train.methods.configs import MILORA, peft_config
 from backtrack.train.methods.milora import doubled
@@ -271,13 +272,13 @@ def lacking_room(plan: Plan, folder: Path) -> list[str]:
     free = shutil.disk_usage(there).free
     disk = (plan.trajectory_bytes or 0) + (plan.state_bytes or 0)
     if disk > free:
-        lacking.append(f"{_gigabytes(disk)} of disk are needed and {_gigabytes(free)} free.")
+        lacking.append(f"{byte_size(disk)} of disk are needed and {byte_size(free)} free.")
     memory = _memory_here()
     if (plan.memory_bytes or 0) > memory:
         where = "GPU has" if torch.cuda.is_available() else "machine has"
         lacking.append(
-            f"{_gigabytes(plan.memory_bytes or 0)} of memory are needed before activations, "
-            f"and this {where} {_gigabytes(memory)}."
+            f"{byte_size(plan.memory_bytes or 0)} of memory are needed before activations, "
+            f"and this {where} {byte_size(memory)}."
         )
     return lacking
 
@@ -288,10 +289,6 @@ def _memory_here() -> int:
     import psutil
 
     return int(psutil.virtual_memory().total)
-
-
-def _gigabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB"
 
 
 def require_plannable(recipe: Recipe) -> None:
