@@ -22,7 +22,7 @@ from backtrack.point import Point
 from backtrack.records import Axis
 from backtrack.records.selection import Candidate, Constraints, Selection
 from backtrack.records.sweep import Sweep
-from backtrack.report.page import write_report
+from backtrack.report.selection.page import write_report
 from backtrack.selection.choice.candidates import judge
 from backtrack.selection.choice.sweep import sweep
 from backtrack.selection.stats.front import pareto_front

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import altair as alt
 
-from backtrack.report import charts
+from backtrack.report import vega
 from backtrack.report.arena.rows import PATH, TRAINING, ways
-from backtrack.report.geometry.figures import finished, forgetting_rows, scatter
-from backtrack.report.rows import FINAL_COLOUR, TRAINING_COLOUR
+from backtrack.report.geometry.figures import forgetting_rows, scatter
+from backtrack.report.vega import FINAL_COLOUR, TRAINING_COLOUR
 from backtrack.run.directory import write_atomically
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def write_arena_figures(folder: Path, arena: Arena) -> tuple[Path, ...]:
     written = []
     for name, spec in specs(arena).items():
         written.append(folder / "figures" / f"arena-{name}.png")
-        write_atomically(written[-1], charts.picture(spec))
+        write_atomically(written[-1], vega.picture(spec))
     return tuple(written)
 
 
@@ -42,11 +42,11 @@ def specs(arena: Arena) -> dict[str, Spec]:
     """Each drawing by name, as Vega-Lite; those without anything to show are left out."""
     found: dict[str, Spec] = {}
     if arena.axes and any(entrant.points for entrant in arena.entrants):
-        found["frontiers"] = finished(_frontiers(arena))
-        found["ways"] = finished(_ways(arena))
+        found["frontiers"] = vega.finished(_frontiers(arena))
+        found["ways"] = vega.finished(_ways(arena))
     rows = forgetting_rows(arena.forgetting)
     if len(arena.forgetting) > 1 and rows:
-        found["forgetting"] = finished(scatter(rows, has_names=True))
+        found["forgetting"] = vega.finished(scatter(rows, has_names=True))
     return found
 
 

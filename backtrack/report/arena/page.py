@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from backtrack.errors import RunError
 from backtrack.formatting import NO_NUMBER
 from backtrack.records import ROLES
-from backtrack.report import charts, wording
+from backtrack.report import vega, wording
 from backtrack.report.arena import figures as arena
 from backtrack.report.arena import rows as arena_rows
 from backtrack.report.geometry.rows import correlation_table
@@ -55,7 +55,7 @@ def write_arena_page(folder: Path, found: Arena) -> Path:
     }
     page = folder / "arena.html"
     try:
-        write_atomically(page, render("arena.html", context, ["arena.js"], charts.javascript()))
+        write_atomically(page, render("arena.html", context, ["arena.js"], vega.javascript()))
     except OSError as error:
         raise RunError(
             f"{page} could not be written: {error}. Make room or mend the permissions there."

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import altair as alt
 
 from backtrack.records.diagnosis import mean_metrics
-from backtrack.report import charts
+from backtrack.report import vega
 from backtrack.report.geometry.rows import LABELS, label, of_point
 from backtrack.run.directory import write_atomically
 
@@ -48,7 +48,7 @@ def write_figures(
     written = []
     for name, spec in specs(diagnosis, lines).items():
         written.append(places / f"geometry-{name}.png")
-        write_atomically(written[-1], charts.picture(spec))
+        write_atomically(written[-1], vega.picture(spec))
     return tuple(written)
 
 
@@ -69,14 +69,7 @@ def specs(diagnosis: Diagnosis, lines: Sequence[ModuleGeometry]) -> dict[str, Sp
         "forgetting": scatter,
     }
     rows = {name: make(diagnosis, lines) for name, make in makers.items()}
-    return {name: finished(drawn[name](found)) for name, found in rows.items() if found}
-
-
-def finished(chart: Any) -> Spec:
-    """A chart with the look of all drawings."""
-    spec: Spec = chart.to_dict()
-    spec["config"] = charts.config("currentColor", "transparent")
-    return spec
+    return {name: vega.finished(drawn[name](found)) for name, found in rows.items() if found}
 
 
 def _chart(rows: list[Row]) -> alt.Chart:

@@ -9,8 +9,16 @@ from typing import Any
 
 import pytest
 
-from backtrack.report import charts, labels
-from backtrack.report.rows import BASE, CHOSEN, OTHER, OTHER_CURVES, TIED, TRAINING, Drawing
+from backtrack.report.selection import charts, label_positions
+from backtrack.report.selection.drawing import Drawing
+from backtrack.report.selection.mark_kinds import (
+    BASE,
+    CHOSEN,
+    OTHER,
+    OTHER_CURVES,
+    TIED,
+    TRAINING,
+)
 
 
 def channels(spec, name) -> list[dict[str, Any]]:
@@ -48,7 +56,7 @@ def test_panels_along_alpha_are_oriented_like_the_plane(nats):
 
 def test_the_better_point_is_drawn_higher_where_less_is_better(nats):
     found = Drawing(nats)
-    frame = labels.Frame(found.ends("target"), found.ends("general"), (100, 100))
+    frame = label_positions.Frame(found.ends("target"), found.ends("general"), (100, 100))
     generals = [c.general for c in nats.candidates]
     low, high = min(generals), max(generals)
     assert frame.spot(50, low)[1] < frame.spot(50, high)[1]
@@ -153,15 +161,15 @@ def test_one_tied_with_nobody_has_no_ring_in_the_legend(made):
 
 def test_names_of_points_cover_neither_each_other_nor_the_frame():
     wanted = [
-        labels.Label(name, (50.0 + 3 * i, 50.0), is_needed=True)
+        label_positions.Label(name, (50.0 + 3 * i, 50.0), is_needed=True)
         for i, name in enumerate(("base", "chosen", "final"))
     ]
     size = (200.0, 200.0)
-    places = labels.place(wanted, [label.anchor for label in wanted], [], size)
+    places = label_positions.place(wanted, [label.anchor for label in wanted], [], size)
     spans = []
     for label, place in zip(wanted, places, strict=True):
         assert place is not None
-        width = labels.CHARACTER_WIDTH * len(label.text)
+        width = label_positions.CHARACTER_WIDTH * len(label.text)
         shift = {"left": 0.0, "center": width / 2, "right": width}[place.align]
         rise = {"top": 0.0, "middle": 7.0, "bottom": 14.0}[place.baseline]
         left, top = label.anchor[0] + place.dx - shift, label.anchor[1] + place.dy - rise
@@ -174,5 +182,5 @@ def test_names_of_points_cover_neither_each_other_nor_the_frame():
 
 def test_a_minor_name_without_room_is_left_out():
     anchor = (5.0, 5.0)
-    wanted = [labels.Label("step 100", anchor, is_needed=False)]
-    assert labels.place(wanted, [anchor], [], (20.0, 20.0)) == (None,)
+    wanted = [label_positions.Label("step 100", anchor, is_needed=False)]
+    assert label_positions.place(wanted, [anchor], [], (20.0, 20.0)) == (None,)

@@ -11,8 +11,9 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from backtrack.errors import RunError
-from backtrack.report import facts, tables
+from backtrack.report import vega
 from backtrack.report.rendering import render
+from backtrack.report.selection import facts, tables
 from backtrack.run.directory import write_atomically
 
 if TYPE_CHECKING:
@@ -49,9 +50,9 @@ def write_report(
     Raises:
         RunError: The directory cannot be written to.
     """
-    from backtrack.report import charts
-    from backtrack.report.payload import payload
-    from backtrack.report.rows import Drawing
+    from backtrack.report.selection import charts
+    from backtrack.report.selection.drawing import Drawing
+    from backtrack.report.selection.payload import payload
 
     drawing = Drawing(selection)
     context = _context(selection) | {
@@ -66,8 +67,8 @@ def write_report(
         "export": f"backtrack export {shlex.quote(str(run_path))} DIR",
     }
     pictures = {"plane": charts.plane_spec(drawing), "alpha": charts.alpha_spec(drawing)}
-    files = {f"figures/{name}.png": charts.picture(spec) for name, spec in pictures.items()}
-    files["report.html"] = render("page.html", context, SCRIPTS, charts.javascript())
+    files = {f"figures/{name}.png": vega.picture(spec) for name, spec in pictures.items()}
+    files["report.html"] = render("page.html", context, SCRIPTS, vega.javascript())
     try:
         for name, content in files.items():
             (run_path / name).parent.mkdir(parents=True, exist_ok=True)

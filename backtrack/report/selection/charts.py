@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
 Spec = dict[str, Any]
 
-PICTURE_SCALE = 2.0
-PICTURE_INK = "#22272e"
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 PLACEMENT: Spec = {
     field: alt.expr(f"datum.{field}") for field in ("align", "baseline", "dx", "dy")
 }
@@ -140,46 +137,6 @@ def objective_spec(drawing: Drawing, objective: int, *, is_live: bool = False) -
     name = drawing.axis(f"score_{objective}")[0]
     chart = panel.properties(width=SMALL[0], height=SMALL[1])
     return _spec(chart, f"{name} along the strength alpha.", NARROW, datasets)
-
-
-def picture(spec: Spec) -> bytes:
-    """The drawing as a PNG."""
-    inked = spec | {"config": config(PICTURE_INK, "white")}
-    return bytes(vl_convert.vegalite_to_png(inked, scale=PICTURE_SCALE, allowed_base_urls=[]))
-
-
-@functools.cache
-def javascript() -> str:
-    """Vega, Vega-Lite and Vega-Embed in one script that asks for nothing."""
-    return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
-
-
-def config(ink: str, background: str, columns: int = WIDE.columns) -> Spec:
-    """How all drawings look."""
-    text = {"labelColor": ink, "titleColor": ink, "labelFontSize": 11, "titleFontSize": 12}
-    return {
-        "font": FONT,
-        "background": background,
-        "view": {"stroke": ink, "strokeOpacity": 0.18},
-        "axis": text
-        | {
-            "titleFontWeight": 500,
-            "titlePadding": 8,
-            "gridColor": ink,
-            "gridOpacity": 0.09,
-            "domain": False,
-            "tickColor": ink,
-            "tickOpacity": 0.3,
-            "labelOpacity": 0.8,
-            "labelPadding": 4,
-        },
-        "legend": text
-        | {"orient": "top", "columns": columns, "columnPadding": 12}
-        | {"layout": {"top": {"anchor": "start", "bounds": "full"}}},
-        "text": {"fill": ink, "fontSize": 12},
-        "title": {"color": ink},
-        "header": {"labelColor": ink, "labelFontSize": 12, "labelFontWeight": 500, "title": None},
-    }
 
 
 def _spec(

@@ -11,7 +11,8 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from backtrack.records import ROLES
-from backtrack.report import charts, rows
+from backtrack.report.selection import charts, mark_kinds
+from backtrack.report.selection.drawing import band
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from backtrack.records import Interval
     from backtrack.records.selection import BaselineRow, ReportRow, Selection
     from backtrack.records.sweep import Sweep
-    from backtrack.report.rows import Drawing
+    from backtrack.report.selection.drawing import Drawing, Row
 
 Values = dict[str, Any]
 
@@ -105,29 +106,29 @@ def _drawn(drawing: Drawing) -> Values:
     return {
         "marks": _by_kind(drawing.marks()),
         "curve_marks": _by_kind(drawing.curve_marks()),
-        "front": [[rows.FRONT, drawing.front]],
+        "front": [[mark_kinds.FRONT, drawing.front]],
         "paths": [[path.kind, path.ids] for path in charts.plane_paths(drawing)],
         "curves": [[path.kind, path.ids] for path in drawing.curves],
         "bands": {
             i: [round(end, 4) for end in ends.values()]
             for curve in drawing.curves
             for i in curve.ids
-            if (ends := rows.band(drawing.candidate(i)))
+            if (ends := band(drawing.candidate(i)))
         },
         "along_alpha": drawing.along_alpha(),
         "several": drawing.several,
         "kinds": {
-            "tied": rows.TIED,
-            "chosen": rows.CHOSEN,
-            "base": rows.BASE,
-            "final": rows.FINAL,
+            "tied": mark_kinds.TIED,
+            "chosen": mark_kinds.CHOSEN,
+            "base": mark_kinds.BASE,
+            "final": mark_kinds.FINAL,
             "reading": drawing.reading_name,
         },
         "ends": {role: drawing.ends(role) for role in ROLES},
     }
 
 
-def _by_kind(marks: Sequence[rows.Row]) -> list[tuple[str, list[int]]]:
+def _by_kind(marks: Sequence[Row]) -> list[tuple[str, list[int]]]:
     found: dict[str, list[int]] = {}
     for row in marks:
         found.setdefault(row["kind"], []).append(row["id"])
