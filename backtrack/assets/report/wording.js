@@ -34,6 +34,7 @@ const wording = (() => {
     return `${fixed(estimate, decimals, isSigned)} [${ends.join(", ")}]`;
   }
 
+  // Without an axis: more is better.
   const comparison = ([low, high]) => (low > 0 ? "better" : high < 0 ? "worse" : "unclear");
 
   return { NO_NUMBER, number, withUnit, interval, comparison };

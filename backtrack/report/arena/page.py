@@ -1,6 +1,6 @@
-"""An arena's page: every entrant on one plane, switched on and off, and a table that sorts.
+"""An arena's page: every entrant on one plane, to be switched on and off, and sortable tables.
 
-One file that loads nothing, `arena.html` in the arena's directory.
+One file that loads nothing: `arena.html` in the arena's directory.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 CAPTIONS = {
     "frontiers": "Each entrant's path from the base to its final checkpoint (square), on the "
     "selection items; the choice is a cross. Of several seeds the first is drawn strong.",
-    "ways": "The way training went, and the way back along alpha, entrant by entrant.",
+    "paths": "Each entrant's checkpoints in training, and its path along alpha.",
     "forgetting": "Geometry of the final checkpoints against the general ability they lost.",
 }
 
 
 def write_arena_page(folder: Path, found: Arena) -> Path:
-    """Draw an arena into its directory; gives the page's path.
+    """Draw an arena into its directory and return the page's path.
 
     Args:
         folder: The arena's directory.
-        found: What is on record of it.
+        found: The arena's record.
 
     Raises:
         RunError: The directory cannot be written to.
@@ -58,13 +58,13 @@ def write_arena_page(folder: Path, found: Arena) -> Path:
         write_atomically(page, render("arena.html", context, ["arena.js"], vega.javascript()))
     except OSError as error:
         raise RunError(
-            f"{page} could not be written: {error}. Make room or mend the permissions there."
+            f"{page} could not be written: {error}. Free disk space or fix the permissions there."
         ) from error
     return page
 
 
 def _run_row(found: Arena, entrant: Entrant, folder: Path) -> dict[str, Any]:
-    """A run in the table: its choice, what that is against the final checkpoint, its report."""
+    """A run in the table: its choice, the gain over the final checkpoint, a link to its page."""
     report = folder / entrant.run / "report.html"
     final = entrant.report.get("final")
     chosen = entrant.report.get("chosen")

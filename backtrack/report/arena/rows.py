@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from backtrack.records import Interval
     from backtrack.records.arena import Arena, ArenaPoint, Entrant, Standing
 
-TRAINING = "checkpoints met in training"
-PATH = "path back from the last one"
+TRAINING = "checkpoints in training"
+ALPHA = "alpha path to the final checkpoint"
 Row = dict[str, Any]
 Table = tuple[list[str], list[list[str]]]
 
@@ -77,8 +77,8 @@ def _parameters(count: int | None) -> str:
     return str(count)
 
 
-def ways(arena: Arena) -> list[Row]:
-    """Every measured entrant's two ways from the base: by training, and along alpha."""
+def path_rows(arena: Arena) -> list[Row]:
+    """Points of each measured entrant's two paths from the base: by training, and by alpha."""
     measured = [entrant for entrant in arena.entrants if entrant.state == "measured"]
     first = {e.name: e.label for e in reversed(measured)}
     return [
@@ -86,8 +86,8 @@ def ways(arena: Arena) -> list[Row]:
             "entrant": entrant.name,
             "run": entrant.label,
             "is_first": entrant.label == first[entrant.name],
-            "way": way,
-            "place": place,
+            "path": path,
+            "order": order,
             "point": str(point.point),
             "target": point.target,
             "general": point.general,
@@ -95,8 +95,8 @@ def ways(arena: Arena) -> list[Row]:
             "is_final": point.point == entrant.final,
         }
         for entrant in measured
-        for way, points in ((TRAINING, trained(entrant)), (PATH, on_path(entrant)))
-        for place, point in enumerate(points)
+        for path, points in ((TRAINING, trained(entrant)), (ALPHA, on_path(entrant)))
+        for order, point in enumerate(points)
     ]
 
 

@@ -1,7 +1,7 @@
-"""Where labels stand in a drawing, so that they cover neither points nor lines nor each other.
+"""Positions of labels in a chart, so that they cover neither points nor lines nor each other.
 
-Greedy: labels are placed in their order, each at the free spot around its anchor that covers
-least. Not promised: the best placement of all labels together, or exact text widths.
+Greedy: labels are positioned in order, each around its anchor at the position that covers least.
+Not promised: the best positions of all labels together, or exact text widths.
 """
 
 from __future__ import annotations
@@ -19,40 +19,46 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-Spot = tuple[float, float]
+Pixel = tuple[float, float]
+"""x and y in pixels from the top left."""
 
 CHARACTER_WIDTH = 6.6
 LINE_HEIGHT = 14.0
 SAMPLE_EVERY = 5.0
-NEARNESS = 11.0
-TOLERATED = 1.0
-OUTSIDE_COST = 100.0
+"""Pixels between samples of a line."""
+CLEARANCE = 11.0
+"""Pixels between a label and the marks of other points."""
+MAX_COST = 1.0
+"""Of a label that is not needed; above, it is left out."""
+OVERLAP_COST = 100.0
+"""Of covering another label or reaching outside the chart."""
 ALIGNMENTS = {1: "left", 0: "center", -1: "right"}
 BASELINES = {1: "top", 0: "middle", -1: "bottom"}
-REACHES = (1.0, 1.9, 2.8)
+GAP_FACTORS = (1.0, 1.9, 2.8)
+"""Gaps tried for a needed label; for others only the first is."""
 DIRECTIONS = ((1, -1), (-1, -1), (1, 1), (-1, 1), (1, 0), (-1, 0), (0, -1), (0, 1))
 
 
 @dataclass(frozen=True)
 class Label:
-    """A text to place.
+    """A text next to a point.
 
     Attributes:
         text: What it says.
-        anchor: What it stands next to, in pixels from the top left.
-        is_needed: Shown even where it covers something; else left out there.
-        gap: Free room between anchor and text, in pixels.
+        anchor: The point.
+        is_needed: Shown even if it covers something; otherwise left out then.
+        gap: Distance between anchor and text, in pixels.
     """
 
     text: str
-    anchor: Spot
+    anchor: Pixel
     is_needed: bool
     gap: float = 8.0
 
 
 @dataclass(frozen=True)
-class Placed:
-    """Where a label's text starts and how it is aligned, relative to its anchor."""
+class LabelPosition:
+    """Offset of a label's text from its anchor in pixels, and its alignment there."""
 
     dx: float
     dy: float
@@ -69,9 +75,9 @@ class Box:
     right: float
     bottom: float
 
-    def count(self, spots: Floats) -> int:
-        """How many of the spots, [spots, 2], it covers."""
-        x, y = spots.T
+    def count(self, pixels: Floats) -> int:
+        """Number of pixels, [pixels, 2], inside."""
+        x, y = pixels.T
         across = (self.left <= x) & (x <= self.right)
         return int((across & (self.top <= y) & (y <= self.bottom)).sum())
 
@@ -88,81 +94,86 @@ class Box:
 
 
 @dataclass(frozen=True)
-class Frame:
-    """How values become pixels in a drawing.
+class PlotArea:
+    """Maps values to pixels.
 
     Attributes:
-        x: Value at the left and at the right end; the greater first where the scale is reversed.
-        y: Value at the bottom and at the top.
+        x: Values at the left and the right end; the greater first if the scale is reversed.
+        y: Values at the bottom and the top.
         size: Width and height in pixels.
     """
 
-    x: Spot
-    y: Spot
-    size: Spot
+    x: tuple[float, float]
+    y: tuple[float, float]
+    size: tuple[float, float]
 
-    def spot(self, x: float, y: float) -> Spot:
+    def pixel(self, x: float, y: float) -> Pixel:
         width, height = self.size
         across = (x - self.x[0]) / (self.x[1] - self.x[0])
         up = (y - self.y[0]) / (self.y[1] - self.y[0])
         return across * width, (1 - up) * height
 
 
-def place(
-    labels: Sequence[Label], marks: Sequence[Spot], lines: Sequence[Sequence[Spot]], size: Spot
-) -> tuple[Placed | None, ...]:
-    """A place for each label, none for one that is not needed and finds no free spot.
+def position_labels(
+    labels: Sequence[Label],
+    marks: Sequence[Pixel],
+    lines: Sequence[Sequence[Pixel]],
+    size: tuple[float, float],
+) -> tuple[LabelPosition | None, ...]:
+    """A position for each label; None for one that is not needed and finds no free position.
 
     Args:
         labels: Most important first.
-        marks: Points of the drawing, in pixels; a label stands nearer to its own than to others.
-        lines: Corners of each line, in pixels.
-        size: Width and height of the drawing, in pixels.
+        marks: Points of the chart; a label keeps its distance from those that are not its own.
+        lines: Corners of each line.
+        size: Width and height of the chart, in pixels.
     """
-    obstacles = np.array([spot for line in lines for spot in along(line)]).reshape(-1, 2)
-    spots = np.array(marks).reshape(-1, 2)
+    line_pixels = np.array([p for line in lines for p in sample_line(line)]).reshape(-1, 2)
+    mark_pixels = np.array(marks).reshape(-1, 2)
     taken: list[Box] = []
-    places: list[Placed | None] = []
+    positions: list[LabelPosition | None] = []
     for label in labels:
-        others = spots[(spots != label.anchor).any(axis=1)]
-        tries = _tries(label, taken, size)
-        cost, box, placed = min(
-            ((cost + _covered(box, others, obstacles), box, at) for cost, box, at in tries),
-            key=lambda found: found[0],
+        others = mark_pixels[(mark_pixels != label.anchor).any(axis=1)]
+        options = _options(label, taken, size)
+        cost, box, position = min(
+            ((cost + _covered(box, others, line_pixels), box, p) for cost, box, p in options),
+            key=lambda option: option[0],
         )
-        is_shown = label.is_needed or cost < TOLERATED
-        places.append(placed if is_shown else None)
+        is_shown = label.is_needed or cost < MAX_COST
+        positions.append(position if is_shown else None)
         if is_shown:
             taken.append(box)
-    return tuple(places)
+    return tuple(positions)
 
 
-def along(path: Sequence[Spot]) -> list[Spot]:
-    """Spots every few pixels of a line through `path`, its corners included."""
-    spots = list(path[:1])
-    for (x0, y0), (x1, y1) in itertools.pairwise(path):
+def sample_line(corners: Sequence[Pixel]) -> list[Pixel]:
+    """Pixels along a line, about `SAMPLE_EVERY` apart, its corners included."""
+    pixels = list(corners[:1])
+    for (x0, y0), (x1, y1) in itertools.pairwise(corners):
         parts = max(1, round(max(abs(x1 - x0), abs(y1 - y0)) / SAMPLE_EVERY))
-        spots += [
+        pixels += [
             (x0 + (x1 - x0) * i / parts, y0 + (y1 - y0) * i / parts) for i in range(1, parts + 1)
         ]
-    return spots
+    return pixels
 
 
-def _tries(label: Label, taken: Sequence[Box], size: Spot) -> Iterator[tuple[float, Box, Placed]]:
-    """Places around the anchor, each with what it costs besides the drawing it covers."""
-    reaches = REACHES if label.is_needed else REACHES[:1]
-    for preference, (reach, (right, down)) in enumerate(itertools.product(reaches, DIRECTIONS)):
+def _options(
+    label: Label, taken: Sequence[Box], size: tuple[float, float]
+) -> Iterator[tuple[float, Box, LabelPosition]]:
+    """Positions around the anchor, each with its cost apart from the marks it covers."""
+    factors = GAP_FACTORS if label.is_needed else GAP_FACTORS[:1]
+    for preference, (factor, (right, down)) in enumerate(itertools.product(factors, DIRECTIONS)):
         slant = 0.75 if right and down else 1.0
-        dx, dy = right * label.gap * reach * slant, down * label.gap * reach * slant
+        dx, dy = right * label.gap * factor * slant, down * label.gap * factor * slant
         box = _box(label, dx, dy, (right, down))
-        clashes = _is_outside(box, size) + sum(box.overlaps(other) for other in taken)
-        placed = Placed(dx, dy, ALIGNMENTS[right], BASELINES[down])
-        yield OUTSIDE_COST * clashes + 0.1 * preference, box, placed
+        overlaps = _is_outside(box, size) + sum(box.overlaps(other) for other in taken)
+        position = LabelPosition(dx, dy, ALIGNMENTS[right], BASELINES[down])
+        yield OVERLAP_COST * overlaps + 0.1 * preference, box, position
 
 
-def _covered(box: Box, others: Floats, obstacles: Floats) -> float:
-    near = box.grown(NEARNESS)
-    return float(near.count(others) + box.count(others) + box.count(obstacles))
+def _covered(box: Box, marks: Floats, line_pixels: Floats) -> float:
+    near = box.grown(CLEARANCE)
+    return float(near.count(marks) + box.count(marks) + box.count(line_pixels))
 
 
 def _box(label: Label, dx: float, dy: float, direction: tuple[int, int]) -> Box:
@@ -172,5 +183,5 @@ def _box(label: Label, dx: float, dy: float, direction: tuple[int, int]) -> Box:
     return Box(left, top, left + width, top + LINE_HEIGHT)
 
 
-def _is_outside(box: Box, size: Spot) -> bool:
+def _is_outside(box: Box, size: tuple[float, float]) -> bool:
     return box.left < 0 or box.top < 0 or box.right > size[0] or box.bottom > size[1]

@@ -1,7 +1,7 @@
 """What the page's script reads: the records it draws and chooses from, once, as plain values.
 
-Candidates stand in columns and are told by their place in the selection. Numbers that are not
-finite are null. The rule of choosing is not here: its answers are, see `records.Sweep`.
+Candidates are columns; a candidate is named by its index in the selection. Numbers that are not
+finite are null. The rule of choosing is not here: its answers are, see `records.sweep`.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ Values = dict[str, Any]
 def payload(
     drawing: Drawing, sweep: Sweep | None, run_path: Path, geometry: Mapping[str, Values]
 ) -> Values:
-    """All of it.
+    """All values of the page's script.
 
     Args:
-        drawing: Of the selection.
-        sweep: The answers at other weights and bounds, if there are any.
-        run_path: What a command calls the run.
-        geometry: Drawings of a diagnosis, which hold their own data.
+        drawing: The selection as the charts need it.
+        sweep: The rule's answers at other weights and bounds, if there are any.
+        run_path: How commands on the page name the run.
+        geometry: Specifications of a diagnosis's charts, which hold their own data.
     """
     selection = drawing.selection
     return {
@@ -50,10 +50,10 @@ def payload(
             for o in selection.objectives
         ],
         "candidates": _candidates(selection),
-        "places": {"chosen": drawing.chosen, "base": drawing.base, "final": drawing.final},
+        "indices": {"chosen": drawing.chosen, "base": drawing.base, "final": drawing.final},
         "reported": _reported(drawing),
-        "differences": {d.to: _ends(d.utility) for d in selection.differences},
-        "drawn": _drawn(drawing),
+        "differences": {d.to: _numbers(d.utility) for d in selection.differences},
+        "drawing": _drawing(drawing),
         "charts": _charts(drawing, is_live=sweep is not None)
         | {f"geometry-{name}": [spec] for name, spec in geometry.items()},
         "sweep": sweep.model_dump(mode="json") if sweep is not None else None,
@@ -61,22 +61,21 @@ def payload(
 
 
 def _candidates(selection: Selection) -> Values:
-    found = selection.candidates
+    candidates = selection.candidates
     names = [objective.name for objective in selection.objectives]
     return {
-        "name": [str(c.point) for c in found],
-        "step": [c.point.step for c in found],
-        "alpha": [c.point.alpha for c in found],
-        "profile": [c.point.profile for c in found],
-        "origin": [c.origin for c in found],
-        "share": [c.share for c in found],
-        "target": [_finite(c.target) for c in found],
-        "general": [_finite(c.general) for c in found],
-        "utility": [_finite(c.utility) for c in found],
-        "is_feasible": [c.is_feasible for c in found],
-        "is_tied": [c.is_tied for c in found],
-        "is_on_front": [c.is_on_front for c in found],
-        "scores": [[_finite(c.scores.get(name, math.nan)) for c in found] for name in names],
+        "name": [str(c.point) for c in candidates],
+        "step": [c.point.step for c in candidates],
+        "alpha": [c.point.alpha for c in candidates],
+        "profile": [c.point.profile for c in candidates],
+        "origin": [c.origin for c in candidates],
+        "target": [_finite(c.target) for c in candidates],
+        "general": [_finite(c.general) for c in candidates],
+        "utility": [_finite(c.utility) for c in candidates],
+        "is_feasible": [c.is_feasible for c in candidates],
+        "is_tied": [c.is_tied for c in candidates],
+        "is_on_front": [c.is_on_front for c in candidates],
+        "scores": [[_finite(c.scores.get(n, math.nan)) for c in candidates] for n in names],
     }
 
 
@@ -89,20 +88,20 @@ def _reported(drawing: Drawing) -> Values:
     for baseline in selection.baselines:
         if baseline.baseline.point is not None:
             measured[baseline.baseline.point.canonical] = baseline
-    places = ((drawing.place(point), row) for point, row in measured.items())
+    indices = ((drawing.index(point), row) for point, row in measured.items())
     return {
-        str(place): {role: _ends(getattr(row, role)) for role in ROLES}
-        for place, row in places
-        if place is not None
+        str(index): {role: _numbers(getattr(row, role)) for role in ROLES}
+        for index, row in indices
+        if index is not None
     }
 
 
-def _ends(interval: Interval) -> list[float | None]:
+def _numbers(interval: Interval) -> list[float | None]:
     return [_finite(value) for value in (interval.estimate, interval.low, interval.high)]
 
 
-def _drawn(drawing: Drawing) -> Values:
-    """Which candidate is drawn as what, in the order of drawing."""
+def _drawing(drawing: Drawing) -> Values:
+    """The kind of each candidate's mark, and the paths through candidates, in drawing order."""
     return {
         "marks": _by_kind(drawing.marks()),
         "curve_marks": _by_kind(drawing.curve_marks()),
@@ -115,38 +114,36 @@ def _drawn(drawing: Drawing) -> Values:
             for i in curve.ids
             if (ends := band(drawing.candidate(i)))
         },
-        "along_alpha": drawing.along_alpha(),
-        "several": drawing.several,
+        "alpha_ids": drawing.alpha_ids(),
+        "sharing_role": drawing.sharing_role,
         "kinds": {
             "tied": mark_kinds.TIED,
             "chosen": mark_kinds.CHOSEN,
-            "base": mark_kinds.BASE,
-            "final": mark_kinds.FINAL,
-            "reading": drawing.reading_name,
+            "interval": drawing.interval_kind,
         },
-        "ends": {role: drawing.ends(role) for role in ROLES},
+        "target_ends": drawing.axis_ends("target"),
     }
 
 
 def _by_kind(marks: Sequence[Row]) -> list[tuple[str, list[int]]]:
-    found: dict[str, list[int]] = {}
+    ids: dict[str, list[int]] = {}
     for row in marks:
-        found.setdefault(row["kind"], []).append(row["id"])
-    return list(found.items())
+        ids.setdefault(row["kind"], []).append(row["id"])
+    return list(ids.items())
 
 
 def _charts(drawing: Drawing, *, is_live: bool) -> Values:
-    """Specifications by chart, the wide layout first; names alone stand in them as data."""
-    wide, narrow = charts.LAYOUTS
+    """Specifications by chart, the wide layout first; of their data only the labels stay."""
+    layouts = charts.LAYOUTS
     specs = {
-        "plane": [charts.plane_spec(drawing, at, is_live=is_live) for at in (wide, narrow)],
-        "alpha": [charts.alpha_spec(drawing, at, is_live=is_live) for at in (wide, narrow)],
+        "plane": [charts.plane_spec(drawing, layout, is_live=is_live) for layout in layouts],
+        "alpha": [charts.alpha_spec(drawing, layout, is_live=is_live) for layout in layouts],
     }
-    for i in drawing.several:
+    for i in drawing.sharing_role:
         specs[f"score_{i}"] = [charts.objective_spec(drawing, i, is_live=is_live)]
-    for spec in (spec for found in specs.values() for spec in found):
-        named = spec["datasets"]
-        spec["datasets"] = {n: named[n] for n in named if n.startswith(("names", "waymarks"))}
+    for spec in (spec for by_layout in specs.values() for spec in by_layout):
+        datasets = spec["datasets"]
+        spec["datasets"] = {n: datasets[n] for n in datasets if n.startswith(charts.LABELS)}
     return specs
 
 

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 Table = dict[str, Any]
 
 MAX_ROWS = 400
-"""Candidates in the page's table; of more nobody reads all."""
+"""Candidates in the page's table; the rest are only in selection.json."""
 
 
 def report(selection: Selection) -> Table:
-    """Base, chosen and final on the report items; each objective where a role has several."""
-    several = _several(selection)
-    heads = [*_role_heads(selection), *(_objective_head(o) for o in several)]
+    """Base, chosen and final on the report items; also each objective of roles with several."""
+    sharing = _sharing_role(selection)
+    heads = [*_role_heads(selection), *(_objective_head(o) for o in sharing)]
     rows = [
         {
             "name": name.capitalize(),
@@ -38,7 +38,7 @@ def report(selection: Selection) -> Table:
 
 
 def differences(selection: Selection) -> Table:
-    """Chosen minus final and chosen minus base, each judged by its interval."""
+    """Chosen minus final and chosen minus base, and what each interval shows."""
     units = [wording.difference_unit(selection.axes[role]) for role in ROLES]
     heads = [f"{role.capitalize()} ({unit})" for role, unit in zip(ROLES, units, strict=True)]
     ordered = sorted(selection.differences, key=lambda difference: difference.to != "final")
@@ -54,7 +54,7 @@ def differences(selection: Selection) -> Table:
 
 
 def baselines(selection: Selection) -> Table:
-    """What users take without a search, and the chosen point's utility less theirs."""
+    """Models users take without a search, and the chosen point's utility minus theirs."""
     heads = [*_role_heads(selection), "Chosen is better by (points)"]
     axes = selection.axes
     rows = [
@@ -76,7 +76,7 @@ def baselines(selection: Selection) -> Table:
 
 
 def ranges(selection: Selection) -> Table:
-    """The chosen points by the weights of the target they serve, on selection items."""
+    """The chosen points by range of weights, on selection items."""
     axes = selection.axes
     rows = [
         {
@@ -94,27 +94,25 @@ def ranges(selection: Selection) -> Table:
 
 
 def candidates(selection: Selection) -> Table:
-    """Every measured point, the highest utility first; those without a number last."""
+    """Every measured point, the highest utility first; those without a finite one last."""
     has_fit = any(c.smoothed != c.utility for c in selection.candidates)
     heads = [(head, "") for head in _role_heads(selection)[:-1]]
     heads += [("Utility", "utility"), *([("Smoothed", "smoothed")] if has_fit else [])]
     heads += [("Chance best", "chance"), ("Distance", "")]
-    heads += [(_objective_head(o), "") for o in _several(selection)]
-    ordered = sorted(enumerate(selection.candidates), key=lambda each: _by_utility(each[1]))
+    heads += [(_objective_head(o), "") for o in _sharing_role(selection)]
+    ordered = sorted(enumerate(selection.candidates), key=lambda pair: _by_utility(pair[1]))
     caption = (
         "Utility in points. Chance best: share of bootstrap samples in which the point has the "
         "highest utility."
     )
     if has_fit:
-        caption += (
-            " Smoothed: utility of scores smoothed over the points, which the choice goes by."
-        )
-    kept = [
-        (place, c) for i, (place, c) in enumerate(ordered) if i < MAX_ROWS or _is_end(selection, c)
+        caption += " Smoothed: utility of the smoothed scores, which decides the choice."
+    shown = [
+        (index, c) for i, (index, c) in enumerate(ordered) if i < MAX_ROWS or _is_end(selection, c)
     ]
-    if len(kept) < len(ordered):
-        caption += f" The other {len(ordered) - len(kept):,} are in selection.json."
-    rows = [_candidate_row(selection, c, has_fit=has_fit) | {"id": place} for place, c in kept]
+    if len(shown) < len(ordered):
+        caption += f" The other {len(ordered) - len(shown):,} are in selection.json."
+    rows = [_candidate_row(selection, c, has_fit=has_fit) | {"id": index} for index, c in shown]
     return {"heads": heads, "rows": rows, "caption": caption, "num_points": len(ordered)}
 
 
@@ -123,7 +121,7 @@ def _is_end(selection: Selection, candidate: Candidate) -> bool:
 
 
 def objectives(selection: Selection) -> list[Table]:
-    """What was measured, with how many items, and the two ends of each yardstick."""
+    """Objectives with their numbers of items and the two ends of their yardsticks."""
     return [
         {
             "name": objective.name,
@@ -141,7 +139,7 @@ def objectives(selection: Selection) -> list[Table]:
 
 
 def bounds(selection: Selection) -> list[Table]:
-    """The objectives a bound can be set on, with the unit it reads in and which way is worse."""
+    """The objectives a bound can be set on, with its unit and the words for the worst score."""
     return [
         {
             "name": objective.name,
@@ -157,8 +155,8 @@ def _role_heads(selection: Selection) -> list[str]:
     return [*heads, f"Utility ({POINTS})"]
 
 
-def _several(selection: Selection) -> list[ObjectiveInfo]:
-    """Objectives that share their role with others, so that the role's score is not theirs."""
+def _sharing_role(selection: Selection) -> list[ObjectiveInfo]:
+    """Objectives whose role has others too: the role's score is not theirs."""
     roles = [objective.role for objective in selection.objectives]
     return [o for o in selection.objectives if roles.count(o.role) > 1]
 
@@ -178,7 +176,7 @@ def _report_cells(selection: Selection, row: ReportRow) -> list[str]:
         wording.interval(row.target, axes["target"].unit),
         wording.interval(row.general, axes["general"].unit),
         wording.interval(row.utility, POINTS),
-        *(_objective_cell(row.scores, o) for o in _several(selection)),
+        *(_objective_cell(row.scores, o) for o in _sharing_role(selection)),
     ]
 
 
@@ -218,7 +216,7 @@ def _candidate_row(selection: Selection, candidate: Candidate, *, has_fit: bool)
             *smoothed,
             formatting.share(candidate.chance_best),
             wording.number(candidate.distance, ""),
-            *(_objective_cell(candidate.scores, o) for o in _several(selection)),
+            *(_objective_cell(candidate.scores, o) for o in _sharing_role(selection)),
         ],
     }
 
