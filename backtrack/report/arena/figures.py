@@ -55,7 +55,7 @@ def _frontiers(arena: Arena) -> Any:
     """The paths of all entrants; of several seeds the first is drawn opaque."""
     rows = [row for row in path_rows(arena) if row["path"] == ALPHA]
     names = list(dict.fromkeys(row["entrant"] for row in rows))
-    channels = {
+    encoding = {
         "x": _role(arena, "target"),
         "y": _role(arena, "general"),
         "color": alt.Color(
@@ -70,14 +70,14 @@ def _frontiers(arena: Arena) -> Any:
     marks = [
         _chart(rows)
         .mark_line(strokeWidth=1.8)
-        .encode(order="order:Q", detail="run:N", **channels),
-        _chart(rows).mark_point(filled=True, size=18).encode(**channels),
+        .encode(order="order:Q", detail="run:N", **encoding),
+        _chart(rows).mark_point(filled=True, size=18).encode(**encoding),
         _chart([row for row in rows if row["is_final"]])
         .mark_point(shape="square", size=70, strokeWidth=2)
-        .encode(**channels),
+        .encode(**encoding),
         _chart([row for row in rows if row["is_chosen"]])
         .mark_point(shape="cross", filled=True, size=150)
-        .encode(**channels),
+        .encode(**encoding),
     ]
     title = "Paths from the base to each final checkpoint (square); the choice is a cross"
     return alt.layer(*marks).properties(

@@ -89,8 +89,8 @@ def captions(selection: Selection) -> dict[str, tuple[str, str]]:
     bands = ""
     if any(c.target_band for c in selection.candidates):
         bands = (
-            f" Bands: the {selection.level:.0%} intervals of the smoothed scores, which decide the "
-            "choice; marks are the measured scores."
+            f" Bands: the {selection.level:.0%} intervals of the smoothed scores, which decide "
+            "the choice; marks are the measured scores."
         )
     alpha = f"The same scores by strength, on the selection items. Up is better.{bands}{faded}"
     return {"plane": ("Target against general", plane), "alpha": ("Along alpha", alpha)}
