@@ -1,4 +1,4 @@
-"""The page: whole, self-contained, escaped, and drawn without torch."""
+"""The page: complete, self-contained, escaped, and drawn without torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PICTURE_SCALE = 2
 
 
 class Elements(HTMLParser):
-    """Tags with attributes, text outside scripts and styles, each table row and its heads."""
+    """Tags with attributes, text outside scripts and styles, each table row and its headings."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
