@@ -1,4 +1,4 @@
-"""What all charts share: their look, PNG pictures, and Vega's script.
+"""What all charts share: their style, PNG pictures, and Vega's script.
 
 Ink is a parameter: a page passes `currentColor`, so that a chart follows the page's theme and
 prints in black; a picture has a fixed ink on white paper.
@@ -70,7 +70,7 @@ def config(ink: str, background: str, columns: int = LEGEND_COLUMNS) -> Spec:
 
 
 def finished(chart: Any) -> Spec:
-    """The specification of an Altair chart for a page, with the look of all charts."""
+    """The specification of an Altair chart for a page, with the style of all charts."""
     spec: Spec = chart.to_dict()
     spec["config"] = config(PAGE_INK, PAGE_BACKGROUND)
     return spec
