@@ -127,7 +127,7 @@ def _named(name: str) -> alt.Chart:
 
 
 def _axis(drawing: Drawing, field: str, domain: list[float]) -> Spec:
-    """Arguments of a channel: better is right or up, and the title says which direction is better."""
+    """Arguments of a channel: better is right or up, and the title says which that is."""
     name, unit, is_reversed = drawing.axis(field)
     direction = "less is better, scale reversed" if is_reversed else "more is better"
     return {
