@@ -64,7 +64,7 @@ def run_demo(folder: Path, *, seed: int = 0, is_quiet: bool = False) -> Demo:
     run = _train(recipe, is_quiet=is_quiet)
     # Imported here because they load torch, while the progress bar is shown.
     from backtrack.exporter import export
-    from backtrack.report.page import write_report
+    from backtrack.report.selection.page import write_report
     from backtrack.selection.choice.select import select
 
     with terminal.progress("measuring", is_quiet=is_quiet) as report:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Literal
 
+from backtrack.formatting import byte_size
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -79,7 +81,9 @@ def _memory() -> Finding:
 
     memory = psutil.virtual_memory()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    text = f"{cores} cores, {_size(memory.total)} of memory, {_size(memory.available)} free"
+    text = (
+        f"{cores} cores, {byte_size(memory.total)} of memory, {byte_size(memory.available)} free"
+    )
     return Finding("machine", "ok", text)
 
 
@@ -88,7 +92,7 @@ def _disk(folder: Path) -> Finding:
         path for path in (folder.resolve(), *folder.resolve().parents) if path.exists()
     )
     free = shutil.disk_usage(existing).free
-    text = f"{_size(free)} free in {existing}"
+    text = f"{byte_size(free)} free in {existing}"
     if free >= LEAST_FREE_BYTES:
         return Finding("disk", "ok", text)
     advice = "Limit trajectories with `trajectory: {max_bytes: ...}`, or keep runs elsewhere."
@@ -106,8 +110,8 @@ def _gpus() -> Iterator[Finding]:
         largest = SHARE_FOR_WEIGHTS * found.total_memory / BYTES_A_PARAMETER
         has_bf16 = found.major >= 8
         text = (
-            f"{found.name}, {_size(found.total_memory)}: points of adapters on bases up to about "
-            f"{largest / 1e9:.0f}B parameters"
+            f"{found.name}, {byte_size(found.total_memory)}: points of adapters on bases up to "
+            f"about {largest / 1e9:.0f}B parameters"
         )
         advice = "" if has_bf16 else "No bfloat16: write `bf16: false` under `sft`."
         yield Finding(f"gpu {i}", "ok" if has_bf16 else "note", text, advice)
@@ -155,7 +159,3 @@ def _hub() -> Finding:
     if get_token() is None:
         return Finding("hub", "note", "not logged in", "For --push: `hf auth login`.")
     return Finding("hub", "ok", "logged in")
-
-
-def _size(num_bytes: float) -> str:
-    return f"{num_bytes / 1e9:.1f} GB"

@@ -1,4 +1,4 @@
-"""What a person sees in a terminal: progress, tables, errors; plain lines elsewhere."""
+"""Terminal output: progress, tables and errors; plain lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
+from backtrack import formatting
+from backtrack.formatting import POINTS
 from backtrack.records import ROLES
 
 if TYPE_CHECKING:
@@ -36,16 +38,17 @@ err = Console(stderr=True, highlight=False)
 
 
 class Report(Protocol):
-    """Called as work goes on: how much is done, of how much, and what."""
+    """Shows progress: steps done, steps in total, and what is being done."""
 
     def __call__(self, done: int, total: int, what: str) -> None: ...
 
 
 @contextmanager
 def progress(title: str, *, is_quiet: bool = False) -> Iterator[Report]:
-    """A progress bar on standard error, or a line now and then where that is no terminal.
+    """Show a progress bar on standard error, or a line every ten seconds if it is no terminal.
 
-    While it lasts, what libraries print goes there too: standard output is for the result.
+    Inside the context, whatever libraries print to standard output goes to standard error:
+    standard output is for the result.
     """
     with redirect_stdout(sys.stderr):
         if is_quiet:
@@ -59,7 +62,7 @@ def progress(title: str, *, is_quiet: bool = False) -> Iterator[Report]:
 
 
 def _bar() -> Progress:
-    """Title, bar, how much of how much, time gone, time left; what is being done gets the rest."""
+    """Title, bar, counts, elapsed time, remaining time, and the current work in what is left."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=14),
@@ -90,88 +93,83 @@ class _Lines:
     def __init__(self, title: str) -> None:
         self._title = title
         self._last = -SECONDS_BETWEEN_LINES
-        self._begin: tuple[float, int] | None = None
+        self._first_call: tuple[float, int] | None = None
 
     def __call__(self, done: int, total: int, what: str) -> None:
         now = time.monotonic()
-        self._begin = self._begin or (now, done)
+        self._first_call = self._first_call or (now, done)
         if done == total or now - self._last >= SECONDS_BETWEEN_LINES:
             self._last = now
-            left = self._left(done, total)
-            sys.stderr.write(f"{self._title}: {done} of {total}{left}  {what}\n")
+            remaining = self._remaining(done, total)
+            sys.stderr.write(f"{self._title}: {done} of {total}{remaining}  {what}\n")
             sys.stderr.flush()
 
-    def _left(self, done: int, total: int) -> str:
-        """Time left at the pace since the first call, once there is one."""
-        assert self._begin is not None
-        begun, at = self._begin
-        if done <= at or done >= total:
+    def _remaining(self, done: int, total: int) -> str:
+        """Remaining time at the pace since the first call; empty while there is no pace yet."""
+        assert self._first_call is not None
+        start, done_at_start = self._first_call
+        if done <= done_at_start or done >= total:
             return ""
-        seconds = (time.monotonic() - begun) / (done - at) * (total - done)
-        return f", about {duration(seconds)} left"
+        seconds = (time.monotonic() - start) / (done - done_at_start) * (total - done)
+        return f", about {formatting.duration(seconds)} left"
 
 
 def print_error(message: str) -> None:
-    """One error in one voice. Not marked up: a message may hold `[...]`."""
+    """Print an error message. Rich markup is off, since a message may contain `[...]`."""
     err.print(f"error: {message}", markup=False, style="red", soft_wrap=True)
 
 
 def print_unexpected(error: Exception) -> None:
-    """An error nobody raised on purpose: where it came from, then what to do, in one voice."""
+    """Print an unexpected exception: its traceback, then what to do."""
     import traceback
 
     sys.stderr.write("".join(traceback.format_exception(error)))
-    said = next(iter(str(error).strip().splitlines()), "")
+    first_line = next(iter(str(error).strip().splitlines()), "")
     print_error(
-        f"unexpected {type(error).__name__}: {said or 'no message'} What was saved and measured "
-        "is kept. Please report the lines above."
+        f"unexpected {type(error).__name__}: {first_line or 'no message'} Everything saved and "
+        "measured so far is kept. Please report the lines above."
     )
 
 
 def print_note(message: str) -> None:
-    """A remark beside the result, on standard error."""
+    """Print a remark on standard error."""
     err.print(message, markup=False, style="dim", soft_wrap=True)
 
 
 def print_line(text: str) -> None:
-    """A line of the result: not marked up, and broken by the terminal alone."""
+    """Print a line of the result without Rich markup; only the terminal wraps it."""
     out.print(text, markup=False, soft_wrap=True)
 
 
 def print_plan(
     num_points: int, least_items: int, most_items: int, done_items: int, seconds: float | None
 ) -> None:
-    """What a search will cost, before it starts."""
+    """Print what a search will cost, before it starts."""
     least = f", {least_items:,} if racing drops all it can" if least_items < most_items else ""
-    done = f"; {done_items:,} on record" if done_items else ""
-    when = f"; about {duration(seconds)}" if seconds is not None else ""
-    print_note(f"{num_points} points, at most {most_items:,} items scored{least}{done}{when}.")
-
-
-def duration(seconds: float) -> str:
-    """`40 s`, `12 min` or `3.5 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    recorded = f"; {done_items:,} recorded already" if done_items else ""
+    time_text = f"; about {formatting.duration(seconds)}" if seconds is not None else ""
+    print_note(
+        f"{num_points} points, at most {most_items:,} items to score{least}{recorded}{time_text}."
+    )
 
 
 def print_selection(selection: Selection) -> None:
-    """The before/after table, each objective, baselines, the verdict and the cautions."""
+    """Print base, chosen and final, objectives, baselines, the verdict and the cautions."""
     out.print(_before_after(selection))
     if len(selection.objectives) > 2:
         out.print(_by_objective(selection))
     if selection.baselines:
-        out.print(_against_baselines(selection))
+        out.print(_baselines(selection))
     out.print(selection.verdict, markup=False, style="bold")
     for difference in selection.differences:
         utility = difference.utility
         if difference.items_to_settle and utility.low <= 0 <= utility.high:
             out.print(_more_items(selection, difference), markup=False)
     if selection.hypervolume is not None:
-        share = _scaled(selection.hypervolume, 100)
+        share = formatting.interval(selection.hypervolume, "%", factor=100)
         out.print(
-            f"- The front covers {shown(share, '%')}% of the way from the worse of base and final "
-            "to the best seen on both roles (selection items).",
+            f"- Hypervolume: the front dominates {share}% of the box from the worse of base and "
+            "final to the best score of each role (selection items).",
             markup=False,
         )
     for note in selection.notes:
@@ -179,40 +177,35 @@ def print_selection(selection: Selection) -> None:
 
 
 def _more_items(selection: Selection, difference: Difference) -> str:
-    """How many items would settle a difference, and how many more than there are."""
+    """How many items would make a difference clear, and how many of them are missing."""
     needed = difference.items_to_settle or 0
     roles = {o.name: o.role for o in selection.objectives}
-    have = min(
+    num_items = min(
         sum(n["report"] for name, n in selection.num_items.items() if roles[name] == role)
         for role in ROLES
     )
-    more = f" ({needed - have:,} more)" if needed > have else ""
-    return f"- {needed:,} items a role{more} would settle chosen against {difference.to}."
-
-
-def _scaled(value: Interval, factor: float) -> Interval:
-    ends = {name: factor * number for name, number in value.model_dump().items()}
-    return value.model_copy(update=ends)
+    more = f" ({needed - num_items:,} more)" if needed > num_items else ""
+    return f"- {needed:,} items per role{more} would settle chosen against {difference.to}."
 
 
 def _by_objective(selection: Selection) -> Table:
-    """Each objective on the report items, and the chosen point's change from the base."""
+    """Each objective on the report items, and the chosen point's difference from the base."""
     to_base = next((d for d in selection.differences if d.to == "base"), None)
     table = _table("each objective, on report items")
     for name in ("objective", *selection.report, "vs base"):
         table.add_column(name, justify="left" if name == "objective" else "right")
     for o in selection.objectives:
-        unit, factor = ("%", 100.0) if o.unit == "fraction" else (o.unit, 1.0)
+        unit, factor = formatting.shown_unit(o.unit)
         rows = selection.report.values()
-        scores = [f"{factor * row.scores[o.name]:{_digits(unit)}}" for row in rows]
+        scores = [formatting.number(factor * row.scores[o.name], unit) for row in rows]
         change = to_base.scores.get(o.name) if to_base else None
-        text = signed(_scaled(change, factor), unit) if change else ""
+        text = formatting.interval(change, unit, is_signed=True, factor=factor) if change else ""
         table.add_row(f"{o.name} ({o.role})", *scores, text)
     return table
 
 
-def _against_baselines(selection: Selection) -> Table:
-    """What users take without a search, and the chosen point's utility less theirs."""
+def _baselines(selection: Selection) -> Table:
+    """Models users take without a search, and the chosen point's utility minus theirs."""
     units = [selection.axes[role].unit for role in ROLES]
     table = _table("without a search, on report items")
     table.add_column("")
@@ -220,37 +213,41 @@ def _against_baselines(selection: Selection) -> Table:
         table.add_column(name, justify="right")
     for row in selection.baselines:
         values = zip((row.target.estimate, row.general.estimate), units, strict=True)
-        cells = [f"{value:{_digits(unit)}}" for value, unit in values]
-        table.add_row(str(row.baseline), *cells, signed(row.difference, "points"))
+        cells = [formatting.number(value, unit) for value, unit in values]
+        table.add_row(str(row.baseline), *cells, _difference(row.difference, POINTS))
     return table
 
 
 def print_weights(selections: Sequence[Selection]) -> None:
-    """The choice for each of several weights, on report items."""
+    """Print the choice at each of several weights, on report items."""
     target, general = (selections[0].axes[role] for role in ROLES)
     table = _table("by weight, on report items")
     names = ("weight", "chosen", heading("target", target), heading("general", general))
     for name in (*names, "vs base", "vs final"):
         table.add_column(name, justify="left" if name == "chosen" else "right")
-    for each in selections:
-        row = each.report["chosen"]
-        to = {d.to: signed(d.utility, "points") for d in each.differences}
-        cells = (shown(row.target, target.unit), shown(row.general, general.unit))
-        table.add_row(f"{each.weight:g}", str(each.chosen), *cells, to["base"], to["final"])
+    for selection in selections:
+        row = selection.report["chosen"]
+        to = {d.to: _difference(d.utility, POINTS) for d in selection.differences}
+        cells = (
+            formatting.interval(row.target, target.unit),
+            formatting.interval(row.general, general.unit),
+        )
+        point = str(selection.chosen)
+        table.add_row(f"{selection.weight:g}", point, *cells, to["base"], to["final"])
     out.print(table)
 
 
 def print_ranges(selection: Selection) -> None:
-    """The chosen points by the weights they serve, on selection items."""
-    units = [selection.axes[role] for role in ROLES]
+    """Print the chosen points by range of weights, on selection items."""
+    axes = [selection.axes[role] for role in ROLES]
     table = _table("chosen by weight, on selection items")
-    names = ("weights", "chosen", heading("target", units[0]), heading("general", units[1]))
+    names = ("weights", "chosen", heading("target", axes[0]), heading("general", axes[1]))
     for name in names:
         table.add_column(name, justify="left" if name == "chosen" else "right")
-    for each in selection.ranges:
-        numbers = zip((each.target, each.general), units, strict=True)
-        cells = [f"{value:{_digits(axis.unit)}}" for value, axis in numbers]
-        table.add_row(f"{each.low:.2f}-{each.high:.2f}", str(each.point), *cells)
+    for row in selection.ranges:
+        numbers = zip((row.target, row.general), axes, strict=True)
+        cells = [formatting.number(value, axis.unit) for value, axis in numbers]
+        table.add_row(f"{row.low:.2f}-{row.high:.2f}", str(row.point), *cells)
     out.print(table)
 
 
@@ -265,10 +262,10 @@ def _before_after(selection: Selection) -> Table:
         table.add_column(name, justify="right")
     for name, row in selection.report.items():
         style = "bold" if name == "chosen" else None
-        table.add_row(name, *_cells(shown, row, selection), style=style)
+        table.add_row(name, *_cells(formatting.interval, row, selection), style=style)
     table.add_section()
-    for each in selection.differences:
-        table.add_row(f"vs {each.to}", *_cells(signed, each, selection))
+    for difference in selection.differences:
+        table.add_row(f"vs {difference.to}", *_cells(_difference, difference, selection))
     return table
 
 
@@ -276,12 +273,16 @@ def _cells(
     form: Callable[[Interval, str], str], row: ReportRow | Difference, selection: Selection
 ) -> tuple[str, str, str]:
     target, general = (selection.axes[role].unit for role in ROLES)
-    return form(row.target, target), form(row.general, general), form(row.utility, "points")
+    return form(row.target, target), form(row.general, general), form(row.utility, POINTS)
+
+
+def _difference(value: Interval, unit: str) -> str:
+    return formatting.interval(value, unit, is_signed=True)
 
 
 def print_candidates(selection: Selection, limit: int = 12) -> None:
-    """The measured points by utility, on selection items."""
-    units = [selection.axes[role].unit for role in ROLES] + ["points"]
+    """Print the measured points by utility, on selection items."""
+    units = [selection.axes[role].unit for role in ROLES] + [POINTS]
     table = _table("measured points, by utility on selection items")
     for name in ("point", "target", "general", "utility"):
         table.add_column(name, justify="left" if name == "point" else "right")
@@ -289,9 +290,8 @@ def print_candidates(selection: Selection, limit: int = 12) -> None:
     ranked = sorted(selection.candidates, key=lambda c: -c.utility)
     for candidate in ranked[:limit]:
         values = (candidate.target, candidate.general, candidate.utility)
-        numbers = [f"{v:{_digits(unit)}}" for v, unit in zip(values, units, strict=True)]
-        is_chosen = candidate.point == selection.chosen
-        table.add_row(str(candidate.point), *numbers, marks(candidate, is_chosen=is_chosen))
+        numbers = [formatting.number(v, unit) for v, unit in zip(values, units, strict=True)]
+        table.add_row(str(candidate.point), *numbers, _marks(selection, candidate))
     out.print(table)
     if len(ranked) > limit:
         out.print(f"and {len(ranked) - limit} more in selection.json", style="dim")
@@ -302,59 +302,35 @@ def _table(title: str | None = None) -> Table:
     return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
 
 
-def marks(candidate: Candidate, *, is_chosen: bool) -> str:
-    """`chosen`, `front`, `tied`, `out of bounds`: what holds of a candidate."""
-    part = f"{candidate.share:.0%} of items" if candidate.share < 1 else ""
-    said = {
-        "chosen": is_chosen,
-        "front": candidate.is_on_front,
-        "tied": candidate.is_tied,
-        "out of bounds": not candidate.is_feasible,
-        part: bool(part),
-    }
-    return ", ".join(word for word, holds in said.items() if holds)
+def _marks(selection: Selection, candidate: Candidate) -> str:
+    share = formatting.measured_share(candidate)
+    return ", ".join([*formatting.point_marks(selection, candidate), *([share] if share else [])])
 
 
 def heading(role: str, axis: Axis) -> str:
-    """A column's title with unit and, where less is better, that."""
+    """A column's title: role, unit, and the direction if less is better."""
     less = ", less is better" if axis.direction == "minimize" else ""
     return f"{role} ({axis.unit}{less})"
 
 
-def shown(interval: Interval, unit: str) -> str:
-    """`82.1 [78.9, 85.0]`."""
-    kind = _digits(unit)
-    return f"{interval.estimate:{kind}} [{interval.low:{kind}}, {interval.high:{kind}}]"
-
-
-def signed(interval: Interval, unit: str) -> str:
-    """`+3.1 [+0.4, +5.9]`."""
-    kind = "+" + _digits(unit)
-    return f"{interval.estimate:{kind}} [{interval.low:{kind}}, {interval.high:{kind}}]"
-
-
-def _digits(unit: str) -> str:
-    return ".1f" if unit in {"%", "points"} else ".4g"
-
-
-def print_findings(found: Sequence[tuple[str, str, str, str]]) -> None:
-    """Signs, topics and texts, each with its advice on a line of its own.
+def print_findings(findings: Sequence[tuple[str, str, str, str]]) -> None:
+    """Print findings, each with its advice on a line of its own.
 
     Args:
-        found: Sign (`ok`, `missing` or `note`), topic, text, advice.
+        findings: Sign (`ok`, `missing` or `note`), topic, text, advice.
     """
     styles = {"ok": "green", "missing": "red", "note": "yellow"}
     table = Table(box=None, show_header=False, pad_edge=False)
-    for sign, topic, text, advice in found:
-        said = Text(text)
+    for sign, topic, text, advice in findings:
+        cell = Text(text)
         if advice:
-            said.append(f"\n{advice}", style="dim")
-        table.add_row(Text(sign, style=styles[sign]), Text(topic), said)
+            cell.append(f"\n{advice}", style="dim")
+        table.add_row(Text(sign, style=styles[sign]), Text(topic), cell)
     out.print(table)
 
 
 def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A plain table."""
+    """Print a plain table."""
     table = _table()
     for name in headings:
         table.add_column(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from backtrack import terminal
+from backtrack import formatting, terminal
 
 if TYPE_CHECKING:
     from backtrack.train.plan.plan import Plan
@@ -41,9 +41,4 @@ def _trainable(plan: Plan) -> str:
 
 
 def _bytes(number: int | None) -> str:
-    if number is None:
-        return "not known"
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number / 1e3:.3g} kB"
+    return "not known" if number is None else formatting.byte_size(number)

@@ -78,7 +78,7 @@ def recipe_path(name: Path) -> Path:
 def draw_report(run: Run, selection: Selection) -> Path:
     """Write `report.html` from the run's records."""
     from backtrack.report.geometry.section import read_geometry
-    from backtrack.report.page import write_report
+    from backtrack.report.selection.page import write_report
 
     return write_report(
         run.path,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from backtrack import formatting
 from backtrack.evaluate.vllm.adapters import why_not_in_vllm
 from backtrack.records import ROLES
 from backtrack.run.checkpoint_writer import is_adapter
@@ -89,7 +90,7 @@ class Card:
         row, base = selection.report["chosen"], selection.report["base"]
         for o in selection.objectives:
             num_items = selection.num_items.get(o.name, {}).get("report", 0)
-            unit, factor = ("%", 100.0) if o.unit == "fraction" else (o.unit, 1.0)
+            unit, factor = formatting.shown_unit(o.unit)
             numbers = _numbers(factor * row.scores[o.name], factor * base.scores[o.name])
             if o.name in row.intervals:
                 numbers |= _bounds(row.intervals[o.name], factor)
@@ -177,7 +178,8 @@ def _measured_table(selection: Selection) -> list[str]:
     """Table of base, chosen point and final checkpoint on the report items."""
     target, general = (selection.axes[role] for role in ("target", "general"))
     rows = [
-        f"| {name} | {row.point} | {_cell(row.target)} | {_cell(row.general)} |"
+        f"| {name} | {row.point} | {formatting.interval(row.target, target.unit)} "
+        f"| {formatting.interval(row.general, general.unit)} |"
         for name, row in selection.report.items()
     ]
     return [
@@ -190,10 +192,6 @@ def _measured_table(selection: Selection) -> list[str]:
         selection.verdict,
         "",
     ]
-
-
-def _cell(interval: Any) -> str:
-    return f"{interval.estimate:.4g} [{interval.low:.4g}, {interval.high:.4g}]"
 
 
 def vllm_note(folder: Path) -> str:

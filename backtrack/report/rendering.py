@@ -1,4 +1,4 @@
-"""A page from its template: one file, with its style, its scripts and what they read in it."""
+"""Render a page from its template: one file with style, scripts and the data they read."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ if TYPE_CHECKING:
 
     from markupsafe import Markup
 
-SHARED = ("wording.js", "tables.js", "drawings.js", "copying.js")
-"""Scripts every page has."""
+SHARED = ("wording.js", "tables.js", "charts.js", "copying.js")
+"""Scripts of every page."""
 
 
 def render(template: str, context: dict[str, Any], scripts: Sequence[str], vega: str) -> bytes:
-    """The page's bytes. Text from records is escaped where it stands.
+    """The page as bytes. The template escapes text from records.
 
     Args:
-        template: Name of its file in the package's assets.
-        context: What the template takes.
-        scripts: Names of the page's own scripts, which come after the shared ones.
+        template: File name in the package's assets.
+        context: Variables of the template.
+        scripts: File names of the page's own scripts, which follow the shared ones.
         vega: Vega, Vega-Lite and Vega-Embed in one script.
     """
     from jinja2 import Environment, FunctionLoader, StrictUndefined
@@ -41,7 +41,7 @@ def render(template: str, context: dict[str, Any], scripts: Sequence[str], vega:
 
 
 def _trusted(code: str) -> Markup:
-    """Code of the package's own or of Vega, to stand unescaped in its element."""
+    """Mark the package's own code, or Vega's, as not to be escaped in its element."""
     from markupsafe import Markup
 
     return Markup(code.replace("</script", "<\\/script").replace("<!--", "<\\!--"))

@@ -184,7 +184,7 @@ def test_its_table_and_its_figures(workspace, finished):
     assert len(heads) == len(rows[1])
     assert rows[1][2] == "failed"
     files = write_arena_figures(workspace / "runs" / "small", finished[1])
-    names = {"frontiers", "ways", "forgetting"}
+    names = {"frontiers", "paths", "forgetting"}
     assert {file.name for file in files} == {f"arena-{name}.png" for name in names}
 
 

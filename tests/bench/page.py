@@ -1,10 +1,10 @@
-"""What the report costs: its size and the time to draw 10,000 points, and the slider at 1,000.
+"""Size of the page and time to draw 10,000 points, and latency of the slider at 1,000.
 
 python tests/bench/page.py [POINTS OF THE PAGE] [POINTS OF THE SLIDER]
 
-The page of so many points has no slider: the table of answers grows with their square and ends at
-1,000 (`choice.sweep.MAX_POINTS`). The slider is timed from the event to the frame after it, over
-every second weight, in headless Chromium; a frame is 16.7 ms.
+A page of more than 1,000 points (`sweep.MAX_POINTS`) has no slider, since the table of answers
+grows with the square of their number. The slider is timed from the event to the frame after it,
+at every second weight, in headless Chromium; a frame is 16.7 ms.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from backtrack.point import Point
 from backtrack.records import Axis
 from backtrack.records.selection import Candidate, Constraints, Selection
 from backtrack.records.sweep import Sweep
-from backtrack.report.page import write_report
+from backtrack.report.selection.page import write_report
 from backtrack.selection.choice.candidates import choose_point
 from backtrack.selection.choice.sweep import answer_weights, make_sweep
 from backtrack.selection.stats.front import pareto_front
@@ -37,7 +37,7 @@ AXIS = Axis(unit="%", direction="maximize")
 LATENCY = """
 const done = arguments[arguments.length - 1];
 const slider = document.querySelector("#weight");
-const found = [];
+const times = [];
 (async () => {
   for (let value = 0; value <= 100; value += 2) {
     const begin = performance.now();
@@ -46,29 +46,29 @@ const found = [];
     const worked = performance.now() - begin;
     await new Promise(requestAnimationFrame);
     await new Promise((next) => setTimeout(next));
-    found.push([worked, performance.now() - begin]);
+    times.push([worked, performance.now() - begin]);
   }
-  done(found);
+  done(times);
 })();
 """
 
 
 def make_points(count: int) -> list[Point]:
-    """The base, and as many strengths of as many steps."""
+    """The base, and a square grid of steps and strengths."""
     side = int(np.ceil(np.sqrt(count - 1)))
     pairs = [(step, alpha) for step in range(1, side + 1) for alpha in range(1, side + 1)]
     return [Point.base(), *(Point(step=10 * s, alpha=a / side) for s, a in pairs[-(count - 1) :])]
 
 
 def truth(points: list[Point]) -> np.ndarray[Any, Any]:
-    """Shares of right answers by objective, [objectives, points]."""
+    """Shares of correct answers, [objectives, points]."""
     last = max(point.step for point in points)
     far = np.array([point.alpha * point.step / last for point in points])
     return np.stack([0.2 + 0.5 * (1 - np.exp(-4 * far)), 0.7 - 0.3 * far**2, 0.8 - 0.2 * far**3])
 
 
 def make_selection(points: list[Point], seed: int = 0) -> Selection:
-    """A selection of any number of points, by their noisy scores alone."""
+    """A selection of any number of points from noisy mean scores, without the rule."""
     noisy = truth(points) + np.random.default_rng(seed).normal(0, 0.01, (3, len(points)))
     target, general = 100 * noisy[0], 50 * (noisy[1] + noisy[2])
     utility = (target + general) / 2
@@ -119,7 +119,7 @@ def make_selection(points: list[Point], seed: int = 0) -> Selection:
 
 
 def make_swept(points: list[Point], seed: int = 0) -> tuple[Selection, Sweep]:
-    """The same by the rule itself, on made-up answers."""
+    """The selection by the rule itself, on simulated answers, with its sweep."""
     rng = np.random.default_rng(seed)
     names = [info.name for info in INFOS]
     ids = {name: tuple(f"{name}/{i:04d}" for i in range(NUM_ITEMS)) for name in names}
@@ -133,24 +133,24 @@ def make_swept(points: list[Point], seed: int = 0) -> tuple[Selection, Sweep]:
     begin = time.perf_counter()
     role_scores = RoleScores.of_selection(table, points[-1], seed)
     outcome = choose_point(role_scores, points[-1], 0.5, Constraints())
-    judged = time.perf_counter()
+    chosen_at = time.perf_counter()
     selection = make_selection(points).model_copy(
         update={"candidates": outcome.candidates, "chosen": outcome.chosen}
     )
-    found = make_sweep(outcome, answer_weights(outcome), selection.created)
-    assert found is not None
-    took = time.perf_counter() - judged
+    swept = make_sweep(outcome, answer_weights(outcome), selection.created)
+    assert swept is not None
+    took = time.perf_counter() - chosen_at
     print(
-        f"rule {judged - begin:.1f} s, answers at every weight {took:.1f} s, "
-        f"{len(found.model_dump_json()) / 1e6:.2f} MB"
+        f"rule {chosen_at - begin:.1f} s, answers at every weight {took:.1f} s, "
+        f"{len(swept.model_dump_json()) / 1e6:.2f} MB"
     )
-    return selection, found
+    return selection, swept
 
 
-def draw(folder: Path, selection: Selection, found: Sweep | None, browser: Browser) -> Path:
-    """Write a page, show it, and say what both cost."""
+def draw(folder: Path, selection: Selection, swept: Sweep | None, browser: Browser) -> Path:
+    """Write a page and show it, and print its size and both times."""
     begin = time.perf_counter()
-    page = write_report(folder, selection, (), (), found)
+    page = write_report(folder, selection, (), (), swept)
     written = time.perf_counter() - begin
     begin = time.perf_counter()
     browser.open(page)
@@ -167,8 +167,8 @@ def main(num_drawn: int = 10_000, num_swept: int = 1_000) -> None:
     try:
         with tempfile.TemporaryDirectory() as folder:
             draw(Path(folder), make_selection(make_points(num_drawn)), None, browser)
-            selection, found = make_swept(make_points(num_swept))
-            draw(Path(folder), selection, found, browser)
+            selection, swept = make_swept(make_points(num_swept))
+            draw(Path(folder), selection, swept, browser)
             browser.driver.set_script_timeout(120)
             times = browser.driver.execute_async_script(LATENCY)
             worked, framed = zip(*times, strict=True)

@@ -1,4 +1,4 @@
-"""Headless Chromium with its log of requests, for tests of pages as a reader meets them."""
+"""Headless Chromium with its log of requests, for tests of pages as users see them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ needs_chromium = pytest.mark.skipif(
 
 
 class Browser:
-    """One Chromium; a page at a time."""
+    """One Chromium, showing one page at a time."""
 
     def __init__(self) -> None:
         options = webdriver.ChromeOptions()
@@ -37,7 +37,7 @@ class Browser:
         self.driver = webdriver.Chrome(options=options, service=service)
 
     def open(self, page: Path, *, width: int = 1200, scheme: str = "light") -> None:
-        """Show a file, at a width and in a colour scheme, and wait until it is drawn."""
+        """Open a file at a width and in a colour scheme, and wait until its charts are drawn."""
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
         feature = {"name": "prefers-color-scheme", "value": scheme}
         self.command("Emulation.setDeviceMetricsOverride", **size)
@@ -53,14 +53,14 @@ class Browser:
         return self.driver.execute_cdp_cmd(name, parameters)
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """What a function's body gives back in the page."""
+        """Run a function body in the page and return its result."""
         return self.driver.execute_script(script, *arguments)
 
     def until(self, condition: str) -> None:
-        """Wait for an expression to hold."""
+        """Wait until an expression is true."""
         begin = time.monotonic()
         while not self.run(f"return {condition}"):
-            assert time.monotonic() - begin < SECONDS, f"never came to be: {condition}"
+            assert time.monotonic() - begin < SECONDS, f"not true after {SECONDS} s: {condition}"
             time.sleep(0.02)
 
     def text(self, selector: str) -> str:
@@ -71,7 +71,7 @@ class Browser:
         return list(self.run(script, selector))
 
     def type(self, selector: str, value: object) -> None:
-        """Put a value into an input, as typing or dragging does."""
+        """Set an input's value, as typing or dragging does."""
         script = (
             "const input = document.querySelector(arguments[0]); input.value = arguments[1];"
             "input.dispatchEvent(new Event('input', { bubbles: true }));"
@@ -79,11 +79,11 @@ class Browser:
         self.run(script, selector, str(value))
 
     def messages(self) -> list[str]:
-        """What the console was told since the last call."""
+        """Console messages since the last call."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def requests(self) -> list[str]:
-        """Addresses that were asked for since the last call."""
+        """URLs requested since the last call."""
         events = [
             json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")
         ]

@@ -1,4 +1,4 @@
-"""Two made-up selections that look like real ones: shares to maximize, and losses to minimize."""
+"""Two simulated selections: percentages to maximize, and losses to minimize."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def points(steps: Sequence[int] = STEPS, alphas: Sequence[float] = ALPHAS) -> li
     return found
 
 
-def way(point: Point) -> float:
-    """How far a point lies from the base, in lengths of the whole run."""
+def distance(point: Point) -> float:
+    """Distance of a point from the base, in lengths of the whole run."""
     return point.alpha * (1 - math.exp(-point.step / 150))
 
 
 def percent_scores(point: Point) -> tuple[float, float]:
-    """Target and general in percent: the target saturates, general falls faster the further."""
-    far = way(point)
+    """Target and general in percent: the target saturates, general falls ever faster."""
+    far = distance(point)
     noise = np.random.default_rng(point.step * 7 + round(100 * point.alpha)).normal(0, 0.5, 2)
     target = 31.5 + 38 * (1 - math.exp(-2.6 * far)) - 7 * max(0.0, far - 0.85)
     general = 66 + 3 * far - 13 * far**2.2 - (1.5 if point.alpha == 1 else 0.0)
@@ -72,7 +72,7 @@ def build(
     objectives: tuple[ObjectiveInfo, ...],
     **given,
 ) -> Selection:
-    """A selection over `measured`; the chosen point is given, or the best on the last step."""
+    """A selection over `measured`; the chosen point is given, or that of highest utility."""
     found = {p.canonical: scores_of(p) for p in measured}
     signs = [1 if axes[r].direction == "maximize" else -1 for r in ("target", "general")]
     scale = 1.0 if axes["general"].unit == "%" else 40.0
@@ -107,7 +107,7 @@ def build(
             smoothed=utilities[p] - 0.1,
             smoothed_target=t - 0.1,
             smoothed_general=g - 0.1,
-            distance=11.7 * way(p),
+            distance=11.7 * distance(p),
             origin="anchor" if p.alpha in (0, 1) else "sampler",
             is_on_front=is_on_front(p),
             is_feasible=axes["general"].unit != "%" or g > found[Point.base()][1] - 10,
@@ -152,8 +152,8 @@ def build(
             "[1.5, 4.4] on 919 report items a role; 4 points cannot be told apart from the best."
         ),
         "notes": (
-            "general has 400 selection items: differences below 1.9 points cannot be seen.",
-            "The points of step 250 lie on no fitted curve; their utility stands as measured.",
+            "general has 400 selection items: differences below 1.9 points cannot be detected.",
+            "The points of step 250 are not smoothed: their utility is as measured.",
         ),
         "command": "backtrack select runs/qwen --weight 0.5 --max-general-drop 10 --keep-gain 0.8",
         "created": "2001-02-03T04:05:06+00:00",
@@ -182,7 +182,7 @@ NATS = Axis(unit="nats a token", direction="minimize")
 
 
 def make_percents(measured: Sequence[Point] | None = None, **given) -> Selection:
-    """Two objectives that are shares; more is better."""
+    """Two objectives in percent; more is better."""
     objectives = (objective("gsm8k", "target"), objective("mmlu", "general"))
     return build(
         points() if measured is None else measured,
@@ -194,7 +194,7 @@ def make_percents(measured: Sequence[Point] | None = None, **given) -> Selection
 
 
 def make_nats(**given) -> Selection:
-    """A share to maximize against two texts whose loss is to be minimized."""
+    """A percentage to maximize against the losses of two texts to minimize."""
 
     def scores_of(point: Point) -> tuple[float, float]:
         target, general = percent_scores(point)
@@ -248,7 +248,7 @@ def make_measurements(selection: Selection) -> tuple[Measurement, ...]:
 
 @pytest.fixture(scope="session")
 def made() -> SimpleNamespace:
-    """Makers of records, for tests that want other ones than the two fixtures."""
+    """Functions that make other records than the two fixtures."""
     return SimpleNamespace(
         percents=make_percents, entries=make_entries, measurements=make_measurements
     )

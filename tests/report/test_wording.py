@@ -1,8 +1,6 @@
-"""Numbers as they are read."""
+"""Numbers and comparisons as the pages write them."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 
@@ -10,32 +8,11 @@ from backtrack.records import Axis, Interval
 from backtrack.report import wording
 
 
-@pytest.mark.parametrize(
-    ("value", "unit", "text"),
-    [
-        (82.06, "%", "82.1"),
-        (-0.04, "points", "0.0"),
-        (-3.14159, "points", "\N{MINUS SIGN}3.1"),
-        (2.0512, "nats a token", "2.051"),
-        (0.00123456, "nats a token", "0.001235"),
-        (12345.6, "tokens", "12,346"),
-        (0.0, "nats a token", "0.0"),
-        (math.nan, "%", "\N{EN DASH}"),
-        (math.inf, "nats a token", "\N{EN DASH}"),
-    ],
-)
-def test_a_number_has_the_digits_of_its_unit(value, unit, text):
-    assert wording.number(value, unit) == text
-
-
-def test_an_interval_stands_in_brackets_behind_its_estimate():
-    value = Interval(estimate=82.06, low=78.9, high=85)
-    assert wording.interval(value, "%") == "82.1 [78.9, 85.0]"
-
-
-def test_the_ends_of_an_interval_have_as_many_decimals_as_its_estimate():
-    value = Interval(estimate=2.0512, low=0.98, high=3.1)
-    assert wording.interval(value, "nats a token") == "2.051 [0.980, 3.100]"
+def test_negative_numbers_have_a_typographic_minus_sign():
+    value = Interval(estimate=-3.14159, low=-5, high=0.2)
+    assert wording.number(value.estimate, "points") == "\N{MINUS SIGN}3.1"
+    text = wording.interval(value, "points", is_signed=True)
+    assert text == "\N{MINUS SIGN}3.1 [\N{MINUS SIGN}5.0, +0.2]"
 
 
 def test_a_fraction_is_a_percentage_with_one_decimal():
@@ -43,7 +20,7 @@ def test_a_fraction_is_a_percentage_with_one_decimal():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "direction", "said"),
+    ("low", "high", "direction", "expected"),
     [
         (0.2, 1.0, "maximize", "better"),
         (0.2, 1.0, "minimize", "worse"),
@@ -53,12 +30,6 @@ def test_a_fraction_is_a_percentage_with_one_decimal():
         (0.0, 0.0, "minimize", "unclear"),
     ],
 )
-def test_a_difference_leans_only_where_its_interval_leaves_zero_out(low, high, direction, said):
+def test_a_difference_is_clear_only_if_its_interval_excludes_zero(low, high, direction, expected):
     value = Interval(estimate=(low + high) / 2, low=low, high=high)
-    assert wording.leaning(value, Axis(unit="%", direction=direction)) == said
-
-
-def test_a_small_share_is_not_called_nothing():
-    assert wording.share(0.0001) == "<0.1%"
-    assert wording.share(0.0) == "0.0%"
-    assert wording.share(0.25) == "25.0%"
+    assert wording.comparison(value, Axis(unit="%", direction=direction)) == expected

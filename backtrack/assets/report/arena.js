@@ -1,21 +1,21 @@
 "use strict";
-// An arena's page: tables that sort, and entrants switched on and off in drawings and table.
+// An arena's page: sortable tables, and entrants switched on and off in charts and table.
 (() => {
   const page = JSON.parse(document.getElementById("payload").textContent);
   const boxes = Array.from(document.querySelectorAll("#entrants input"));
   const button = document.getElementById("all-or-none");
   const shown = () => new Set(boxes.filter((box) => box.checked).map((box) => box.value));
 
-  // Rows that name no entrant, such as those of forgetting, stay.
-  function filled(_, own) {
+  // Rows without an entrant, such as those of forgetting, stay.
+  function dataOf(_, own) {
     const names = shown();
-    const kept = (row) => !("entrant" in row) || names.has(row.entrant);
+    const isShown = (row) => !("entrant" in row) || names.has(row.entrant);
     return Object.fromEntries(
-      Object.entries(own).map(([name, rows]) => [name, rows.filter(kept)]),
+      Object.entries(own).map(([name, rows]) => [name, rows.filter(isShown)]),
     );
   }
 
-  const charts = drawings.make(page, filled, () => []);
+  const views = charts.make(page, dataOf, () => []);
 
   function update() {
     const names = shown();
@@ -23,7 +23,7 @@
       row.classList.toggle("infeasible", !names.has(row.dataset.entrant));
     }
     button.textContent = names.size ? "None" : "All";
-    charts.update((rows) => Object.keys(rows));
+    views.update((rows) => Object.keys(rows));
   }
 
   for (const box of boxes) box.addEventListener("change", update);

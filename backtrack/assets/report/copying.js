@@ -9,7 +9,7 @@
         await navigator.clipboard.writeText(code.textContent);
         button.textContent = "Copied";
       } catch {
-        // Not allowed here: the text is marked, for the keyboard to copy.
+        // Not allowed: the text is selected, to be copied by keyboard.
         getSelection().selectAllChildren(code);
         button.textContent = "Press Ctrl-C";
       }

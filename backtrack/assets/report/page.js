@@ -1,25 +1,25 @@
 "use strict";
-// Wires the page: the records in it, the drawings, the controls and the table of candidates.
+// A selection's page: its records, charts, controls and table of candidates.
 (() => {
   const page = JSON.parse(document.getElementById("payload").textContent);
-  const { candidates, places, drawn, sweep } = page;
+  const { candidates, indices, drawing, sweep } = page;
   const ROLES = ["target", "general"];
   const byId = (id) => document.getElementById(id);
   const ids = candidates.step.map((_, i) => i);
 
-  // What is chosen now; at first what the selection says.
+  // The current choice; at first the selection's own.
   const state = {
     weight: page.weight,
-    swept: sweep && sweep.weights.find((each) => each.weight === page.weight),
-    asked: page.constraints,
+    swept: sweep && sweep.weights.find((swept) => swept.weight === page.weight),
+    constraints: page.constraints,
     isFeasible: candidates.is_feasible,
-    chosen: places.chosen,
+    chosen: indices.chosen,
     isTied: candidates.is_tied,
   };
 
-  const pending = { isAsked: false, marks: false };
+  const pending = { isRequested: false, marks: false };
   const isAsSelected = () =>
-    state.weight === page.weight && JSON.stringify(state.asked) === JSON.stringify(page.constraints);
+    state.weight === page.weight && JSON.stringify(state.constraints) === JSON.stringify(page.constraints);
 
   function utility(i) {
     if (!sweep) return candidates.utility[i];
@@ -27,37 +27,37 @@
     return state.weight * target + (1 - state.weight) * general;
   }
 
-  // --- What the drawings show ---------------------------------------------------------------
+  // --- Rows of the charts -------------------------------------------------------------------
 
   function row(id, kind, more = {}) {
-    const found = { id, kind, alpha: candidates.alpha[id], is_feasible: state.isFeasible[id] };
-    for (const role of ROLES) found[role] = candidates[role][id];
-    for (const i of drawn.several) {
+    const values = { id, kind, alpha: candidates.alpha[id], is_feasible: state.isFeasible[id] };
+    for (const role of ROLES) values[role] = candidates[role][id];
+    for (const i of drawing.sharing_role) {
       const score = candidates.scores[i][id];
-      found[`score_${i}`] = page.objectives[i].unit === "fraction" ? 100 * score : score;
+      values[`score_${i}`] = page.objectives[i].unit === "fraction" ? 100 * score : score;
     }
-    return Object.assign(found, more);
+    return Object.assign(values, more);
   }
 
   const rows = (groups) => groups.flatMap(([kind, members]) => members.map((i) => row(i, kind)));
   const lines = (paths) =>
     paths.flatMap(([kind, members], path) =>
-      members.map((i, place) => row(i, kind, { path, place })),
+      members.map((i, order) => row(i, kind, { path, order })),
     );
 
-  const bands = drawn.curves.flatMap(([kind, members], path) =>
+  const bands = drawing.curves.flatMap(([kind, members], path) =>
     members
-      .filter((i) => drawn.bands[i])
+      .filter((i) => drawing.bands[i])
       .map((i) => {
-        const [target_low, target_high, general_low, general_high] = drawn.bands[i];
+        const [target_low, target_high, general_low, general_high] = drawing.bands[i];
         const ends = { target_low, target_high, general_low, general_high };
         return { kind, path, alpha: candidates.alpha[i], ...ends };
       }),
   );
 
-  // Estimate and interval of a role at a candidate: on the report items where it was measured
-  // there, else on the items the choice was made on.
-  function reading(id, role) {
+  // Estimate and interval of a role's score at a candidate: on the report items if it was measured
+  // on them, else on the selection items.
+  function roleScore(id, role) {
     if (page.reported[id]) return page.reported[id][role];
     const ends = sweep ? sweep.intervals[role][id] : [NaN, NaN];
     return [candidates[role][id], ...ends];
@@ -65,113 +65,114 @@
 
   function cross(id) {
     if (id == null || (!sweep && !page.reported[id])) return [];
-    const [[x, left, right], [y, down, up]] = ROLES.map((role) => reading(id, role));
+    const [[x, left, right], [y, down, up]] = ROLES.map((role) => roleScore(id, role));
     return [
       { target: left, target_end: right, general: y, general_end: y },
       { target: x, target_end: x, general: down, general_end: up },
     ];
   }
 
-  function overlay(shown, hasReading) {
-    const { kinds } = drawn;
-    const found = shown.filter((i) => state.isTied[i]).map((i) => row(i, kinds.tied));
+  function overlay(shown, hasInterval) {
+    const { kinds } = drawing;
+    const marks = shown.filter((i) => state.isTied[i]).map((i) => row(i, kinds.tied));
     const { chosen } = state;
-    if (chosen == null || !shown.includes(chosen)) return found;
-    if (hasReading && cross(chosen).length) {
-      const [[target], [general]] = ROLES.map((role) => reading(chosen, role));
-      found.push(row(chosen, kinds.reading, { target, general }));
+    if (chosen == null || !shown.includes(chosen)) return marks;
+    if (hasInterval && cross(chosen).length) {
+      const [[target], [general]] = ROLES.map((role) => roleScore(chosen, role));
+      marks.push(row(chosen, kinds.interval, { target, general }));
     }
-    return [...found, row(chosen, kinds.chosen)];
+    return [...marks, row(chosen, kinds.chosen)];
   }
 
-  // Names of the ends where Python placed them, and that of the choice beside its point.
-  function names(placed, role) {
+  // Labels of base and final at the positions computed in Python, and the choice's beside its point.
+  function labels(positioned, role) {
     const { chosen } = state;
-    if (!sweep || chosen == null) return placed;
-    const { kinds } = drawn;
-    const ends = placed.map((each) =>
-      each.id === chosen ? { ...each, text: `${kinds.chosen} = ${each.text}` } : each,
+    if (!sweep || chosen == null) return positioned;
+    const { kinds } = drawing;
+    const ends = positioned.map((label) =>
+      label.id === chosen ? { ...label, text: `${kinds.chosen} = ${label.text}` } : label,
     );
-    if (placed.some((each) => each.id === chosen)) return ends;
-    const [low, high] = role ? [0, 1] : drawn.ends.target;
+    if (positioned.some((label) => label.id === chosen)) return ends;
+    const [low, high] = role ? [0, 1] : drawing.target_ends;
     const value = role ? candidates.alpha[chosen] : candidates.target[chosen];
     const isRight = (value - low) / (high - low) > 0.6;
     const side = { align: isRight ? "right" : "left", dx: isRight ? -14 : 14 };
     return [...ends, row(chosen, "", { text: kinds.chosen, baseline: "top", dy: 9, ...side })];
   }
 
-  const everything = drawn.marks.flatMap(([, members]) => members);
+  const allMarks = drawing.marks.flatMap(([, members]) => members);
 
-  function filled(chart, own) {
+  function dataOf(chart, own) {
     if (chart === "plane") {
       return {
-        front: lines(drawn.front),
-        lines: lines(drawn.paths),
-        marks: rows(drawn.marks),
+        front: lines(drawing.front),
+        lines: lines(drawing.paths),
+        marks: rows(drawing.marks),
         cross: cross(state.chosen),
-        overlay: overlay(everything, true),
-        names: names(own.names, ""),
+        overlay: overlay(allMarks, true),
+        labels: labels(own.labels, ""),
       };
     }
     if (chart.startsWith("geometry")) return {};
-    const named = Object.entries(own).filter(([name]) => name.startsWith("names"));
+    const labelled = Object.entries(own).filter(([name]) => name.startsWith("labels"));
     return {
       ...(chart === "alpha" ? { bands } : {}),
-      lines: lines(drawn.curves),
-      marks: rows(drawn.curve_marks),
+      lines: lines(drawing.curves),
+      marks: rows(drawing.curve_marks),
       choice: state.chosen == null ? [] : [{ alpha: candidates.alpha[state.chosen] }],
       overlay: overlay(
-        Array.from(new Set([...drawn.along_alpha, ...(state.chosen == null ? [] : [state.chosen])])),
+        Array.from(new Set([...drawing.alpha_ids, ...(state.chosen == null ? [] : [state.chosen])])),
         false,
       ),
-      ...Object.fromEntries(named.map(([name, placed]) => [name, names(placed, name)])),
+      ...Object.fromEntries(labelled.map(([name, rows]) => [name, labels(rows, name)])),
     };
   }
 
   function tooltip(id, kind) {
-    const isBase = id === places.base;
-    const found = [
+    const isBase = id === indices.base;
+    const lines = [
       ["step", isBase ? "base" : String(candidates.step[id])],
       ["alpha", String(Number(candidates.alpha[id].toPrecision(6)))],
       ["profile", candidates.profile[id]],
     ];
-    const isReading = kind === drawn.kinds.reading && page.reported[id];
+    const isReported = kind === drawing.kinds.interval && page.reported[id];
     for (const role of ROLES) {
-      const [estimate, ...ends] = isReading ? page.reported[id][role] : roleOnSelection(id, role);
+      const [estimate, ...ends] = isReported ? page.reported[id][role] : selectionScore(id, role);
       const { unit } = page.axes[role];
       const hasInterval = ends.every(Number.isFinite);
       const text = hasInterval
         ? `${wording.interval(estimate, ends, unit)} ${unit}`
         : wording.withUnit(estimate, unit);
-      found.push([role, text]);
+      lines.push([role, text]);
     }
     page.objectives.forEach((objective, i) => {
-      found.push([objective.name, wording.withUnit(candidates.scores[i][id], objective.unit)]);
+      lines.push([objective.name, wording.withUnit(candidates.scores[i][id], objective.unit)]);
     });
-    found.push(["utility", wording.withUnit(utility(id), "points")]);
-    found.push(["origin", candidates.origin[id]]);
+    lines.push(["utility", wording.withUnit(utility(id), "points")]);
+    lines.push(["origin", candidates.origin[id]]);
     const marks = marksOf(id);
-    if (marks.length) found.push(["marks", marks.join(", ")]);
-    return found;
+    if (marks.length) lines.push(["marks", marks.join(", ")]);
+    return lines;
   }
 
-  function roleOnSelection(id, role) {
+  function selectionScore(id, role) {
     return [candidates[role][id], ...(sweep ? sweep.intervals[role][id] : [NaN, NaN])];
   }
 
+  // As in backtrack/formatting.py, point_marks.
   function marksOf(id) {
-    const said = {
+    const marks = {
       chosen: id === state.chosen,
-      base: id === places.base,
-      final: id === places.final,
+      base: id === indices.base,
+      final: id === indices.final,
       front: candidates.is_on_front[id],
       tied: state.isTied[id],
       "misses a constraint": !state.isFeasible[id],
     };
-    return Object.keys(said).filter((word) => said[word]);
+    return Object.keys(marks).filter((mark) => marks[mark]);
   }
 
-  const charts = drawings.make(page, filled, tooltip);
+  const views = charts.make(page, dataOf, tooltip);
 
   // --- The table of candidates --------------------------------------------------------------
 
@@ -180,33 +181,33 @@
   const live = Object.fromEntries(
     heads.map((head, i) => [head.dataset.live, i]).filter(([name]) => name),
   );
-  const ofSelection = new Map(
-    Array.from(table.tBodies[0].rows, (each) => [each, each.cells[live.chance].textContent]),
+  const selectedChance = new Map(
+    Array.from(table.tBodies[0].rows, (row) => [row, row.cells[live.chance].textContent]),
   );
   tables.makeSortable(table, live.utility);
 
-  function say(cell, text) {
+  function setText(cell, text) {
     if (cell.textContent !== text) cell.textContent = text;
   }
 
   function updateTable() {
     const isSelected = isAsSelected();
-    for (const each of table.tBodies[0].rows) {
-      const id = Number(each.dataset.id);
-      each.classList.toggle("chosen", id === state.chosen);
-      each.classList.toggle("infeasible", !state.isFeasible[id]);
-      const marks = marksOf(id).map((word) => {
-        const mark = document.createElement("span");
-        mark.className = `mark ${word.replaceAll(" ", "-")}`;
-        mark.textContent = word;
-        return mark;
+    for (const row of table.tBodies[0].rows) {
+      const id = Number(row.dataset.id);
+      row.classList.toggle("chosen", id === state.chosen);
+      row.classList.toggle("infeasible", !state.isFeasible[id]);
+      const marks = marksOf(id).map((mark) => {
+        const span = document.createElement("span");
+        span.className = `mark ${mark.replaceAll(" ", "-")}`;
+        span.textContent = mark;
+        return span;
       });
-      each.cells[1].replaceChildren(...marks.flatMap((mark) => [mark, " "]));
-      say(each.cells[live.utility], wording.number(utility(id), "points"));
+      row.cells[1].replaceChildren(...marks.flatMap((span) => [span, " "]));
+      setText(row.cells[live.utility], wording.number(utility(id), "points"));
       if (live.smoothed != null) {
-        say(each.cells[live.smoothed], wording.number(state.swept.smoothed[id], "points"));
+        setText(row.cells[live.smoothed], wording.number(state.swept.smoothed[id], "points"));
       }
-      say(each.cells[live.chance], isSelected ? ofSelection.get(each) : wording.NO_NUMBER);
+      setText(row.cells[live.chance], isSelected ? selectedChance.get(row) : wording.NO_NUMBER);
     }
     tables.resort(table);
   }
@@ -224,22 +225,22 @@
     return box;
   }
 
-  // Utility against an end: on the report items where they are the selection's own choice.
+  // Utility minus an end's: on the report items for the selection's own choice.
   function against(end) {
     const { chosen, swept } = state;
-    const isReported = isAsSelected() && chosen === places.chosen && end in page.differences;
-    const place = sweep.choosable.indexOf(chosen);
+    const isReported = isAsSelected() && chosen === indices.chosen && end in page.differences;
+    const column = sweep.choosable.indexOf(chosen);
     const [change, ...ends] = isReported
       ? page.differences[end]
-      : [utility(chosen) - utility(sweep[end]), ...swept[`to_${end}`][place]];
+      : [utility(chosen) - utility(sweep[end]), ...swept[`to_${end}`][column]];
     const name = `Against the ${end}`;
     if (chosen === sweep[end]) return figure(name, wording.NO_NUMBER, "the choice itself");
     const items = isReported ? "report" : "selection";
-    const note = `points of utility, ${wording.leaning(ends)}, on ${items} items`;
+    const note = `points of utility, ${wording.comparison(ends)}, on ${items} items`;
     return figure(name, wording.interval(change, ends, "points", true), note);
   }
 
-  function updateReadings() {
+  function updateFigures() {
     const { chosen } = state;
     const boxes = [];
     if (chosen != null) {
@@ -248,7 +249,7 @@
         numTied > 1 ? `${numTied} points cannot be told apart from the best` : "no other is tied";
       boxes.push(figure("Choice", candidates.name[chosen], note));
       for (const role of ROLES) {
-        const [estimate, ...ends] = reading(chosen, role);
+        const [estimate, ...ends] = roleScore(chosen, role);
         const { unit } = page.axes[role];
         const items = page.reported[chosen] ? "report" : "selection";
         const text = wording.interval(estimate, ends, unit);
@@ -258,7 +259,7 @@
       }
       boxes.push(against("base"), against("final"));
     }
-    byId("readings").replaceChildren(...boxes);
+    byId("choice-figures").replaceChildren(...boxes);
   }
 
   function answer() {
@@ -273,10 +274,10 @@
     return "No measured point meets these bounds. Loosen one of them, or search more points.";
   }
 
-  // The command that makes this choice, measures it on the report items and writes it.
+  // The command that makes this choice, measures it on the report items and exports it.
   function command() {
     const parts = [`backtrack select ${page.run} --weight ${state.weight}`];
-    const { objectives = {}, ...roles } = state.asked;
+    const { objectives = {}, ...roles } = state.constraints;
     for (const [name, value] of Object.entries(roles)) {
       parts.push(`--${name.replaceAll("_", "-")} ${value}`);
     }
@@ -296,58 +297,58 @@
   function select() {
     state.swept = sweep.weights[Number(byId("weight").value)];
     state.weight = state.swept.weight;
-    const isFeasible = rule.feasible(page, state.asked);
+    const isFeasible = rule.feasible(page, state.constraints);
     const hasMoved = isFeasible.some((isMet, i) => isMet !== state.isFeasible[i]);
     state.isFeasible = isFeasible;
-    const found = rule.choose(page, state.swept, isFeasible);
-    state.chosen = found ? found.chosen : null;
-    state.isTied = found ? found.isTied : ids.map(() => false);
+    const choice = rule.choose(page, state.swept, isFeasible);
+    state.chosen = choice ? choice.chosen : null;
+    state.isTied = choice ? choice.isTied : ids.map(() => false);
     show(hasMoved);
   }
 
-  // Marks change with the bounds alone; all else with the weight too.
+  // Marks change only with the bounds, everything else also with the weight.
   function show(hasMoved) {
     const slider = byId("weight");
     slider.setAttribute("aria-valuetext", `weight ${state.weight}, ${answer()}`);
     if (document.activeElement !== byId("weight-number")) byId("weight-number").value = state.weight;
     byId("answer").textContent = answer();
     byId("command").textContent = command();
-    updateReadings();
+    updateFigures();
     updateTable();
     const moving = (rows) => ["overlay", "cross", "choice"].filter((name) => name in rows);
-    const named = (rows) => Object.keys(rows).filter((name) => name.startsWith("names"));
-    // Once a frame, however many steps the slider took in it; the words above do not wait.
+    const labelled = (rows) => Object.keys(rows).filter((name) => name.startsWith("labels"));
+    // Once per frame, however many steps the slider took; the text above is updated at once.
     pending.marks ||= hasMoved;
-    if (pending.isAsked) return;
-    pending.isAsked = true;
+    if (pending.isRequested) return;
+    pending.isRequested = true;
     requestAnimationFrame(() => {
-      const rows = (found) => [
-        ...(pending.marks && "marks" in found ? ["marks"] : []),
-        ...moving(found),
-        ...named(found),
+      const changed = (rows) => [
+        ...(pending.marks && "marks" in rows ? ["marks"] : []),
+        ...moving(rows),
+        ...labelled(rows),
       ];
-      charts.update(rows);
-      pending.isAsked = pending.marks = false;
+      views.update(changed);
+      pending.isRequested = pending.marks = false;
     });
   }
 
-  // What is typed in the bounds; what is no number is no bound.
-  function askedFor() {
-    const asked = {};
+  // The bounds as typed; anything but a number is no bound.
+  function readConstraints() {
+    const constraints = {};
     const objectives = {};
     for (const input of document.querySelectorAll("input[data-bound]")) {
       const { bound, objective } = input.dataset;
       if (input.value.trim() === "" || !input.checkValidity()) continue;
       if (objective) (objectives[objective] ??= {})[bound] = Number(input.value);
-      else asked[bound] = Number(input.value);
+      else constraints[bound] = Number(input.value);
     }
-    // As the record spells them, so that the two can be compared.
-    return { ...asked, objectives };
+    // In the order of the record's keys, so that the two can be compared as JSON.
+    return { ...constraints, objectives };
   }
 
   function fill() {
     const { weight, constraints } = page;
-    byId("weight").value = sweep.weights.findIndex((each) => each.weight === weight);
+    byId("weight").value = sweep.weights.findIndex((swept) => swept.weight === weight);
     for (const input of document.querySelectorAll("input[data-bound]")) {
       const { bound, objective } = input.dataset;
       const from = objective ? (constraints.objectives || {})[objective] || {} : constraints;
@@ -356,12 +357,12 @@
   }
 
   function nearest(weight) {
-    const gaps = sweep.weights.map((each) => Math.abs(each.weight - weight));
+    const gaps = sweep.weights.map((swept) => Math.abs(swept.weight - weight));
     return gaps.indexOf(Math.min(...gaps));
   }
 
   function reselect() {
-    state.asked = askedFor();
+    state.constraints = readConstraints();
     select();
   }
 
@@ -384,8 +385,8 @@
       reselect();
     });
     byId("controls").addEventListener("submit", (event) => event.preventDefault());
-    for (const id of ["controls", "readings", "taking"]) byId(id).hidden = false;
-    byId("selected").hidden = true; // The readings say as much, and go with the slider.
+    for (const id of ["controls", "choice-figures", "choice-command"]) byId(id).hidden = false;
+    byId("selected").hidden = true; // The figures of the current choice replace it.
     reselect();
   }
 })();

@@ -1,32 +1,33 @@
 "use strict";
-// What is left of the rule of `select` once its answers at each weight are on record (see
-// `backtrack.records.Sweep`): which points meet the bounds, and the first of them, twice.
+// The rest of the rule of `select`, whose answers at each weight are recorded (see
+// backtrack/records/sweep.py): the points that meet the bounds, the first top among them, and the
+// first preferred point.
 const rule = (() => {
   const TOLERANCE = 1e-9;
 
   const holds = (values, least) => (i) => values[i] >= least - TOLERANCE;
 
-  // One test a bound, in the order of backtrack/selection/front.py.
-  function boundsOf(page, asked) {
+  // One test per bound, in the order of backtrack/selection/stats/front.py.
+  function boundsOf(page, constraints) {
     const { base, final, points } = page.sweep;
     const { target, general } = points;
     const less = (values) => values.map((value) => value - values[base]);
-    const found = [];
-    if (asked.max_general_drop != null) found.push(holds(less(general), -asked.max_general_drop));
-    if (asked.min_target != null) found.push(holds(target, asked.min_target));
-    if (asked.keep_gain != null) {
+    const bounds = [];
+    if (constraints.max_general_drop != null) bounds.push(holds(less(general), -constraints.max_general_drop));
+    if (constraints.min_target != null) bounds.push(holds(target, constraints.min_target));
+    if (constraints.keep_gain != null) {
       const gain = Math.max(target[final] - target[base], 0);
-      found.push(holds(less(target), asked.keep_gain * gain));
+      bounds.push(holds(less(target), constraints.keep_gain * gain));
     }
     page.objectives.forEach((objective, i) => {
-      const { max_drop, limit } = (asked.objectives || {})[objective.name] || {};
+      const { max_drop, limit } = (constraints.objectives || {})[objective.name] || {};
       const sign = objective.direction === "maximize" ? 1 : -1;
       const scale = objective.unit === "fraction" ? 100 : 1;
       const values = page.candidates.scores[i].map((score) => sign * score * scale);
-      if (max_drop != null) found.push(holds(less(values), -max_drop));
-      if (limit != null) found.push(holds(values, sign * limit));
+      if (max_drop != null) bounds.push(holds(less(values), -max_drop));
+      if (limit != null) bounds.push(holds(values, sign * limit));
     });
-    return found;
+    return bounds;
   }
 
   function bits(text) {
@@ -35,19 +36,19 @@ const rule = (() => {
   }
 
   // Flags of the candidates that meet every bound.
-  function feasible(page, asked) {
-    const bounds = boundsOf(page, asked);
+  function feasible(page, constraints) {
+    const bounds = boundsOf(page, constraints);
     return page.candidates.step.map((_, i) => bounds.every((isMet) => isMet(i)));
   }
 
-  // The choice and what is tied with the top; null where no candidate kept for it meets the bounds.
+  // The top, the choice and the points tied with the top; null if no recorded top meets the bounds.
   function choose(page, swept, isFeasible) {
-    const place = swept.tops.findIndex((top) => isFeasible[top]);
-    if (place < 0) return null;
-    const isOpen = bits(swept.open[place]);
-    const isTied = bits(swept.tied[place]);
+    const index = swept.tops.findIndex((top) => isFeasible[top]);
+    if (index < 0) return null;
+    const isOpen = bits(swept.open[index]);
+    const isTied = bits(swept.tied[index]);
     return {
-      top: swept.tops[place],
+      top: swept.tops[index],
       chosen: page.sweep.preferred.find((i) => isFeasible[i] && isOpen(i)),
       isTied: isFeasible.map((isMet, i) => isMet && isTied(i)),
     };

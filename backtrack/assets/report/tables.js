@@ -1,6 +1,6 @@
 "use strict";
-// Tables that sort by a click on a head. Cells are compared by `data-value`, else by the first
-// number in their text, else as text; numbers from the highest down, texts from A.
+// Tables that sort by a click on a column heading. Cells are compared by `data-value`, else by the
+// first number in their text, else as text; first numbers from the highest down, texts from A.
 const tables = (() => {
   function valueOf(cell) {
     const text = cell.dataset.value ?? cell.textContent.trim();

@@ -1,5 +1,5 @@
 "use strict";
-// How numbers read, as in the page's tables (backtrack/report/wording.py).
+// Numbers and comparisons as text, as in the page's tables (backtrack/report/wording.py).
 const wording = (() => {
   const MINUS = "\u2212";
   const NO_NUMBER = "\u2013";
@@ -17,8 +17,8 @@ const wording = (() => {
       minimumFractionDigits: decimals,
       maximumFractionDigits: decimals,
     });
-    if (!/[1-9]/.test(text)) return text;
-    return (value < 0 ? MINUS : isSigned ? "+" : "") + text;
+    if (isSigned) return (value < 0 ? MINUS : "+") + text;
+    return (value < 0 && /[1-9]/.test(text) ? MINUS : "") + text;
   }
 
   const number = (value, unit) => fixed(value ?? NaN, decimalsOf([value ?? NaN], unit), false);
@@ -30,11 +30,12 @@ const wording = (() => {
 
   function interval(estimate, [low, high], unit, isSigned = false) {
     const decimals = decimalsOf([estimate, low, high], unit);
-    const ends = [low, high].map((end) => fixed(end, decimals, false));
+    const ends = [low, high].map((end) => fixed(end, decimals, isSigned));
     return `${fixed(estimate, decimals, isSigned)} [${ends.join(", ")}]`;
   }
 
-  const leaning = ([low, high]) => (low > 0 ? "better" : high < 0 ? "worse" : "unclear");
+  // Without an axis: more is better.
+  const comparison = ([low, high]) => (low > 0 ? "better" : high < 0 ? "worse" : "unclear");
 
-  return { NO_NUMBER, number, withUnit, interval, leaning };
+  return { NO_NUMBER, number, withUnit, interval, comparison };
 })();

@@ -1,1 +1,1 @@
-"""An arena drawn: figures, rows and page."""
+"""Report of an arena: figures, rows and page."""

@@ -1,6 +1,7 @@
-"""One picture of an arena: the path of every entrant on the plane of target and general score.
+"""Charts of an arena: the paths of its entrants on the plane of target and general score.
 
 arena-frontiers   each entrant's path from the base to its final checkpoint, its choice marked
+arena-paths       a panel per entrant: its checkpoints in training, and its path along alpha
 arena-forgetting  geometry of the final checkpoints against what they forgot
 """
 
@@ -10,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import altair as alt
 
-from backtrack.report import charts
-from backtrack.report.arena.rows import PATH, TRAINING, ways
-from backtrack.report.geometry.figures import finished, forgetting_rows, scatter
-from backtrack.report.rows import FINAL_COLOUR, TRAINING_COLOUR
+from backtrack.report import vega
+from backtrack.report.arena.rows import ALPHA, TRAINING, path_rows
+from backtrack.report.geometry.figures import forgetting_rows, scatter
+from backtrack.report.vega import FINAL_COLOUR, TRAINING_COLOUR
 from backtrack.run.files import write_atomically
 
 if TYPE_CHECKING:
@@ -29,32 +30,32 @@ PANEL = (190.0, 150.0)
 
 
 def write_arena_figures(folder: Path, arena: Arena) -> tuple[Path, ...]:
-    """Draw what there is to draw into `figures/` of an arena's directory; gives the files."""
+    """Draw an arena's charts into `figures/` of its directory and return the files."""
     (folder / "figures").mkdir(exist_ok=True)
     written = []
     for name, spec in specs(arena).items():
         written.append(folder / "figures" / f"arena-{name}.png")
-        write_atomically(written[-1], charts.picture(spec))
+        write_atomically(written[-1], vega.picture(spec))
     return tuple(written)
 
 
 def specs(arena: Arena) -> dict[str, Spec]:
-    """Each drawing by name, as Vega-Lite; those without anything to show are left out."""
-    found: dict[str, Spec] = {}
+    """Vega-Lite specifications by name; charts without data are left out."""
+    charts: dict[str, Spec] = {}
     if arena.axes and any(entrant.points for entrant in arena.entrants):
-        found["frontiers"] = finished(_frontiers(arena))
-        found["ways"] = finished(_ways(arena))
+        charts["frontiers"] = vega.finished(_frontiers(arena))
+        charts["paths"] = vega.finished(_paths(arena))
     rows = forgetting_rows(arena.forgetting)
     if len(arena.forgetting) > 1 and rows:
-        found["forgetting"] = finished(scatter(rows, has_names=True))
-    return found
+        charts["forgetting"] = vega.finished(scatter(rows, has_names=True))
+    return charts
 
 
 def _frontiers(arena: Arena) -> Any:
-    """The paths of all entrants; of several seeds the first is drawn strong."""
-    rows = [row for row in ways(arena) if row["way"] == PATH]
+    """The paths of all entrants; of several seeds the first is drawn opaque."""
+    rows = [row for row in path_rows(arena) if row["path"] == ALPHA]
     names = list(dict.fromkeys(row["entrant"] for row in rows))
-    place = {
+    encoding = {
         "x": _role(arena, "target"),
         "y": _role(arena, "general"),
         "color": alt.Color(
@@ -67,14 +68,16 @@ def _frontiers(arena: Arena) -> Any:
         "tooltip": ["run:N", "point:N", "target:Q", "general:Q"],
     }
     marks = [
-        _chart(rows).mark_line(strokeWidth=1.8).encode(order="place:Q", detail="run:N", **place),
-        _chart(rows).mark_point(filled=True, size=18).encode(**place),
+        _chart(rows)
+        .mark_line(strokeWidth=1.8)
+        .encode(order="order:Q", detail="run:N", **encoding),
+        _chart(rows).mark_point(filled=True, size=18).encode(**encoding),
         _chart([row for row in rows if row["is_final"]])
         .mark_point(shape="square", size=70, strokeWidth=2)
-        .encode(**place),
+        .encode(**encoding),
         _chart([row for row in rows if row["is_chosen"]])
         .mark_point(shape="cross", filled=True, size=150)
-        .encode(**place),
+        .encode(**encoding),
     ]
     title = "Paths from the base to each final checkpoint (square); the choice is a cross"
     return alt.layer(*marks).properties(
@@ -82,20 +85,20 @@ def _frontiers(arena: Arena) -> Any:
     )
 
 
-def _ways(arena: Arena) -> Any:
-    """A panel an entrant: the way training went, and the way back; of several seeds the first."""
-    rows = [row for row in ways(arena) if row["is_first"]]
+def _paths(arena: Arena) -> Any:
+    """A panel per entrant: checkpoints in training and the path along alpha, of its first seed."""
+    rows = [row for row in path_rows(arena) if row["is_first"]]
     encoded = (
         _chart(rows)
         .mark_line(point={"filled": True, "size": 22}, strokeWidth=1.6)
         .encode(
             x=_role(arena, "target"),
             y=_role(arena, "general"),
-            order="place:Q",
+            order="order:Q",
             color=alt.Color(
-                "way:N",
+                "path:N",
                 title=None,
-                scale=alt.Scale(domain=[TRAINING, PATH], range=[TRAINING_COLOUR, FINAL_COLOUR]),
+                scale=alt.Scale(domain=[TRAINING, ALPHA], range=[TRAINING_COLOUR, FINAL_COLOUR]),
                 legend=alt.Legend(labelLimit=0),
             ),
         )

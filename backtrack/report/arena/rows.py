@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from backtrack.formatting import NO_NUMBER
 from backtrack.records import ROLES
 from backtrack.report import wording
 
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
     from backtrack.records import Interval
     from backtrack.records.arena import Arena, ArenaPoint, Entrant, RankingRow
 
-TRAINING = "checkpoints met in training"
-PATH = "path back from the last one"
+TRAINING = "checkpoints in training"
+ALPHA = "alpha path to the final checkpoint"
 Row = dict[str, Any]
 Table = tuple[list[str], list[list[str]]]
 
@@ -55,30 +56,29 @@ def _pair(target: Interval | None, general: Interval | None, units: Sequence[str
 
 def _signed(value: Interval | None) -> str:
     if value is None:
-        return wording.NO_NUMBER
+        return NO_NUMBER
     return wording.interval(value, "points", is_signed=True)
 
 
 def _share(row: RankingRow) -> str:
     found = row.hypervolume
     if found is None:
-        return wording.NO_NUMBER
-    scaled = {name: 100 * number for name, number in found.model_dump().items()}
-    return wording.interval(found.model_copy(update=scaled), "%")
+        return NO_NUMBER
+    return wording.interval(found, "%", factor=100)
 
 
 def _parameters(count: int | None) -> str:
     """A number of parameters in three digits: `1.2M`."""
     if count is None:
-        return wording.NO_NUMBER
+        return NO_NUMBER
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size:
             return f"{count / size:.3g}{unit}"
     return str(count)
 
 
-def ways(arena: Arena) -> list[Row]:
-    """Every measured entrant's two ways from the base: by training, and along alpha."""
+def path_rows(arena: Arena) -> list[Row]:
+    """Points of each measured entrant's two paths from the base: by training, and by alpha."""
     measured = [entrant for entrant in arena.entrants if entrant.state == "measured"]
     first = {e.name: e.label for e in reversed(measured)}
     return [
@@ -86,8 +86,8 @@ def ways(arena: Arena) -> list[Row]:
             "entrant": entrant.name,
             "run": entrant.label,
             "is_first": entrant.label == first[entrant.name],
-            "way": way,
-            "place": place,
+            "path": path,
+            "order": order,
             "point": str(point.point),
             "target": point.target,
             "general": point.general,
@@ -95,8 +95,8 @@ def ways(arena: Arena) -> list[Row]:
             "is_final": point.point == entrant.final,
         }
         for entrant in measured
-        for way, points in ((TRAINING, trained(entrant)), (PATH, on_path(entrant)))
-        for place, point in enumerate(points)
+        for path, points in ((TRAINING, trained(entrant)), (ALPHA, on_path(entrant)))
+        for order, point in enumerate(points)
     ]
 
 

@@ -1,1 +1,1 @@
-"""A diagnosis drawn: figures, rows and its section of the page."""
+"""Report of a diagnosis: figures, rows and its section of a run's page."""

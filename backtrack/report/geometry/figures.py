@@ -1,10 +1,10 @@
-"""Drawings of a diagnosis, after the figures of PEFT-Arena (arXiv 2605.28819).
+"""Charts of a diagnosis, after the figures of PEFT-Arena (arXiv 2605.28819).
 
 geometry-profiles     retention and adaptation along singular directions, at one location
-geometry-drift        who feels the update: drift by block, on general and target prompts
-geometry-activations  how much of the representation survives, location by location
+geometry-drift        drift by block, on general and target prompts
+geometry-activations  change of the representation by location
 geometry-path         strength, drift and Procrustes residual of each block against alpha
-geometry-forgetting   metrics against measured forgetting, a mark a point
+geometry-forgetting   metrics against measured forgetting, a mark per point
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import altair as alt
 
 from backtrack.records.diagnosis import mean_metrics
-from backtrack.report import charts
+from backtrack.report import vega
 from backtrack.report.geometry.rows import LABELS, label, of_point
 from backtrack.run.files import write_atomically
 
@@ -36,24 +36,24 @@ SCATTERED = (
     "activations.cka/general",
 )
 MAIN_LOCATION = "late.mlp"
-"""Of the profiles: the paper's own example."""
+"""Location whose profiles are drawn: the paper's example."""
 
 
 def write_figures(
     folder: Path, diagnosis: Diagnosis, lines: Sequence[ModuleGeometry]
 ) -> tuple[Path, ...]:
-    """Draw what there is to draw into `figures/` of a run's directory; gives the files."""
-    places = folder / "figures"
-    places.mkdir(exist_ok=True)
+    """Draw a diagnosis's charts into `figures/` of a run's directory and return the files."""
+    figures = folder / "figures"
+    figures.mkdir(exist_ok=True)
     written = []
     for name, spec in specs(diagnosis, lines).items():
-        written.append(places / f"geometry-{name}.png")
-        write_atomically(written[-1], charts.picture(spec))
+        written.append(figures / f"geometry-{name}.png")
+        write_atomically(written[-1], vega.picture(spec))
     return tuple(written)
 
 
 def specs(diagnosis: Diagnosis, lines: Sequence[ModuleGeometry]) -> dict[str, Spec]:
-    """Each drawing by name, as Vega-Lite; those without anything to show are left out."""
+    """Vega-Lite specifications by name; charts without data are left out."""
     makers: dict[str, Callable[[Diagnosis, Sequence[ModuleGeometry]], list[Row]]] = {
         "profiles": _profile_rows,
         "drift": _drift_rows,
@@ -69,14 +69,7 @@ def specs(diagnosis: Diagnosis, lines: Sequence[ModuleGeometry]) -> dict[str, Sp
         "forgetting": scatter,
     }
     rows = {name: make(diagnosis, lines) for name, make in makers.items()}
-    return {name: finished(drawn[name](found)) for name, found in rows.items() if found}
-
-
-def finished(chart: Any) -> Spec:
-    """A chart with the look of all drawings."""
-    spec: Spec = chart.to_dict()
-    spec["config"] = charts.config("currentColor", "transparent")
-    return spec
+    return {name: vega.finished(drawn[name](found)) for name, found in rows.items() if found}
 
 
 def _chart(rows: list[Row]) -> alt.Chart:
@@ -84,7 +77,7 @@ def _chart(rows: list[Row]) -> alt.Chart:
 
 
 def _facets(chart: Any, field: str, columns: int, order: Sequence[str]) -> Any:
-    """One panel a value of a field, each with scales of its own."""
+    """One panel per value of a field, each with its own scales."""
     return (
         chart.properties(width=SIZE[0], height=SIZE[1])
         .facet(facet=alt.Facet(f"{field}:N", title=None, sort=list(order)), columns=columns)
@@ -106,13 +99,13 @@ def _unique(rows: Sequence[Row], field: str) -> list[str]:
 
 
 def _profile_rows(diagnosis: Diagnosis, lines: Sequence[ModuleGeometry]) -> list[Row]:
-    wanted = diagnosis.locations.get(MAIN_LOCATION) or diagnosis.modules[-1]
+    module = diagnosis.locations.get(MAIN_LOCATION) or diagnosis.modules[-1]
     rows = []
     for line in lines:
-        if line.module == wanted and line.spectrum is not None and line.point in diagnosis.points:
+        if line.module == module and line.spectrum is not None and line.point in diagnosis.points:
             for kind in ("retention", "adaptation"):
                 pairs = zip(line.spectrum.directions, getattr(line.spectrum, kind), strict=True)
-                title = f"{kind} profile of {wanted}"
+                title = f"{kind} profile of {module}"
                 rows += [
                     {"panel": title, "point": str(line.point), "direction": d, "value": v}
                     for d, v in pairs
@@ -222,22 +215,22 @@ def _path(rows: list[Row]) -> Any:
 
 
 def forgetting_rows(measured: Sequence[Forgetting]) -> list[Row]:
-    """A row a metric and a point or entrant."""
+    """A row per metric and point or entrant."""
     return [
         {
             "panel": label(metric),
-            "name": each.name.partition(" (seed")[0],
-            "value": each.metrics[metric],
-            "forgetting": each.forgetting,
+            "name": row.name.partition(" (seed")[0],
+            "value": row.metrics[metric],
+            "forgetting": row.forgetting,
         }
         for metric in SCATTERED
-        for each in measured
-        if metric in each.metrics
+        for row in measured
+        if metric in row.metrics
     ]
 
 
 def scatter(rows: list[Row], *, has_names: bool = False) -> Any:
-    """Metrics against forgetting, a mark a point or entrant; told by colour where asked for."""
+    """Metrics against forgetting, a mark per point or entrant, with names as colours if asked."""
     marks = _chart(rows).mark_point(filled=True, size=70, color=COLOURS[0])
     encoded = marks.encode(
         x=alt.X("value:Q", title=None, scale=alt.Scale(zero=False)),

@@ -1,11 +1,12 @@
-"""What a diagnosis says, as plain rows: for tables in a terminal and for drawings."""
+"""A diagnosis as plain rows, for tables and charts."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from backtrack import formatting
+from backtrack.formatting import CORRELATION, NO_NUMBER
 from backtrack.records.diagnosis import mean_metrics
-from backtrack.report.wording import NO_NUMBER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from backtrack.records import Interval, Role
     from backtrack.records.diagnosis import Correlation, Diagnosis, ModuleGeometry
 
-READ: tuple[Role, ...] = ("general", "target")
+PROMPT_ROLES: tuple[Role, ...] = ("general", "target")
 Row = dict[str, Any]
 Table = tuple[list[str], list[list[str]]]
 """Headings and cells."""
@@ -37,22 +38,22 @@ LABELS = {
 
 
 def label(name: str) -> str:
-    """A metric's name in words; `/role` becomes the prompts it is on."""
+    """A metric's name in words; its `/role` becomes the prompts it was measured on."""
     metric, _, role = name.partition("/")
     return LABELS.get(metric, metric) + (f", {role} prompts" if role else "")
 
 
 def summary(diagnosis: Diagnosis, lines: Sequence[ModuleGeometry]) -> Table:
-    """Each metric's mean over modules: a column a point, or one a role of the prompts read."""
+    """Each metric's mean over modules: a column per point, and one per role of its prompts."""
     heads = ["mean over modules"]
     columns: list[dict[str, str]] = []
     for point in diagnosis.points:
         found = mean_metrics(of_point(lines, point))
-        heads += [str(point), *(f"on {role} prompts" for role in READ)]
+        heads += [str(point), *(f"on {role} prompts" for role in PROMPT_ROLES)]
         columns.append({n: _number(v) for n, v in found.items() if "/" not in n})
         columns += [
             {n.partition("/")[0]: _number(v) for n, v in found.items() if n.endswith(f"/{role}")}
-            for role in READ
+            for role in PROMPT_ROLES
         ]
     names = [m for m in LABELS if any(m in column for column in columns)]
     return heads, [[label(n), *(column.get(n, "") for column in columns)] for n in names]
@@ -67,12 +68,12 @@ def by_block(diagnosis: Diagnosis, lines: Sequence[ModuleGeometry]) -> Table:
     heads = ["block"]
     columns: list[list[str]] = []
     for point in diagnosis.points:
-        there = [
+        metrics = [
             mean_metrics(ln for ln in of_point(lines, point) if ln.block == b) for b in blocks
         ]
         for name in BY_BLOCK:
             heads.append(f"{_SHORT[name]}, {point}")
-            columns.append([_number(found.get(name)) for found in there])
+            columns.append([_number(by_name.get(name)) for by_name in metrics])
     return heads, [[str(b), *cells] for b, *cells in zip(blocks, *columns, strict=True)]
 
 
@@ -84,7 +85,7 @@ _SHORT = {
 
 
 def correlation_table(found: Sequence[Correlation]) -> Table:
-    """How each metric goes with forgetting, with intervals; general prompts first."""
+    """Correlation of each metric with forgetting, with intervals; general prompts first."""
     heads = ["goes with forgetting", "read", "Pearson", "Spearman", "n"]
     order = list(LABELS)
     ranked = sorted(found, key=lambda c: (order.index(c.metric), c.role != "general"))
@@ -108,4 +109,4 @@ def _number(value: float | None) -> str:
 def _interval(value: Interval | None) -> str:
     if value is None:
         return NO_NUMBER
-    return f"{value.estimate:+.2f} [{value.low:+.2f}, {value.high:+.2f}]"
+    return formatting.interval(value, CORRELATION, is_signed=True)

@@ -1,4 +1,4 @@
-"""The page's part on geometry: what `backtrack diagnose` left on record, drawn and tabled."""
+"""The page's section on geometry: charts and tables of the last diagnosis."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from backtrack.report.geometry.rows import Table
 
 TITLES = {
-    "profiles": "Where the update acts: retention and adaptation by singular direction",
-    "drift": "Who feels it: drift by block of layers, on general and target prompts",
-    "activations": "What survives of the representation, location by location",
+    "profiles": "Retention and adaptation by singular direction",
+    "drift": "Drift by block of layers, on general and target prompts",
+    "activations": "Change of the representation by location",
     "path": "Strength, drift and Procrustes residual of each block along alpha",
-    "forgetting": "Geometry against measured forgetting, a mark a point",
+    "forgetting": "Geometry against measured forgetting, a mark per point",
 }
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """What of a diagnosis stands in the page.
+    """A diagnosis as shown on the page.
 
     Attributes:
-        specs: Drawings by name, as Vega-Lite.
+        specs: Vega-Lite specifications by name.
         blocks: Strength and drift of each block of layers.
         notes: Cautions of the diagnosis.
     """
@@ -38,12 +38,12 @@ class Geometry:
 
     @property
     def charts(self) -> list[tuple[str, str]]:
-        """Id and caption of each drawing."""
+        """Id and caption of each chart."""
         return [(f"geometry-{name}", TITLES[name]) for name in self.specs]
 
 
 def read_geometry(run_path: Path) -> Geometry | None:
-    """The last diagnosis of a run; none where there is none.
+    """The last diagnosis of a run; None if there is none.
 
     Raises:
         RunError: Its files are damaged.
@@ -55,12 +55,12 @@ def read_geometry(run_path: Path) -> Geometry | None:
     if not path.exists():
         return None
     diagnosis = read_record(path, Diagnosis)
-    found = {
+    by_module = {
         (line.point, line.module): line
         for line in read_lines(run_path / "diagnosis.jsonl", ModuleGeometry)
         if line.setting == diagnosis.setting
     }
-    lines = tuple(found.values())
+    lines = tuple(by_module.values())
     return Geometry(
         geometry.specs(diagnosis, lines), geometry_rows.by_block(diagnosis, lines), diagnosis.notes
     )

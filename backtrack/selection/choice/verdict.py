@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from backtrack import formatting
 from backtrack.selection.stats.bounds import target_gain
-from backtrack.selection.stats.utility import PERCENT, POINTS, is_degenerate
+from backtrack.selection.stats.utility import POINTS, is_degenerate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -28,8 +29,8 @@ def verdict(chosen: Point, final: Point, differences: Sequence[Difference]) -> s
             difference.to == "final" and chosen == final
         ):
             continue
-        utility = f"utility {signed(difference.utility, POINTS)}{_reason(difference)}"
-        end = f"{_name(difference)} ({utility})"
+        gain = formatting.interval(difference.utility, POINTS, is_signed=True, has_unit=True)
+        end = f"{_name(difference)} (utility {gain}{_reason(difference)})"
         ends_by_claim.setdefault(_claim(difference), []).append(end)
     subject = str(chosen)
     if chosen.is_base:
@@ -60,13 +61,6 @@ def _excludes_zero(value: Interval) -> bool:
 
 def _name(difference: Difference) -> str:
     return "the final checkpoint" if difference.to == "final" else "the base"
-
-
-def signed(value: Interval, unit: str) -> str:
-    """Format a difference with its interval, such as `+1.2 points [-0.3, +2.7]`."""
-    digits = "+.1f" if unit in (PERCENT, POINTS) else "+.3g"
-    label = POINTS if unit == PERCENT else unit
-    return f"{value.estimate:{digits}} {label} [{value.low:{digits}}, {value.high:{digits}}]"
 
 
 def cautions(outcome: Outcome, constraints: Constraints) -> Iterator[str]:

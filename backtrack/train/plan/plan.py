@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from backtrack.errors import ObjectiveError, UsageError
 from backtrack.evaluate.objectives.documents import load_records
+from backtrack.formatting import byte_size
 from backtrack.recipe import PeftMethod
 from backtrack.train.methods.configs import MILORA, peft_config
 from backtrack.train.methods.milora import double_rank
@@ -270,15 +271,13 @@ def resource_shortages(plan: Plan, folder: Path) -> list[str]:
     free = shutil.disk_usage(existing).free
     disk = (plan.trajectory_bytes or 0) + (plan.state_bytes or 0)
     if disk > free:
-        shortages.append(
-            f"{_gigabytes(disk)} of disk are needed, and {_gigabytes(free)} are free."
-        )
+        shortages.append(f"{byte_size(disk)} of disk are needed, and {byte_size(free)} are free.")
     memory = _memory_bytes()
     if (plan.memory_bytes or 0) > memory:
         where = "GPU has" if torch.cuda.is_available() else "machine has"
         shortages.append(
-            f"{_gigabytes(plan.memory_bytes or 0)} of memory are needed before activations, "
-            f"and this {where} {_gigabytes(memory)}."
+            f"{byte_size(plan.memory_bytes or 0)} of memory are needed before activations, "
+            f"and this {where} {byte_size(memory)}."
         )
     return shortages
 
@@ -289,10 +288,6 @@ def _memory_bytes() -> int:
     import psutil
 
     return int(psutil.virtual_memory().total)
-
-
-def _gigabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB"
 
 
 def require_plannable(recipe: Recipe) -> None:

@@ -1,4 +1,4 @@
-"""The page as a reader meets it: in Chromium, by pointer, keyboard and screen reader."""
+"""The page as users see it: in Chromium, by pointer, keyboard and screen reader."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ OUT_OF_REACH = ["--min-target", "60", "--max-general-drop", "0.5"]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run whose every point is on record, for the report items too: choosing loads no model."""
+    """A run with every point measured, on report items too, so that choosing loads no model."""
     alphas = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     items = {"selection": 150, "report": 150}
     recipe = make_recipe(alphas=alphas, trials=0, checkpoints=2, items=items)
@@ -78,7 +78,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> Any:
-    """What a command answers in JSON; none where it fails."""
+    """The JSON output of a command; None if it fails."""
     with pytest.raises(SystemExit) as ended:
         main([*map(str, arguments), "--json"])
     printed = capsys.readouterr().out
@@ -94,7 +94,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def drawn(run: Run) -> tuple[Path, Selection]:
-    """A page and what it shows; other commands of these tests draw the run's own page again."""
+    """A copy of the page and its selection; other commands here redraw the run's page."""
     with pytest.raises(SystemExit):
         main(["select", str(run.path), "--weight", "0.5", "--max-general-drop", "30", "--quiet"])
     kept = run.path / "kept.html"
@@ -115,7 +115,7 @@ def selection(drawn: tuple[Path, Selection]) -> Selection:
 
 
 def answer(browser: Browser) -> dict[str, Any]:
-    """What the page says is chosen, and what is marked as tied with the best."""
+    """The answer on the page, and the points marked as chosen and as tied with the best."""
     rows = "#all tbody tr"
     marked = browser.run(
         "return [...document.querySelectorAll(arguments[0])].map((row) => "
@@ -168,7 +168,7 @@ def test_the_slider_says_what_the_command_says_at_every_weight_and_bound(
     assert browser.messages() == []
 
 
-def test_bounds_that_nothing_meets_are_said_to_be(
+def test_bounds_that_no_point_meets_are_reported(
     browser: Browser, page: Path, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command(capsys, "select", run.path, "--weight", "0.5", *OUT_OF_REACH) is None
@@ -205,7 +205,7 @@ def test_the_page_opens_as_it_was_selected_and_its_command_makes_the_same_choice
     assert again["weight"] == 0.62
 
 
-def test_nothing_is_asked_of_the_network_and_the_console_stays_empty(
+def test_nothing_is_requested_from_the_network_and_the_console_stays_empty(
     browser: Browser, page: Path
 ) -> None:
     browser.open(page)
@@ -245,7 +245,7 @@ def test_the_slider_goes_by_keyboard_and_says_its_answer_to_a_screen_reader(
     assert unnamed == []
 
 
-def test_hovering_a_point_tells_where_it_is_and_every_objective(
+def test_hovering_a_point_shows_its_coordinates_and_every_objective(
     browser: Browser, page: Path, selection: Selection
 ) -> None:
     browser.open(page)
@@ -319,7 +319,7 @@ def test_it_prints_without_its_controls(browser: Browser, page: Path) -> None:
     browser.command("Emulation.setEmulatedMedia", media="")
 
 
-def test_a_diagnosis_on_record_is_part_of_the_page(browser: Browser, run: Run) -> None:
+def test_a_recorded_diagnosis_is_part_of_the_page(browser: Browser, run: Run) -> None:
     lines = [
         ModuleGeometry(
             point=point, form="attached", curve="native", module=f"layers.{block}.down_proj",

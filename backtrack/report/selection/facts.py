@@ -1,9 +1,10 @@
-"""The page's sentences and figures: what was found, how it was measured, what the charts show."""
+"""The page's sentences and key figures: the choice, how it was measured, chart captions."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from backtrack import formatting
 from backtrack.report import wording
 
 if TYPE_CHECKING:
@@ -19,22 +20,22 @@ YARDSTICK = (
 
 
 def figures(selection: Selection) -> list[dict[str, str]]:
-    """The few numbers to see first: the choice, and its utility against final and base."""
-    found = [_choice(selection)]
+    """Key figures: the choice, and its utility against final and base."""
+    figures = [_choice(selection)]
     for difference in sorted(selection.differences, key=lambda d: d.to != "final"):
         value = wording.interval(difference.utility, "points", is_signed=True)
-        leaning = wording.leaning(difference.utility)
-        note = f"points of utility, {leaning}"
-        found.append({"name": f"Against the {difference.to}", "value": value, "note": note})
-    return found
+        comparison = wording.comparison(difference.utility)
+        note = f"points of utility, {comparison}"
+        figures.append({"name": f"Against the {difference.to}", "value": value, "note": note})
+    return figures
 
 
 def optimism(selection: Selection) -> str:
-    """What the search's own items promised too much."""
+    """How much better the chosen point is on the selection items than on the report items."""
     value = wording.number(selection.optimism, "points", is_signed=True)
     return (
-        f"Optimism: {value} points, the chosen point's utility on the items the search saw minus "
-        "that on the report items."
+        f"Optimism: {value} points, the chosen point's utility on the selection items minus that "
+        "on the report items."
     )
 
 
@@ -43,7 +44,7 @@ def facts(
     measurements: Sequence[Measurement],
     entries: Sequence[CheckpointEntry],
 ) -> list[tuple[str, str]]:
-    """Name and text of each fact about the measuring."""
+    """Name and text of each fact about how the selection was measured."""
     weight = f"{selection.weight:g}"
     rest = f"{1 - selection.weight:.4g}"
     models = {
@@ -61,7 +62,7 @@ def facts(
             "general, both in points",
         ),
         ("Constraints", "; ".join(wording.constraints_text(selection)) or "none"),
-        ("The choice", "among points that cannot be told from the best, the one nearest the base"),
+        ("Rule", "the point nearest the base among those tied with the best"),
         ("Measured as", models[selection.form]),
         ("Curve", curves[selection.curve]),
         (
@@ -81,26 +82,23 @@ def captions(selection: Selection) -> dict[str, tuple[str, str]]:
         faded = " Faded points miss a constraint."
     plane = (
         "Each mark is a measured point, on the selection items; right and up is better. The front "
-        "is that of scores smoothed over the points, drawn where these were measured. The cross "
-        f"is the chosen point's {selection.level:.0%} interval, on the report items where it was "
-        f"measured there.{faded}"
+        "is that of the smoothed scores, drawn at the measured ones. The cross is the chosen "
+        f"point's {selection.level:.0%} interval, on the report items if it was measured on "
+        f"them.{faded}"
     )
     bands = ""
     if any(c.target_band for c in selection.candidates):
         bands = (
-            f" Bands: the {selection.level:.0%} intervals of the scores smoothed over the points, "
-            "which the choice goes by; marks are as measured."
+            f" Bands: the {selection.level:.0%} intervals of the smoothed scores, which decide "
+            "the choice; marks are the measured scores."
         )
-    alpha = (
-        "How far along the path to stand: the same scores by strength, on the selection items. "
-        f"Up is better.{bands}{faded}"
-    )
+    alpha = f"The same scores by strength, on the selection items. Up is better.{bands}{faded}"
     return {"plane": ("Target against general", plane), "alpha": ("Along alpha", alpha)}
 
 
 def _choice(selection: Selection) -> dict[str, str]:
     num_tied = len(selection.tied)
-    note = f"{num_tied} point{'' if num_tied == 1 else 's'} cannot be told from the best"
+    note = f"{num_tied} points cannot be told apart from the best"
     if num_tied <= 1:
         note = "no other point is tied with it"
     return {"name": "Chosen", "value": str(selection.chosen), "note": note}
@@ -110,7 +108,7 @@ def _trajectory(entries: Sequence[CheckpointEntry]) -> str:
     if not entries:
         return "not recorded"
     steps = [entry.step for entry in entries]
-    size = wording.bytes_text(sum(entry.num_bytes for entry in entries))
+    size = formatting.byte_size(sum(entry.num_bytes for entry in entries))
     if len(steps) == 1:
         return f"1 checkpoint, step {steps[0]}, {size}"
     return f"{len(steps)} checkpoints, steps {min(steps)} to {max(steps)}, {size}"
@@ -121,6 +119,6 @@ def _measuring(measurements: Sequence[Measurement]) -> str:
         return "not recorded"
     num_points = len({measurement.point for measurement in measurements})
     seconds = sum(measurement.seconds for measurement in measurements)
-    return f"{len(measurements)} measurements of {num_points} points, " + wording.duration_text(
-        seconds
+    return (
+        f"{len(measurements)} measurements of {num_points} points, {formatting.duration(seconds)}"
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from backtrack import formatting
+from backtrack.formatting import NO_NUMBER, POINTS
 from backtrack.records import ROLES
 from backtrack.report import wording
 
@@ -14,15 +16,14 @@ if TYPE_CHECKING:
 
 Table = dict[str, Any]
 
-UTILITY_UNIT = "points"
 MAX_ROWS = 400
-"""Candidates in the page's table; of more nobody reads all."""
+"""Candidates in the page's table; the rest are only in selection.json."""
 
 
 def report(selection: Selection) -> Table:
-    """Base, chosen and final on the report items; each objective where a role has several."""
-    several = _several(selection)
-    heads = [*_role_heads(selection), *(_objective_head(o) for o in several)]
+    """Base, chosen and final on the report items; also each objective of roles with several."""
+    sharing = _sharing_role(selection)
+    heads = [*_role_heads(selection), *(_objective_head(o) for o in sharing)]
     rows = [
         {
             "name": name.capitalize(),
@@ -37,7 +38,7 @@ def report(selection: Selection) -> Table:
 
 
 def differences(selection: Selection) -> Table:
-    """Chosen minus final and chosen minus base, each judged by its interval."""
+    """Chosen minus final and chosen minus base, and what each interval shows."""
     units = [wording.difference_unit(selection.axes[role]) for role in ROLES]
     heads = [f"{role.capitalize()} ({unit})" for role, unit in zip(ROLES, units, strict=True)]
     ordered = sorted(selection.differences, key=lambda difference: difference.to != "final")
@@ -45,27 +46,27 @@ def differences(selection: Selection) -> Table:
         {
             "name": f"Chosen \N{MINUS SIGN} {difference.to}",
             "cells": _difference_cells(selection, difference),
-            "num_items": wording.settled(difference),
+            "num_items": wording.items_to_settle(difference),
         }
         for difference in ordered
     ]
-    return {"heads": [*heads, f"Utility ({UTILITY_UNIT})"], "rows": rows}
+    return {"heads": [*heads, f"Utility ({POINTS})"], "rows": rows}
 
 
 def baselines(selection: Selection) -> Table:
-    """What users take without a search, and the chosen point's utility less theirs."""
+    """Models users take without a search, and the chosen point's utility minus theirs."""
     heads = [*_role_heads(selection), "Chosen is better by (points)"]
     axes = selection.axes
     rows = [
         {
             "name": str(row.baseline),
             "cells": [
-                {"text": wording.interval(row.target, axes["target"].unit), "leaning": ""},
-                {"text": wording.interval(row.general, axes["general"].unit), "leaning": ""},
-                {"text": wording.interval(row.utility, UTILITY_UNIT), "leaning": ""},
+                {"text": wording.interval(row.target, axes["target"].unit), "comparison": ""},
+                {"text": wording.interval(row.general, axes["general"].unit), "comparison": ""},
+                {"text": wording.interval(row.utility, POINTS), "comparison": ""},
                 {
-                    "text": wording.interval(row.difference, UTILITY_UNIT, is_signed=True),
-                    "leaning": wording.leaning(row.difference),
+                    "text": wording.interval(row.difference, POINTS, is_signed=True),
+                    "comparison": wording.comparison(row.difference),
                 },
             ],
         }
@@ -75,7 +76,7 @@ def baselines(selection: Selection) -> Table:
 
 
 def ranges(selection: Selection) -> Table:
-    """The chosen points by the weights of the target they serve, on selection items."""
+    """The chosen points by range of weights, on selection items."""
     axes = selection.axes
     rows = [
         {
@@ -93,27 +94,25 @@ def ranges(selection: Selection) -> Table:
 
 
 def candidates(selection: Selection) -> Table:
-    """Every measured point, the highest utility first; those without a number last."""
+    """Every measured point, the highest utility first; those without a finite one last."""
     has_fit = any(c.smoothed != c.utility for c in selection.candidates)
     heads = [(head, "") for head in _role_heads(selection)[:-1]]
     heads += [("Utility", "utility"), *([("Smoothed", "smoothed")] if has_fit else [])]
     heads += [("Chance best", "chance"), ("Distance", "")]
-    heads += [(_objective_head(o), "") for o in _several(selection)]
-    ordered = sorted(enumerate(selection.candidates), key=lambda each: _by_utility(each[1]))
+    heads += [(_objective_head(o), "") for o in _sharing_role(selection)]
+    ordered = sorted(enumerate(selection.candidates), key=lambda pair: _by_utility(pair[1]))
     caption = (
         "Utility in points. Chance best: share of bootstrap samples in which the point has the "
         "highest utility."
     )
     if has_fit:
-        caption += (
-            " Smoothed: utility of scores smoothed over the points, which the choice goes by."
-        )
-    kept = [
-        (place, c) for i, (place, c) in enumerate(ordered) if i < MAX_ROWS or _is_end(selection, c)
+        caption += " Smoothed: utility of the smoothed scores, which decides the choice."
+    shown = [
+        (index, c) for i, (index, c) in enumerate(ordered) if i < MAX_ROWS or _is_end(selection, c)
     ]
-    if len(kept) < len(ordered):
-        caption += f" The other {len(ordered) - len(kept):,} are in selection.json."
-    rows = [_candidate_row(selection, c, has_fit=has_fit) | {"id": place} for place, c in kept]
+    if len(shown) < len(ordered):
+        caption += f" The other {len(ordered) - len(shown):,} are in selection.json."
+    rows = [_candidate_row(selection, c, has_fit=has_fit) | {"id": index} for index, c in shown]
     return {"heads": heads, "rows": rows, "caption": caption, "num_points": len(ordered)}
 
 
@@ -122,7 +121,7 @@ def _is_end(selection: Selection, candidate: Candidate) -> bool:
 
 
 def objectives(selection: Selection) -> list[Table]:
-    """What was measured, with how many items, and the two ends of each yardstick."""
+    """Objectives with their numbers of items and the two ends of their yardsticks."""
     return [
         {
             "name": objective.name,
@@ -140,11 +139,11 @@ def objectives(selection: Selection) -> list[Table]:
 
 
 def bounds(selection: Selection) -> list[Table]:
-    """The objectives a bound can be set on, with the unit it reads in and which way is worse."""
+    """The objectives a bound can be set on, with its unit and the words for the worst score."""
     return [
         {
             "name": objective.name,
-            "unit": "%" if objective.unit == "fraction" else objective.unit,
+            "unit": formatting.shown_unit(objective.unit)[0],
             "worst": "at least" if objective.direction == "maximize" else "at most",
         }
         for objective in selection.objectives
@@ -153,26 +152,22 @@ def bounds(selection: Selection) -> list[Table]:
 
 def _role_heads(selection: Selection) -> list[str]:
     heads = [f"{role.capitalize()} ({selection.axes[role].unit})" for role in ROLES]
-    return [*heads, f"Utility ({UTILITY_UNIT})"]
+    return [*heads, f"Utility ({POINTS})"]
 
 
-def _several(selection: Selection) -> list[ObjectiveInfo]:
-    """Objectives that share their role with others, so that the role's score is not theirs."""
+def _sharing_role(selection: Selection) -> list[ObjectiveInfo]:
+    """Objectives whose role has others too: the role's score is not theirs."""
     roles = [objective.role for objective in selection.objectives]
     return [o for o in selection.objectives if roles.count(o.role) > 1]
 
 
 def _objective_head(objective: ObjectiveInfo) -> str:
-    return f"{objective.name} ({'%' if objective.unit == 'fraction' else objective.unit})"
+    return f"{objective.name} ({formatting.shown_unit(objective.unit)[0]})"
 
 
 def _objective_cell(scores: dict[str, float], objective: ObjectiveInfo) -> str:
-    value = scores.get(objective.name, math.nan)
-    return (
-        wording.number(100 * value, "%")
-        if objective.unit == "fraction"
-        else wording.number(value, objective.unit)
-    )
+    unit, factor = formatting.shown_unit(objective.unit)
+    return wording.number(factor * scores.get(objective.name, math.nan), unit)
 
 
 def _report_cells(selection: Selection, row: ReportRow) -> list[str]:
@@ -180,8 +175,8 @@ def _report_cells(selection: Selection, row: ReportRow) -> list[str]:
     return [
         wording.interval(row.target, axes["target"].unit),
         wording.interval(row.general, axes["general"].unit),
-        wording.interval(row.utility, UTILITY_UNIT),
-        *(_objective_cell(row.scores, o) for o in _several(selection)),
+        wording.interval(row.utility, POINTS),
+        *(_objective_cell(row.scores, o) for o in _sharing_role(selection)),
     ]
 
 
@@ -190,13 +185,13 @@ def _difference_cells(selection: Selection, difference: Difference) -> list[Tabl
     cells = [
         {
             "text": wording.interval(value, wording.difference_unit(axis), is_signed=True),
-            "leaning": wording.leaning(value, axis),
+            "comparison": wording.comparison(value, axis),
         }
         for axis, value in roles
     ]
     utility = difference.utility
-    text = wording.interval(utility, UTILITY_UNIT, is_signed=True)
-    return [*cells, {"text": text, "leaning": wording.leaning(utility)}]
+    text = wording.interval(utility, POINTS, is_signed=True)
+    return [*cells, {"text": text, "comparison": wording.comparison(utility)}]
 
 
 def _by_utility(candidate: Candidate) -> tuple[bool, float]:
@@ -205,23 +200,23 @@ def _by_utility(candidate: Candidate) -> tuple[bool, float]:
 
 
 def _candidate_row(selection: Selection, candidate: Candidate, *, has_fit: bool) -> Table:
-    smoothed = [wording.number(candidate.smoothed, UTILITY_UNIT)] if has_fit else []
+    share = formatting.measured_share(candidate)
+    smoothed = [wording.number(candidate.smoothed, POINTS)] if has_fit else []
     return {
         "point": str(candidate.point),
         "order": candidate.point.step + candidate.point.alpha / 10,
         "is_chosen": candidate.point == selection.chosen.canonical,
         "is_feasible": candidate.is_feasible,
-        "marks": wording.marks(selection, candidate),
-        "origin": candidate.origin
-        + (f", {wording.share(candidate.share)} of items" if candidate.share < 1 else ""),
+        "marks": formatting.point_marks(selection, candidate),
+        "origin": f"{candidate.origin}, {share}" if share else candidate.origin,
         "cells": [
             wording.number(candidate.target, selection.axes["target"].unit),
             wording.number(candidate.general, selection.axes["general"].unit),
-            wording.number(candidate.utility, UTILITY_UNIT),
+            wording.number(candidate.utility, POINTS),
             *smoothed,
-            wording.share(candidate.chance_best),
+            formatting.share(candidate.chance_best),
             wording.number(candidate.distance, ""),
-            *(_objective_cell(candidate.scores, o) for o in _several(selection)),
+            *(_objective_cell(candidate.scores, o) for o in _sharing_role(selection)),
         ],
     }
 
@@ -234,5 +229,5 @@ def _item_counts(selection: Selection, objective: ObjectiveInfo) -> list[str]:
 def _yardstick_ends(selection: Selection, objective: ObjectiveInfo) -> list[str]:
     yardstick = selection.yardsticks.get(objective.name)
     if yardstick is None:
-        return [wording.NO_NUMBER] * 2
-    return [wording.score(end, objective) for end in (yardstick.zero, yardstick.hundred)]
+        return [NO_NUMBER] * 2
+    return [wording.with_unit(end, objective.unit) for end in (yardstick.zero, yardstick.hundred)]

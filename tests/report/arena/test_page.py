@@ -1,4 +1,4 @@
-"""An arena's page in Chromium: entrants switched off and on, tables sorted, nothing asked for."""
+"""An arena's page in Chromium: switching entrants, sorting tables, no requests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def around(value: float) -> Interval:
     return Interval(estimate=value, low=value - 2, high=value + 2)
 
 
-def make_entrant(name: str, seed: int, place: int) -> Entrant:
+def make_entrant(name: str, seed: int, shift: int) -> Entrant:
     alphas = [Point(step=40, alpha=a) for a in (0.25, 0.5, 0.75, 1.0)]
     points = [Point.base(), Point(step=20), *alphas]
     return Entrant(
@@ -38,8 +38,8 @@ def make_entrant(name: str, seed: int, place: int) -> Entrant:
         points=tuple(
             ArenaPoint(
                 point=point,
-                target=10 + 50 * point.alpha * point.step / 40 + place,
-                general=90 - 30 * (point.alpha * point.step / 40) ** 2 - place,
+                target=10 + 50 * point.alpha * point.step / 40 + shift,
+                general=90 - 30 * (point.alpha * point.step / 40) ** 2 - shift,
                 is_checkpoint=point.alpha == 1,
                 is_on_front=point.step == 40,
             )
@@ -88,7 +88,7 @@ def browser() -> Iterator[Browser]:
     started.close()
 
 
-def test_the_page_is_written_escaped_and_asks_for_nothing(tmp_path: Path, arena: Arena) -> None:
+def test_the_page_is_escaped_and_requests_nothing(tmp_path: Path, arena: Arena) -> None:
     text = write_arena_page(tmp_path, arena).read_text("utf-8")
     assert BREAKOUT not in text
     assert "connect-src" not in text

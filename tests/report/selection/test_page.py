@@ -1,4 +1,4 @@
-"""The page: whole, self-contained, escaped, and drawn without torch."""
+"""The page: complete, self-contained, escaped, and drawn without torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from backtrack.errors import RunError
 from backtrack.point import Point
-from backtrack.report.page import write_report
+from backtrack.report.selection.page import write_report
 
 BREAKOUT = "</script><script>alert(1)</script>"
 MAX_PAGE_BYTES = 3_000_000
@@ -24,7 +24,7 @@ PICTURE_SCALE = 2
 
 
 class Elements(HTMLParser):
-    """Tags with attributes, text outside scripts and styles, each table row and its heads."""
+    """Tags with attributes, text outside scripts and styles, each table row and its headings."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -198,7 +198,7 @@ def test_a_report_is_drawn_from_files_without_torch_or_optuna(tmp_path, percents
     record.write_text(percents.model_dump_json())
     code = (
         "import sys; from pathlib import Path; from backtrack.records.selection import Selection\n"
-        "from backtrack.report.page import write_report\n"
+        "from backtrack.report.selection.page import write_report\n"
         "folder = Path(sys.argv[1])\n"
         "selection = Selection.model_validate_json((folder / 'selection.json').read_text())\n"
         "write_report(folder, selection, (), ())\n"
@@ -206,7 +206,7 @@ def test_a_report_is_drawn_from_files_without_torch_or_optuna(tmp_path, percents
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(
-        command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+        command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3]
     )
     assert done.stdout.strip() == "[]"
     assert (tmp_path / "report.html").is_file()

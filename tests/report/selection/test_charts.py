@@ -1,4 +1,4 @@
-"""The drawings: orientation, paths, kinds of marks, names that cover nothing."""
+"""Charts of a selection: orientation, paths, kinds of marks, positions of labels."""
 
 from __future__ import annotations
 
@@ -9,8 +9,17 @@ from typing import Any
 
 import pytest
 
-from backtrack.report import charts, labels
-from backtrack.report.rows import BASE, CHOSEN, OTHER, OTHER_CURVES, TIED, TRAINING, Drawing
+from backtrack.report.selection import charts, label_positions
+from backtrack.report.selection.drawing import Drawing
+from backtrack.report.selection.mark_kinds import (
+    BASE,
+    CHOSEN,
+    OTHER,
+    OTHER_CURVES,
+    TIED,
+    TRAINING,
+    legend_kinds,
+)
 
 
 def channels(spec, name) -> list[dict[str, Any]]:
@@ -48,10 +57,12 @@ def test_panels_along_alpha_are_oriented_like_the_plane(nats):
 
 def test_the_better_point_is_drawn_higher_where_less_is_better(nats):
     found = Drawing(nats)
-    frame = labels.Frame(found.ends("target"), found.ends("general"), (100, 100))
+    area = label_positions.PlotArea(
+        found.axis_ends("target"), found.axis_ends("general"), (100, 100)
+    )
     generals = [c.general for c in nats.candidates]
     low, high = min(generals), max(generals)
-    assert frame.spot(50, low)[1] < frame.spot(50, high)[1]
+    assert area.pixel(50, low)[1] < area.pixel(50, high)[1]
 
 
 def test_the_training_path_goes_by_step_from_base_to_final(drawing, percents):
@@ -100,24 +111,27 @@ def test_every_point_has_one_mark_of_its_own_and_tied_ones_a_ring(drawing, perce
 
 def test_kinds_differ_by_shape_as_well_as_by_colour(drawing):
     rows = (*drawing.marks(), *drawing.overlay())
-    kinds = drawing.kinds({row["kind"] for row in rows})
+    kinds = legend_kinds(drawing.selection, {row["kind"] for row in rows})
     assert len({kind.shape for kind in kinds}) == len(kinds)
 
 
-def test_the_cross_is_the_report_items_interval_around_its_reading(percents):
+def test_the_cross_is_the_report_items_interval_around_its_estimate(percents):
     text = json.dumps(charts.plane_spec(Drawing(percents)))
-    reading = percents.report["chosen"]
-    for value in (reading.target.low, reading.target.high, reading.general.estimate):
+    row = percents.report["chosen"]
+    for value in (row.target.low, row.target.high, row.general.estimate):
         assert re.search(rf"{re.escape(repr(value))}\b", text)
 
 
 def test_an_objective_that_shares_its_role_has_a_panel_of_its_own(nats, percents):
     found = Drawing(nats)
-    assert [found.axis(f"score_{i}")[0] for i in found.several] == ["wikitext", "pile of laws"]
-    spec = charts.objective_spec(found, found.several[0])
+    assert [found.axis(f"score_{i}")[0] for i in found.sharing_role] == [
+        "wikitext",
+        "pile of laws",
+    ]
+    spec = charts.objective_spec(found, found.sharing_role[0])
     (title,) = {" ".join(layer["encoding"]["y"]["title"]) for layer in spec["layer"][1:]}
     assert title.startswith("wikitext (nats a token) less is better")
-    assert Drawing(percents).several == ()
+    assert Drawing(percents).sharing_role == ()
 
 
 def test_bands_along_alpha_are_the_candidates_intervals_and_lie_inside_the_axis(percents):
@@ -151,20 +165,22 @@ def test_one_tied_with_nobody_has_no_ring_in_the_legend(made):
     assert TIED not in json.dumps(charts.plane_spec(Drawing(selection)))
 
 
-def test_names_of_points_cover_neither_each_other_nor_the_frame():
+def test_labels_of_points_overlap_neither_each_other_nor_the_edge():
     wanted = [
-        labels.Label(name, (50.0 + 3 * i, 50.0), is_needed=True)
+        label_positions.Label(name, (50.0 + 3 * i, 50.0), is_needed=True)
         for i, name in enumerate(("base", "chosen", "final"))
     ]
     size = (200.0, 200.0)
-    places = labels.place(wanted, [label.anchor for label in wanted], [], size)
+    positions = label_positions.position_labels(
+        wanted, [label.anchor for label in wanted], [], size
+    )
     spans = []
-    for label, place in zip(wanted, places, strict=True):
-        assert place is not None
-        width = labels.CHARACTER_WIDTH * len(label.text)
-        shift = {"left": 0.0, "center": width / 2, "right": width}[place.align]
-        rise = {"top": 0.0, "middle": 7.0, "bottom": 14.0}[place.baseline]
-        left, top = label.anchor[0] + place.dx - shift, label.anchor[1] + place.dy - rise
+    for label, position in zip(wanted, positions, strict=True):
+        assert position is not None
+        width = label_positions.CHARACTER_WIDTH * len(label.text)
+        shift = {"left": 0.0, "center": width / 2, "right": width}[position.align]
+        rise = {"top": 0.0, "middle": 7.0, "bottom": 14.0}[position.baseline]
+        left, top = label.anchor[0] + position.dx - shift, label.anchor[1] + position.dy - rise
         assert left >= 0
         assert left + width <= size[0]
         spans.append((left, top, left + width, top + 14.0))
@@ -172,7 +188,7 @@ def test_names_of_points_cover_neither_each_other_nor_the_frame():
         assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
 
 
-def test_a_minor_name_without_room_is_left_out():
+def test_a_minor_label_without_room_is_left_out():
     anchor = (5.0, 5.0)
-    wanted = [labels.Label("step 100", anchor, is_needed=False)]
-    assert labels.place(wanted, [anchor], [], (20.0, 20.0)) == (None,)
+    wanted = [label_positions.Label("step 100", anchor, is_needed=False)]
+    assert label_positions.position_labels(wanted, [anchor], [], (20.0, 20.0)) == (None,)

@@ -1,8 +1,8 @@
 """Write the report: `report.html`, one file that loads nothing, and `figures/*.png`.
 
-Promised: each file is the old or the new one, never a part. Text that comes from records is
-escaped where it stands: in markup by the template's autoescape, in scripts by `tojson`.
-Not promised: that page and pictures show one selection when the machine dies in between.
+Promised: each file is either the old or the new one, never incomplete. Text from records is
+escaped: in markup by the template's autoescape, in scripts by `tojson`.
+Not promised: that page and pictures show the same selection if the machine dies between them.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from backtrack.errors import RunError
-from backtrack.report import facts, tables
+from backtrack.report import vega
 from backtrack.report.rendering import render
+from backtrack.report.selection import facts, tables
 from backtrack.run.files import write_atomically
 
 if TYPE_CHECKING:
@@ -35,30 +36,30 @@ def write_report(
     sweep: Sweep | None = None,
     geometry: Geometry | None = None,
 ) -> Path:
-    """Draw a selection into its run's directory; gives the page's path.
+    """Draw a selection into its run's directory and return the page's path.
 
     Args:
         run_path: The run's directory, which the page's commands name.
-        selection: What was chosen, and among what.
-        measurements: What was measured, for the account of it.
-        entries: The trajectory's checkpoints, likewise.
-        sweep: The rule's answers at other weights and bounds; without them the page shows the one
+        selection: The selection.
+        measurements: The run's measurements, counted on the page.
+        entries: The trajectory's checkpoints, counted on the page.
+        sweep: The rule's answers at other weights and bounds; without it the page shows only the
             selection and has no slider.
-        geometry: What a diagnosis found, if there was one.
+        geometry: The run's last diagnosis, if there is one.
 
     Raises:
         RunError: The directory cannot be written to.
     """
-    from backtrack.report import charts
-    from backtrack.report.payload import payload
-    from backtrack.report.rows import Drawing
+    from backtrack.report.selection import charts
+    from backtrack.report.selection.drawing import Drawing
+    from backtrack.report.selection.payload import payload
 
     drawing = Drawing(selection)
     context = _context(selection) | {
         "facts": facts.facts(selection, measurements, entries),
         "figures": facts.figures(selection),
         "charts": facts.captions(selection),
-        "small": [(f"score_{i}", drawing.axis(f"score_{i}")[0]) for i in drawing.several],
+        "small": [(f"score_{i}", drawing.axis(f"score_{i}")[0]) for i in drawing.sharing_role],
         "is_live": sweep is not None,
         "bounds": tables.bounds(selection),
         "geometry": geometry,
@@ -66,8 +67,8 @@ def write_report(
         "export": f"backtrack export {shlex.quote(str(run_path))} DIR",
     }
     pictures = {"plane": charts.plane_spec(drawing), "alpha": charts.alpha_spec(drawing)}
-    files = {f"figures/{name}.png": charts.picture(spec) for name, spec in pictures.items()}
-    files["report.html"] = render("page.html", context, SCRIPTS, charts.javascript())
+    files = {f"figures/{name}.png": vega.picture(spec) for name, spec in pictures.items()}
+    files["report.html"] = render("page.html", context, SCRIPTS, vega.javascript())
     try:
         for name, content in files.items():
             (run_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +76,7 @@ def write_report(
     except OSError as error:
         raise RunError(
             f"The report of {run_path} could not be written: {error}. "
-            "Make room or mend the permissions there and ask for the report again."
+            "Free disk space or fix the permissions there, then run `backtrack report` again."
         ) from error
     return run_path / "report.html"
 

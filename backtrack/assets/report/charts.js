@@ -1,27 +1,27 @@
 "use strict";
-// Draws each figure from its specification, at the width the page gives it, and again when that
+// Draws each figure from its specification at the width it has on the page, and again when that
 // width changes. Colours need no redrawing: the ink is the page's own, `currentColor`.
-const drawings = (() => {
+const charts = (() => {
   const NARROW = 560;
-  const MARGIN = 92; // A vertical axis with its two-line title, and the right edge.
-  const PANEL = 250; // Least width of a panel of several, its axis included.
-  const MANY = 500; // Marks beyond which a bitmap is drawn faster than so many elements.
+  const MARGIN = 92; // Width of a vertical axis with its two-line title, and of the right edge.
+  const PANEL = 250; // Smallest width of one of several panels, its axis included.
+  const MANY = 500; // With more marks a bitmap is drawn faster than as many elements.
 
-  // `filled` gives a chart's rows by name, in place of those that stand in it; `tooltip` what to
-  // say of a candidate, as pairs. A drawing whose tooltips hold names and values says those.
-  function make(page, filled, tooltip) {
+  // `dataOf` gives a chart's rows by dataset, replacing the chart's own; `tooltip` the lines of a
+  // candidate's tooltip, as pairs. A chart whose tooltips hold names and values shows those.
+  function make(page, dataOf, tooltip) {
     const isMany = page.candidates?.step.length > MANY;
     const options = {
       actions: false,
       renderer: isMany ? "canvas" : "svg",
-      logLevel: 1, // Errors alone.
+      logLevel: 1, // Only errors.
       defaultStyle: false,
       tooltip: pointer(tooltip),
     };
     const views = new Map();
-    let edition = 0; // Of what is shown: a drawing under way may be behind when it is done.
+    let edition = 0; // Of the data: it may have changed while a chart was being drawn.
 
-    // The specification at a width; what stands in it are the names that Python placed.
+    // The specification at a width; its only own data are labels positioned in Python.
     function fitted(id, width) {
       const [wide, narrow] = page.charts[id];
       const spec = structuredClone(narrow && width < NARROW ? narrow : wide);
@@ -34,7 +34,7 @@ const drawings = (() => {
       return spec;
     }
 
-    // A bitmap knows no `currentColor`: it takes the ink the page has now.
+    // A canvas does not know `currentColor`: it takes the page's present ink.
     function inked(spec, chart) {
       if (!isMany) return spec;
       const ink = getComputedStyle(chart).color;
@@ -42,25 +42,25 @@ const drawings = (() => {
     }
 
     async function draw(id, chart, width) {
-      const begun = edition;
+      const editionAtStart = edition;
       const spec = fitted(id, width);
       const own = spec.datasets || {};
-      spec.datasets = { ...own, ...filled(id, own) };
+      spec.datasets = { ...own, ...dataOf(id, own) };
       const { view } = await window.vegaEmbed(chart, inked(spec, chart), options);
       views.get(id)?.view.finalize();
       views.set(id, { view, own });
-      if (begun !== edition) show(id, (rows) => Object.keys(rows));
+      if (editionAtStart !== edition) show(id, (rows) => Object.keys(rows));
     }
 
     function show(id, names) {
       const { view, own } = views.get(id);
-      const rows = filled(id, own);
-      const moved = names(rows);
-      for (const name of moved) view.data(name, rows[name]);
-      if (moved.length) view.run();
+      const rows = dataOf(id, own);
+      const changed = names(rows);
+      for (const name of changed) view.data(name, rows[name]);
+      if (changed.length) view.run();
     }
 
-    // `names` picks, of a drawing's rows by name, those that have changed.
+    // `names` picks the changed datasets among a chart's rows.
     function update(names) {
       edition += 1;
       for (const id of views.keys()) show(id, names);
@@ -69,18 +69,18 @@ const drawings = (() => {
     for (const figure of document.querySelectorAll("figure[data-chart]")) {
       const chart = figure.querySelector(".chart");
       const id = figure.dataset.chart;
-      let drawn = 0;
+      let drawnWidth = 0;
       new ResizeObserver(() => {
         const width = chart.clientWidth;
-        if (width === 0 || width === drawn) return;
-        drawn = width;
+        if (width === 0 || width === drawnWidth) return;
+        drawnWidth = width;
         draw(id, chart, width);
       }).observe(chart);
     }
     return { update };
   }
 
-  // A tooltip next to the pointer, filled with text alone.
+  // A tooltip next to the pointer, filled only with text.
   function pointer(tooltip) {
     const box = document.createElement("div");
     box.id = "tooltip";
@@ -90,8 +90,8 @@ const drawings = (() => {
       box.hidden = value == null || value === "";
       if (box.hidden) return;
       const isOwn = typeof value === "object";
-      const said = isOwn ? Object.entries(value) : tooltip(Number(value), item.datum.kind);
-      const lines = said.map(([name, text]) => {
+      const pairs = isOwn ? Object.entries(value) : tooltip(Number(value), item.datum.kind);
+      const lines = pairs.map(([name, text]) => {
         const line = document.createElement("div");
         const key = document.createElement("span");
         key.textContent = name;

@@ -1,0 +1,119 @@
+"""Numbers, sizes, durations and marks as text, the same in the terminal, on the page and in cards.
+
+Percentages and points have one decimal, correlations two, everything else four significant
+digits; the ends of an interval have as many decimals as its estimate. A number that is not finite
+is shown as a dash. Sizes are in decimal units.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from backtrack.records import Interval
+    from backtrack.records.selection import Candidate, Selection
+
+POINTS = "points"
+PERCENT = "%"
+CORRELATION = "correlation"
+DECIMALS = {PERCENT: 1, POINTS: 1, CORRELATION: 2}
+NO_NUMBER = "\N{EN DASH}"
+SIGNIFICANT_DIGITS = 4
+MAX_DECIMALS = 8
+
+
+def number(value: float, unit: str, *, is_signed: bool = False) -> str:
+    """`value`, already in `unit`, without the unit: `82.1`."""
+    return _fixed(value, _decimals([value], unit), is_signed=is_signed)
+
+
+def interval(
+    value: Interval,
+    unit: str,
+    *,
+    is_signed: bool = False,
+    has_unit: bool = False,
+    factor: float = 1.0,
+) -> str:
+    """An estimate with its interval: `82.1 [78.9, 85.0]`.
+
+    Args:
+        value: The estimate with the ends of its interval.
+        unit: Unit of the text.
+        is_signed: Write a plus before positive numbers, for differences.
+        has_unit: Write the unit after the estimate: `+1.2 points [-0.3, +2.7]`.
+        factor: Unit of `value` over `unit`: 100 from fractions to percent.
+    """
+    numbers = [factor * number for number in (value.estimate, value.low, value.high)]
+    decimals = _decimals(numbers, unit)
+    estimate, low, high = (_fixed(number, decimals, is_signed=is_signed) for number in numbers)
+    return f"{estimate}{f' {unit}' if has_unit else ''} [{low}, {high}]"
+
+
+def share(value: float) -> str:
+    """A share as percent; a positive one that rounds to zero is `<0.1%`."""
+    return "<0.1%" if 0 < value < 0.0005 else f"{number(100 * value, PERCENT)}%"
+
+
+def shown_unit(unit: str) -> tuple[str, float]:
+    """The unit an objective's scores are shown in, and the factor to it: fractions as percent."""
+    return (PERCENT, 100.0) if unit == "fraction" else (unit, 1.0)
+
+
+def byte_size(num_bytes: float) -> str:
+    """A number of bytes in three digits: `17.4 MB`."""
+    if num_bytes < 1000:
+        return f"{num_bytes:.0f} bytes"
+    size = num_bytes / 1000
+    for unit in ("kB", "MB", "GB"):
+        if size < 999.5:  # above, three digits would be written as 1e+03
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min` or `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def point_marks(selection: Selection, candidate: Candidate) -> tuple[str, ...]:
+    """What holds of a candidate, one mark each, most important first."""
+    marks = {
+        "chosen": candidate.point == selection.chosen.canonical,
+        "base": candidate.point.is_base,
+        "final": candidate.point == selection.final.canonical,
+        "front": candidate.is_on_front,
+        "tied": candidate.is_tied,
+        "misses a constraint": not candidate.is_feasible,
+    }
+    return tuple(mark for mark, holds in marks.items() if holds)
+
+
+def measured_share(candidate: Candidate) -> str:
+    """`25.0% of items` if the candidate was measured on a part of them, else nothing."""
+    return f"{share(candidate.share)} of items" if candidate.share < 1 else ""
+
+
+def _decimals(values: Iterable[float], unit: str) -> int:
+    if unit in DECIMALS:
+        return DECIMALS[unit]
+    largest = max((abs(v) for v in values if math.isfinite(v)), default=0.0)
+    if largest == 0:
+        return 1
+    return min(MAX_DECIMALS, max(0, SIGNIFICANT_DIGITS - 1 - math.floor(math.log10(largest))))
+
+
+def _fixed(value: float, decimals: int, *, is_signed: bool) -> str:
+    if not math.isfinite(value):
+        return NO_NUMBER
+    text = f"{abs(value):,.{decimals}f}"
+    if is_signed:
+        return f"{'-' if value < 0 else '+'}{text}"
+    is_zero = not any(digit in "123456789" for digit in text)
+    return f"-{text}" if value < 0 and not is_zero else text
