@@ -146,7 +146,7 @@ def _report_table(entrant: LiveEntrant, chosen: Point) -> ScoreTable:
     """Scores on the report items of base, final checkpoint and chosen point."""
     evaluator = entrant.evaluator
     points = [*evaluator.ends, chosen]
-    setting = evaluator.standing("report", like=entrant.table.setting)
+    setting = evaluator.find_setting("report", like=entrant.table.setting)
     if setting is not None:
         table = evaluator.table(setting)
         if table.holds(points):

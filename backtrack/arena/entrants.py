@@ -117,7 +117,7 @@ class LiveEntrant:
         Raises:
             FailureError: Base and final checkpoint are not measured.
         """
-        setting = self.evaluator.standing("selection")
+        setting = self.evaluator.find_setting("selection")
         if setting is None:
             raise FailureError(f"{self.folder}: base and final checkpoint are not measured yet.")
         return self.evaluator.table(setting)

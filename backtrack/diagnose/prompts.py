@@ -1,8 +1,8 @@
-"""What the model reads while it is diagnosed: the objectives' own prompts, or a file's.
+"""Prompts for a diagnosis, from the objectives or from files.
 
-A prompt stands as its objective gives it, without the answer and without few-shot examples; of
-running text it is a window. Which prompts are taken is drawn once from a seed, evenly over the
-role's objectives, and does not depend on the model.
+A prompt is what its objective asks, without the answer and without few-shot examples; for running
+text it is a window. Prompts are drawn once from a seed, evenly over the objectives of a role; the
+draw does not depend on the model.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from backtrack.records import Role
 
 FIELDS = ("prompt", "question", "text")
-"""Of a file's records, the first there is holds the prompt."""
+"""Fields that may hold the prompt of a record; the first one present is read."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Prompts:
     """Prompts of one role, encoded.
 
     Attributes:
-        role: What they stand for.
-        source: Where they came from.
+        role: The role they measure.
+        source: The file, or the names of the objectives.
         ids: Token ids of each prompt.
     """
 
@@ -61,7 +61,7 @@ class Prompts:
         return digest(self.role, self.ids)
 
     def batches(self, size: int, device: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        """Token ids and attention mask, each [rows, longest], prompts of like length together."""
+        """Token ids and attention mask, each [rows, longest], in batches of similar length."""
         import torch
 
         order = sorted(range(len(self.ids)), key=lambda i: (-len(self.ids[i]), i))
@@ -69,9 +69,9 @@ class Prompts:
             rows = [self.ids[i] for i in order[start : start + size]]
             ids = torch.zeros((len(rows), len(rows[0])), dtype=torch.long)
             mask = torch.zeros_like(ids)
-            for place, row in enumerate(rows):
-                ids[place, : len(row)] = torch.tensor(row, dtype=torch.long)
-                mask[place, : len(row)] = 1
+            for index, row in enumerate(rows):
+                ids[index, : len(row)] = torch.tensor(row, dtype=torch.long)
+                mask[index, : len(row)] = 1
             yield ids.to(device), mask.to(device)
 
 
@@ -82,14 +82,15 @@ def find_prompts(
     num_prompts: int,
     seed: int,
 ) -> tuple[Prompts, ...]:
-    """Prompts of each role: a file's where one is given, else the objectives'.
+    """Find the prompts of each role: in its file if given, else in its objectives.
 
     Args:
-        recipe: Names the objectives.
-        files: By role: a prompt a line, or JSON lines with a field `prompt`, `question` or `text`.
-        placement: Has the model and the tokenizer.
-        num_prompts: At most, a role.
-        seed: Of the draw.
+        recipe: The recipe with the objectives.
+        files: Files by role: one prompt a line, or JSON lines with a field `prompt`, `question`
+            or `text`.
+        placement: The placed model and its tokenizer.
+        num_prompts: The most prompts of a role.
+        seed: Seed of the draw.
 
     Raises:
         UsageError: A role has no prompts.
@@ -153,6 +154,6 @@ def _of_file(path: Path) -> list[str]:
     field = next((field for field in FIELDS if field in records[0]), None)
     if field is None:
         raise UsageError(
-            f"{path}: its records have none of the fields {', '.join(FIELDS)}. Name one so."
+            f"{path}: its records have none of the fields {', '.join(FIELDS)}. Rename one."
         )
     return [str(record.get(field, "")) for record in records]

@@ -1,18 +1,22 @@
 """Search the path and choose a point; say how certain the choice is.
 
 measure/               points and baselines on fixed items
-    evaluator          measures the objectives of points on fixed items, each at most once
+    evaluator          measures points on fixed items, each objective at most once
     items              the items of each objective by split, in rungs
     baselines          what users take without a search, measured beside the choice
     contamination      items that were trained on, and benchmarks one chose by
     progress           what is reported while measuring
-    serving            an engine in place of the live model
+    baseline_models    the models of baselines off the path
+    engines            the engine a recipe asks for, started
 search/                which point is measured next: `search`
-    driver             the search in one process; workers are further processes
+    driver             the search in one process
+    scheduler          the next evaluation, from the recorded measurements alone
+    observations       what the measurements say of the points: smoothed scores
+    racing, budget     which point is promoted or dropped, and what a rung costs (pure)
     space              the anchors, and the points a sampler may propose
-    racing, budget     which point is measured next, which is dropped, and what that costs (pure)
     sampler, study     Optuna's samplers, and the study that workers share
-    baselines          baselines that are no points, beside the race
+    workers            further processes on this machine
+    baselines          baselines off the path, measured beside the race
 stats/                 statistics over items and points (pure)
     items              selection and report items, nested rungs
     table              measurements to tables of comparable scores

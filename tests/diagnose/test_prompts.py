@@ -16,8 +16,8 @@ from backtrack.recipe import Recipe
 from tests.models import make_tokenizer
 
 
-def standing(context: int = 64) -> Any:
-    """What of a placement is looked at."""
+def placement(context: int = 64) -> Any:
+    """The parts of a placement that `find_prompts` reads."""
     config = LlamaConfig(max_position_embeddings=context)
     return SimpleNamespace(model=SimpleNamespace(config=config), tokenizer=make_tokenizer())
 
@@ -45,26 +45,26 @@ def test_a_roles_objectives_share_the_prompts_and_the_draw_is_seeded(tmp_path):
         {**common, "role": "general", "path": many},
         {**common, "role": "target", "path": target},
     )
-    found = find_prompts(asked, {}, standing(), 10, seed=3)
+    found = find_prompts(asked, {}, placement(), 10, seed=3)
     general = next(p for p in found if p.role == "general")
     assert general.source == "few, many"
     assert texts(general)[:2] == ["say f0:", "say f1:"]
     assert len(general.ids) == 10, "what one lacks the others give"
-    assert find_prompts(asked, {}, standing(), 10, seed=3) == found
-    assert find_prompts(asked, {}, standing(), 10, seed=4) != found
+    assert find_prompts(asked, {}, placement(), 10, seed=3) == found
+    assert find_prompts(asked, {}, placement(), 10, seed=4) != found
 
 
 def test_files_hold_a_prompt_a_line_or_a_field_and_long_ones_are_cut(tmp_path):
     (tmp_path / "a.txt").write_text("first\n\nsecond line\n")
     write_lines(tmp_path / "b.jsonl", [{"question": "x" * 100}, {"question": "why?"}])
     files: Any = {"general": tmp_path / "a.txt", "target": tmp_path / "b.jsonl"}
-    target, general = find_prompts(None, files, standing(context=16), 8, seed=0)
+    target, general = find_prompts(None, files, placement(context=16), 8, seed=0)
     assert texts(general) == ["first", "second line"]
     assert sorted(texts(target)) == ["why?", "x" * 16]
     assert (target.record.num_prompts, target.record.num_tokens) == (2, 20)
     write_lines(tmp_path / "b.jsonl", [{"nothing": "here"}])
     with pytest.raises(UsageError, match="prompt, question, text"):
-        find_prompts(None, files, standing(), 8, seed=0)
+        find_prompts(None, files, placement(), 8, seed=0)
 
 
 def test_windows_of_running_text_do_not_overlap(tmp_path):
@@ -74,7 +74,7 @@ def test_windows_of_running_text_do_not_overlap(tmp_path):
     text = {"kind": "text", "role": "general", "path": str(tmp_path / "prose.txt")}
     other = {**text, "role": "target", "name": "other"}
     asked = recipe({**text, "window_tokens": 16, "start": 0.2}, other)
-    general = next(p for p in find_prompts(asked, files, standing(), 8, 0) if p.role == "general")
+    general = next(p for p in find_prompts(asked, files, placement(), 8, 0) if p.role == "general")
     whole = (tmp_path / "prose.txt").read_text()[16:]
     assert texts(general) == [whole[i : i + 16] for i in range(0, 64, 16)]
 
@@ -89,7 +89,7 @@ def test_tasks_of_lm_eval_give_their_documents_without_answers(shared, monkeypat
         {"kind": "lm_eval", "role": "general", "task": "nq_open", "metric": "exact_match",
          "filter": "remove_whitespace"},
     )  # fmt: skip
-    target, general = find_prompts(asked, {}, standing(context=512), 4, seed=0)
+    target, general = find_prompts(asked, {}, placement(context=512), 4, seed=0)
     assert all(text.startswith("Question:") for text in texts(target))
     assert all(text.endswith("Answer:") for text in texts(target))
     assert all(len(ids) > 10 for ids in general.ids)

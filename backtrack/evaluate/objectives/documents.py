@@ -1,7 +1,7 @@
-"""Records and texts that objectives are made of: a JSONL file, or a data set by folder or name.
+"""Records for objectives, from a JSONL file or a data set.
 
-A data set's name is given to `datasets` as it is, so a folder of that name in the working
-directory wins over the Hub, and works offline. No code of a data set runs.
+The name of a data set is passed to `datasets` unchanged, so a folder of that name in the working
+directory is read before the Hub, and works offline. No code of a data set runs.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def load_records(path: str, subset: str | None, split: str) -> list[dict[str, An
     Args:
         path: A JSONL file, a folder `datasets` can load, or a Hub name.
         subset: Configuration name of a data set that has several; a JSONL file has none.
-        split: Split, with a slice: `test[:500]`, `test[10%:]`. Of a JSONL file, which is one split
-            whatever it is called, the slice counts.
+        split: Split, with a slice if any: `test[:500]`, `test[10%:]`. A JSONL file is one split of
+            any name; the slice applies.
 
     Raises:
         ObjectiveError: The records cannot be read, or there are none.
@@ -43,10 +43,10 @@ def load_records(path: str, subset: str | None, split: str) -> list[dict[str, An
 
 
 def render(form: str, record: Mapping[str, Any], where: str) -> str:
-    """The format with the record's fields put in.
+    """Fill a format with the fields of a record.
 
     Raises:
-        ObjectiveError: The format names a field that the record lacks, or is no format.
+        ObjectiveError: The format names a field that the record lacks, or is not a valid format.
     """
     try:
         return form.format_map(record)
@@ -58,7 +58,7 @@ def render(form: str, record: Mapping[str, Any], where: str) -> str:
         ) from error
     except (ValueError, IndexError, AttributeError, TypeError) as error:
         raise ObjectiveError(
-            f"{where}: {form!r} is no format over its fields ({error}). "
+            f"{where}: {form!r} is not a valid format of its fields ({error}). "
             "Write {field} for a field, {{ and }} for braces."
         ) from error
 

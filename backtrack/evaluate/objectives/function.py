@@ -1,7 +1,7 @@
-"""A user's `function(model, tokenizer, item_ids)` as an objective, one score an item.
+"""A user's `function(model, tokenizer, item_ids)` as an objective, one score per item.
 
-The function sees its own item ids, in the order it lists them. Modules in the working directory
-can be imported while the function is looked up and while it runs; `sys.path` is as before after.
+The function receives its own item ids, in the order it lists them. The working directory is on
+`sys.path` while the function is imported and while it runs, and not after.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class FunctionScores(Objective):
-    """Scores of a user's function; its own source is in the fingerprint, what it calls is not."""
+    """Scores of a user's function. Its source is in the fingerprint; what it calls is not."""
 
     @override
     def __init__(self, section: PythonObjective, tokenizer: Any) -> None:
@@ -142,7 +142,7 @@ def _own_ids(function: Callable[..., Any], section: PythonObjective) -> tuple[st
 
 
 def _source(function: Callable[..., Any]) -> str:
-    """The function's source; of what has none (a built-in), its name."""
+    """The source of the function, or its name if it has none (a built-in)."""
     try:
         return inspect.getsource(inspect.unwrap(function))
     except (OSError, TypeError):

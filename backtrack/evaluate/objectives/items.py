@@ -1,4 +1,4 @@
-"""Items asked for, scores given back, and the digest that tells one objective from another."""
+"""Check and order items and scores, and digest what an objective is made of."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 
 def positions(asked: Sequence[str], known: Sequence[str], name: str) -> list[int]:
-    """Index of each requested item among the known ones, in the order requested.
+    """Find the index of each requested item, in the order requested.
 
     Raises:
         ObjectiveError: An item is unknown, or asked for twice.
     """
     where = {item_id: index for index, item_id in enumerate(known)}
-    strays = [item_id for item_id in asked if item_id not in where]
-    if strays:
+    unknown = [item_id for item_id in asked if item_id not in where]
+    if unknown:
         raise ObjectiveError(
-            f"{name}: {len(strays)} items are not in its documents, first {strays[0]!r}."
-            f"{nearest(strays[0], known)} Did the documents change since they were measured?"
+            f"{name}: {len(unknown)} items are not in its documents, first {unknown[0]!r}."
+            f"{nearest(unknown[0], known)} Did the documents change since they were measured?"
         )
     if len(set(asked)) != len(asked):
         twice = next(item_id for item_id in asked if list(asked).count(item_id) > 1)
@@ -34,13 +34,13 @@ def positions(asked: Sequence[str], known: Sequence[str], name: str) -> list[int
 
 
 def in_order(asked: Sequence[int], scores: Sequence[float]) -> list[float]:
-    """Scores in the order asked, from the scores of the same positions in ascending order."""
+    """Reorder scores of sorted positions to the order requested."""
     by_position = dict(zip(sorted(asked), scores, strict=True))
     return [by_position[position] for position in asked]
 
 
 def finite(scores: Sequence[float], item_ids: Sequence[str], name: str) -> tuple[float, ...]:
-    """The scores, once each is known to be a number.
+    """Check that every score is finite.
 
     Raises:
         ObjectiveError: A score is infinite or not a number.
@@ -55,6 +55,6 @@ def finite(scores: Sequence[float], item_ids: Sequence[str], name: str) -> tuple
 
 
 def digest(*parts: object) -> str:
-    """sha256 of the parts written as JSON with sorted keys."""
+    """Compute the sha256 of the parts as JSON with sorted keys."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,6 +1,6 @@
-"""Tasks of lm-eval: found, loaded once, checked, and evaluated on chosen documents.
+"""Find, load, check and evaluate tasks of lm-eval.
 
-lm-eval's own log lines and progress bars are shown if the logger `backtrack` is at DEBUG.
+The log lines and progress bars of lm-eval are shown if the logger `backtrack` is at DEBUG.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ _log = logging.getLogger(__name__)
 
 
 class TaskLibrary:
-    """Tasks that the objectives of one recipe share.
+    """Tasks shared by the objectives of a recipe.
 
-    The index of tasks takes seconds to build and is kept for the process; tasks are loaded once
-    for each distinct way of asking for them.
+    The index of tasks takes seconds to build and is kept for the process. A task is loaded once
+    for each combination of settings.
     """
 
     def __init__(self, include_paths: Sequence[str] = ()) -> None:
-        """Name folders with further tasks.
+        """Check the folders with further tasks.
 
         Raises:
-            ObjectiveError: One of them is no folder.
+            ObjectiveError: A path is not a folder.
         """
         for path in include_paths:
             if not Path(path).is_dir():
@@ -53,7 +53,7 @@ class TaskLibrary:
         self._loaded: dict[tuple[object, ...], dict[str, Any]] = {}
 
     def tasks(self, section: LmEvalObjective) -> dict[str, Any]:
-        """The tasks a section names, ready to be evaluated, by name.
+        """Load the tasks of a section, ready to be evaluated, by name.
 
         Raises:
             ObjectiveError: There is no such task, its data cannot be loaded, or it lacks the
@@ -73,14 +73,14 @@ class TaskLibrary:
 def evaluate_documents(
     lm: Any, tasks: Mapping[str, Any], samples: dict[str, list[int]], section: LmEvalObjective
 ) -> dict[str, list[dict[str, Any]]]:
-    """lm-eval's record of each document, by task.
+    """Evaluate documents; returns the record lm-eval makes of each, by task.
 
     Args:
         lm: An lm-eval model.
         tasks: All tasks of the section, by name.
-        samples: Numbers of the documents by task, sorted: lm-eval mislabels unsorted documents,
-            and evaluates all documents of a task that `samples` leaves out.
-        section: Of the recipe.
+        samples: Sorted indices of the documents by task. lm-eval mislabels unsorted documents, and
+            evaluates all documents of a task missing here.
+        section: The objective in the recipe.
 
     Raises:
         ObjectiveError: lm-eval fails.
@@ -129,7 +129,7 @@ def _load(manager: TaskManager, section: LmEvalObjective) -> dict[str, Any]:
 
 
 def _matching(manager: TaskManager, pattern: str) -> list[str]:
-    """Names the pattern stands for; `*` matches tasks, and groups where it matches no task."""
+    """Names that match a pattern with `*`: tasks, or groups if no task matches."""
     if pattern in manager.all_tasks:
         return [pattern]
     found = fnmatch.filter(manager.all_subtasks, pattern) or fnmatch.filter(
@@ -144,10 +144,10 @@ def _matching(manager: TaskManager, pattern: str) -> list[str]:
 
 
 def _check_metric(name: str, task: Any, section: LmEvalObjective) -> None:
-    """Refuse a metric or filter the task lacks, and a metric that is no mean over documents.
+    """Refuse a metric or filter the task lacks, and a metric that is not a mean over documents.
 
     Raises:
-        ObjectiveError: With the metrics and filters the task has.
+        ObjectiveError: Names the metrics and filters the task has.
     """
     filters = [entry["name"] for entry in task.get_config("filter_list") or []] or ["none"]
     if section.filter not in filters:
@@ -194,7 +194,7 @@ def _check_direction(name: str, task: Any, section: LmEvalObjective) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence log lines and progress bars of lm-eval and datasets, unless asked at DEBUG."""
+    """Silence log lines and progress bars of lm-eval and datasets, unless at DEBUG."""
     if _log.isEnabledFor(logging.DEBUG):
         yield
         return

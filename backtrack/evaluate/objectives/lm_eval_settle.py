@@ -1,6 +1,6 @@
-"""What a task of lm-eval decides anew at each call, decided once.
+"""Make a task of lm-eval deterministic: same documents, few-shot examples and seeds at each call.
 
-A task is handed in as lm-eval built it; this module imports none of lm-eval.
+Tasks come as lm-eval built them; this module does not import lm-eval.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ if TYPE_CHECKING:
     from backtrack.recipe import LmEvalObjective
 
 SEED = 1234
-"""Of few-shot examples and of tasks that sample; lm-eval's own default."""
+"""Seed of few-shot examples and of tasks that sample; the default of lm-eval."""
 NUM_PROBES = 8
-"""Prompts that enter a task's fingerprint, evenly spaced."""
+"""Number of evenly spaced prompts in the fingerprint of a task."""
 _LENGTH_ALIASES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
 
 def settle(name: str, task: Any, settings: LmEvalObjective) -> None:
-    """Put the recipe's settings into a task, and fix its documents and few-shot examples.
+    """Apply the settings of the recipe to a task, and fix its documents and few-shot examples.
 
     Raises:
-        ObjectiveError: The task is not for text, runs written code, or cannot build a prompt.
+        ObjectiveError: The task is not about text, runs code the model writes, or cannot build a
+            prompt.
     """
     _check_kind(name, task)
     if settings.num_fewshot is not None:
@@ -59,7 +60,7 @@ def _check_kind(name: str, task: Any) -> None:
 
 
 def _fix_documents(task: Any) -> None:
-    """Make the documents once: some tasks shuffle their choices whenever documents are made."""
+    """Build the documents once, as some tasks shuffle their choices at each build."""
     documents = task.eval_docs
     if task.has_test_docs():
         task.test_docs = lambda: documents
@@ -68,7 +69,7 @@ def _fix_documents(task: Any) -> None:
 
 
 def _fix_fewshot(task: Any) -> None:
-    """Make a document's few-shot examples depend on the document alone."""
+    """Seed the few-shot examples of a document by the document alone."""
     draw: Callable[..., Any] = task.fewshot_context
 
     def fewshot_context(doc: Any, *args: Any, **kwargs: Any) -> Any:
@@ -79,7 +80,7 @@ def _fix_fewshot(task: Any) -> None:
 
 
 def _probe(name: str, task: Any) -> None:
-    """Build one prompt, so that a task which cannot is refused before the model is used."""
+    """Build one prompt, so that a task that cannot fails before the model is used."""
     try:
         _prompt(task, task.eval_docs[0])
     except Exception as error:
@@ -96,10 +97,10 @@ def _prompt(task: Any, document: Any) -> Any:
 
 @contextmanager
 def one_call(tasks: Iterable[Any]) -> Iterator[None]:
-    """Let lm-eval sum nothing up inside, and drop its prompts and answers afterwards.
+    """Disable the aggregation of lm-eval, and drop its prompts and answers afterwards.
 
-    lm-eval sums up every metric of a task over the documents asked for, and sums made for whole
-    sets (F1, a correlation) fail on a few; only the scores of documents are wanted.
+    lm-eval aggregates every metric over the requested documents, and aggregates of whole sets (F1,
+    a correlation) fail on a few. Only the scores of single documents are used here.
     """
     listed = list(tasks)
     for task in listed:
@@ -113,16 +114,16 @@ def one_call(tasks: Iterable[Any]) -> Iterator[None]:
 
 
 class _Counts(dict[str, Any]):
-    """For any metric, how many scores it has."""
+    """Aggregates any metric to its number of scores."""
 
     def __missing__(self, metric: str) -> Any:
         return len
 
 
 def task_digest(task: Any) -> str:
-    """Digest of a settled task: its settings, its documents, and a few prompts as they are built.
+    """Digest a settled task: its settings, its documents, and a few built prompts.
 
-    Where the task's file lies is left out: the same task elsewhere is the same task.
+    The path of its file is left out, as a copied task is the same task.
     """
     config = {key: value for key, value in task.dump_config().items() if key != "metadata"}
     metadata = dict(task.get_config("metadata") or {})
@@ -141,7 +142,7 @@ def _sha256(text: str) -> str:
 
 
 def _as_text(value: Any) -> str:
-    """JSON, with functions written as their source and no memory address in it."""
+    """Write a value as JSON, functions as their source, without memory addresses."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=_plain)
     return re.sub(r" at 0x[0-9a-f]+", "", text)
 
@@ -157,7 +158,7 @@ def _plain(value: Any) -> str:
 
 @contextmanager
 def fixed_seeds() -> Iterator[None]:
-    """Seed Python's and torch's global generators inside, and put their states back after."""
+    """Seed the global generators of Python and torch inside, and restore them after."""
     import torch
 
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()

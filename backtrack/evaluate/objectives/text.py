@@ -1,11 +1,10 @@
 """Bits per byte of running text, window by window.
 
-The text is encoded once, without opening tokens, and cut into windows of consecutive tokens that
-do not overlap; a rest shorter than a window is left out. Each window is read on its own, after
-the BOS token where the tokenizer opens texts with one. A window's first token is read and not
-scored, so that no score hangs on a token without context. A window's score is the bits of its
-scored tokens over the UTF-8 bytes these tokens stand for; of a character that two windows share,
-the bytes count to the first.
+The text is encoded once, without special tokens, and cut into windows of consecutive tokens that
+do not overlap; a remainder shorter than a window is left out. Each window is read on its own,
+after the BOS token if the tokenizer adds one. The first token of a window is read and not scored,
+as it has no context. The score is the bits of the scored tokens divided by the UTF-8 bytes they
+encode; the bytes of a character shared by two windows count in the first.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ class Window:
     """Consecutive tokens of the text.
 
     Attributes:
-        number: Its place among all windows of the text.
-        ids: Its tokens; the first is not scored.
-        num_bytes: UTF-8 bytes of the text that the scored tokens stand for.
-        text: What all its tokens stand for.
+        number: Index among all windows of the text.
+        ids: Token ids; the first is not scored.
+        num_bytes: UTF-8 bytes that the scored tokens encode.
+        text: The text of all tokens.
     """
 
     number: int
@@ -93,7 +92,7 @@ class BitsPerByte(Objective):
 
     @override
     def texts(self) -> tuple[str, ...]:
-        """Each window's text."""
+        """The text of each window."""
         return tuple(window.text for window in self._windows)
 
     @override
@@ -114,7 +113,7 @@ class BitsPerByte(Objective):
 
 
 def _running_text(section: TextObjective) -> str:
-    """The text from `start` on; the texts of records are joined by an empty line."""
+    """The text from the fraction `start` on; records are joined by an empty line."""
     path = Path(section.path)
     if path.is_file() and path.suffix not in JSONL_SUFFIXES:
         try:
@@ -162,6 +161,6 @@ def _windows(text: str, tokenizer: Any, section: TextObjective) -> tuple[Window,
 
 
 def _opening(tokenizer: Any) -> list[int]:
-    """The BOS token, where the tokenizer puts it before a text."""
+    """The BOS token, if the tokenizer adds it before a text."""
     bos = tokenizer.bos_token_id
     return [bos] if bos is not None and bos in encode(tokenizer, "") else []

@@ -1,9 +1,9 @@
-"""A run's points in one vLLM engine: as adapters in one batch, or as weights replaced in place.
+"""The points of a run in one vLLM engine: adapters in one batch, or weights replaced in place.
 
-The placement beside the engine makes each point's weights, as it does for an export, and its model
-is the reference: at the start the engine must give its likelihoods at the base, at the final
-checkpoint and, if points are adapters, at more strengths in one batch than it holds at a time;
-else it is refused.
+The placement beside the engine writes the weights of each point, as for an export, and its model
+is the reference: at its start the engine must reproduce its likelihoods at the base, at the final
+checkpoint and, if points are adapters, at more strengths than it holds at a time. An engine that
+does not is refused.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
     from backtrack.records import BaseModelReference
 
 LOG = "engine.log"
-"""In the run's directory: all that vLLM says."""
+"""Log file of vLLM in the directory of the run."""
 
 
 class VllmEngine(Engine):
-    """Answers objectives by a vLLM engine.
+    """Answers requests with a vLLM engine.
 
     Attributes:
-        language_model: The engine's model.
-        process: The running engine.
+        language_model: The model of the engine.
+        process: The process of the engine.
     """
 
     language_model: VllmModel
@@ -48,10 +48,10 @@ class VllmEngine(Engine):
     @override
     @classmethod
     def placement_options(cls, section: PlacementSection, checkpoint: Path) -> dict[str, Any]:
-        """As the recipe asks, on the CPU unless it names a device: the GPU is the engine's.
+        """Options of the recipe, on the CPU unless it names a device, as the engine uses the GPU.
 
         Raises:
-            UsageError: vLLM does not read the adapter, and `attached` is asked for.
+            UsageError: vLLM cannot read the adapter, and `attached` is required.
         """
         return {
             **section.model_dump(),
@@ -83,7 +83,7 @@ class VllmEngine(Engine):
                 self.point,
             )
             points = _probed(run.final, settings.max_loras if adapter_of else 0)
-            require_same_answers(self, points, arguments["dtype"])
+            require_same_answers(self, self.language_model, placed, points, arguments["dtype"])
         except BaseException:
             self.close()
             raise
@@ -94,8 +94,8 @@ class VllmEngine(Engine):
 
         Raises:
             PointError: The run has no such step, no such profile is known, or the method cannot
-                go there.
-            EngineError: The engine died at this twice.
+                reach the point.
+            EngineError: The engine died twice at this request.
         """
         canonical = point.canonical
         if self.form == "merged" and canonical != self._loaded:
@@ -109,7 +109,7 @@ class VllmEngine(Engine):
 
     @override
     def expect(self, points: Sequence[Point]) -> None:
-        """Say at which points the model will be next: adapters are asked in one batch."""
+        """Announce the next points; adapters are asked in one batch."""
         self.language_model.expect([point.canonical for point in points])
         self._tidy()
 
@@ -119,29 +119,29 @@ class VllmEngine(Engine):
 
     @override
     def close(self) -> None:
-        """End the engine and remove what was written for it; also done at the program's end."""
+        """Stop the engine and remove its files; also done when the program ends."""
         self._finalizer()
 
     def _arguments(
         self, settings: VllmSection, base: BaseModelReference, final: Point
     ) -> dict[str, Any]:
-        """Arguments of vLLM's `LLM` for this run."""
+        """Arguments of the `LLM` of vLLM for this run."""
         folder = Path(self._folder.name) / "tokenizer"
         self.tokenizer.save_pretrained(str(folder))
-        self.placed.model.config.save_pretrained(str(folder))  # vLLM looks for one, twice
+        self.placed.model.config.save_pretrained(str(folder))  # vLLM reads it too
         dtype = str(self.placed.model.dtype).removeprefix("torch.")
         arguments: dict[str, Any] = {
             "tokenizer": str(folder),
             "dtype": dtype if settings.dtype == "auto" else settings.dtype,
             "gpu_memory_utilization": settings.memory_share,
             "max_model_len": settings.max_model_len,
-            "generation_config": "vllm",  # no sampling setting of the model counts
+            "generation_config": "vllm",  # ignore sampling settings of the model
             "trust_remote_code": base.trust_remote_code,
             "seed": 0,
             **settings.llm,
         }
         if self.form == "merged":
-            # As it will be written at every point: with a head of its own, and its vocabulary.
+            # Written as at every point, with an untied head.
             return {"model": str(self._written(Point.base(), is_untied=True)), **arguments}
         adapter = self._written(final)
         return {
@@ -149,13 +149,13 @@ class VllmEngine(Engine):
             "enable_lora": True,
             "max_loras": settings.max_loras,
             "max_lora_rank": allowed_rank(adapter),
-            # No others are wrapped: a wrapped head breaks a prompt's likelihoods.
+            # Others must not be wrapped: a wrapped head breaks the likelihoods of prompts.
             "lora_target_modules": target_modules(adapter),
             **arguments,
         }
 
     def _written(self, point: Point, *, is_untied: bool = False) -> Path:
-        """The folder with a point's weights, written if it is not there."""
+        """The folder with the weights of a point, written if missing."""
         number = self._numbers.setdefault(point, len(self._numbers) + 1)
         folder = Path(self._folder.name) / f"point-{number}"
         if not folder.exists():
@@ -167,18 +167,18 @@ class VllmEngine(Engine):
         return folder
 
     def _adapter(self, point: Point) -> Adapter:
-        """A point's adapter; the base's has zeros for B.
+        """The adapter of a point; that of the base has a zero B.
 
-        NOTE: asked without an adapter beside others, vLLM's CPU build gives the base that of the
-        last of `max_loras` places (0.2 nats off, no error).
+        NOTE: the CPU build of vLLM answers a request without an adapter, in a batch with others,
+        with the last of `max_loras` adapters (0.2 nats off, no error).
         """
         folder = self._written(point)
         return Adapter(self._numbers[point], folder)
 
     def _tidy(self) -> None:
-        """Remove what was written for points that are not asked for now.
+        """Remove the folders of points not asked for now.
 
-        A fresh engine starts from the base's folder and loads that of the current point.
+        A restarted engine reads the folder of the base and that of the current point.
         """
         points = {Point.base(), *self.language_model.answers.points}
         for point, number in self._numbers.items():
@@ -192,8 +192,11 @@ def _end(process: VllmProcess, folder: tempfile.TemporaryDirectory[str]) -> None
 
 
 def _probed(final: Point, num_adapters: int) -> list[Point]:
-    """Both ends and back; or the base and one adapter more than the engine holds at a time."""
+    """Both ends and back; or the base and one adapter more than the engine holds."""
     if not num_adapters:
         return [Point.base(), final, Point.base()]
-    shares = [1.0, *(number / num_adapters for number in range(1, num_adapters))]
-    return [Point.base(), *(final.model_copy(update={"alpha": share}) for share in shares)]
+    strengths = [1.0, *(number / num_adapters for number in range(1, num_adapters))]
+    return [
+        Point.base(),
+        *(final.model_copy(update={"alpha": strength}) for strength in strengths),
+    ]

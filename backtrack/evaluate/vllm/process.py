@@ -1,9 +1,9 @@
-"""vLLM's engine in a process of its own: started once, and again if it dies.
+"""The engine of vLLM in its own process, restarted once if it dies.
 
-Promised: what was asked when the engine died is asked again of a fresh one, with the same weights;
-all that vLLM says goes to a log, so the standard streams stay ours. A start that fails ends in one
-error that names the setting to change.
-Not promised: a third try. Work at which two engines died is given up.
+Promised: a request that failed because the engine died is sent again to a new engine with the same
+weights; the output of vLLM goes to a log file, not to the standard streams; a failed start raises
+one error that names the setting to change.
+Not promised: a second retry. A request at which two engines died fails.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ENVIRONMENT = {
-    "VLLM_NO_USAGE_STATS": "1",  # nothing is sent anywhere
-    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork of a process that ran torch may hang
+    "VLLM_NO_USAGE_STATS": "1",  # send no usage statistics
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork after torch has run may hang
 }
-"""Set where the user has not set it."""
+"""Variables set unless the user has set them."""
 _LONG_ENOUGH_SECONDS = 2.0
-"""Given to a process to end by itself."""
+"""How long a process may take to exit before it is killed."""
 _MEMORY = re.compile(
     r"out of memory|OutOfMemory|No available memory|less than desired|less than requested memory|"
     r"larger than the available KV cache|KV cache is needed|KV cache memory|"
@@ -42,7 +42,7 @@ _FAULT = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception|error)\b: .+")
 
 
 class Adapter(NamedTuple):
-    """A LoRA in a folder, by a number of its own."""
+    """A LoRA adapter in a folder, with a unique number."""
 
     number: int
     folder: Path
@@ -50,13 +50,14 @@ class Adapter(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back for one prompt.
+    """The answer to one prompt.
 
     Attributes:
-        token_ids: What was written.
-        text: The same, as vLLM decodes it: cut before the first stop string.
-        logprobs: Of each token of the prompt after the first, in nats; empty if not asked for.
-        is_top: Whether each of these was the likeliest there.
+        token_ids: The tokens written.
+        text: Their text as vLLM decodes it, cut before the first stop string.
+        logprobs: Log-likelihood of each prompt token after the first, in nats; empty if not
+            requested.
+        is_top: Whether each of these tokens was the most likely one.
         num_tokens: Tokens read and written.
     """
 
@@ -68,18 +69,18 @@ class Answer:
 
 
 class VllmProcess:
-    """vLLM's `LLM` in processes of its own, behind three questions.
+    """The `LLM` of vLLM in its own processes.
 
     Attributes:
-        num_starts: How often it was started.
+        num_starts: Number of starts, with restarts.
     """
 
     def __init__(self, arguments: Mapping[str, Any], log: Path) -> None:
-        """Start it.
+        """Start the engine.
 
         Args:
-            arguments: Of vLLM's `LLM`.
-            log: All that vLLM says is added there.
+            arguments: Arguments of the `LLM` of vLLM.
+            log: File that the output of vLLM is appended to.
 
         Raises:
             EngineError: vLLM is not installed, or does not start.
@@ -101,15 +102,15 @@ class VllmProcess:
         params: Sequence[Any],
         adapters: Sequence[Adapter | None],
     ) -> list[Answer]:
-        """Answers to all prompts in one batch, each with the adapter that goes with it.
+        """Answer all prompts in one batch.
 
         Args:
-            prompts: Token ids.
-            params: vLLM's `SamplingParams` of each.
-            adapters: The adapter of each; none is the loaded weights alone.
+            prompts: Token ids of each prompt.
+            params: `SamplingParams` of each prompt.
+            adapters: Adapter of each prompt; None for the loaded weights alone.
 
         Raises:
-            EngineError: The engine died at this twice.
+            EngineError: The engine died twice at this request.
         """
         from vllm import TokensPrompt
         from vllm.lora.request import LoRARequest
@@ -119,24 +120,24 @@ class VllmProcess:
             None if a is None else LoRARequest(f"point-{a.number}", a.number, str(a.folder))
             for a in adapters
         ]
-        found = self._alive(
+        found = self._with_retry(
             lambda: self._llm.generate(asked, list(params), lora_request=requests, use_tqdm=False)
         )
         return [_answer(output, ids) for output, ids in zip(found, prompts, strict=True)]
 
     def load(self, folder: Path) -> None:
-        """Replace the engine's weights, in place, by those of a folder that transformers wrote.
+        """Replace the weights in place by those of a folder written by transformers.
 
-        The folder must stay until the next one is loaded: a fresh engine would read it again.
+        The folder must exist until the next one is loaded, as a restarted engine reads it again.
 
         Raises:
-            EngineError: The engine died at this twice.
+            EngineError: The engine died twice at this request.
         """
         self._loaded = folder
-        self._alive(self._reload)
+        self._with_retry(self._reload)
 
     def close(self) -> None:
-        """End the engine's processes."""
+        """Stop the processes of the engine."""
         llm, self._llm = self._llm, None
         if llm is not None:
             with contextlib.suppress(Exception), _output_to(self._log):
@@ -145,11 +146,11 @@ class VllmProcess:
     def _reload(self) -> None:
         with _output_to(self._log):
             self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(self._loaded)})
-        # Keys and values in the cache are of the weights before.
+        # The cached keys and values come from the previous weights.
         self._llm.reset_prefix_cache()
 
-    def _alive(self, work: Callable[[], Any]) -> Any:
-        """What `work` returns, done again in a fresh engine where this one dies at it."""
+    def _with_retry(self, work: Callable[[], Any]) -> Any:
+        """Run `work`, once more in a new engine if the engine dies."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
         if self._llm is None:
@@ -158,7 +159,7 @@ class VllmProcess:
             return work()
         except EngineDeadError:
             logger.warning(
-                "the vLLM engine died (its log is %s); a fresh one is started and asked again.",
+                "the vLLM engine died (its log is %s); a new one is started for the same work.",
                 self._log,
             )
             self._restart()
@@ -195,28 +196,28 @@ class VllmProcess:
                 "(`pip install vllm`), or measure with `engine: transformers`."
             ) from error
         except Exception as error:
-            raise EngineError(self._why(error, begin)) from error
+            raise EngineError(self._explain(error, begin)) from error
         finally:
             logging.getLogger("vllm").setLevel(logging.ERROR)
         self.num_starts += 1
         return llm
 
-    def _why(self, error: Exception, begin: int) -> str:
-        """Why it did not start, out of what it said."""
+    def _explain(self, error: Exception, begin: int) -> str:
+        """Explain a failed start from the output of vLLM."""
         with self._log.open("rb") as file:
             file.seek(begin)
-            said = f"{file.read().decode('utf-8', 'replace')}\n{type(error).__name__}: {error}"
-        memory = next((line for line in said.splitlines() if _MEMORY.search(line)), None)
+            output = f"{file.read().decode('utf-8', 'replace')}\n{type(error).__name__}: {error}"
+        memory = next((line for line in output.splitlines() if _MEMORY.search(line)), None)
         if memory is not None:
             share = self._arguments.get("gpu_memory_utilization")
             return (
-                f"vLLM does not start for want of memory: {_last_part(memory)} "
+                f"vLLM does not start for lack of memory: {_last_part(memory)} "
                 f"Change `engine.memory_share` in the recipe (now {share}): lower where other "
                 "programs hold the device's memory, higher where the model leaves no room for "
                 "its cache. Or lower `engine.max_model_len` or `engine.max_loras`. "
                 f"Its log is {self._log}."
             )
-        faults = _FAULT.findall(said)
+        faults = _FAULT.findall(output)
         told = [fault for fault in faults if "root cause" not in fault]
         reason = (told or faults or [f"{type(error).__name__}: {error}"])[-1]
         return (
@@ -226,10 +227,10 @@ class VllmProcess:
 
 
 def _of_platform() -> dict[str, Any]:
-    """Arguments that the kind of machine asks for.
+    """Arguments that depend on the platform.
 
-    NOTE: the CPU build dies at a seeded request whose prompt is read in two chunks: it takes back
-    a step of a generator that has none ("CPU Generator does not use offset").
+    NOTE: the CPU build fails at a seeded request whose prompt is read in two chunks, as it rewinds
+    a CPU generator ("CPU Generator does not use offset").
     """
     from vllm.platforms import current_platform
 
@@ -237,7 +238,7 @@ def _of_platform() -> dict[str, Any]:
 
 
 def _last_part(line: str) -> str:
-    """A line of a log without what stands before the message."""
+    """The message of a log line, without its prefix."""
     fault = _FAULT.search(line)
     text = (fault.group() if fault else line.rpartition("] ")[2]).strip()
     return text if text.endswith(".") else f"{text}."
@@ -258,9 +259,9 @@ def _answer(output: Any, prompt: Sequence[int]) -> Answer:
 
 @contextlib.contextmanager
 def _output_to(log: Path) -> Iterator[None]:
-    """Send both standard streams of this process, and of those it starts inside, to a file.
+    """Redirect both standard streams to a file.
 
-    Its processes keep the streams they were born with, so what they say later goes there too.
+    Processes started inside inherit the redirection, so their later output goes there too.
     """
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

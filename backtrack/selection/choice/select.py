@@ -230,7 +230,7 @@ class _Selector:
             off_path = self._measure_report(points)
             return _Report(evaluator.table(evaluator.setting("report")), on_path, off_path)
         selection_setting = outcome.scores.table.setting
-        setting = evaluator.standing("report", like=selection_setting)
+        setting = evaluator.find_setting("report", like=selection_setting)
         if setting is None or _overlap(setting, selection_setting):
             return None
         table = evaluator.table(setting)
@@ -324,7 +324,7 @@ def _require_share(weight: float) -> float:
 
 def _selection_table(evaluator: Evaluator, on_progress: OnProgress | None) -> ScoreTable:
     """Read the scores on the selection items; search first if the ends are not measured."""
-    setting = evaluator.standing("selection")
+    setting = evaluator.find_setting("selection")
     if setting is not None:
         table = evaluator.table(setting)
         if table.knows(evaluator.ends):

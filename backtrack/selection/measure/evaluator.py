@@ -1,9 +1,8 @@
 """Measure points on fixed items, each objective at most once.
 
-Promised: a measurement is on disk before the next begins, so an interruption loses at most the one
-under way. Selection items come in nested rungs, the same at every point, one measurement a rung;
-a point's rungs add up. The engine and the objectives are built when something must be measured,
-not before.
+Promised: a measurement is on disk before the next begins, so an interruption loses at most one.
+Selection items come in nested rungs, the same at every point; each rung is one measurement. The
+engine and the objectives are built when something must be measured, not before.
 """
 
 from __future__ import annotations
@@ -41,17 +40,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Index:
-    """Measurements of one setting, and their items by point and objective's name."""
+    """Measurements under one setting, and their items by point and objective name."""
 
     num_seen: int = 0
-    fitting: list[Measurement] = field(default_factory=list)
+    current: list[Measurement] = field(default_factory=list)
     items: dict[Point, dict[str, set[str]]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(set))
     )
 
 
 class Evaluator:
-    """A run, what is measured on it, and how.
+    """Measures points of a run.
 
     Attributes:
         run: The run.
@@ -66,17 +65,17 @@ class Evaluator:
         engine: Engine | Placement | None,
         objectives: Sequence[Objective] | None,
     ) -> None:
-        """Take what is ready; load and start nothing.
+        """Check what is given; load and start nothing.
 
         Args:
             run: A run with at least one checkpoint.
             recipe: What to measure; the run's own if None.
-            engine: A started engine, or the run's live model; loaded when needed if None.
-            objectives: Ready-made ones, in place of the recipe's.
+            engine: A started engine, or the live model; if None, an engine is started when needed.
+            objectives: Built objectives, in place of the recipe's.
 
         Raises:
-            UsageError: Nothing says what to measure, a role has no objective, or a model is given
-                and the recipe's engine has one of its own.
+            UsageError: No objectives are given, a role has none, or a live model is given and the
+                recipe's engine loads its own.
         """
         self.run = run
         self.recipe = recipe or run.recipe
@@ -88,7 +87,7 @@ class Evaluator:
             self._engine = self._start_engine(engine)
         self._objectives = None if objectives is None else tuple(objectives)
         self._items: Items | None = None
-        self._kept: set[Split] = set()
+        self._saved_splits: set[Split] = set()
         self._placed_at: Point | None = None
         self._settings: dict[Split, Setting] = {}
         self._recorded = run.measurements()
@@ -101,12 +100,12 @@ class Evaluator:
 
     @property
     def is_in_process(self) -> bool:
-        """Whether the model runs in this process, so that baselines off the path can be asked."""
+        """Whether the model runs in this process, as baselines off the path need."""
         return self._engine_section.is_in_process
 
     @property
     def engine(self) -> Engine:
-        """What answers, started at the first call."""
+        """The engine, started at the first call."""
         if self._engine is None:
             self._engine = self._start_engine(None)
         return self._engine
@@ -122,7 +121,7 @@ class Evaluator:
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
-        """What is measured, built at the first call."""
+        """The objectives, built at the first call."""
         if self._objectives is None:
             from backtrack.evaluate.build import build_objectives
 
@@ -137,65 +136,67 @@ class Evaluator:
 
     @property
     def ends(self) -> tuple[Point, Point]:
-        """Base and final checkpoint."""
+        """The base and the final checkpoint."""
         return Point.base(), self.run.final
 
     def setting(self, split: Split) -> Setting:
-        """What measurements of now have in common; builds what is not built."""
+        """The setting of new measurements; starts the engine and builds the objectives."""
         if split not in self._settings:
             self._settings[split] = Setting(
                 split=split,
                 form=self.engine.form,
                 curve=self.engine.curve,
                 objectives=tuple(objective.info for objective in self.objectives),
-                item_ids=self._drawn.of(split),
+                item_ids=self._split_items.of(split),
             )
         return self._settings[split]
 
     def build(self) -> None:
-        """Load the model and build the objectives, if that was not done."""
+        """Start the engine and build the objectives, unless done."""
         self.setting("selection")
 
-    def standing(self, split: Split, like: Setting | None = None) -> Setting | None:
-        """The setting to read records under: that of now if built, else the latest on record.
+    def find_setting(self, split: Split, like: Setting | None = None) -> Setting | None:
+        """Find the setting of recorded measurements: the current one if built, else the latest.
 
         Args:
             split: Which items.
-            like: A setting whose objectives, form and curve must be met, on other items.
+            like: A setting of other items, with the required objectives, form and curve.
         """
         if self.is_built:
             return self.setting(split)
-        if not self._is_on_record():
+        if not self._is_recipe_measured():
             return None
         forms: dict[str, str] = {}
         if like is not None:
             forms = {"form": like.form, "curve": like.curve}
         elif self._engine is not None:
             forms = {"form": self._engine.form, "curve": self._engine.curve}
-        wanted = self._wanted() if like is None else [_want(info) for info in like.objectives]
+        requested = (
+            self._requested() if like is None else [_request(info) for info in like.objectives]
+        )
         return recorded_setting(
             self._recorded,
             split,
-            wanted,
+            requested,
             ends=self.ends,
-            forms=forms | self._asked_forms(),
+            forms=forms | self._required_forms(),
             items=read_items(self.run.path / ITEMS),
         )
 
     def table(self, setting: Setting) -> ScoreTable:
-        """What is measured under a setting."""
+        """Scores recorded under a setting."""
         return tabulate(setting, self._recorded)
 
     def reload(self) -> None:
-        """Read what others recorded in the meantime."""
+        """Read again, with what other workers recorded."""
         self._recorded = self.run.measurements()
         self._indices.clear()
 
-    def take_in(self, carried: Sequence[Measurement]) -> None:
-        """Read what other workers recorded, and record what came from other machines."""
+    def merge(self, received: Sequence[Measurement]) -> None:
+        """Reload, and record measurements received from other machines."""
         self.reload()
         known = {_key(m) for m in self._recorded}
-        for m in carried:
+        for m in received:
             if _key(m) not in known:
                 self.run.record(m)
                 self._recorded.append(m)
@@ -205,30 +206,30 @@ class Evaluator:
         return self._recorded
 
     def num_items(self, split: Split = "selection", rung: int | None = None) -> int:
-        """Items of a split, or of one part of it, over all objectives."""
+        """Number of items of a split, or of one rung of it, over all objectives."""
         rungs = self.rungs(split)
         chosen = rungs if rung is None else rungs[rung : rung + 1]
         return sum(len(ids) for each in chosen for ids in each.values())
 
     def rungs(self, split: Split) -> list[dict[str, tuple[str, ...]]]:
-        """The items by objective's name, in the parts a point earns them in; builds."""
-        rungs = self._drawn.rungs(split)
-        if len(rungs) > 1 and split not in self._kept:
-            save_items(self.run.path / ITEMS, self._drawn.of(split))
-            self._kept.add(split)
+        """Item ids of each rung by objective name; starts the engine, builds the objectives."""
+        rungs = self._split_items.rungs(split)
+        if len(rungs) > 1 and split not in self._saved_splits:
+            save_items(self.run.path / ITEMS, self._split_items.of(split))
+            self._saved_splits.add(split)
         return rungs
 
     def measure(
         self, point: Point, split: Split, origin: str, meter: Meter, rung: int | None = None
     ) -> None:
-        """Measure what is not on record yet, each objective recorded as soon as it is measured.
+        """Measure a point on items not recorded yet, recording each objective at once.
 
         Args:
-            point: Where.
+            point: The point.
             split: Which items.
-            origin: Who asks.
-            meter: Told of it.
-            rung: Which rung of the items; all of them if not given.
+            origin: What asked for the point, as recorded.
+            meter: Receives the progress.
+            rung: Which rung of the items; all rungs if None.
         """
         point = point.canonical
         rungs = self.rungs(split)
@@ -258,34 +259,34 @@ class Evaluator:
         meter.ends(point)
 
     def expect(self, points: Sequence[Point]) -> None:
-        """Say which points are measured next, for an engine that answers several at once."""
+        """Announce the next points, for an engine that answers several at once."""
         self.engine.expect(points)
 
     def rungs_done(self, point: Point) -> int:
-        """How many of the parts, from the first, are on record for all objectives."""
-        there = self._there(point.canonical, "selection")
+        """Number of rungs, from the first, recorded for all objectives."""
+        recorded = self._recorded_items(point.canonical, "selection")
         rungs = self.rungs("selection")
         for done, rung in enumerate(rungs):
-            if any(not there[name].issuperset(ids) for name, ids in rung.items()):
+            if any(not recorded[name].issuperset(ids) for name, ids in rung.items()):
                 return done
         return len(rungs)
 
     @property
-    def fitting(self) -> list[Measurement]:
-        """Measurements of the selection items under the setting of now, in order."""
-        return self._index("selection").fitting
+    def current(self) -> list[Measurement]:
+        """Measurements of the selection items under the current setting, in order."""
+        return self._index("selection").current
 
-    def _there(self, point: Point, split: Split) -> dict[str, set[str]]:
-        """Items on record at a point, by objective's name."""
+    def _recorded_items(self, point: Point, split: Split) -> dict[str, set[str]]:
+        """Recorded item ids of a point by objective name."""
         return self._index(split).items[point]
 
     def _index(self, split: Split) -> _Index:
-        """What is on record under a setting; only what is new is looked at."""
+        """Index the measurements recorded since the last call."""
         index = self._indices.setdefault(split, _Index())
         setting = self.setting(split)
         for m in self._recorded[index.num_seen :]:
             if setting.fits(m):
-                index.fitting.append(m)
+                index.current.append(m)
                 index.items[m.point.canonical][m.objective.name].update(m.item_ids)
         index.num_seen = len(self._recorded)
         return index
@@ -293,22 +294,22 @@ class Evaluator:
     def _missing(
         self, point: Point, split: Split, rung: dict[str, tuple[str, ...]]
     ) -> list[tuple[Objective, tuple[str, ...]]]:
-        there = self._there(point, split)
+        recorded = self._recorded_items(point, split)
         return [
             (objective, rung[objective.info.name])
             for objective in self.objectives
             if objective.info.name in rung
-            and not there[objective.info.name].issuperset(rung[objective.info.name])
+            and not recorded[objective.info.name].issuperset(rung[objective.info.name])
         ]
 
     @property
-    def _drawn(self) -> Items:
+    def _split_items(self) -> Items:
         if self._items is None:
             self._items = Items.split(self.section, self.objectives)
         return self._items
 
-    def _is_on_record(self) -> bool:
-        """Whether the recipe asks for what the last one measured, as far as files can tell."""
+    def _is_recipe_measured(self) -> bool:
+        """Whether the recipe measures what the last measured recipe did."""
         path = self.run.path / MEASURED
         if self._objectives is not None or self.recipe is None or not path.exists():
             return True
@@ -318,14 +319,14 @@ class Evaluator:
             return False
         return _what_is_measured(last) == _what_is_measured(self.recipe)
 
-    def _wanted(self) -> list[RequestedObjective]:
+    def _requested(self) -> list[RequestedObjective]:
         if self._objectives is not None:
-            return [_want(objective.info) for objective in self._objectives]
+            return [_request(objective.info) for objective in self._objectives]
         specified = self.recipe.objectives if self.recipe else ()
         return [RequestedObjective(o.name, o.role, o.weight) for o in specified]
 
-    def _asked_forms(self) -> dict[str, str]:
-        """Form and curve the recipe insists on."""
+    def _required_forms(self) -> dict[str, str]:
+        """Form and curve set in the recipe."""
         if self.recipe is None or self._engine is not None:
             return {}
         section = self.recipe.placement
@@ -333,10 +334,10 @@ class Evaluator:
         return {key: value for key, value in asked.items() if value != "auto"}
 
     def _require_roles(self) -> None:
-        wanted = self._wanted()
-        if not wanted:
+        requested = self._requested()
+        if not requested:
             raise UsageError(_NO_OBJECTIVES.format(path=self.run.path))
-        missing = [role for role in ROLES if role not in {each.role for each in wanted}]
+        missing = [role for role in ROLES if role not in {each.role for each in requested}]
         if missing:
             raise UsageError(
                 f"no objective has the role `{missing[0]}`; each role needs one. "
@@ -352,7 +353,7 @@ _NO_OBJECTIVES = (
 
 
 def _what_is_measured(recipe: Recipe) -> object:
-    """All of a recipe that decides scores but the weights, whatever they are used for."""
+    """What decides scores in a recipe, without roles and weights."""
     return (
         [o.model_dump(exclude={"role", "weight"}) for o in recipe.objectives],
         recipe.search.items,
@@ -362,9 +363,9 @@ def _what_is_measured(recipe: Recipe) -> object:
 
 
 def _key(m: Measurement) -> tuple[object, ...]:
-    """What makes two measurements one and the same."""
+    """The identity of a measurement."""
     return m.point, m.objective.name, m.objective.fingerprint, m.form, m.curve, m.split, m.item_ids
 
 
-def _want(info: ObjectiveInfo) -> RequestedObjective:
+def _request(info: ObjectiveInfo) -> RequestedObjective:
     return RequestedObjective(info.name, info.role, info.weight, info.fingerprint)

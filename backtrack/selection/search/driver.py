@@ -103,7 +103,7 @@ def search(  # noqa: PLR0913  # the front door: every argument but the run is op
                 on_plan(worker.plan())
             worker.work()
             measure_baselines(evaluator, ledger)
-        return evaluator.fitting
+        return evaluator.current
 
 
 class Worker:
@@ -177,7 +177,7 @@ class Worker:
         if self._is_alone:
             return
         self._ledger.clear_stale(is_alone=False)
-        self._evaluator.take_in(self._ledger.carried())
+        self._evaluator.merge(self._ledger.carried())
 
     def _add_measured_points(self) -> None:
         """Add points with all items to a study that lacks them: a new or a deleted `study.db`."""

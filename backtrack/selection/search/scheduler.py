@@ -97,7 +97,7 @@ class Scheduler:
 
     def spent(self) -> Cost:
         """What the recorded measurements of this search's setting have cost."""
-        return Cost.of(self._evaluator.fitting)
+        return Cost.of(self._evaluator.current)
 
     def next(self, running: Sequence[Point]) -> Decision | None:
         """The next evaluation; None if there is none.

@@ -345,7 +345,7 @@ def test_a_recipe_is_served_from_the_record_only_if_it_measures_the_same(
     more = changed.get("objectives", [{}, {}])
     mixed = [one | other for one, other in zip(objectives, more, strict=True)]
     recipe = Recipe.model_validate({**kept, **changed, "objectives": mixed})
-    setting = Evaluator(run, recipe, None, None).standing("selection")
+    setting = Evaluator(run, recipe, None, None).find_setting("selection")
     assert (setting is not None) == is_served
 
 
@@ -453,7 +453,7 @@ def test_a_choice_after_a_spent_budget_reads_the_record_and_loads_nothing(tmp_pa
     run = make_run(tmp_path / "run", recipe)
     first = pick(run, pair(num_items=1000)).selection
     assert any(c.share < 1 for c in first.candidates)
-    assert Evaluator(run, None, None, pair(num_items=1000)).standing("selection") is not None  # type: ignore[arg-type]
+    assert Evaluator(run, None, None, pair(num_items=1000)).find_setting("selection") is not None  # type: ignore[arg-type]
     again = pick(Run.open(run.path), pair(num_items=1000), placement=FakeEngine()).selection
     assert again.chosen == first.chosen
     scored = sum(len(m.item_ids) for m in run.measurements() if m.split == "selection")
