@@ -70,7 +70,7 @@ class VllmSection(EngineSection):
     method is merged, and the engine's weights are replaced in place.
     """
 
-    implementation = "backtrack.evaluate.vllm.engine:VllmPlacement"
+    implementation = "backtrack.evaluate.vllm.engine:VllmEngine"
 
     kind: Literal["vllm"]
     memory_share: Annotated[float, Field(gt=0, le=1)] = 0.9

@@ -60,7 +60,7 @@ class Recipe(Section):
     placement: PlacementSection = PlacementSection()
     """How a model is set to a point."""
     engine: Engine = TransformersSection()
-    """What answers the objectives. A bare name stands for `{kind: name}`."""
+    """What answers the objectives. A bare name is short for `{kind: name}`."""
     objectives: tuple[Objective, ...] = ()
     """What is measured."""
     search: SearchSection = SearchSection()

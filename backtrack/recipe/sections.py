@@ -23,7 +23,7 @@ class Section(BaseModel):
 
 
 class BaseSection(Section):
-    """The model before training. A bare name stands for `{model: name}`."""
+    """The model before training. A bare name is short for `{model: name}`."""
 
     model: str
     """Hub name, or a folder (relative to the recipe)."""

@@ -61,7 +61,7 @@ class Objective(ABC):
     def texts(self) -> tuple[str, ...]:
         """What each item asks or says, without a chat template, in the order of `item_ids`.
 
-        They are looked for in the training data, and read by the model when it is diagnosed.
+        They are searched for in the training data, and read by the model in a diagnosis.
         Empty if the items have no text that can be read.
         """
         return ()
