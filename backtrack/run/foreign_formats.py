@@ -16,9 +16,10 @@ from __future__ import annotations
 import mmap
 import re
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -35,7 +36,7 @@ from backtrack.run.inert_pickle import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from backtrack.records import Storage
@@ -52,26 +53,43 @@ _DTYPES = {
 }  # fmt: skip
 
 
+class _Tensors(NamedTuple):
+    """The tensors of a checkpoint: their names, and a function that reads one."""
+
+    names: Iterable[str]
+    read: Callable[[str], Bits]
+
+
+@dataclass(frozen=True)
+class _Format:
+    """How checkpoints of one format are found and read.
+
+    Attributes:
+        marks: Patterns of files that a folder of this format has, each at least once.
+        files: Patterns of all files with weights.
+        shapes: Returns the shape of each tensor, without reading weights.
+        open: Returns the tensors.
+    """
+
+    marks: tuple[str, ...]
+    files: tuple[str, ...]
+    shapes: Callable[[Path], Shapes]
+    open: Callable[[Path], _Tensors]
+
+
 def find_weights(folder: Path) -> tuple[Storage, Path] | None:
     """The format and folder of a checkpoint's weights in another trainer's format, if any."""
     inner = sorted(p for p in folder.glob("*") if p.is_dir() and not p.name.startswith("optim"))
     for source in (folder, folder / "actor", *inner):
-        if (source / ".metadata").is_file() and any(source.glob("*.distcp")):
-            return "dcp", source
-        if any(source.glob("*_model_states.pt")):
-            return "zero", source
-        if any(source.glob("model_world_size_*_rank_*.pt")):
-            return "shards", source
+        for storage, form in _FORMATS.items():
+            if all(any(source.glob(mark)) for mark in form.marks):
+                return storage, source
     return None
 
 
 def weight_files_of(storage: Storage, source: Path) -> tuple[Path, ...]:
     """The files of a format, sorted by name."""
-    patterns = {
-        "dcp": (".metadata", "*.distcp"),
-        "zero": ("*_model_states.pt", "*_optim_states.pt"),
-        "shards": ("model_world_size_*_rank_*.pt",),
-    }[storage]
+    patterns = _FORMATS[storage].files
     return tuple(sorted(path for pattern in patterns for path in source.glob(pattern)))
 
 
@@ -82,13 +100,7 @@ def foreign_shapes(storage: Storage, source: Path, base: Iterable[str]) -> Shape
         CheckpointError: Damaged or foreign files, or names that are not the base's.
     """
     with _described(source):
-        match storage:
-            case "dcp":
-                found = {name: sequence(t["size"]) for name, t in _dcp_tensors(source).items()}
-            case "zero":
-                found = _zero_shapes(source)
-            case _:
-                found = {name: _global_size(t) for name, t in _rank_states(source)[0][1].items()}
+        found = _FORMATS[storage].shapes(source)
     return {short: found[name] for name, short in _by_base(found, base).items()}
 
 
@@ -99,18 +111,9 @@ def read_foreign(storage: Storage, source: Path, base: Iterable[str]) -> dict[st
         CheckpointError: Damaged or foreign files, or names that are not the base's.
     """
     with _described(source):
-        match storage:
-            case "dcp":
-                tensors = _dcp_tensors(source)
-                names = _by_base(tensors, base)
-                return {
-                    short: _dcp_read(source, name, tensors[name]) for name, short in names.items()
-                }
-            case "zero":
-                found = _zero_read(source)
-            case _:
-                found = _shards_read(source)
-    return {short: found[name] for name, short in _by_base(found, base).items()}
+        tensors = _FORMATS[storage].open(source)
+        names = _by_base(tensors.names, base)
+        return {short: tensors.read(name) for name, short in names.items()}
 
 
 @contextmanager
@@ -377,3 +380,37 @@ def _sharded_axis(spec: Mapping[str, Any]) -> int | None:
     if len(axes) > 1:
         raise CheckpointError("a tensor sharded on several axes is not read.")
     return axes[0] if axes else None
+
+
+def _dcp_shapes(source: Path) -> Shapes:
+    return {name: sequence(about["size"]) for name, about in _dcp_tensors(source).items()}
+
+
+def _dcp_open(source: Path) -> _Tensors:
+    tensors = _dcp_tensors(source)
+    return _Tensors(tensors, lambda name: _dcp_read(source, name, tensors[name]))
+
+
+def _zero_open(source: Path) -> _Tensors:
+    found = _zero_read(source)
+    return _Tensors(found, found.__getitem__)
+
+
+def _shards_shapes(source: Path) -> Shapes:
+    return {name: _global_size(value) for name, value in _rank_states(source)[0][1].items()}
+
+
+def _shards_open(source: Path) -> _Tensors:
+    found = _shards_read(source)
+    return _Tensors(found, found.__getitem__)
+
+
+_ZERO_FILES = ("*_model_states.pt", "*_optim_states.pt")
+_SHARD_FILES = ("model_world_size_*_rank_*.pt",)
+
+_FORMATS: Mapping[Storage, _Format] = {
+    "dcp": _Format((".metadata", "*.distcp"), (".metadata", "*.distcp"), _dcp_shapes, _dcp_open),
+    "zero": _Format(_ZERO_FILES[:1], _ZERO_FILES, _zero_shapes, _zero_open),
+    "shards": _Format(_SHARD_FILES, _SHARD_FILES, _shards_shapes, _shards_open),
+}
+"""A new format is a row here and its name in `records.run.Storage`."""

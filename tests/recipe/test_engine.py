@@ -8,10 +8,20 @@ import pytest
 import yaml
 
 from backtrack.errors import RecipeError
-from backtrack.recipe import Recipe, TransformersSection, VllmSection, load_recipe
+from backtrack.recipe import (
+    EngineSection,
+    ObjectiveSection,
+    Recipe,
+    TransformersSection,
+    VllmSection,
+    load_recipe,
+)
+from backtrack.recipe.kinds import _subclasses
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from backtrack.recipe.kinds import KindSection
 
 GREEDY = {"kind": "examples", "role": "target", "path": "items.jsonl"}
 SAMPLED = {**GREEDY, "sampling": {}}
@@ -68,3 +78,11 @@ def test_what_an_engine_does_not_do_is_refused_by_name(
         read(tmp_path, target, **changes)
     assert said in str(caught.value)
     assert len(caught.value.faults) == 1
+
+
+@pytest.mark.parametrize("base", [ObjectiveSection, EngineSection])
+def test_every_kind_names_a_class_that_exists(base: type[KindSection]) -> None:
+    found = list(_subclasses(base))
+    assert len(found) >= 2
+    for section in found:
+        assert callable(section.load_implementation()), section
