@@ -201,7 +201,7 @@ def test_a_search_by_workers_says_what_it_will_cost_and_how_far_it_is(place: Pat
     )
     done = backtrack("search", "shared", "--recipe", "recipe.yaml", "--workers", 2, cwd=place)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"points, at most \d+ items scored", done.stderr), done.stderr
+    assert re.search(r"points, at most \d+ items to score", done.stderr), done.stderr
     last = re.findall(r"measuring: (\d+) of (\d+)", done.stderr)[-1]
     assert int(last[0]) <= int(last[1])
 

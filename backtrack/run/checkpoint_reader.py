@@ -29,17 +29,6 @@ if TYPE_CHECKING:
     from backtrack.run.directory import Run
 
 
-def verify_checkpoint(run: Run, step: int) -> Path:
-    """The folder of a checkpoint, after checking its files against the index.
-
-    Each file is hashed once per process while it stays unchanged.
-
-    Raises:
-        CheckpointError: A file is missing or its digest differs.
-    """
-    return verified_folder(run, step)
-
-
 def read_checkpoint(run: Run, step: int) -> dict[str, Tensor]:
     """Every tensor of a run's checkpoint, on the CPU, by the name that stock libraries use.
 

@@ -15,7 +15,7 @@ from backtrack.errors import CheckpointError, PointError, RunError
 from backtrack.point import Point
 from backtrack.records import BaseModelReference, Manifest, Measurement, Method, ObjectiveInfo
 from backtrack.records.record import now
-from backtrack.run.checkpoint_reader import fingerprint, read_tensors, verify_checkpoint
+from backtrack.run.checkpoint_reader import fingerprint, read_checkpoint, read_tensors
 from backtrack.run.checkpoint_writer import write_checkpoint
 from backtrack.run.directory import Run
 from backtrack.run.finding import find_run
@@ -59,7 +59,7 @@ def test_what_was_written_is_read_back(run: Run) -> None:
     assert again.final == Point(step=10, alpha=1)
     assert again.entry(10).train_loss == 0.5
     assert again.measurements() == [measurement(0.25)]
-    assert torch.equal(read_tensors(verify_checkpoint(again, 10))["w"], torch.ones(8))
+    assert torch.equal(read_checkpoint(again, 10)["w"], torch.ones(8))
 
 
 def test_a_failed_write_leaves_nothing_and_the_older_checkpoint_stays(run: Run) -> None:
@@ -71,7 +71,7 @@ def test_a_failed_write_leaves_nothing_and_the_older_checkpoint_stays(run: Run) 
 
     with pytest.raises(OSError, match="No space"):
         write_checkpoint(run, 10, fails)
-    assert torch.equal(read_tensors(verify_checkpoint(Run.open(run.path), 10))["w"], torch.ones(8))
+    assert torch.equal(read_checkpoint(Run.open(run.path), 10)["w"], torch.ones(8))
     assert [path.name for path in run.trajectory.iterdir() if path.is_dir()] == ["step-00000010"]
 
 
@@ -79,7 +79,7 @@ def test_a_step_written_again_replaces_the_old_one(run: Run) -> None:
     write_checkpoint(run, 10, weights)
     write_checkpoint(run, 10, lambda folder: weights(folder, 3.0))
     assert Run.open(run.path).steps == (10,)
-    assert read_tensors(verify_checkpoint(run, 10))["w"][0] == 3
+    assert read_checkpoint(run, 10)["w"][0] == 3
 
 
 def test_a_line_cut_short_by_a_kill_is_passed_over_and_the_next_is_whole(run: Run) -> None:

@@ -59,7 +59,7 @@ def test_a_plan_is_what_training_needs(make_recipe: MakeRecipe, method: dict[str
     assert plan.checkpoint_bytes == pytest.approx(sum(weights), rel=0.3)
     assert (plan.checkpoint_bytes or 0) < sum(weights)
     assert not resource_shortages(plan, Path(recipe.output))
-    with pytest.raises(RunError, match="holds a run already"):
+    with pytest.raises(RunError, match="already holds a run"):
         require_plannable(recipe)
 
 

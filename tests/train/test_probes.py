@@ -123,7 +123,7 @@ class _Coin:
         self._chance = iter(chance)
         self._generator = np.random.default_rng(seed)
 
-    def measure(self, model: Any, tokenizer: Any, item_ids: tuple[str, ...]) -> tuple[float, ...]:
+    def measure(self, model: Any, item_ids: tuple[str, ...]) -> tuple[float, ...]:
         right = self._generator.random(len(item_ids)) < next(self._chance)
         return tuple(map(float, right))
 
@@ -134,9 +134,12 @@ def _is_stopped(monkeypatch: pytest.MonkeyPatch, folder: Path, chances: Any, see
     monkeypatch.setattr("backtrack.train.trainers.probes.build_objectives", lambda *_: coins)
     monkeypatch.setattr("backtrack.train.trainers.probes.log_extra_values", lambda *_: None)
     monkeypatch.setattr("backtrack.train.trainers.probes.append_line", lambda *_: None)
+    monkeypatch.setattr("backtrack.train.trainers.probes.TorchModel", lambda *_: None)
     recipe: Any = SimpleNamespace(
         watch=SimpleNamespace(every_steps=1, items=50, max_general_drop=5.0, level=0.95),
-        search=SimpleNamespace(seed=seed, items=SimpleNamespace(selection=100, report=100)),
+        search=SimpleNamespace(
+            batch_size=4, seed=seed, items=SimpleNamespace(selection=100, report=100)
+        ),
     )
     callback = ProbeCallback(recipe, SimpleNamespace(processing_class=None), folder)
     args: Any = SimpleNamespace(world_size=1)

@@ -114,7 +114,7 @@ class VllmModel(LanguageModel):
     ) -> list[list[Sequence[int]]]:
         numbers = range(sampling.samples if sampling else 1)
         requests = [(ids, number) for ids in prompts for number in numbers]
-        params = [_completing(limits, ending, sampling, *request) for request in requests]
+        params = [_sampling_params(limits, ending, sampling, *request) for request in requests]
         answers = self.ask([ids for ids, _ in requests], params)
         written = [answer.token_ids for answer in answers]
         each = len(numbers)
@@ -128,7 +128,7 @@ def scoring() -> Any:
     return SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
 
 
-def _completing(
+def _sampling_params(
     limits: CompletionLimits,
     ending: Sequence[int],
     sampling: Sampling | None,

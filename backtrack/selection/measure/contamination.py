@@ -1,11 +1,11 @@
-"""Two ways to fool oneself: items that were trained on, and benchmarks one chose by.
+"""Find items that were trained on, and benchmarks that a point was chosen by.
 
-An item is SHARED with the training data where its prompt, in lower case and without punctuation,
-is an example's prompt, or where at least `OVERLAP` of its runs of thirteen words stand in the
-examples (items of fewer words only by being equal). Looked at are the prompts of `examples`, the
-documents of lm-eval's tasks as they are asked, and the windows of running text; what is found is
-written down, so choosing again reads no data.
-Not covered: functions of the user's own, whose items are names only.
+An item is SHARED with the training data if its prompt, in lower case and without punctuation,
+equals the prompt of an example, or if at least `OVERLAP` of its runs of thirteen words occur in
+the examples (items of fewer words must be equal). Compared are the prompts of `examples`, the
+documents of lm-eval tasks as they are asked, and the windows of running text. The result is
+recorded, so choosing again reads no data.
+Not covered: Python functions, whose items are names only.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def require_free(path: Path, *, hint: str) -> None:
         RunError: The path is occupied.
     """
     if (path / MANIFEST).exists():
-        raise RunError(f"{path} holds a run already. Use another name, or {hint}.")
+        raise RunError(f"{path} already holds a run. Use another name, or {hint}.")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunError(f"{path} contains other files and no run. Use another name.")
 
