@@ -1,4 +1,4 @@
-"""Numbers, sizes, durations, marks and values as text, the same in the terminal, on the page and in cards.
+"""Numbers, sizes, durations, marks and values as text, the same everywhere they are shown.
 
 Percentages and points have one decimal, correlations two, everything else four significant
 digits; the ends of an interval have as many decimals as its estimate. A number that is not finite

@@ -64,7 +64,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line under a lock, on disk on return. An incomplete last line is removed first."""
+    """Append one line under a lock, on disk on return. An incomplete last line is removed."""
     with path.open("a+b") as file:
         lock_descriptor(file.fileno(), poll_interval=_POLL_SECONDS)
         is_closed = _remove_torn_end(file)
@@ -153,8 +153,8 @@ def _open_lock(path: Path) -> BinaryIO:
 def read_lines(path: Path, kind: type[Value], *, skips_invalid: bool = False) -> Iterator[Value]:
     """Records of a JSON-lines file; none if it is missing.
 
-    An incomplete last line, left by a killed process, is skipped. Other lines that are not JSON are
-    skipped too, and a warning counts them.
+    An incomplete last line, left by a killed process, is skipped. Other lines that are not JSON
+    are skipped too, and a warning counts them.
 
     Args:
         path: The file.
@@ -228,10 +228,10 @@ def parse_json(content: str | bytes) -> Any:
         ValueError: With cause, line and column: `content` is not JSON, is nested too deeply, or
             holds a number of thousands of digits or a lone surrogate.
     """
+    data = content.encode() if isinstance(content, str) else content
+    if data.startswith(codecs.BOM_UTF8):
+        raise ValueError("it starts with a byte order mark")
     try:
-        data = content.encode() if isinstance(content, str) else content
-        if data.startswith(codecs.BOM_UTF8):
-            raise ValueError("it starts with a byte order mark")
         return from_json(data)
     except ValueError as error:
         text = str(error)

@@ -299,8 +299,8 @@ def _named_database(url: str) -> Iterator[None]:
         file = url.removeprefix("sqlite:///")
         if file == url:
             text = (
-                f"the database of --storage does not answer: {cause}. Is it running, and reachable "
-                "from here? Earlier measurements are in measurements.jsonl."
+                f"the database of --storage does not answer: {cause}. Is it running, and "
+                "reachable from here? Earlier measurements are in measurements.jsonl."
             )
         elif isinstance(source, OperationalError):  # locked, on a full disk, read-only
             text = (
