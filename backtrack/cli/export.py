@@ -130,9 +130,9 @@ def runs(
     for row in cells:
         row[3] = Path(row[3]).name or row[3]
     terminal.print_rows(headings, cells)
-    for row in rows:
-        if row["state"] == "damaged":
-            terminal.print_line(f"{row['run']} is damaged: {row['reason']}")
+    for summary in rows:
+        if summary["state"] == "damaged":
+            terminal.print_line(f"{summary['run']} is damaged: {summary['reason']}")
 
 
 def parse_point(text: str) -> Point:

@@ -49,12 +49,12 @@ class _Loader(yaml.SafeLoader):
         """Compose and check a node, which is the value of key `index` in `parent`."""
         key = index.value if isinstance(index, yaml.ScalarNode) else index
         self._keys.append("" if key is None else str(key))
-        line = self.peek_event().start_mark.line + 1
+        event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
+        line = event.start_mark.line + 1
         if len(self._keys) > MAX_DEPTH:
             self._refuse(line, f"nested more than {MAX_DEPTH} levels deep")
-        is_alias = self.check_event(yaml.AliasEvent)
         node = super().compose_node(parent, index)
-        if node is not None and not is_alias:
+        if node is not None and not isinstance(event, yaml.AliasEvent):
             self._check(node, line)
         if node is not None and node not in self._num_values:
             self._refuse(line, "the alias contains itself")

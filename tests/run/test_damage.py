@@ -16,7 +16,7 @@ from backtrack.errors import BacktrackError, RunError
 from backtrack.evaluate.vllm.adapters import why_not_in_vllm
 from backtrack.path.models.loading import is_quantized
 from backtrack.point import Point
-from backtrack.records import BaseModelReference, CheckpointEntry, Measurement
+from backtrack.records import BaseModelReference, CheckpointEntry, Measurement, Record
 from backtrack.records.selection import BaselineMeasurement
 from backtrack.report.geometry.section import read_geometry
 from backtrack.run.directory import Run
@@ -81,7 +81,7 @@ def test_a_damaged_file_is_named_with_its_cause(tmp_path: Path, name: str, damag
     assert "\n" not in str(caught.value)
 
 
-LINES = {
+LINES: dict[str, type[Record]] = {
     "measurements.jsonl": Measurement,
     "baselines.jsonl": BaselineMeasurement,
     "trajectory/index.jsonl": CheckpointEntry,
