@@ -49,7 +49,7 @@ class _Loader(yaml.SafeLoader):
         """Compose and check a node, which is the value of key `index` in `parent`."""
         key = index.value if isinstance(index, yaml.ScalarNode) else index
         self._keys.append("" if key is None else str(key))
-        event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         line = event.start_mark.line + 1
         if len(self._keys) > MAX_DEPTH:
             self._refuse(line, f"nested more than {MAX_DEPTH} levels deep")
