@@ -1,4 +1,4 @@
-"""Numbers, sizes, durations and marks as text, the same in the terminal, on the page and in cards.
+"""Numbers, sizes, durations, marks and values as text, the same everywhere they are shown.
 
 Percentages and points have one decimal, correlations two, everything else four significant
 digits; the ends of an interval have as many decimals as its estimate. A number that is not finite
@@ -8,6 +8,7 @@ is shown as a dash. Sizes are in decimal units.
 from __future__ import annotations
 
 import math
+import reprlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,6 +24,12 @@ DECIMALS = {PERCENT: 1, POINTS: 1, CORRELATION: 2}
 NO_NUMBER = "\N{EN DASH}"
 SIGNIFICANT_DIGITS = 4
 MAX_DECIMALS = 8
+MAX_SHOWN = 80
+"""Most characters of a value or key that a message repeats."""
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel = 3
+_BRIEF.maxstring = _BRIEF.maxlong = _BRIEF.maxother = 60
 
 
 def number(value: float, unit: str, *, is_signed: bool = False) -> str:
@@ -98,6 +105,16 @@ def point_marks(selection: Selection, candidate: Candidate) -> tuple[str, ...]:
 def measured_share(candidate: Candidate) -> str:
     """`25.0% of items` if the candidate was measured on a part of them, else nothing."""
     return f"{share(candidate.share)} of items" if candidate.share < 1 else ""
+
+
+def shortened(value: object) -> str:
+    """The `repr` of a value for a message, cut if it is long, large or deeply nested."""
+    return cut(_BRIEF.repr(value))
+
+
+def cut(text: str, limit: int = MAX_SHOWN) -> str:
+    """A text of at most `limit` characters."""
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def _decimals(values: Iterable[float], unit: str) -> int:

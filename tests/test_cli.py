@@ -135,6 +135,57 @@ def test_runs_are_listed_with_what_each_waits_for(
     assert set(in_process(capsys, "runs", "-q").split()) == set(states)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "cause"),
+    [
+        ("manifest.json", b"null", "got None"),
+        ("manifest.json", b"[" * 3000, "it is nested too deeply"),
+        ("recipe.resolved.json", b'{"seed": ' + b"1" * 5000 + b"}", "has too many digits"),
+        ("selection.json", b'{"created"', "it ends inside an object"),
+        ("measurements.jsonl", b"3\n", "line 1 is damaged"),
+        ("trajectory/index.jsonl", None, "cannot be read: Is a directory"),
+    ],
+)
+def test_a_damaged_run_is_listed_with_its_cause_and_the_others_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    name: str, content: bytes | None, cause: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    fakes.make_run(tmp_path / "runs" / "whole")
+    path = fakes.make_run(tmp_path / "runs" / "broken").path / name
+    if content is None:
+        path.unlink()
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    rows = {row["run"]: row for row in json.loads(in_process(capsys, "runs", "--json"))}
+    assert {run: row["state"] for run, row in rows.items()} == {
+        "whole": "trained",
+        "broken": "damaged",
+    }
+    assert cause in rows["broken"]["reason"]
+    listed = in_process(capsys, "runs")
+    assert f"broken is damaged: {rows['broken']['reason']}" in listed
+    assert re.search(r"whole +trained", listed)
+
+
+def test_commands_count_the_damaged_lines_of_the_measurements(place: Path, tmp_path: Path) -> None:
+    chosen = backtrack("select", "--recipe", "recipe.yaml", "--json", cwd=place)
+    assert chosen.returncode == 0, chosen.stderr
+    shutil.copytree(place / "runs" / "mine", tmp_path / "runs" / "mine")
+    path = tmp_path / "runs" / "mine" / "measurements.jsonl"
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([lines[0], lines[1][:50], *lines[2:]]))
+    for command in ("runs", "report"):
+        done = backtrack(command, "--json", cwd=tmp_path)
+        assert (done.returncode, bool(json.loads(done.stdout))) == (0, True), done.stderr
+        assert done.stderr.count("measurements.jsonl, line 2 is truncated or damaged") == 1
+        assert "1 damaged line was skipped" in done.stderr
+    with path.open("ab") as file:
+        file.write(lines[1][:50])  # as a killed process leaves it
+    assert backtrack("runs", cwd=tmp_path).stderr.count("damaged") == 2, "only line 2 is said"
+
+
 def test_verbose_logs_to_standard_error_and_leaves_json_alone(place: Path) -> None:
     quiet = backtrack("runs", "--json", cwd=place)
     assert quiet.stderr == ""

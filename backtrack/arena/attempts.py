@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from pydantic import TypeAdapter
-
-from backtrack.run.files import write_atomically
+from backtrack.run.files import read_record, write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
     from backtrack.arena.entrants import LiveEntrant
 
 MAX_DEATHS = 2
-_ENTRIES = TypeAdapter(dict[str, dict[str, int]])
 
 
 class Attempts:
@@ -31,12 +28,15 @@ class Attempts:
     """
 
     def __init__(self, path: Path) -> None:
-        """Read the file; a missing or damaged one counts as empty."""
+        """Read the file; a missing one counts as empty.
+
+        Raises:
+            RunError: It is damaged.
+        """
+        remedy = "Delete it: it only counts how often the process died."
+        kind = dict[str, dict[str, int]]
         self._path = path
-        try:
-            self._entries = _ENTRIES.validate_json(path.read_bytes())
-        except (OSError, ValueError):
-            self._entries = {}
+        self._entries = read_record(path, kind, remedy) if path.exists() else {}
 
     def deaths(self, entrant: LiveEntrant) -> int:
         """How often the process died in an entrant since its run last recorded something."""

@@ -22,7 +22,6 @@ from backtrack.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from backtrack.point import Point
-    from backtrack.records.selection import Selection
     from backtrack.run.directory import Run
 
 
@@ -131,6 +130,9 @@ def runs(
     for row in cells:
         row[3] = Path(row[3]).name or row[3]
     terminal.print_rows(headings, cells)
+    for summary in rows:
+        if summary["state"] == "damaged":
+            terminal.print_line(f"{summary['run']} is damaged: {summary['reason']}")
 
 
 def parse_point(text: str) -> Point:
@@ -166,7 +168,7 @@ def _summary(path: Path) -> dict[str, Any]:
 
     try:
         run = Run.open(path)
-        selection = _selection(run)
+        selection = run.selection()
         points = {m.point for m in run.measurements() if m.split == "selection"}
         state = _state(run, has_points=bool(points), has_choice=selection is not None)
     except RunError as error:
@@ -181,14 +183,6 @@ def _summary(path: Path) -> dict[str, Any]:
         "points": len(points),
         "chosen": str(selection.chosen) if selection else "",
     }
-
-
-def _selection(run: Run) -> Selection | None:
-    """The selection; None if an older version wrote it, since it is quickly recomputed."""
-    try:
-        return run.selection()
-    except RunError:
-        return None
 
 
 def _state(run: Run, *, has_points: bool, has_choice: bool) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
+from backtrack.formatting import shortened
 from backtrack.recipe.engine import EngineSection
 from backtrack.recipe.kinds import kinds_of
 from backtrack.recipe.model import Recipe
@@ -42,7 +43,7 @@ def sentence(details: ErrorDetails) -> str:
     message = details["msg"].removeprefix("Value error, ")
     if not where:
         return message
-    return f"{where}: {message[0].lower()}{message[1:]}, got {details['input']!r}"
+    return f"{where}: {message[0].lower()}{message[1:]}, got {shortened(details['input'])}"
 
 
 _KINDS = ("full", "adapter", "numeric", "math_verify", "choice", "format", "python")

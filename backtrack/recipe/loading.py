@@ -10,8 +10,10 @@ import yaml
 from pydantic import ValidationError
 
 from backtrack.errors import RecipeError
+from backtrack.formatting import shortened
 from backtrack.recipe.faults import nearest, sentence
 from backtrack.recipe.model import Recipe
+from backtrack.recipe.yaml_loader import RefusedError, parse_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -93,11 +95,13 @@ def read_mapping(path: Path) -> dict[str, Any]:
         RecipeError: The file is unreadable, not YAML, or not a mapping.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(str(path), [f"it cannot be read: {error.strerror}"]) from error
     except UnicodeDecodeError as error:
         raise RecipeError(str(path), ["it is not UTF-8 text"]) from error
+    except RefusedError as error:
+        raise RecipeError(str(path), [str(error)]) from error
     except yaml.YAMLError as error:
         raise RecipeError(
             str(path), [f"it is not YAML: {' '.join(str(error).split())}"]
@@ -121,9 +125,11 @@ def override(raw: dict[str, Any], text: str) -> Iterable[str]:
         if section is None:
             return [f"--set {text!r}: {part!r} is not a section"]
     try:
-        parsed = yaml.safe_load(value)
+        parsed = parse_yaml(value)
+    except RefusedError as error:
+        return [f"--set {shortened(text)}: {error}"]
     except yaml.YAMLError:
-        return [f"--set {text!r}: {value!r} is not YAML"]
+        return [f"--set {shortened(text)}: {shortened(value)} is not YAML"]
     if isinstance(section, list) and last.isdecimal() and int(last) < len(section):
         section[int(last)] = parsed
     elif isinstance(section, dict):

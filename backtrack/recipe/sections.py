@@ -17,9 +17,9 @@ from pydantic import (
 
 
 class Section(BaseModel):
-    """Base of a recipe's sections; abstract. Unknown keys are refused."""
+    """Base of a recipe's sections; abstract. Unknown keys, NaN and infinity are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class BaseSection(Section):

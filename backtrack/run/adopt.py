@@ -8,7 +8,6 @@ assembled when they are read. A checkpoint without readable weights is reported 
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from pathlib import Path
@@ -20,7 +19,7 @@ from backtrack.records.record import now
 from backtrack.run.checkpoint_reader import base_folder, fingerprint, shapes
 from backtrack.run.checkpoint_writer import WEIGHT_SUFFIX, describe_checkpoint, digest, is_adapter
 from backtrack.run.directory import MANIFEST, Run
-from backtrack.run.files import write_atomically
+from backtrack.run.files import read_record, write_atomically
 from backtrack.run.finding import is_run
 from backtrack.run.foreign_formats import find_weights, foreign_shapes, weight_files_of
 
@@ -72,7 +71,8 @@ def adopt(  # noqa: PLR0913  # public: every argument but the source is optional
     if not entries:
         raise RunError(f"{source} has no checkpoint that can be read: {' '.join(skipped)}")
     last = Path(entries[-1].source or entries[-1].folder)
-    settings = _read_json(last / "adapter_config.json") if is_adapter(last) else None
+    path = last / "adapter_config.json"
+    settings = read_record(path, dict[str, Any]) if is_adapter(last) else None
     reference = _base_reference(base or _named_base(last, settings, recipe), recipe)
     if settings is None:
         entries = _fitting(entries, reference, skipped)
@@ -162,24 +162,22 @@ def _entry(folder: Path, step: int) -> CheckpointEntry:
 
 def _train_loss(folder: Path, step: int) -> float | None:
     """The latest loss that a Trainer logged up to the step, if it saved its state."""
-    state = _read_json(folder / "trainer_state.json")
-    history = state.get("log_history", []) if isinstance(state, dict) else []
+    path = folder / "trainer_state.json"
+    try:
+        state = read_record(path, dict[str, Any]) if path.is_file() else {}
+    except RunError as error:
+        logger.warning("%s The step's training loss is left out.", error)
+        return None
+    history = state.get("log_history")
     losses = [
         entry["loss"]
-        for entry in history
+        for entry in (history if isinstance(history, list) else [])
         if isinstance(entry, dict)
         and isinstance(entry.get("loss"), int | float)
+        and isinstance(entry.get("step", 0), int | float)
         and entry.get("step", 0) <= step
     ]
     return float(losses[-1]) if losses else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 def _named_base(last: Path, settings: Mapping[str, Any] | None, recipe: Recipe | None) -> str:

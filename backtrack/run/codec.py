@@ -37,6 +37,7 @@ from safetensors import SafetensorError, safe_open
 
 from backtrack.errors import CheckpointError
 from backtrack.run.bits import ITEM_BYTES, Bits, header, unsigned
+from backtrack.run.files import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -127,7 +128,7 @@ def read_table(path: Path) -> CodedFile:
         with safe_open(path, framework="np") as file:
             text = (file.metadata() or {}).get("backtrack", "")
             sizes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-        table = json.loads(text)
+        table = parse_json(text)
         tensors = {
             name: CodedTensor(
                 str(t["dtype"]), tuple(t["shape"]), bool(t["delta"]),

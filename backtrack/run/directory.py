@@ -15,8 +15,6 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from pydantic import ValidationError
-
 from backtrack.errors import PointError, RunError
 from backtrack.point import Point
 from backtrack.recipe import Recipe
@@ -44,6 +42,8 @@ INITIAL = "initial"
 """Folder of the untrained adapter, saved if its initialization rewrote the base."""
 MEASURED = "recipe.measured.json"
 """Recipe of the latest measurements, kept beside the run's own."""
+
+_CHOOSE_AGAIN = "Choose again: `backtrack select`."
 
 
 class Run:
@@ -107,7 +107,8 @@ class Run:
                 f"{path} is not a run: it has no {MANIFEST}. Adopt it with `backtrack adopt "
                 f"{path}`."
             )
-        manifest = read_record(path / MANIFEST, Manifest)
+        remedy = "Restore it from a copy, or adopt the run again."
+        manifest = read_record(path / MANIFEST, Manifest, remedy)
         logger.info("opened %s: %s of %s", path, manifest.method.kind, manifest.base.model)
         return cls(path, manifest, _read_recipe(path / "recipe.resolved.json"))
 
@@ -222,7 +223,7 @@ class Run:
     def selection(self) -> Selection | None:
         """The latest selection, if there is one."""
         path = self.path / "selection.json"
-        return read_record(path, Selection) if path.exists() else None
+        return read_record(path, Selection, _CHOOSE_AGAIN) if path.exists() else None
 
     @property
     def is_searched(self) -> bool:
@@ -253,7 +254,7 @@ class Run:
         selection = self.selection()
         if selection is None or not path.exists():
             return None
-        sweep = read_record(path, Sweep)
+        sweep = read_record(path, Sweep, _CHOOSE_AGAIN)
         return sweep if sweep.created == selection.created else None
 
     def write_sweep(self, sweep: Sweep | None) -> None:
@@ -265,34 +266,18 @@ class Run:
             write_atomically(path, sweep.model_dump_json() + "\n")
 
     def _read_index(self) -> dict[int, CheckpointEntry]:
-        """The last entry of each step. A damaged line hides only its own step."""
+        """The last entry of each step.
+
+        A damaged line hides only its own step, which is recovered when training resumes.
+        """
         if self._index is not None:
             return self._index
         path = self.trajectory / INDEX
-        entries: dict[int, CheckpointEntry] = {}
-        lines = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-        for number, line in enumerate(lines.split("\n"), 1):
-            if not line.strip():
-                continue
-            try:
-                entry = CheckpointEntry.model_validate_json(line)
-            except ValidationError:
-                logger.warning(
-                    "%s, line %d is truncated or damaged and was skipped; its checkpoint, if "
-                    "complete, is recovered when training resumes", path, number,
-                )  # fmt: skip
-                continue
-            entries[entry.step] = entry
-        self._index = entries
-        return entries
+        entries = read_lines(path, CheckpointEntry, skips_invalid=True)
+        self._index = {entry.step: entry for entry in entries}
+        return self._index
 
 
 def _read_recipe(path: Path) -> Recipe | None:
-    if not path.exists():
-        return None
-    try:
-        return Recipe.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise RunError(
-            f"{path} is not a valid recipe. Give the recipe again with --recipe FILE."
-        ) from error
+    remedy = "Restore it from a copy, or delete it and give the recipe with --recipe FILE."
+    return read_record(path, Recipe, remedy) if path.exists() else None

@@ -70,6 +70,20 @@ def test_adopting_again_takes_what_has_come_since(base: Path, tmp_path: Path) ->
     assert Run.open(tmp_path / "runs" / "out").steps == (5, 10)
 
 
+@pytest.mark.parametrize("content", [b'{"r": ', b"null", b"[" * 3000, b"\xef\xbb\xbf{}"])
+def test_damaged_json_of_a_checkpoint_is_named(
+    base: Path, tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = save(tmp_path / "tuned", base, is_peft=True)
+    (folder / "trainer_state.json").write_bytes(content)
+    run = adopt(folder, base=str(base), runs=tmp_path / "runs")
+    assert run.entry(1).train_loss is None
+    assert "trainer_state.json is damaged" in caplog.text
+    (folder / "adapter_config.json").write_bytes(content)
+    with pytest.raises(RunError, match=r"adapter_config\.json is damaged"):
+        adopt(folder, base=str(base), runs=tmp_path / "runs")
+
+
 def test_a_checkpoint_cut_short_is_left_out_and_named(base: Path, tmp_path: Path) -> None:
     save(tmp_path / "out" / "checkpoint-5", base, is_peft=True)
     broken = (

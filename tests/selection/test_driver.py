@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -259,6 +261,43 @@ def test_a_damaged_study_is_named_and_the_error_says_what_to_do(tmp_path: Path):
     run = make_run(tmp_path / "run")
     (run.path / "study.db").write_bytes(b"not a database" * 100)
     with pytest.raises(RunError, match=r"study\.db is damaged .* Delete it"):
+        seek(run, pair())
+
+
+@pytest.mark.parametrize(
+    ("size", "statement", "message"),
+    [
+        (4096, None, r"study\.db is damaged \(database disk image is malformed\)\. Delete it"),
+        (None, "'{'", r"study\.db is damaged \(a column is damaged: Expecting property"),
+        (
+            None,
+            f"'{'[' * 3000}'",
+            r"study\.db is damaged \(a column is damaged: maximum",
+        ),
+        (
+            None,
+            f"'{'1' * 5000}'",
+            r"study\.db is damaged \(a column is damaged: Exceeds",
+        ),
+        (
+            None,
+            "cast(x'22ff22' as text)",
+            r"study\.db cannot be read or written \(Could not",
+        ),
+    ],
+)
+def test_a_study_damaged_inside_is_named(
+    tmp_path: Path, size: int | None, statement: str | None, message: str
+):
+    run = make_run(tmp_path / "run")
+    seek(run, pair())
+    path = run.path / "study.db"
+    if statement is not None:
+        with contextlib.closing(sqlite3.connect(path)) as database, database:
+            database.execute(f"update trial_user_attributes set value_json={statement}")
+    else:
+        path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(RunError, match=message):
         seek(run, pair())
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, Literal
 
 from backtrack.errors import EngineError, UsageError
 from backtrack.run.checkpoint_reader import shapes
 from backtrack.run.checkpoint_writer import is_adapter
+from backtrack.run.files import read_record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,7 +84,4 @@ def form_in_vllm(folder: Path, asked: AskedForm) -> AskedForm:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(
-        (folder / "adapter_config.json").read_text(encoding="utf-8")
-    )
-    return found
+    return read_record(folder / "adapter_config.json", dict[str, Any])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -15,6 +14,7 @@ from backtrack.path.adapters.handles import plain_name
 from backtrack.path.adapters.tuners import tuner_of
 from backtrack.path.models.embeddings import fit_vocabulary, vocabulary_size
 from backtrack.run.checkpoint_reader import base_folder, read_tensors, verify_base
+from backtrack.run.files import read_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,10 +57,7 @@ def is_quantized(reference: BaseModelReference) -> bool:
     if reference.quantization is not None:
         return True
     path = base_folder(reference) / "config.json"
-    try:
-        return "quantization_config" in json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
-        return False
+    return path.is_file() and "quantization_config" in read_record(path, dict[str, Any])
 
 
 def load_model(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from backtrack.errors import BacktrackError
 from backtrack.evaluate.objectives.documents import load_records, render
-from backtrack.run.files import write_atomically
+from backtrack.run.files import read_record, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -119,7 +119,8 @@ def guard_notes(
         used: Selection and report items by objective's name.
     """
     path = folder / SHARED
-    shared = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    remedy = "Delete it and search again."
+    shared = read_record(path, dict[str, list[str]], remedy) if path.exists() else {}
     for name, ids in shared.items():
         both = [item_id for item_id in ids if item_id in set(used.get(name, ()))]
         if both:

@@ -11,8 +11,6 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from backtrack.errors import UsageError
 from backtrack.evaluate.engine import Engine
 from backtrack.evaluate.measure import measure
@@ -313,11 +311,8 @@ class Evaluator:
         path = self.run.path / MEASURED
         if self._objectives is not None or self.recipe is None or not path.exists():
             return True
-        try:
-            last = Recipe.model_validate_json(path.read_bytes())
-        except ValidationError:
-            return False
-        return _what_is_measured(last) == _what_is_measured(self.recipe)
+        last = self.run.measured_recipe()
+        return last is None or _what_is_measured(last) == _what_is_measured(self.recipe)
 
     def _requested(self) -> list[RequestedObjective]:
         if self._objectives is not None:

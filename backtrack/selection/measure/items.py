@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from backtrack.errors import ObjectiveError
-from backtrack.run.files import write_atomically
+from backtrack.run.files import read_record, write_atomically
 from backtrack.selection.stats.items import items_digest, nested_rungs, split_items
 
 if TYPE_CHECKING:
@@ -83,9 +83,8 @@ def _split_objective(
 
 def read_items(path: Path) -> ByName:
     """Sets of item ids by digest; empty if the file is missing."""
-    if not path.exists():
-        return {}
-    return {name: tuple(ids) for name, ids in json.loads(path.read_text("utf-8")).items()}
+    remedy = "Restore it from a copy, or delete it and search again."
+    return read_record(path, dict[str, tuple[str, ...]], remedy) if path.exists() else {}
 
 
 def save_items(path: Path, item_ids: Mapping[str, tuple[str, ...]]) -> None:

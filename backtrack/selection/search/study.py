@@ -26,13 +26,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.trial import TrialState, create_trial
-from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 
 from backtrack.errors import RunError, UsageError
 from backtrack.point import Point
 from backtrack.records import Measurement
+from backtrack.run.files import parse_record
 from backtrack.selection.search.sampler import distributions
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ class Ledger:
             if trial.state.is_finished() and trial.number not in self._seen:
                 self._seen.add(trial.number)
                 texts = [v for k, v in trial.user_attrs.items() if k.startswith(CARRIED)]
-                measurements += [Measurement.model_validate_json(text) for text in texts]
+                measurements += [parse_record(text, Measurement) for text in texts]
         return measurements
 
     def settle(
@@ -244,12 +245,18 @@ class Ledger:
         )
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
-        return self._study.get_trials(deepcopy=False, states=states)
+        try:
+            return self._study.get_trials(deepcopy=False, states=states)
+        except (ValueError, LookupError, RecursionError) as error:  # of what a column holds
+            raise StorageInternalError(f"a column is damaged: {error}") from error
 
 
 def _point_and_rung(trial: FrozenTrial) -> tuple[Point, int]:
-    point = Point.model_validate_json(trial.user_attrs["canonical"])
-    return point, int(trial.user_attrs[RUNG])
+    try:
+        point = parse_record(trial.user_attrs["canonical"], Point)
+        return point, int(trial.user_attrs[RUNG])
+    except (ValueError, TypeError, LookupError) as error:
+        raise StorageInternalError(f"trial {trial.number} is damaged: {error}") from error
 
 
 @contextmanager
@@ -269,15 +276,43 @@ def open_ledger(
         RunError: The database is damaged, or does not answer.
         UsageError: `url` is not a database URL, or its driver is not installed.
     """
-    storage = _open_storage(url, patience_seconds)
+    with _named_database(url):
+        storage = _open_storage(url, patience_seconds)
+        try:
+            study = optuna.create_study(
+                storage=storage, study_name=name, directions=list(directions), load_if_exists=True
+            )
+            yield Ledger(study, storage, space, is_carrier=not url.startswith("sqlite"))
+        finally:
+            storage.remove_session()
+            storage.engine.dispose()
+
+
+@contextmanager
+def _named_database(url: str) -> Iterator[None]:
+    """Turn an error of the database into a `RunError` with its cause."""
     try:
-        study = optuna.create_study(
-            storage=storage, study_name=name, directions=list(directions), load_if_exists=True
-        )
-        yield Ledger(study, storage, space, is_carrier=not url.startswith("sqlite"))
-    finally:
-        storage.remove_session()
-        storage.engine.dispose()
+        yield
+    except (DatabaseError, StorageInternalError) as error:
+        source = error.__cause__ if isinstance(error.__cause__, DatabaseError) else error
+        cause = str(getattr(source, "orig", source)).strip().splitlines()[0]
+        file = url.removeprefix("sqlite:///")
+        if file == url:
+            text = (
+                f"the database of --storage does not answer: {cause}. Is it running, and "
+                "reachable from here? Earlier measurements are in measurements.jsonl."
+            )
+        elif isinstance(source, OperationalError):  # locked, on a full disk, read-only
+            text = (
+                f"{file} cannot be read or written ({cause}). Every measurement is in "
+                "measurements.jsonl: the same command resumes."
+            )
+        else:
+            text = (
+                f"{file} is damaged ({cause}). Delete it: every measurement is in "
+                "measurements.jsonl, and the search resumes from there."
+            )
+        raise RunError(text) from error
 
 
 def _open_storage(url: str, patience_seconds: int) -> Any:
@@ -293,17 +328,6 @@ def _open_storage(url: str, patience_seconds: int) -> Any:
         raise UsageError(
             "the storage is not a database URL. Write postgresql://USER@HOST/NAME with --storage, "
             "or leave it out to use study.db in the run."
-        ) from error
-    except DatabaseError as error:
-        if is_file:
-            raise RunError(
-                f"{url.removeprefix('sqlite:///')} is damaged ({error.orig}). Delete it: every "
-                "measurement is in measurements.jsonl, and the search resumes from there."
-            ) from error
-        first = str(error.orig).strip().splitlines()[0]
-        raise RunError(
-            f"the database of --storage does not answer: {first}. Is it running, and reachable "
-            "from here? Earlier measurements are in measurements.jsonl."
         ) from error
 
 

@@ -9,15 +9,15 @@ before it is used.
 
 from __future__ import annotations
 
-import json
 import zipfile
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 
-from backtrack.errors import UsageError
+from backtrack.errors import RunError, UsageError
 from backtrack.records import Record
-from backtrack.run.files import write_atomically
+from backtrack.run.files import read_record, write_atomically
 from backtrack.run.foreign_formats import find_weights, weight_files_of
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ def write_end(run: Run, end: End) -> None:
 def read_end(run: Run) -> End | None:
     """Return how a run's training ended; None if it has not, or it was not recorded."""
     path = run.path / TRAINER_FOLDER / _END
-    return End.model_validate_json(path.read_bytes()) if path.is_file() else None
+    remedy = "Restore it from a copy, or delete it and resume training."
+    return read_record(path, End, remedy) if path.is_file() else None
 
 
 def is_finished(run: Run) -> bool:
@@ -78,7 +79,7 @@ def is_finished(run: Run) -> bool:
     if checkpoint is None:
         return False
     state = _state(checkpoint)
-    return state["global_step"] >= state["max_steps"] and state["global_step"] in run.steps
+    return state.global_step >= state.max_steps and state.global_step in run.steps
 
 
 def require_same_recipe(run: Run, recipe: Recipe) -> None:
@@ -117,11 +118,21 @@ def _step(checkpoint: Path) -> int:
     return int(number) if number.isdecimal() else 0
 
 
-def _state(checkpoint: Path) -> dict[str, Any]:
-    state: dict[str, Any] = json.loads(
-        (checkpoint / "trainer_state.json").read_text(encoding="utf-8")
-    )
-    return state
+class _TrainerState(BaseModel):
+    """The fields read of a Trainer's `trainer_state.json`."""
+
+    global_step: int
+    max_steps: int
+
+
+class _ShardIndex(BaseModel):
+    """The field read of an index of sharded weights."""
+
+    weight_map: dict[str, str]
+
+
+def _state(checkpoint: Path) -> _TrainerState:
+    return read_record(checkpoint / "trainer_state.json", _TrainerState)
 
 
 def _is_complete(checkpoint: Path) -> bool:
@@ -136,7 +147,7 @@ def _is_complete(checkpoint: Path) -> bool:
         pickled += weight_files_of(*sharded)
     try:
         return (
-            _state(checkpoint)["global_step"] == _step(checkpoint)
+            _state(checkpoint).global_step == _step(checkpoint)
             and bool(random_states)
             and bool(weights or sharded)
             # A zip archive ends with its table, so a truncated file is not one.
@@ -144,7 +155,7 @@ def _is_complete(checkpoint: Path) -> bool:
             and all(_opens(path) for path in weights)
             and _has_every_shard(checkpoint)
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, RunError):
         return False
 
 
@@ -160,5 +171,5 @@ def _has_every_shard(checkpoint: Path) -> bool:
     return all(
         (checkpoint / shard).is_file()
         for index in checkpoint.glob("*.safetensors.index.json")
-        for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        for shard in read_record(index, _ShardIndex).weight_map.values()
     )

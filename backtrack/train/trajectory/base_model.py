@@ -7,7 +7,6 @@ written before training changes them, under the names of a model without adapter
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from backtrack.errors import CheckpointError, RunError, UsageError
 from backtrack.records import BaseModelReference
 from backtrack.run.checkpoint_reader import base_folder, fingerprint
 from backtrack.run.checkpoint_writer import weight_files
+from backtrack.run.files import read_record
 from backtrack.train.trajectory.initializations import BASE_CHANGING_INITIALIZATIONS
 from backtrack.train.trajectory.live_method import active_config, initialization_of
 
@@ -168,7 +168,7 @@ def _plain_name(name: str, wrappers: Iterable[tuple[str, str]]) -> str | None:
 
 def is_vocabulary_resized(model: PeftModel, base: Path) -> bool:
     """Whether the vocabulary size differs from the base's, so adapters must save the embedding."""
-    in_file = json.loads((base / "config.json").read_text(encoding="utf-8")).get("vocab_size")
+    in_file = read_record(base / "config.json", dict[str, Any]).get("vocab_size")
     live = getattr(plain_model(model).config, "vocab_size", None)
     return in_file is not None and live is not None and in_file != live
 
