@@ -128,7 +128,7 @@ PARTITIONED = {
 def test_tensors_partitioned_by_zero3_are_saved_whole(
     make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
-    methods = {"full": FULL, "lora": LORA}
+    methods: dict[str, dict[str, Any]] = {"full": FULL, "lora": LORA}
     recipes = {name: on_two(make_recipe, name, method) for name, method in methods.items()}
     config = tmp_path / "zero3.json"
     config.write_text(json.dumps(PARTITIONED))
