@@ -41,7 +41,9 @@ class PlacedModel(Protocol):
     tokenizer: Any
     form: Form
     curve: CurveName
-    point: Point
+
+    @property
+    def point(self) -> Point: ...
 
     @property
     def row_strengths(self) -> RowStrengths | None: ...

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from backtrack.path.profiles import Strength
     from backtrack.run.directory import Run
 
 
@@ -48,6 +47,10 @@ _SLOW_STORAGE = {"pinned": "in host memory", "mapped": "in files (see TMPDIR)"}
 class Placement:
     """A live model that can be set to any point of a run's path.
 
+    If a method raises, the model is at the point it was at, and so is `point`: a checkpoint is
+    read and checked before any weight is changed. If writing the weights itself is interrupted,
+    the model is at no point: `point` and `save` raise until `place` succeeds.
+
     Attributes:
         model: The live model; a `PeftModel` if attached. Use it, do not write into it.
         tokenizer: The run's tokenizer.
@@ -55,7 +58,6 @@ class Placement:
         curve: The curve it moves on: `native` or `line`.
         keep: Where the ends of a merged path are stored: `device`, `pinned` or `mapped`; None if
             attached.
-        point: The point that the model is at.
         row_strengths: Several strengths in one batch, for a plain LoRA; None for all else.
     """
 
@@ -99,11 +101,25 @@ class Placement:
                 "%s: the ends of the path are stored %s, not on the device; moving to a point "
                 "takes as long as reading them.", run.path, _SLOW_STORAGE[self.keep],
             )  # fmt: skip
-        self.point = Point.base()
+        self._point: Point | None = None
         self._check_ends(run)
         self.row_strengths: RowStrengths | None = None
         if isinstance(self._backend, Attached) and can_scale_rows(self._backend):
             self.row_strengths = RowStrengths(self._backend)
+
+    @property
+    def point(self) -> Point:
+        """The point that the model is at.
+
+        Raises:
+            PlacementError: The last `place` was interrupted while it wrote weights.
+        """
+        if self._point is None:
+            raise PlacementError(
+                "the model is at no point of the path: the last move was interrupted while "
+                "weights were written. Place it again."
+            )
+        return self._point
 
     @torch.no_grad()
     def place(self, point: Point) -> None:
@@ -115,8 +131,10 @@ class Placement:
             CheckpointError: The step's weights are damaged.
         """
         target = point.canonical
-        self._backend.place(target, self._multipliers_at(target))
-        self.point = target
+        write = self._backend.prepare(target, self._multipliers_at(target))
+        self._point = None
+        write()
+        self._point = target
 
     def save(self, folder: Path, *, is_untied: bool = False) -> None:
         """Write the model at its current point, as stock PEFT, transformers and vLLM load it.
@@ -124,7 +142,11 @@ class Placement:
         Args:
             folder: Folder to write into. Attached, the adapter is written, else the whole model.
             is_untied: Write a tied head as a separate tensor.
+
+        Raises:
+            PlacementError: The model is at no point.
         """
+        logger.info("writing %s to %s", self.point, folder)
         save_model(self.model, folder, is_untied=is_untied)
 
     @torch.no_grad()
@@ -149,13 +171,7 @@ class Placement:
             PointError: The run has no such step.
         """
         self._require_known(Point(step=step))
-        return block_strengths(self._measured_strengths(step))
-
-    def _measured_strengths(self, step: int) -> dict[str, Strength]:
-        """Strength of each module at a checkpoint; the model is back at its point afterwards."""
-        strengths = self._backend.strengths(step)
-        self._backend.place(self.point, self._multipliers_at(self.point))
-        return strengths
+        return block_strengths(self._backend.strengths(step))
 
     def _multipliers_at(self, point: Point) -> Mapping[str, float]:
         """Each module's multiplier of alpha; empty if all are 1."""
@@ -166,7 +182,7 @@ class Placement:
         key = (point.step, str(profile))
         if key not in self._multipliers:
             measured = profile.kind in {"safe", "min"}
-            strengths = self._measured_strengths(point.step) if measured else {}
+            strengths = self._backend.strengths(point.step) if measured else {}
             self._multipliers[key] = multipliers(
                 profile, self._backend.modules, strengths, self._backend.law
             )

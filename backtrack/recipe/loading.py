@@ -18,6 +18,9 @@ from backtrack.recipe.yaml_loader import RefusedError, parse_yaml
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+_TRAINER_FILES = ("accelerator_config", "chat_template_path", "deepspeed", "fsdp_config")
+"""Fields of TRL's configurations that may name a file."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -166,7 +169,9 @@ def with_absolute_paths(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     copy = dict(raw)
     base = raw.get("base")
     copy["base"] = absolute(base) if isinstance(base, str) else mapped(base, ["model"])
-    copy["data"] = mapped(raw.get("data"), ["train"])
+    copy["data"] = mapped(raw.get("data"), ["train", "eval"])
+    for trainer in ("sft", "grpo"):
+        copy[trainer] = mapped(raw.get(trainer), _TRAINER_FILES)
     if isinstance(raw.get("objectives"), list):
         copy["objectives"] = [mapped(o, ["path", "include_path"]) for o in raw["objectives"]]
     return {k: v for k, v in copy.items() if k in raw}

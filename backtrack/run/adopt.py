@@ -49,7 +49,9 @@ def adopt(  # noqa: PLR0913  # public: every argument but the source is optional
 
     Args:
         source: Folder that has `checkpoint-*` folders, an adapter or a model.
-        base: Hub name or folder of the base; needed if the checkpoints do not name it.
+        base: Hub name or folder of the base; needed if the checkpoints do not name it. A Hub
+            model that an adapter's configuration names is taken at the revision named there,
+            unless the recipe names another.
         name: Name of the run; the default is the folder's.
         runs: Folder to make the run in.
         recipe: Objectives and settings of the search.
@@ -73,7 +75,8 @@ def adopt(  # noqa: PLR0913  # public: every argument but the source is optional
     last = Path(entries[-1].source or entries[-1].folder)
     path = last / "adapter_config.json"
     settings = read_record(path, dict[str, Any]) if is_adapter(last) else None
-    reference = _base_reference(base or _named_base(last, settings, recipe), recipe)
+    model = base or _named_base(last, settings, recipe)
+    reference = _base_reference(model, recipe, _named_revision(model, settings))
     if settings is None:
         entries = _fitting(entries, reference, skipped)
     manifest = Manifest(
@@ -190,11 +193,23 @@ def _named_base(last: Path, settings: Mapping[str, Any] | None, recipe: Recipe |
     )
 
 
-def _base_reference(model: str, recipe: Recipe | None) -> BaseModelReference:
+def _named_revision(model: str, settings: Mapping[str, Any] | None) -> str | None:
+    """The Hub revision that an adapter's configuration pins its base to; None if it pins none.
+
+    It says nothing of another model that the user names as the base, nor of a folder.
+    """
+    is_pinned = settings and settings.get("revision") and not Path(model).is_dir()
+    if not settings or not is_pinned or settings.get("base_model_name_or_path") != model:
+        return None
+    return str(settings["revision"])
+
+
+def _base_reference(model: str, recipe: Recipe | None, revision: str | None) -> BaseModelReference:
+    """The base, by the recipe's settings; a revision that the recipe names is preferred."""
     section = recipe.base if recipe is not None else None
     bare = BaseModelReference(
         model=str(Path(model).resolve()) if Path(model).is_dir() else model,
-        revision=section.revision if section else None,
+        revision=(section.revision if section else None) or revision,
         dtype=section.dtype if section else "auto",
         trust_remote_code=section.trust_remote_code if section else False,
         quantization=section.quantization if section else None,

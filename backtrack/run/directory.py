@@ -6,12 +6,14 @@
       study.db  measurements.jsonl  selection.json  sweep.json  report.html  figures/  export/
 
 Promised: what was whole when a process was killed is read back whole. A missing checkpoint folder
-raises an error that names the step; it is never skipped.
+raises an error that names the step; it is never skipped. One thread may write checkpoints through
+a `Run` while others read its index.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -30,6 +32,8 @@ from backtrack.run.files import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from backtrack.records import BaseModelReference
 
 logger = logging.getLogger(__name__)
@@ -59,7 +63,9 @@ class Run:
         self.path = path
         self.manifest = manifest
         self.recipe = recipe
-        self._index: dict[int, CheckpointEntry] | None = None
+        self._index: Mapping[int, CheckpointEntry] | None = None
+        """The last entry of each step; replaced, never changed, since other threads read it."""
+        self._index_lock = threading.RLock()
 
     @classmethod
     def create(
@@ -138,7 +144,7 @@ class Run:
     @property
     def steps(self) -> tuple[int, ...]:
         """Steps that have a complete checkpoint, ascending."""
-        return tuple(sorted(s for s, e in self._read_index().items() if not e.is_dropped))
+        return tuple(entry.step for entry in self.entries())
 
     @property
     def final(self) -> Point:
@@ -147,11 +153,12 @@ class Run:
         Raises:
             RunError: The run has no checkpoint yet.
         """
-        if not self.steps:
+        steps = self.steps
+        if not steps:
             raise RunError(
                 f"{self.path} has no complete checkpoint yet. Train first: `backtrack train`."
             )
-        return Point(step=self.steps[-1], alpha=1.0)
+        return Point(step=steps[-1], alpha=1.0)
 
     def entry(self, step: int) -> CheckpointEntry:
         """The index entry of a step.
@@ -167,7 +174,8 @@ class Run:
 
     def entries(self) -> tuple[CheckpointEntry, ...]:
         """The index entries of all checkpoints, by step."""
-        return tuple(self.entry(step) for step in self.steps)
+        index = self._read_index()
+        return tuple(index[step] for step in sorted(index) if not index[step].is_dropped)
 
     def folder(self, step: int) -> Path:
         """The folder of a checkpoint's weights.
@@ -198,9 +206,10 @@ class Run:
 
     def add_entry(self, entry: CheckpointEntry) -> None:
         """Append to the index; the last line of a step counts."""
-        index = self._read_index()
-        append_line(self.trajectory / INDEX, entry.model_dump_json(exclude_defaults=True))
-        index[entry.step] = entry
+        with self._index_lock:
+            index = self._read_index()
+            append_line(self.trajectory / INDEX, entry.model_dump_json(exclude_defaults=True))
+            self._index = {**index, entry.step: entry}
 
     def drop_entry(self, step: int) -> None:
         """Mark a step as deleted in the index."""
@@ -265,17 +274,20 @@ class Run:
         else:
             write_atomically(path, sweep.model_dump_json() + "\n")
 
-    def _read_index(self) -> dict[int, CheckpointEntry]:
+    def _read_index(self) -> Mapping[int, CheckpointEntry]:
         """The last entry of each step.
 
         A damaged line hides only its own step, which is recovered when training resumes.
         """
-        if self._index is not None:
+        with self._index_lock:
+            if self._index is None:
+                self._index = self._index_of_file()
             return self._index
+
+    def _index_of_file(self) -> dict[int, CheckpointEntry]:
         path = self.trajectory / INDEX
         entries = read_lines(path, CheckpointEntry, skips_invalid=True)
-        self._index = {entry.step: entry for entry in entries}
-        return self._index
+        return {entry.step: entry for entry in entries}
 
 
 def _read_recipe(path: Path) -> Recipe | None:

@@ -104,9 +104,13 @@ class TrajectoryWriter:
             CheckpointError: An earlier checkpoint could not be written.
         """
         self._slots.acquire()
-        self._raise_error()
-        self._waiting = [future for future in self._waiting if not future.done()]
-        self._waiting.append(self._pool.submit(self._take, offered))
+        try:
+            self._raise_error()
+            self._waiting = [future for future in self._waiting if not future.done()]
+            self._waiting.append(self._pool.submit(self._take, offered))
+        except BaseException:
+            self._slots.release()  # no thread takes this checkpoint, so none would release it
+            raise
 
     def flush(self) -> None:
         """Wait until every offered checkpoint is on disk.

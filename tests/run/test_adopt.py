@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from backtrack.errors import RunError, UsageError
+from backtrack.path.models.loading import probe
 from backtrack.path.placement import Placement
 from backtrack.point import Point
+from backtrack.recipe import Recipe
 from backtrack.run.adopt import adopt
+from backtrack.run.checkpoint_reader import base_folder
 from backtrack.run.directory import Run
 from tests.models import jitter, make_base
 
@@ -126,3 +132,60 @@ def test_a_name_taken_by_another_source_is_refused(base: Path, tmp_path: Path) -
     shutil.rmtree(tmp_path / "a")
     with pytest.raises(RunError, match="is missing"):
         Run.open(tmp_path / "runs" / "out").folder(5)
+
+
+@pytest.fixture
+def on_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """A model of the Hub's cache: its snapshot folders by revision."""
+    cache = tmp_path / "hub"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    repository = cache / "models--org--tiny"
+    (repository / "refs").mkdir(parents=True)
+    folders = {}
+    for seed, revision in enumerate(("main", "pinned", "other")):
+        commit = str(seed) * 40
+        (repository / "refs" / revision).write_text(commit)
+        folders[revision] = make_base(repository / "snapshots" / commit, seed=seed)
+    return folders
+
+
+def save_pinned(folder: Path, base: Path, **fields: Any) -> Path:
+    """An adapter trained on the base, whose configuration names it by its Hub name."""
+    save(folder, base, is_peft=True)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text()) | {"base_model_name_or_path": "org/tiny"} | fields
+    path.write_text(json.dumps(config))
+    for file in base.glob("token*"):
+        shutil.copy(file, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("fields", "revision"),
+    [({"revision": "pinned"}, "pinned"), ({"revision": "1" * 40}, "pinned"), ({}, "main")],
+)
+def test_the_base_is_taken_at_the_revision_of_the_adapters_configuration(
+    on_hub: dict[str, Path], tmp_path: Path, fields: dict[str, Any], revision: str
+) -> None:
+    folder = save_pinned(tmp_path / "tuned", on_hub[revision], **fields)
+    run = adopt(folder, runs=tmp_path / "runs")
+    assert run.base.revision == fields.get("revision")
+    assert base_folder(run.base) == on_hub[revision]
+    placement = Placement(Run.open(run.path))
+    placement.place(Point.base())
+    stock = AutoModelForCausalLM.from_pretrained(on_hub[revision])
+    assert torch.equal(probe(placement.model), probe(stock))
+
+
+def test_a_named_base_and_a_recipes_revision_come_before_the_adapters(
+    on_hub: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = save_pinned(tmp_path / "tuned", on_hub["pinned"], revision="pinned")
+    local = adopt(folder, base=str(on_hub["other"]), name="a", runs=tmp_path / "runs")
+    assert (local.base.model, local.base.revision) == (str(on_hub["other"]), None)
+    named = adopt(folder, base="org/tiny", name="b", runs=tmp_path / "runs")
+    assert named.base.revision == "pinned"
+    recipe = Recipe.model_validate(
+        {"name": "c", "base": {"model": "org/tiny", "revision": "other"}}
+    )
+    assert adopt(folder, recipe=recipe, name="c", runs=tmp_path / "runs").base.revision == "other"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import sys
+import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -13,12 +15,22 @@ from safetensors.torch import save_file
 
 from backtrack.errors import CheckpointError, PointError, RunError
 from backtrack.point import Point
-from backtrack.records import BaseModelReference, Manifest, Measurement, Method, ObjectiveInfo
+from backtrack.records import (
+    BaseModelReference,
+    CheckpointEntry,
+    Manifest,
+    Measurement,
+    Method,
+    ObjectiveInfo,
+)
 from backtrack.records.record import now
 from backtrack.run.checkpoint_reader import fingerprint, read_checkpoint, read_tensors
 from backtrack.run.checkpoint_writer import write_checkpoint
 from backtrack.run.directory import Run
 from backtrack.run.finding import find_run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 INFO = ObjectiveInfo(
     name="sums",
@@ -159,3 +171,64 @@ def test_garbage_for_weights_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 64)
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         read_tensors(tmp_path)
+
+
+@pytest.fixture
+def eager_switching() -> Iterator[None]:
+    """Threads that give way to each other as often as possible."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def entry(step: int) -> CheckpointEntry:
+    return CheckpointEntry(step=step, folder=f"step-{step:08d}", num_bytes=step, sha256={})
+
+
+@pytest.mark.usefixtures("eager_switching")
+def test_the_index_is_read_while_another_thread_writes_it(run: Run) -> None:
+    errors: list[Exception] = []
+    is_done = threading.Event()
+
+    def read() -> None:
+        while not is_done.is_set():
+            try:
+                steps = run.steps
+                assert steps == tuple(sorted(set(steps)))
+                assert all(e.num_bytes == e.step for e in run.entries())
+                assert not steps or run.final.step >= steps[-1]
+            except Exception as error:  # noqa: BLE001  # a thread's error would be lost
+                errors.append(error)
+                return
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for step in range(1, 400):
+        run.add_entry(entry(step))
+        if step % 3 == 0:
+            run.drop_entry(step - 1)
+    is_done.set()
+    reader.join()
+    assert errors == []
+    assert run.steps == Run.open(run.path).steps
+
+
+@pytest.mark.usefixtures("eager_switching")
+def test_a_first_read_beside_a_writer_loses_no_entry(run: Run) -> None:
+    for _ in range(40):
+        opened = Run.open(run.path)
+        last = max(opened.steps, default=0)
+        opened = Run.open(run.path)  # its index is not read yet
+        start = threading.Barrier(2)
+
+        def write(opened: Run = opened, step: int = last + 1) -> None:
+            start.wait()  # noqa: B023  # the thread ends within the loop
+            opened.add_entry(entry(step))
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        start.wait()
+        _ = opened.steps
+        writer.join()
+        assert opened.steps == tuple(range(1, last + 2))

@@ -6,6 +6,7 @@ import errno
 import logging
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -79,6 +80,46 @@ def test_an_error_of_the_thread_surfaces_and_nothing_is_written_after_it(tmp_pat
     with pytest.raises(CheckpointError, match="step 2"):
         writer.close()
     assert Run.open(run.path).steps == (1,)
+
+
+def test_offers_after_an_error_raise_and_never_block(tmp_path: Path) -> None:
+    writer = writer_for(make_run(tmp_path / "run"), is_coded=True)
+
+    def fails() -> dict[str, Bits]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer.offer(Offered(1, fails))
+    with pytest.raises(CheckpointError):
+        writer.flush()
+    raised = []
+
+    def offer_often() -> None:
+        for step in range(2, 4 + 2 * trajectory_writer.MAX_PENDING):
+            try:
+                writer.offer(offered(step))
+            except CheckpointError as error:
+                raised.append(error)
+
+    trainer = threading.Thread(target=offer_often, daemon=True)
+    trainer.start()
+    trainer.join(10)
+    assert not trainer.is_alive()
+    assert len(raised) == 2 + 2 * trajectory_writer.MAX_PENDING
+
+
+def test_an_offer_to_a_closed_writer_raises_and_never_blocks(tmp_path: Path) -> None:
+    writer = writer_for(make_run(tmp_path / "run"), is_coded=True)
+    writer.close()
+
+    def offer_often() -> None:
+        for step in range(1, 2 + trajectory_writer.MAX_PENDING):
+            with pytest.raises(RuntimeError):
+                writer.offer(offered(step))
+
+    trainer = threading.Thread(target=offer_often, daemon=True)
+    trainer.start()
+    trainer.join(10)
+    assert not trainer.is_alive()
 
 
 def test_what_was_offered_is_written_though_the_interpreter_ends(tmp_path: Path) -> None:

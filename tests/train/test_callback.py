@@ -13,6 +13,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import (
+    AdaLoraConfig,
     IA3Config,
     LNTuningConfig,
     LoraConfig,
@@ -440,3 +441,49 @@ def test_a_full_disk_stops_training_and_leaves_earlier_checkpoints_intact(tmp_pa
     assert run.steps == (3,)
     assert sorted(p.name for p in run.trajectory.iterdir()) == ["index.jsonl", "step-00000003"]
     load_whole(run, 3)
+
+
+class RankAllocation(TrainerCallback):
+    """Calls AdaLoRA's allocator as PEFT documents it, in a training loop of one's own."""
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **live: Any) -> None:
+        live["model"].base_model.update_and_allocate(state.global_step)
+
+
+class LiveProbes(TrainerCallback):
+    """Records probe logits of the live model after each step."""
+
+    def __init__(self) -> None:
+        self.logits: dict[int, torch.Tensor] = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **live: Any) -> None:
+        self.logits[state.global_step] = probe(live["model"].eval()).clone()
+        live["model"].train()
+
+
+@pytest.mark.parametrize("name", ["default", "mine"])
+def test_adalora_in_a_trainer_of_ones_own_is_saved_at_every_step(
+    tmp_path: Path, base: Path, name: str
+) -> None:
+    config = AdaLoraConfig(
+        init_r=4, target_r=2, tinit=1, tfinal=2, deltaT=1, total_step=7, target_modules=LINEAR,
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config, adapter_name=name)
+    probes = LiveProbes()
+    callback = TrajectoryCallback(tmp_path / "run", every_steps=1)
+    trainer_for(
+        model, tmp_path / "out", RankAllocation(), callback, probes,
+        save_strategy="steps", save_steps=2,
+    ).train()  # fmt: skip
+    trained: Any = model.peft_config[name]
+    assert trained.rank_pattern, "no rank was removed: the test tests nothing"
+    run = callback.run
+    assert run.steps == tuple(range(1, 8))
+    placement = Placement(run)
+    for step in (7, 2, 5, 1):
+        loaded = AutoModelForCausalLM.from_pretrained(base)
+        stock = probe(PeftModel.from_pretrained(loaded, str(run.folder(step))).eval())
+        assert torch.equal(stock, probes.logits[step])
+        placement.place(Point(step=step))
+        assert torch.equal(probe(placement.model), probes.logits[step])

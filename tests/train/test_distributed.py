@@ -112,6 +112,36 @@ def test_recipes_on_two_processes_by_deepspeed(
         assert_same_trajectory(run, on_one(make_recipe, name, methods[name]))
 
 
+PARTITIONED = {
+    "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+}
+"""ZeRO-3 that partitions every tensor: by default it leaves those below 1e5 numbers whole."""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None,
+    reason="DeepSpeed is not installed; the dev extra installs it on Linux",
+)
+def test_tensors_partitioned_by_zero3_are_saved_whole(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    methods: dict[str, dict[str, Any]] = {"full": FULL, "lora": LORA}
+    recipes = {name: on_two(make_recipe, name, method) for name, method in methods.items()}
+    config = tmp_path / "zero3.json"
+    config.write_text(json.dumps(PARTITIONED))
+    launch(
+        "accelerate.commands.launch", "--use_deepspeed", "--deepspeed_config_file", str(config),
+        "--num_processes", "2", "-m", "tests.train.train_by_deepspeed",
+        *(written(recipe, tmp_path) for recipe in recipes.values()),
+    )  # fmt: skip
+    for name, recipe in recipes.items():
+        run = Run.open(Path(recipe.output) / recipe.name)
+        assert_same_trajectory(run, on_one(make_recipe, name, methods[name]))
+
+
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of a full model and of LoRA whose weights were sharded over two processes by FSDP2."""

@@ -11,6 +11,7 @@ from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state
 from peft.tuners.lora import LoraLayer
 
 from backtrack.errors import PlacementError
+from backtrack.path.adapters.config_fields import first_difference
 from backtrack.path.adapters.handles import plain_name
 from backtrack.path.adapters.rewritten_base import (
     is_factor,
@@ -75,7 +76,7 @@ class OpenedAdapter:
 
         Raises:
             CheckpointError: Damaged, or not finite.
-            PlacementError: Its configuration differs from the last checkpoint's.
+            PlacementError: Its configuration gives another path than the last checkpoint's.
         """
         _require_same_config(self.run.folder(step), self.saved_config)
         tensors = read_checkpoint(self.run, step)
@@ -224,11 +225,11 @@ def _subtract_products(model: PeftModel) -> None:
 
 
 def _require_same_config(folder: Path, config: PeftConfig) -> None:
-    ours, theirs = config.to_dict(), read_adapter_config(folder).to_dict()
-    differing = [key for key in ours if ours[key] != theirs.get(key) and key != "inference_mode"]
-    if differing:
+    difference = first_difference(config, read_adapter_config(folder))
+    if difference is not None:
+        name, ours, theirs = difference
         raise PlacementError(
-            f"{folder}: {differing[0]} is {theirs.get(differing[0])!r}, but "
-            f"{ours[differing[0]]!r} in the last checkpoint. All checkpoints of a run must have "
-            "one adapter configuration."
+            f"{folder}: {name} is {theirs!r}, but {ours!r} in the last checkpoint. All "
+            f"checkpoints of a run must have the same {name}: adopt those that share it as a run "
+            "of their own."
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import OrderedDict
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from peft import set_peft_model_state_dict
@@ -27,7 +28,7 @@ from backtrack.path.adapters.tuners import clips_generator, tuner_of
 from backtrack.path.curves import coefficient
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import torch
     from torch import Tensor
@@ -77,17 +78,21 @@ class Attached:
         self.tolerance = self._opened.tolerance
         self.model.requires_grad_(requires_grad=False)
 
-    def place(self, point: Point, multipliers: Mapping[str, float]) -> None:
+    def prepare(self, point: Point, multipliers: Mapping[str, float]) -> Callable[[], None]:
         step = point.step or self._final_step
         trained = self._trained(step)
-        for handle in self.handles:
-            alpha = point.alpha * _multiplier(handle, multipliers, point)
-            handle.write(trained[handle.name], alpha)
-        for module, layer in self._disabled_at_base.items():
-            layer.enable_adapters(point.alpha * multipliers.get(module, 1.0) != 0)
+        alphas = [point.alpha * _multiplier(h, multipliers, point) for h in self.handles]
         strongest = point.alpha * max(multipliers.values(), default=1.0)
         if strongest > 1:
             self._check_beyond_one(step, strongest)
+
+        def write() -> None:
+            for handle, alpha in zip(self.handles, alphas, strict=True):
+                handle.write(trained[handle.name], alpha)
+            for module, layer in self._disabled_at_base.items():
+                layer.enable_adapters(point.alpha * multipliers.get(module, 1.0) != 0)
+
+        return write
 
     def distance(self, point: Point, multipliers: Mapping[str, float]) -> float:
         trained = self._trained(point.step)
@@ -100,13 +105,14 @@ class Attached:
         return math.sqrt(squares)
 
     def strengths(self, step: int) -> dict[str, Strength]:
-        """Strength of each module at alpha 1; may leave the adapter there. See `profiles`."""
+        """Strength of each module at alpha 1. See `profiles`."""
         trained = self._trained(step)
         if self.law == "root":
             return generator_strengths(self.handles, trained)
-        for handle in self.handles:
-            handle.write(trained[handle.name], 1.0)
-        return delta_strengths(self.model, self.originals, self.base_value)
+        with self._restored():
+            for handle in self.handles:
+                handle.write(trained[handle.name], 1.0)
+            return delta_strengths(self.model, self.originals, self.base_value)
 
     def base_value(self, name: str) -> Tensor:
         """The base's own tensor of this name in the plain model."""
@@ -119,8 +125,10 @@ class Attached:
 
     def _trained(self, step: int) -> dict[str, Tensor]:
         if step not in self._snapshots:
-            set_peft_model_state_dict(self.model, self._opened.read(step))
-            self._snapshots[step] = self._snapshot()
+            tensors = self._opened.read(step)
+            with self._restored():
+                set_peft_model_state_dict(self.model, tensors)
+                self._snapshots[step] = self._snapshot()
             while len(self._snapshots) > CACHED_STEPS:
                 self._snapshots.popitem(last=False)
         self._snapshots.move_to_end(step)
@@ -128,6 +136,16 @@ class Attached:
 
     def _snapshot(self) -> dict[str, Tensor]:
         return {handle.name: handle.live.detach().clone() for handle in self.handles}
+
+    @contextmanager
+    def _restored(self) -> Iterator[None]:
+        """Restore the handles' live values after the context, also after an error."""
+        values = self._snapshot()
+        try:
+            yield
+        finally:
+            for handle in self.handles:
+                handle.live.copy_(values[handle.name])
 
     def _tuner_layers(self) -> dict[str, BaseTunerLayer]:
         return {

@@ -17,7 +17,7 @@ from backtrack.path.backends.merged import (
 from backtrack.run.checkpoint_writer import is_adapter
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import torch
     from torch import Tensor
@@ -56,14 +56,25 @@ class Backend(Protocol):
     @property
     def modules(self) -> tuple[str, ...]: ...
 
-    def place(self, point: Point, multipliers: Mapping[str, float]) -> None:
-        """Set the model's weights to a point; alpha is multiplied module by module."""
+    def prepare(self, point: Point, multipliers: Mapping[str, float]) -> Callable[[], None]:
+        """Read and check what a point needs; return a function that sets the model's weights.
+
+        The model does not change before that function is called, whether or not this raises. Call
+        it before anything else is asked of the backend.
+
+        Args:
+            point: The point; alpha is multiplied module by module.
+            multipliers: Each module's multiplier of alpha; 1 if missing.
+        """
 
     def distance(self, point: Point, multipliers: Mapping[str, float]) -> float:
-        """L2 norm of the path from the base to `point`, over the tensors that move."""
+        """L2 norm of the path from the base to `point`, over the tensors that move.
+
+        The model does not change, also if this raises.
+        """
 
     def strengths(self, step: int) -> dict[str, Strength]:
-        """Strength of each module at alpha 1; may leave the model there."""
+        """Strength of each module at alpha 1. The model does not change, also if this raises."""
 
 
 def build_backend(

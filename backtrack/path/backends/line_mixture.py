@@ -68,14 +68,19 @@ class LineMixture:
             PlacementError: Shapes differ from the base's.
         """
         if step not in {0, self._step}:
-            self._trained, self._norms = {}, {}  # free the old end before reading the new one
+            # Free the old end before reading the new one; if that fails, it is read again.
+            self._trained, self._norms, self._step = {}, {}, 0
             trained = self._read(step) if trained is None else trained
             _require_shapes(trained, self._base, step)
             self._trained = store_end(trained, self._storage, self._device)
             self._step = step
 
-    def place(self, point: Point, multipliers: Mapping[str, float]) -> None:
-        self.load(point.step)
+    def write(self, point: Point, multipliers: Mapping[str, float]) -> None:
+        """Set the live tensors to a point of the base or of the loaded checkpoint."""
+        if point.is_base:
+            for name, base in self._base.items():
+                self._live[name].copy_(base)
+            return
         for name, trained in self._trained.items():
             alpha = point.alpha * multipliers.get(_module(name), 1.0)
             line(self._base[name], trained, alpha, out=self._live[name])

@@ -23,7 +23,7 @@ from backtrack.path.models.full_checkpoint import FullCheckpoint
 from backtrack.path.models.loading import load_base, probe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from peft import PeftModel
     from torch import Tensor
@@ -47,8 +47,9 @@ class _MergedOnLine:
     def modules(self) -> tuple[str, ...]:
         return self._line.modules
 
-    def place(self, point: Point, multipliers: Mapping[str, float]) -> None:
-        self._line.place(point, multipliers)
+    def prepare(self, point: Point, multipliers: Mapping[str, float]) -> Callable[[], None]:
+        self._line.load(point.step)
+        return lambda: self._line.write(point, multipliers)
 
     def distance(self, point: Point, multipliers: Mapping[str, float]) -> float:
         return self._line.distance(point, multipliers)
@@ -142,14 +143,21 @@ class MergedAdapterOnCurve:
         untie(self.model, adapted)
         self._live = _live(self.model, self._base)
 
-    def place(self, point: Point, multipliers: Mapping[str, float]) -> None:
+    def prepare(self, point: Point, multipliers: Mapping[str, float]) -> Callable[[], None]:
         if point.is_base:
-            for name, base in self._base.items():
-                self._live[name].copy_(base)
-            return
-        self._adapter.place(point, multipliers)
-        for name, write in _writers(self._adapter.model, self._extra_names):
-            write(self._live[name])
+            return self._write_base
+        set_adapter = self._adapter.prepare(point, multipliers)
+
+        def write() -> None:
+            set_adapter()
+            for name, write_weight in _writers(self._adapter.model, self._extra_names):
+                write_weight(self._live[name])
+
+        return write
+
+    def _write_base(self) -> None:
+        for name, base in self._base.items():
+            self._live[name].copy_(base)
 
     def distance(self, point: Point, multipliers: Mapping[str, float]) -> float:
         return self._adapter.distance(point, multipliers)

@@ -54,17 +54,19 @@ class RowStrengths:
         scalings = [layer.scaling[adapter] for layer in layers]
         alphas = torch.tensor([point.alpha for point in points], device=model.device)
         strengths = alphas.repeat_interleave(num_rows)[:, None, None]
-        with torch.no_grad():
-            self._backend.place(points[0].model_copy(update={"alpha": 1.0}), {})
         try:
+            self._place(points[0].model_copy(update={"alpha": 1.0}))
             for layer, scaling in zip(layers, scalings, strict=True):
                 layer.scaling[adapter] = scaling * strengths
             yield
         finally:
             for layer, scaling in zip(layers, scalings, strict=True):
                 layer.scaling[adapter] = scaling
-            with torch.no_grad():
-                self._backend.place(points[0], {})
+            self._place(points[0])
+
+    @torch.no_grad()
+    def _place(self, point: Point) -> None:
+        self._backend.prepare(point, {})()
 
 
 def can_scale_rows(backend: Attached) -> bool:

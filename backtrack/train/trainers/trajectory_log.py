@@ -31,12 +31,16 @@ class TrajectoryLogCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **live: Any
     ) -> None:
-        if self._run is None or self._run.steps == self._steps:
+        if self._run is None:
             return
-        self._steps = self._run.steps
+        entries = self._run.entries()
+        steps = tuple(entry.step for entry in entries)
+        if steps == self._steps:
+            return
+        self._steps = steps
         values = {
             "backtrack/checkpoints": float(len(self._steps)),
-            "backtrack/trajectory_bytes": float(sum(e.num_bytes for e in self._run.entries())),
+            "backtrack/trajectory_bytes": float(sum(e.num_bytes for e in entries)),
         }
         log_extra_values(self._trainer, control, values)
 

@@ -25,6 +25,7 @@ from backtrack.run.checkpoint_writer import weight_files
 from backtrack.run.files import read_record
 from backtrack.train.trajectory.initializations import BASE_CHANGING_INITIALIZATIONS
 from backtrack.train.trajectory.live_method import active_config, initialization_of
+from backtrack.train.trajectory.snapshot import full_shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -182,7 +183,7 @@ def main_dtype(plain: PreTrainedModel) -> str:
     """Return the dtype of most of the base's values; an adapter's dtype may differ."""
     counts: Counter[torch.dtype] = Counter()
     for tensor in plain_weights(plain).values():
-        counts[tensor.dtype] += tensor.numel()
+        counts[tensor.dtype] += full_shape(tensor).numel()
     return _DTYPES.get(counts.most_common(1)[0][0], "auto")
 
 

@@ -2,7 +2,7 @@
 
 Names are those that stock PEFT and transformers write. Their own functions select and name the
 tensors once, on meta tensors; after that the live parameters are read directly, so a save costs
-only its copy. If a library computes what it writes (AdaLoRA's pruned ranks, fused experts that are
+only its copy. If a library computes what it writes (VB-LoRA's top-k logits, fused experts that are
 split), its function is called at every save.
 """
 
@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel, PeftType, get_peft_model_state_dict
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging as transformers_logging
 
@@ -22,10 +23,10 @@ from backtrack.errors import UsageError
 from backtrack.run.bits import Bits, bits_of, tensor_of
 from backtrack.train.trajectory.base_model import plain_model
 from backtrack.train.trajectory.live_method import active_config
-from backtrack.train.trajectory.snapshot import full_tensor, is_sharded
+from backtrack.train.trajectory.snapshot import full_shape, full_tensor, is_sharded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import Tensor
 
@@ -56,7 +57,7 @@ class LiveWeights:
     def refresh(self) -> None:
         """Find the tensors again, after anything that may have replaced parameters."""
         state = self._model.state_dict(keep_vars=True)
-        on_meta = {name: torch.empty(t.shape, device="meta") for name, t in state.items()}
+        on_meta = {name: torch.empty(full_shape(t), device="meta") for name, t in state.items()}
         origin = {id(tensor): name for name, tensor in on_meta.items()}
         named = self._named(on_meta)
         self.tensors: dict[str, Tensor] = {}
@@ -86,12 +87,13 @@ class LiveWeights:
 
     def _named(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if self.is_adapter:
-            named: dict[str, Tensor] = get_peft_model_state_dict(
-                self._model,
-                state_dict=dict(state),
-                adapter_name=self._model.active_adapters[0],
-                save_embedding_layers=self._is_resized,
-            )
+            with _at_full_rank(active_config(self._model)):
+                named: dict[str, Tensor] = get_peft_model_state_dict(
+                    self._model,
+                    state_dict=dict(state),
+                    adapter_name=self._model.active_adapters[0],
+                    save_embedding_layers=self._is_resized,
+                )
             return named
         plain = {name: state[name] for name in self._plain_state()}
         return dict(revert_weight_conversion(self._model, plain))
@@ -120,12 +122,13 @@ class LiveWeights:
             if self.is_adapter:
                 name = self._model.active_adapters[0]
                 empty = {key: torch.empty(0) for key in self._model.state_dict(keep_vars=True)}
-                self._model.save_pretrained(
-                    str(folder),
-                    selected_adapters=[name],
-                    save_embedding_layers=False,
-                    state_dict=empty,
-                )
+                with _at_full_rank(active_config(self._model)):
+                    self._model.save_pretrained(
+                        str(folder),
+                        selected_adapters=[name],
+                        save_embedding_layers=False,
+                        state_dict=empty,
+                    )
                 folder = folder if name == "default" else folder / name
                 return {"adapter_config.json": (folder / "adapter_config.json").read_bytes()}
             had_bar = transformers_logging.is_progress_bar_enabled()
@@ -143,6 +146,23 @@ class LiveWeights:
             config["dtype"] = str(self._dtype).removeprefix("torch.")
             files["config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
         return files
+
+
+@contextmanager
+def _at_full_rank(config: Any) -> Iterator[None]:
+    """Hide AdaLoRA's rank pattern, by which PEFT would drop the removed ranks on saving.
+
+    The removed ranks are zero in the live weights. Saved with them, all checkpoints of a run have
+    one configuration and one shape.
+    """
+    if config.peft_type != PeftType.ADALORA:
+        yield
+        return
+    pattern, config.rank_pattern = config.rank_pattern, None
+    try:
+        yield
+    finally:
+        config.rank_pattern = pattern
 
 
 def gather_weights(model: Any) -> dict[str, Tensor] | None:

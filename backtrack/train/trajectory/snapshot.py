@@ -108,11 +108,13 @@ class Snapshots:
     def _buffers(self, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with self._lock:
             free = self._free.pop() if self._free else {}
-        if free.keys() == live.keys() and all(free[n].shape == t.shape for n, t in live.items()):
+        if free.keys() == live.keys() and all(
+            free[n].shape == full_shape(t) for n, t in live.items()
+        ):
             return free
         return {
             name: torch.empty(
-                tensor.shape, dtype=self._stored_dtype(tensor), pin_memory=tensor.is_cuda
+                full_shape(tensor), dtype=self._stored_dtype(tensor), pin_memory=tensor.is_cuda
             )
             for name, tensor in live.items()
         }
@@ -128,6 +130,14 @@ class Snapshots:
 def is_sharded(tensor: Tensor) -> bool:
     """Whether a process holds only a shard of the tensor, by FSDP2 or DeepSpeed ZeRO-3."""
     return isinstance(tensor, DTensor) or getattr(tensor, "ds_id", None) is not None
+
+
+def full_shape(tensor: Any) -> torch.Size:
+    """The shape of the whole tensor, also if DeepSpeed ZeRO-3 has left an empty one here."""
+    if getattr(tensor, "ds_id", None) is not None:
+        return torch.Size(tensor.ds_shape)
+    shape: torch.Size = tensor.shape
+    return shape
 
 
 def full_tensor(tensor: Any) -> AbstractContextManager[Tensor]:
