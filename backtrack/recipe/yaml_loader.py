@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MAX_DEPTH = 50
 MAX_VALUES = 50_000
-"""Most keys and values of a recipe; an alias counts as all that it stands for."""
+"""Most keys and values of a recipe; an alias counts as all that it repeats."""
 MAX_DIGITS = 300
 _NUMBERS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp"))
 
@@ -72,7 +72,7 @@ class _Loader(yaml.SafeLoader):
             children = node.value
         self._num_values[node] = 1 + sum(self._num_values[child] for child in children)
         if self._num_values[node] > MAX_VALUES:
-            self._refuse(line, f"more than {MAX_VALUES:,} values, counting what aliases stand for")
+            self._refuse(line, f"more than {MAX_VALUES:,} values, counting what aliases repeat")
 
     def _check_scalar(self, node: yaml.ScalarNode, line: int) -> None:
         if node.tag in _NUMBERS and len(node.value) > MAX_DIGITS:

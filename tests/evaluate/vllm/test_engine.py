@@ -246,6 +246,6 @@ def test_an_engine_that_leaves_a_tied_head_behind_is_refused(
 
 def test_too_little_memory_is_one_error_that_names_the_setting(lora_run: Run) -> None:
     llm = {"enforce_eager": True}
-    with pytest.raises(EngineError, match=r"want of memory: .*engine\.memory_share") as caught:
+    with pytest.raises(EngineError, match=r"lack of memory: .*engine\.memory_share") as caught:
         start(lora_run, memory_share=1.0, llm=llm)
     assert "engine.log" in str(caught.value)
