@@ -4,7 +4,7 @@ measure/               points and baselines on fixed items
     evaluator          measures the objectives of points on fixed items, each at most once
     items              the items of each objective by split, in rungs
     baselines          what users take without a search, measured beside the choice
-    contamination      items that were trained on, and benchmarks one chose by
+    contamination      items shared with the training data, and benchmarks that were chosen on
     progress           what is reported while measuring
     serving            an engine in place of the live model
 search/                which point is measured next: `search`
