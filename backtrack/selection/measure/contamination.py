@@ -241,7 +241,7 @@ def _shared_notes(path: Path, used: Mapping[str, Sequence[str]]) -> Iterator[str
         )
 
 
-_AGAIN = "Once that is mended, `backtrack search` compares them."
+_AGAIN = "Correct that, then run `backtrack search`, which compares them again."
 
 
 def _read_shared(path: Path) -> SharedItems:
