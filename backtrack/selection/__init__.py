@@ -4,7 +4,7 @@ measure/               points and baselines on fixed items
     evaluator          measures points on fixed items, each objective at most once
     items              the items of each objective by split, in rungs
     baselines          what users take without a search, measured beside the choice
-    contamination      items that were trained on, and benchmarks one chose by
+    contamination      items shared with the training data, and benchmarks that were chosen on
     progress           what is reported while measuring
     baseline_models    the models of baselines off the path
     engines            the engine a recipe asks for, started

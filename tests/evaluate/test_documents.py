@@ -8,7 +8,7 @@ import datasets
 import pytest
 
 from backtrack.errors import ObjectiveError
-from backtrack.evaluate.objectives.documents import load_records
+from backtrack.evaluate.objectives.documents import iter_records, load_records
 
 RECORDS = [{"number": number} for number in range(17)]
 SLICES = ["test", "test[:5]", "test[-4:]", "test[3:9]", "test[10%:]", "test[25%:50%]", "test[:-2]"]
@@ -53,6 +53,8 @@ def test_line_separators_inside_a_string_do_not_end_a_record(tmp_path):
         ("", "test", "holds no record"),
         ('{"a": 1}\n', "test[5", "is not `name`"),
         ("caf\u00e9", "test", "cannot be read as UTF-8"),
+        ('{"a": ' + "[" * 100_000, "test", "line 1 is not JSON"),
+        ('{"a": ' + "9" * 5000 + "}", "test", "line 1 is not JSON"),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(tmp_path, text, split, message):
@@ -60,6 +62,28 @@ def test_a_bad_file_is_named_with_its_line(tmp_path, text, split, message):
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(ObjectiveError, match=message):
         load_records(str(path), None, split)
+
+
+@pytest.mark.parametrize("split", SLICES)
+def test_records_read_one_by_one_are_those_read_at_once(jsonl, split):
+    path = jsonl(RECORDS, "test.jsonl")
+    assert list(iter_records(path, None, split)) == load_records(path, None, split)
+
+
+def test_records_before_a_bad_line_are_read(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"a": 1}\n\n{"a": \n')
+    records = iter_records(str(path), None, "test")
+    assert next(records) == {"a": 1}
+    with pytest.raises(ObjectiveError, match="line 3 is not JSON"):
+        next(records)
+
+
+def test_a_bad_line_outside_the_slice_is_an_error(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"a": 1}\n{"a": \n')
+    with pytest.raises(ObjectiveError, match="line 2 is not JSON"):
+        load_records(str(path), None, "test[:1]")
 
 
 def test_a_data_set_that_is_nowhere_is_an_error_that_names_it(tmp_path, monkeypatch):

@@ -21,7 +21,6 @@ from backtrack.records.selection import BaselineMeasurement
 from backtrack.report.geometry.section import read_geometry
 from backtrack.run.directory import Run
 from backtrack.run.files import append_line, read_lines, read_record
-from backtrack.selection.measure.contamination import guard_notes
 from backtrack.selection.measure.items import read_items
 from backtrack.train.trainers.resume import newest_checkpoint, read_end
 from tests.selection import fakes
@@ -57,7 +56,6 @@ READERS: dict[str, Callable[[Path], object]] = {
     "selection.json": lambda folder: Run.open(folder).selection(),
     "sweep.json": _sweep,
     "items.json": lambda folder: read_items(folder / "items.json"),
-    "shared_items.json": lambda folder: list(guard_notes(folder, None, {})),
     "arena.json": read_arena,
     "attempts.json": lambda folder: Attempts(folder / "attempts.json"),
     "diagnosis.json": read_geometry,

@@ -15,7 +15,7 @@ from backtrack.errors import ObjectiveError
 from backtrack.recipe import nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 _SLICE = re.compile(r"^[\w.-]*(?:\[(?P<first>-?\d+%?)?:(?P<last>-?\d+%?)?\])?$")
@@ -33,13 +33,29 @@ def load_records(path: str, subset: str | None, split: str) -> list[dict[str, An
     Raises:
         ObjectiveError: The records cannot be read, or there are none.
     """
-    if Path(path).is_file() and Path(path).suffix in JSONL_SUFFIXES:
-        records = _sliced(_read_jsonl(Path(path)), split, path)
-    else:
-        records = _load_dataset(path, subset, split)
-    if not records:
+    return list(iter_records(path, subset, split))
+
+
+def iter_records(path: str, subset: str | None, split: str) -> Iterator[dict[str, Any]]:
+    """Read the records of `load_records` one by one, holding one at a time.
+
+    Args:
+        path: As in `load_records`.
+        subset: As in `load_records`.
+        split: As in `load_records`. For a slice, the lines of a JSONL file are read twice.
+
+    Raises:
+        ObjectiveError: The records cannot be read, or there are none; raised where reading fails,
+            after the records before it.
+    """
+    is_jsonl = Path(path).is_file() and Path(path).suffix in JSONL_SUFFIXES
+    records = _iter_jsonl(Path(path), split) if is_jsonl else _iter_dataset(path, subset, split)
+    is_empty = True
+    for record in records:
+        is_empty = False
+        yield record
+    if is_empty:
         raise ObjectiveError(f"{path}: split {split!r} holds no record.")
-    return records
 
 
 def render(form: str, record: Mapping[str, Any], where: str) -> str:
@@ -63,19 +79,28 @@ def render(form: str, record: Mapping[str, Any], where: str) -> str:
         ) from error
 
 
-def _read_jsonl(path: Path) -> list[dict[str, Any]]:
+def _iter_jsonl(path: Path, split: str) -> Iterator[dict[str, Any]]:
+    """Records of a slice; lines outside of it are checked too."""
+    is_wanted = _slice_filter(path, split)
+    records = (_record(line, path, number) for number, line in _iter_lines(path))
+    return (record for index, record in enumerate(records) if is_wanted(index))
+
+
+def _iter_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number, from 1, and text of each line that is not blank."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        with path.open(encoding="utf-8") as lines:
+            yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise ObjectiveError(f"{path} cannot be read as UTF-8 text: {error}.") from error
-    return [_record(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def _record(line: str, path: Path, number: int) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ObjectiveError(f"{path} line {number} is not JSON: {error.msg}.") from error
+    except (ValueError, RecursionError) as error:  # deep nesting, and integers of 5,000 digits
+        cause = error.msg if isinstance(error, json.JSONDecodeError) else error
+        raise ObjectiveError(f"{path} line {number} is not JSON: {cause}.") from error
     if not isinstance(record, dict):
         raise ObjectiveError(
             f"{path} line {number} holds {type(record).__name__}, not an object with fields."
@@ -83,12 +108,16 @@ def _record(line: str, path: Path, number: int) -> dict[str, Any]:
     return record
 
 
-def _sliced(records: Sequence[dict[str, Any]], split: str, path: str) -> list[dict[str, Any]]:
-    found = _SLICE.match(split)
-    if found is None:
+def _slice_filter(path: Path, split: str) -> Callable[[int], bool]:
+    """Whether the record of an index, from 0, is in the slice; bounds may count from the end."""
+    bounds = _SLICE.match(split)
+    if bounds is None:
         raise ObjectiveError(f"{path}: split {split!r} is not `name` or `name[first:last]`.")
-    first, last = (_bound(found[end], len(records)) for end in ("first", "last"))
-    return list(records[first:last])
+    if bounds["first"] is None and bounds["last"] is None:
+        return lambda _: True
+    num_records = sum(1 for _ in _iter_lines(path))
+    first, last = (_bound(bounds[end], num_records) for end in ("first", "last"))
+    return range(num_records)[first:last].__contains__
 
 
 def _bound(text: str | None, count: int) -> int | None:
@@ -97,15 +126,15 @@ def _bound(text: str | None, count: int) -> int | None:
     return round(int(text[:-1]) * count / 100) if text.endswith("%") else int(text)
 
 
-def _load_dataset(path: str, subset: str | None, split: str) -> list[dict[str, Any]]:
+def _iter_dataset(path: str, subset: str | None, split: str) -> Iterator[dict[str, Any]]:
+    """Rows of a data set, which `datasets` maps from disk."""
     import datasets
 
     try:
-        found = datasets.load_dataset(path, subset, split=split)
+        yield from map(dict, datasets.load_dataset(path, subset, split=split))
     except Exception as error:
         raise ObjectiveError(
             f"the data set {path!r} (subset {subset or 'default'}, split {split!r}) cannot be "
             f"loaded: {' '.join(str(error).split())} Is the name right? It is a file or folder "
             "beside the recipe, a folder of that name in the working directory, or on the Hub."
         ) from error
-    return [dict(record) for record in found]

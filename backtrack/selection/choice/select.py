@@ -25,7 +25,7 @@ from backtrack.selection.measure.baselines import (
     recorded,
     with_rows,
 )
-from backtrack.selection.measure.contamination import guard_notes
+from backtrack.selection.measure.contamination import contamination_notes
 from backtrack.selection.measure.evaluator import Evaluator
 from backtrack.selection.measure.progress import Meter, Progress
 from backtrack.selection.search.space import anchors
@@ -295,7 +295,9 @@ class _Selector:
                 *cautions(outcome, self._constraints),
                 *broken_on_report(weighted, chosen, base, final, self._constraints),
                 *few_items(num_items),
-                *guard_notes(evaluator.run.path, evaluator.recipe, _item_ids(table, report.table)),
+                *contamination_notes(
+                    evaluator.run.path, evaluator.recipe, _item_ids(table, report.table)
+                ),
                 *_points_left_out(evaluator, table),
                 *self._left_out,
             ),

@@ -19,7 +19,7 @@ from backtrack.recipe import EngineSection, Recipe, SearchSection, TransformersS
 from backtrack.records import ROLES
 from backtrack.run.directory import MEASURED
 from backtrack.run.files import write_atomically
-from backtrack.selection.measure.contamination import find_shared, write_shared
+from backtrack.selection.measure.contamination import record_shared_items
 from backtrack.selection.measure.items import ITEMS, Items, read_items, save_items
 from backtrack.selection.stats.items import items_digest
 from backtrack.selection.stats.recorded_setting import RequestedObjective, recorded_setting
@@ -129,7 +129,7 @@ class Evaluator:
             write_atomically(
                 self.run.path / MEASURED, self.recipe.model_dump_json(indent=2) + "\n"
             )
-            write_shared(self.run.path, find_shared(self.recipe.data, self._objectives))
+            record_shared_items(self.run, self.recipe, self._objectives)
         return self._objectives
 
     @property
