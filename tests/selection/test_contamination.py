@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from backtrack.demo import ASSETS
 from backtrack.evaluate.build import build_objectives
 from backtrack.recipe import DataSection, Recipe
+from backtrack.selection.choice.select import select
 from backtrack.selection.measure.contamination import (
     SHARED,
     SharedItems,
@@ -21,7 +22,7 @@ from backtrack.selection.measure.contamination import (
     find_shared,
     record_shared_items,
 )
-from tests.selection.fakes import make_run, pair
+from tests.selection.fakes import FakeEngine, make_recipe, make_run, pair
 
 LONG = (
     "A farmer has twelve cows and sells three of them to a neighbour who already owns seven cows "
@@ -351,6 +352,17 @@ def test_objectives_without_text_are_not_listed_as_compared(tmp_path: Path):
     own: Any = pair()
     compared = find_shared(recipe.data, [*own, *build_objectives(recipe, tokenizer())])
     assert list(compared.items) == ["sums.jsonl", "prose.jsonl"]
+
+
+def test_a_selection_notes_that_the_training_data_could_not_be_read(tmp_path: Path):
+    items = {"selection": 200, "report": 200}
+    run = make_run(tmp_path / "run", make_recipe(trials=0, checkpoints=0, items=items))
+    failed = SharedItems(train="a", failure="a line 2 is not JSON.", items={})
+    (run.path / SHARED).write_text(failed.model_dump_json())
+    engine: Any = FakeEngine()
+    objectives: Any = pair()
+    notes = select(run, placement=engine, objectives=objectives).selection.notes
+    assert any("unknown: a line 2 is not JSON." in note for note in notes)
 
 
 def test_choosing_on_a_benchmark_is_said(tmp_path: Path):

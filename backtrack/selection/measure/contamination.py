@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from backtrack.run.directory import Run
 
 SHARED = "shared_items.json"
+_AGAIN = "Correct that, then run `backtrack search`, which compares them again."
 RUN_WORDS = 13
 OVERLAP = 0.8
 MIN_WORDS = 4
@@ -239,9 +240,6 @@ def _shared_notes(path: Path, used: Mapping[str, Sequence[str]]) -> Iterator[str
             f"Whether items of {', '.join(others)} were trained on is unknown: only items of a "
             "recipe's objectives that have a text are compared with the training data."
         )
-
-
-_AGAIN = "Correct that, then run `backtrack search`, which compares them again."
 
 
 def _read_shared(path: Path) -> SharedItems:
