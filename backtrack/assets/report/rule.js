@@ -7,7 +7,7 @@ const rule = (() => {
 
   const holds = (values, least) => (i) => values[i] >= least - TOLERANCE;
 
-  // One test per bound, in the order of backtrack/selection/stats/front.py.
+  // One test per bound, in the order of backtrack/selection/stats/bounds.py.
   function boundsOf(page, constraints) {
     const { base, final, points } = page.sweep;
     const { target, general } = points;
