@@ -340,7 +340,7 @@ def test_fingerprint_covers_documents_formats_and_settings(build):
     ("records", "settings", "message"),
     [
         (PAIRS, {"prompt": "{promt}"}, "items/0 has no field 'promt'.*Did you mean 'prompt'"),
-        (PAIRS, {"prompt": "{prompt"}, "is no format over its fields"),
+        (PAIRS, {"prompt": "{prompt"}, "is not a valid format of its fields"),
         (PAIRS, {"apply_chat_template": True}, "no chat template"),
         (PAIRS, {"score": "choice"}, "the field 'choices' must list two or more"),
         ([{"prompt": "a", "completion": " "}], {}, "items/0: the completion is empty"),
