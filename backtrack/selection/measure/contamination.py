@@ -163,7 +163,7 @@ class _ItemIndex:
             self._has_occurred[columns[self._runs[columns] == hashes]] = True
 
     def shared(self) -> Iterator[bool]:
-        """Whether each text is shared with the examples looked up, in the order of the texts."""
+        """Whether each text is shared with the examples given to `look_up`, in order of texts."""
         ends = np.cumsum(self._num_runs, dtype=int)
         for whole, columns in zip(self._wholes, np.split(self._columns, ends), strict=False):
             num_occurred = self._has_occurred[columns].sum()
