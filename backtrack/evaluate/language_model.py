@@ -3,7 +3,7 @@
 An objective asks a `LanguageModel` two questions: how likely is a text, and how does a prompt go
 on. It cannot tell a model in this process from one behind an engine. A model in this process, one
 that decodes several strengths of an adapter at once, and one served by vLLM differ only in how
-they answer `_score` and `_complete`, both on token ids.
+they answer `_score` and `_continue`, both on token ids.
 
 Promised: texts are cut, ended and decoded by the same code whatever answers.
 Not promised: the last bits. Engines, devices and batch shapes round matrix products differently.
@@ -111,24 +111,27 @@ class LanguageModel(ABC):
         """Answer `score` for sequences that fit the context."""
 
     @abstractmethod
-    def _complete(
+    def _continue(
         self,
         prompts: Sequence[list[int]],
         limits: CompletionLimits,
         ending: Sequence[int],
         sampling: Sampling | None,
-    ) -> list[list[Sequence[int]]]:
-        """Answer `complete` in new token ids, for prompts that leave room for them.
+        seeds: Sequence[int],
+    ) -> list[Sequence[int]]:
+        """Write one completion of each prompt, in new token ids.
 
         Args:
-            prompts: Token ids, none empty.
+            prompts: Token ids, none empty, that leave room for the completion. A prompt that is
+                sampled several times is there as often.
             limits: Where a completion ends.
             ending: Token ids that end a completion.
             sampling: How to sample; None for greedy decoding.
+            seeds: Seed of each completion; empty for greedy decoding.
 
         Returns:
-            For each prompt one greedy completion, or `sampling.samples` sampled ones. Tokens
-            after an ending one or after a stop text may be there; they are cut off.
+            Token ids of each completion. Tokens after an ending one or after a stop text may be
+            there; they are cut off.
         """
 
     def in_process(self) -> AbstractContextManager[Any]:
@@ -178,6 +181,22 @@ class LanguageModel(ABC):
         ending = self._ending_tokens()
         completions = self._complete(self._with_room(prompts, limits), limits, ending, sampling)
         return [[self._text(ids, ending, limits.stop) for ids in each] for each in completions]
+
+    def _complete(
+        self,
+        prompts: Sequence[list[int]],
+        limits: CompletionLimits,
+        ending: Sequence[int],
+        sampling: Sampling | None,
+    ) -> list[list[Sequence[int]]]:
+        """Token ids of the completions of each prompt: one if greedy, else all samples."""
+        each = sampling.samples if sampling else 1
+        repeated = [ids for ids in prompts for _ in range(each)]
+        seeds = (
+            [sampling.seed_of(ids, n) for ids in prompts for n in range(each)] if sampling else []
+        )
+        written = self._continue(repeated, limits, ending, sampling, seeds)
+        return [written[start : start + each] for start in range(0, len(written), each)]
 
     def _with_room(
         self, prompts: Sequence[list[int]], limits: CompletionLimits

@@ -114,27 +114,23 @@ class TorchModel(LanguageModel):
                 for i, (row, sequences) in enumerate(zip(rows, scored, strict=True))
             ]
 
-    def _complete(
+    def _continue(
         self,
         prompts: Sequence[list[int]],
         limits: CompletionLimits,
         ending: Sequence[int],
         sampling: Sampling | None,
-    ) -> list[list[Sequence[int]]]:
-        numbers = range(sampling.samples if sampling else 1)
-        requests = [(ids, number) for ids in prompts for number in numbers]
-        completions: list[Sequence[int]] = [()] * len(requests)
-        for batch in _batches([len(ids) for ids, _ in requests], self.batch_size):
-            rows = [requests[i][0] for i in batch]
+        seeds: Sequence[int],
+    ) -> list[Sequence[int]]:
+        completions: list[Sequence[int]] = [()] * len(prompts)
+        for batch in _batches([len(ids) for ids in prompts], self.batch_size):
             processors = None
             if sampling is not None:
-                seeds = [sampling.seed_of(*requests[i]) for i in batch]
-                processors = [SeededSampling(sampling, seeds)]
-            written = self._generate(rows, limits, ending, processors)
+                processors = [SeededSampling(sampling, [seeds[i] for i in batch])]
+            written = self._generate([prompts[i] for i in batch], limits, ending, processors)
             for index, ids in zip(batch, written, strict=True):
                 completions[index] = ids
-        each = len(numbers)
-        return [completions[i : i + each] for i in range(0, len(completions), each)]
+        return completions
 
     def _generate(
         self,

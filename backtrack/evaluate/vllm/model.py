@@ -105,20 +105,18 @@ class VllmModel(LanguageModel):
         ]
 
     @override
-    def _complete(
+    def _continue(
         self,
         prompts: Sequence[list[int]],
         limits: CompletionLimits,
         ending: Sequence[int],
         sampling: Sampling | None,
-    ) -> list[list[Sequence[int]]]:
-        numbers = range(sampling.samples if sampling else 1)
-        requests = [(ids, number) for ids in prompts for number in numbers]
-        params = [_sampling_params(limits, ending, sampling, *request) for request in requests]
-        answers = self.ask([ids for ids, _ in requests], params)
-        written = [answer.token_ids for answer in answers]
-        each = len(numbers)
-        return [list(written[i : i + each]) for i in range(0, len(written), each)]
+        seeds: Sequence[int],
+    ) -> list[Sequence[int]]:
+        params = [_sampling_params(limits, ending)] * len(prompts)
+        if sampling is not None:
+            params = [_sampling_params(limits, ending, sampling, seed) for seed in seeds]
+        return [answer.token_ids for answer in self.ask(prompts, params)]
 
 
 def scoring() -> Any:
@@ -131,9 +129,8 @@ def scoring() -> Any:
 def _sampling_params(
     limits: CompletionLimits,
     ending: Sequence[int],
-    sampling: Sampling | None,
-    prompt: Sequence[int],
-    number: int,
+    sampling: Sampling | None = None,
+    seed: int = 0,
 ) -> Any:
     """`SamplingParams` of one completion."""
     from vllm import SamplingParams
@@ -144,7 +141,7 @@ def _sampling_params(
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
-            "seed": sampling.seed_of(prompt, number),
+            "seed": seed,
         }
     return SamplingParams(
         max_tokens=limits.max_new_tokens,
