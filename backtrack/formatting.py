@@ -103,7 +103,7 @@ def point_marks(selection: Selection, candidate: Candidate) -> tuple[str, ...]:
 
 
 def measured_share(candidate: Candidate) -> str:
-    """`25.0% of items` if the candidate was measured on a part of them, else nothing."""
+    """`25.0% of items` if the candidate was measured on some of them, else nothing."""
     return f"{share(candidate.share)} of items" if candidate.share < 1 else ""
 
 

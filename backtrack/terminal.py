@@ -166,9 +166,9 @@ def print_selection(selection: Selection) -> None:
         if difference.items_to_settle and utility.low <= 0 <= utility.high:
             out.print(_more_items(selection, difference), markup=False)
     if selection.hypervolume is not None:
-        share = formatting.interval(selection.hypervolume, "%", factor=100)
+        percent = formatting.interval(selection.hypervolume, "%", factor=100)
         out.print(
-            f"- Hypervolume: the front dominates {share}% of the box from the worse of base and "
+            f"- Hypervolume: the front dominates {percent}% of the box from the worse of base and "
             "final to the best score of each role (selection items).",
             markup=False,
         )

@@ -150,7 +150,7 @@ def letters(rng: random.Random) -> Item:
 def counting(rng: random.Random) -> Item:
     stride = rng.choice((-1, 1)) * rng.randint(1, 12)
     start = rng.randint(max(0, -3 * stride), 99 - max(0, 3 * stride))
-    shown = ", ".join(str(start + stride * place) for place in range(3))
+    shown = ", ".join(str(start + stride * index) for index in range(3))
     return item(f"What comes next: {shown}?", start + 3 * stride)
 
 
@@ -430,13 +430,13 @@ To make it again, in about ten minutes on two CPU cores:
 
 
 def publish(made: Path, folder: Path) -> None:
-    """Move every file of `made` to its place in `folder`, which keeps whatever else it holds."""
+    """Move every file of `made` to its path in `folder`, which keeps whatever else it holds."""
     for source in sorted(file for file in made.rglob("*") if file.is_file()):
-        place = folder / source.relative_to(made)
-        place.parent.mkdir(parents=True, exist_ok=True)
+        destination = folder / source.relative_to(made)
+        destination.parent.mkdir(parents=True, exist_ok=True)
         # safetensors writes files that only their owner can read; these are for a package.
         source.chmod(0o644)
-        source.replace(place)
+        source.replace(destination)
 
 
 def make(folder: Path, seed: int, steps: int) -> None:
@@ -476,9 +476,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=2200, help="batches of pretraining")
     parser.add_argument("--threads", type=int, default=2)
-    wanted = parser.parse_args()
-    torch.set_num_threads(wanted.threads)
-    make(wanted.folder, wanted.seed, wanted.steps)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    make(arguments.folder, arguments.seed, arguments.steps)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,12 @@ def test_no_name_and_no_sentence_has_an_old_word() -> None:
                 words = set(re.split(r"[^a-z]+", spaced.lower()))
                 if words & OLD_WORDS:
                     found.append((path.name, token.start[0], words & OLD_WORDS))
-    for path in [*ROOT.glob("*.md"), *ROOT.glob("recipes/**/*.yaml"), *ROOT.glob("examples/*.py")]:
+    for path in [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("recipes/**/*.yaml"),
+        *ROOT.glob("examples/*.py"),
+        *ROOT.glob("examples/*.ipynb"),
+    ]:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             words = set(re.split(r"[^a-z]+", line.lower()))
             if words & OLD_WORDS:

@@ -36,8 +36,8 @@ def _count(number: int | None, unit: str = "") -> str:
 def _trainable(plan: Plan) -> str:
     if plan.num_trainable is None or plan.num_parameters is None:
         return "not known"
-    share = 100 * plan.num_trainable / plan.num_parameters
-    return f"{plan.num_trainable:,} ({share:.3g} %)"
+    percent = 100 * plan.num_trainable / plan.num_parameters
+    return f"{plan.num_trainable:,} ({percent:.3g} %)"
 
 
 def _bytes(number: int | None) -> str:

@@ -35,7 +35,7 @@ def measure(
         item_ids: Which items.
         split: What the items are for.
         origin: Who asks; see `Measurement`.
-        whole: Name of the set of items of which these are a part; empty if they are all of it.
+        whole: Name of the set of items from which these are taken; empty if they are all of it.
 
     Raises:
         ObjectiveError: The items cannot be scored, or a score is missing or not finite.

@@ -1,4 +1,4 @@
-"""Set a live model's weights to a point. Only this module and its two backends write into a model.
+"""Set a live model's weights to a point. Only this module and `path/backends/` write into a model.
 
 The backend `attached` keeps the adapter on the model and sets the adapter's tensors: no weight is
 copied and both ends are exact in any type. `merged` writes effective weights into a plain model.

@@ -48,7 +48,7 @@ class Measurement(Record):
         distance: L2 norm of the weight change from the base, over the tensors that change.
         seconds: Wall time.
         origin: Source of the request: `anchor`, `sampler`, `report` or `user`.
-        whole: Digest of the item set that these items are part of; empty if they are all of it.
+        whole: Digest of the item set that these items are taken from; empty if they are all of it.
         num_tokens: Tokens the model read or wrote, with padding; None if unknown.
     """
 

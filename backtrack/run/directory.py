@@ -1,9 +1,11 @@
 """A run's directory: its files, and reading and writing them.
 
     runs/NAME/
-      manifest.json  recipe.yaml  recipe.resolved.json
-      trajectory/step-00000050/  trajectory/index.jsonl
-      study.db  measurements.jsonl  selection.json  sweep.json  report.html  figures/  export/
+      manifest.json  recipe.yaml  recipe.resolved.json  recipe.measured.json  initial/
+      trajectory/step-00000050/  trajectory/index.jsonl  trainer/  watch.jsonl
+      items.json  measurements.jsonl  baselines.jsonl  shared_items.json  study.db
+      selection.json  sweep.json  diagnosis.jsonl  diagnosis.json
+      report.html  figures/  export/
 
 Promised: what was whole when a process was killed is read back whole. A missing checkpoint folder
 raises an error that names the step; it is never skipped. One thread may write checkpoints through

@@ -135,15 +135,15 @@ def _described(source: Path) -> Iterator[None]:
 
 def _by_base(found: Iterable[str], base: Iterable[str]) -> dict[str, str]:
     """The base's name of each stored name, with the prefix that matches most names removed."""
-    wanted = set(base)
+    expected = set(base)
     plain = {name: _WRAPPERS.sub("", name) for name in found}
     options = [
         {name: p.removeprefix(prefix) for name, p in plain.items() if p.startswith(prefix)}
         for prefix in _PREFIXES
     ]
-    best = max(options, key=lambda names: len(wanted & set(names.values())))
-    kept = {name: short for name, short in best.items() if short in wanted}
-    missing = sorted(wanted - set(kept.values()))
+    best = max(options, key=lambda names: len(expected & set(names.values())))
+    kept = {name: short for name, short in best.items() if short in expected}
+    missing = sorted(expected - set(kept.values()))
     if missing:
         hint = " It is an adapter: save it with PEFT, so that adapter_config.json is beside it."
         raise CheckpointError(

@@ -92,7 +92,7 @@ def select(  # noqa: PLR0913  # the front door: every argument but the run is op
 
     Searches first if base and final checkpoint are not measured. Then measures base, choice, final
     checkpoint and the recipe's baselines on the report items, unless they are recorded. The rule
-    is described in `selection.choice.rule`.
+    is described in `backtrack.selection.choice.rule`.
 
     Args:
         run: A run with at least one checkpoint.

@@ -86,8 +86,8 @@ def train(
         recipe: The recipe.
         recipe_text: The recipe as the user wrote it, saved in the run.
         resume: Continue a training that was killed. A finished run (see
-            `trainers.resume.is_finished`) is returned as it is; a run that does not exist is
-            started.
+            `backtrack.train.trainers.resume.is_finished`) is returned as it is; a run that does
+            not exist is started.
         on_progress: Called when training begins and at each log, by default every step.
 
     Raises:
