@@ -90,6 +90,35 @@ def test_a_task_that_samples_gets_the_same_answers_every_time(both: tuple[Any, A
     assert ours.generate_until(greedy) != first
 
 
+def test_repeats_of_a_request_are_samples_of_their_own_whatever_else_is_asked(
+    both: tuple[Any, Any],
+) -> None:
+    model = both[1]._language_model
+    sampled = {"do_sample": True, "temperature": 1.5, "max_gen_toks": 9}
+    distinct = requests("generate_until", [(text, sampled) for text in texts(3)])
+    twin = requests("generate_until", [(texts(1)[0], sampled)])
+    alone = AskedByLmEval(model, None).generate_until(distinct)
+    # As lm-eval clones a request of a task with `repeats: 4`.
+    answers = AskedByLmEval(model, None).generate_until(
+        [each for each in [*distinct, *twin] for _ in range(4)]
+    )
+    by_request = [answers[start : start + 4] for start in range(0, 16, 4)]
+    assert all(len(set(samples)) == 4 for samples in by_request)
+    assert [samples[0] for samples in by_request] == [*alone, alone[0]]
+    assert by_request[3] == by_request[0]
+    ours = AskedByLmEval(model, Sampling(2, temperature=1.5))
+    both_numbers: list[str] = []
+    for ours.number in range(2):
+        both_numbers += ours.generate_until([distinct[0]] * 4)
+    assert len(set(both_numbers)) == 8
+
+
+def test_a_continuation_without_a_token_is_refused(both: tuple[Any, Any]) -> None:
+    asked = requests("loglikelihood", [("the cat", "")])
+    with pytest.raises(ObjectiveError, match="no token of its own"):
+        both[1].loglikelihood(asked, disable_tqdm=True)
+
+
 def test_each_number_gives_another_sample_and_the_model_is_asked_once(
     both: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

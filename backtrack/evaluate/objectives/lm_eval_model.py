@@ -79,24 +79,35 @@ class AskedByLmEval(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        sequences = [
-            ScoredSequence([*context, *continuation], len(context))
-            for _, context, continuation in requests
-        ]
+        sequences = []
+        for texts, context, continuation in requests:
+            if not continuation:  # its likelihood would be 1, above every other choice's
+                raise ObjectiveError(f"the continuation of {texts!r} has no token of its own.")
+            sequences.append(ScoredSequence([*context, *continuation], len(context)))
         return list(self._language_model.score(sequences))
 
     def generate_until(self, requests: Sequence[Any], **_: Any) -> list[str]:
-        """Completions of the requests' contexts, requests of equal settings together."""
+        """Completions of the requests' contexts, requests of equal settings together.
+
+        lm-eval asks for several samples (`repeats` of a task) by giving a request several times.
+        """
         eos = self.tokenizer.decode(self.eot_token_id)
         groups: dict[tuple[CompletionLimits, Sampling | None], list[int]] = defaultdict(list)
         for index, request in enumerate(requests):
             groups[_settings(request.args[1], eos, self._sampling)].append(index)
         texts = [""] * len(requests)
         for (limits, sampling), indices in groups.items():
-            prompts = [self.tok_encode(requests[index].args[0]) for index in indices]
+            repeats: dict[int, list[int]] = defaultdict(list)
+            for index in indices:
+                repeats[id(requests[index])].append(index)
+            most = 1 if sampling is None else max(map(len, repeats.values()))
+            if sampling is not None:
+                sampling = sampling._replace(samples=sampling.samples * most)
+            prompts = [self.tok_encode(requests[same[0]].args[0]) for same in repeats.values()]
             completions = self._complete(prompts, limits, sampling)
-            for index, each in zip(indices, completions, strict=True):
-                texts[index] = each[self.number if self._sampling else 0]
+            for same, each in zip(repeats.values(), completions, strict=True):
+                for number, index in enumerate(same):
+                    texts[index] = each[self.number * most + number if sampling else 0]
         return texts
 
     def _complete(
