@@ -54,7 +54,6 @@ CODEC = "zigzag-planes-zstd-1"
 CHUNK_BYTES = 1 << 21
 _LEVEL = 1
 _NUM_THREADS = max(1, min(8, (os.cpu_count() or 2) // 2))
-_FLOATS = ("F16", "BF16", "F32", "F64")
 
 Values = np.ndarray[tuple[int, ...], np.dtype[np.unsignedinteger[Any]]]
 

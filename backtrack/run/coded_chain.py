@@ -74,9 +74,10 @@ def read_bits(run: Run, step: int) -> dict[str, Bits]:
     Raises:
         CheckpointError: A file of its chain is missing, truncated or damaged.
     """
-    logger.debug("decoding step %d through %s", step, chain_steps(run, step))
+    steps = chain_steps(run, step)
+    logger.debug("decoding step %d through %s", step, steps)
     files: list[CodedFile] = []
-    for link in chain_steps(run, step):
+    for link in steps:
         try:
             files.append(read_table(verified_folder(run, link) / CODED_FILE))
         except CheckpointError as error:

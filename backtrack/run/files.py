@@ -35,7 +35,8 @@ logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.005
 _GATE_SECONDS = 2.0
-"""How long a shared holder waits for the main lock, which others hold only for a moment."""
+"""How long a shared holder waits for the main lock. Other shared holders and `is_searched` hold it
+for a moment, an exclusive holder to its end."""
 
 _CAUSES = {
     "EOF while parsing": "it ends inside",
@@ -132,21 +133,21 @@ def _lock_shared(path: Path, stack: ExitStack) -> bool:
 
 def _lock(path: Path, stack: ExitStack, *, patience_seconds: float = 0) -> bool:
     """Lock a file until the stack closes, or return False if it stays locked by another."""
-    file = _open_lock(path)
     deadline = time.monotonic() + patience_seconds
-    while not lock_descriptor(file.fileno(), blocking=False):
-        if time.monotonic() >= deadline:
-            file.close()
-            return False
-        time.sleep(_POLL_SECONDS)
-    stack.callback(file.close)
+    with ExitStack() as opened:
+        file = opened.enter_context(_open_lock(path))
+        while not lock_descriptor(file.fileno(), blocking=False):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_POLL_SECONDS)
+        stack.push(opened.pop_all())
     return True
 
 
 def _open_lock(path: Path) -> BinaryIO:
     try:
         return path.open("ab")
-    except PermissionError:
+    except OSError:  # no permission, or a read-only file system, which is another error
         return path.open("rb")  # a read-only run can still be inspected
 
 

@@ -36,10 +36,12 @@ from backtrack.run.inert_pickle import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from backtrack.records import Storage
+
+    _Part = tuple[Mapping[str, Any], Mapping[str, Any]]
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -174,12 +176,12 @@ def _dcp_tensors(source: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def _dcp_read(source: Path, name: str, about: Mapping[str, Any]) -> Bits:
+def _dcp_read(source: Path, name: str, about: Mapping[str, Any], parts: Sequence[_Part]) -> Bits:
     size = sequence(about["size"])
     dtype = _DTYPES[sequence(about["properties"].state)[0].path]
     result = np.empty(size, unsigned(dtype))
     filled = 0
-    for index, info in _dcp_parts(source).get(name, ()):
+    for index, info in parts:
         path = source / str(info["relative_path"])
         if path.parent != source:
             raise CheckpointError(f"{source}/.metadata points outside its folder: {path}.")
@@ -198,9 +200,9 @@ def _dcp_read(source: Path, name: str, about: Mapping[str, Any]) -> Bits:
     return Bits(dtype, size, result.reshape(-1))
 
 
-def _dcp_parts(source: Path) -> dict[str, list[tuple[Mapping[str, Any], Mapping[str, Any]]]]:
+def _dcp_parts(source: Path) -> dict[str, list[_Part]]:
     """The index and the storage information of each part, by tensor name."""
-    parts: dict[str, list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
+    parts: dict[str, list[_Part]] = {}
     for key, value in mapping(_metadata(source)["storage_data"]).items():
         index = attributes(key)
         parts.setdefault(str(index["fqn"]), []).append((index, attributes(value)))
@@ -387,8 +389,10 @@ def _dcp_shapes(source: Path) -> Shapes:
 
 
 def _dcp_open(source: Path) -> _Tensors:
-    tensors = _dcp_tensors(source)
-    return _Tensors(tensors, lambda name: _dcp_read(source, name, tensors[name]))
+    tensors, parts = _dcp_tensors(source), _dcp_parts(source)
+    return _Tensors(
+        tensors, lambda name: _dcp_read(source, name, tensors[name], parts.get(name, ()))
+    )
 
 
 def _zero_open(source: Path) -> _Tensors:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from backtrack.run.files import hold_lock
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.mark.parametrize("is_shared", [True, False])
@@ -64,3 +63,20 @@ def test_a_killed_process_holds_no_lock(tmp_path: Path, is_shared: bool) -> None
         holder.wait()
         with hold_lock(lock) as is_free:
             assert is_free
+
+
+def test_a_lock_on_a_read_only_file_system_can_still_be_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = tmp_path / ".lock"
+    lock.touch()
+    real = Path.open
+
+    def read_only(path: Path, mode: str = "r", **others: Any) -> Any:
+        if path == lock and "r" not in mode:
+            raise OSError(errno.EROFS, "Read-only file system")
+        return real(path, mode, **others)
+
+    monkeypatch.setattr(Path, "open", read_only)
+    with hold_lock(lock) as is_free:
+        assert is_free
