@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from peft import PeftModel, PeftType, get_peft_model
+from peft import KasaConfig, LoraConfig, PeftModel, PeftType, get_peft_model
 
 from backtrack.errors import PlacementError, PointError
 from backtrack.exporter import export
-from backtrack.path.adapters.tuners import TUNERS
+from backtrack.path.adapters.tuners import TUNERS, require_quantizable
 from backtrack.path.models.loading import load_model, probe
 from backtrack.path.placement import Placement
 from backtrack.point import Point
@@ -115,3 +115,10 @@ def test_profiles_measure_only_lora_on_a_quantized_base(base: Path, tmp_path: Pa
     other = Placement(quantized_run(tmp_path / "miss", base, "miss", "4bit"))
     with pytest.raises(PointError, match="quantized"):
         other.place(Point(step=20, profile="min"))
+
+
+def test_a_method_that_is_only_merged_is_refused_by_its_own_cause() -> None:
+    kasa = LoraConfig(r=2, kasa_config=KasaConfig())
+    with pytest.raises(PlacementError, match="packed numbers"):
+        require_quantizable(kasa, "attached", "method lora")
+    require_quantizable(LoraConfig(r=2), "attached", "method lora")

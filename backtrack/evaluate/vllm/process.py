@@ -54,7 +54,6 @@ class Answer:
 
     Attributes:
         token_ids: The tokens written.
-        text: Their text as vLLM decodes it, cut before the first stop string.
         logprobs: Log-likelihood of each prompt token after the first, in nats; empty if not
             requested.
         is_top: Whether each of these tokens was the most likely one.
@@ -62,7 +61,6 @@ class Answer:
     """
 
     token_ids: tuple[int, ...]
-    text: str
     logprobs: tuple[float, ...]
     is_top: tuple[bool, ...]
     num_tokens: int
@@ -250,7 +248,6 @@ def _answer(output: Any, prompt: Sequence[int]) -> Answer:
     given = [at[token] for at, token in zip(every, prompt, strict=True) if at]
     return Answer(
         token_ids=tuple(written.token_ids),
-        text=written.text,
         logprobs=tuple(each.logprob for each in given),
         is_top=tuple(each.rank == 1 for each in given),
         num_tokens=len(prompt) + len(written.token_ids),

@@ -43,15 +43,13 @@ def first_difference(config: PeftConfig, other: PeftConfig) -> tuple[str, Any, A
     """The first field that decides the path and differs, with both values; None if none does."""
     ours, theirs = config.to_dict(), other.to_dict()
     for name, value in ours.items():
-        if not _is_bookkeeping(name) and _comparable(name, value) != _comparable(
-            name, theirs.get(name)
-        ):
+        if _decides_path(name) and _comparable(name, value) != _comparable(name, theirs.get(name)):
             return name, value, theirs.get(name)
     return None
 
 
-def _is_bookkeeping(name: str) -> bool:
-    return name in _NOT_ON_PATH or name.endswith("dropout")
+def _decides_path(name: str) -> bool:
+    return name not in _NOT_ON_PATH and not name.endswith("dropout")
 
 
 def _comparable(name: str, value: Any) -> Any:

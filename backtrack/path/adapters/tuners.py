@@ -219,7 +219,8 @@ def tuner_of(config: Any) -> Tuner:
 
 
 def _line_only(tuner: Tuner, why: str) -> Tuner:
-    return replace(tuner, rules={}, why_line_only=why)
+    # Measured merged only, and a quantized base allows attached only.
+    return replace(tuner, rules={}, why_line_only=why, supports_quantized=False)
 
 
 def _lora_of(config: Any) -> Tuner:

@@ -19,7 +19,7 @@ from backtrack.selection.choice.candidates import choose_point, front_hypervolum
 from backtrack.selection.choice.sweep import answer_weights, make_sweep, weight_ranges
 from backtrack.selection.choice.verdict import broken_on_report, cautions, few_items, verdict
 from backtrack.selection.measure.baselines import (
-    measure_baseline,
+    measure_missing,
     off_the_path,
     on_the_path,
     recorded,
@@ -250,13 +250,7 @@ class _Selector:
         for point in points:
             if not evaluator.table(setting).holds([point]):
                 evaluator.measure(point, "report", "report", meter)
-        scores = recorded(evaluator.run, setting, self._off_path)
-        missing = [baseline for baseline in self._off_path if baseline not in scores]
-        for baseline in missing:
-            measure_baseline(
-                evaluator.run, evaluator.engine, evaluator.objectives, setting, baseline
-            )
-        return recorded(evaluator.run, setting, self._off_path) if missing else scores
+        return measure_missing(evaluator, setting, self._off_path)
 
     def _record(
         self, outcome: Outcome, report: _Report, created: str, *, is_knee: bool

@@ -23,11 +23,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from backtrack.evaluate.engine import Engine
-    from backtrack.evaluate.objectives.objective import Objective
     from backtrack.point import Point
     from backtrack.recipe import SearchSection
     from backtrack.run.directory import Run
+    from backtrack.selection.measure.evaluator import Evaluator
     from backtrack.selection.stats.scores import WeightedScores
     from backtrack.selection.stats.table import ScoreTable, Setting
 
@@ -123,21 +122,30 @@ def with_rows(
     }
 
 
-def measure_baseline(
-    run: Run,
-    engine: Engine,
-    objectives: Sequence[Objective],
-    setting: Setting,
-    baseline: Baseline,
-) -> None:
-    """Make a baseline's model and record its scores on the setting's items.
+def measure_missing(
+    evaluator: Evaluator, setting: Setting, baselines: Sequence[Baseline]
+) -> dict[Baseline, dict[str, NDArray[np.float64]]]:
+    """Measure the baselines that are not recorded under a setting; return the scores of all.
+
+    Returns:
+        By baseline and objective's name, [items].
 
     Raises:
-        UsageError: The baseline cannot be made from this run.
+        UsageError: A baseline cannot be made from this run.
         ObjectiveError: A score is missing or not finite.
     """
+    scores = recorded(evaluator.run, setting, baselines)
+    missing = [baseline for baseline in baselines if baseline not in scores]
+    for baseline in missing:
+        _measure(evaluator, setting, baseline)
+    return recorded(evaluator.run, setting, baselines) if missing else scores
+
+
+def _measure(evaluator: Evaluator, setting: Setting, baseline: Baseline) -> None:
+    """Make a baseline's model and record its scores on the setting's items."""
+    run, engine = evaluator.run, evaluator.engine
     model = engine.asked(make_baseline_model(run, engine.placed, baseline))
-    for objective in objectives:
+    for objective in evaluator.objectives:
         item_ids = setting.item_ids[objective.info.name]
         begin = time.perf_counter()
         scores = objective.measure(model, item_ids)

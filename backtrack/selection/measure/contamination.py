@@ -220,7 +220,8 @@ def contamination_notes(
 def _shared_notes(path: Path, used: Mapping[str, Sequence[str]]) -> Iterator[str]:
     shared = _read_shared(path)
     for name, ids in shared.items.items():
-        both = [item_id for item_id in ids if item_id in set(used.get(name, ()))]
+        used_ids = set(used.get(name, ()))
+        both = [item_id for item_id in ids if item_id in used_ids]
         if both:
             yield (
                 f"{len(both)} of {len(used[name])} items of {name} are shared with the training "

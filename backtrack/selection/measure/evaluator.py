@@ -125,7 +125,7 @@ class Evaluator:
 
             if self.recipe is None:
                 raise UsageError(_NO_OBJECTIVES.format(path=self.run.path))
-            self._objectives = tuple(build_objectives(self.recipe, self.engine.tokenizer))
+            self._objectives = build_objectives(self.recipe, self.engine.tokenizer)
             write_atomically(
                 self.run.path / MEASURED, self.recipe.model_dump_json(indent=2) + "\n"
             )

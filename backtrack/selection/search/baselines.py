@@ -11,18 +11,10 @@ from typing import TYPE_CHECKING
 
 from backtrack.records import ROLES
 from backtrack.run.files import hold_lock
-from backtrack.selection.measure.baselines import (
-    measure_baseline,
-    off_the_path,
-    recorded,
-    with_rows,
-)
+from backtrack.selection.measure.baselines import measure_missing, off_the_path, with_rows
 from backtrack.selection.stats.scores import RoleScores
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from backtrack.records.selection import Baseline
     from backtrack.selection.measure.evaluator import Evaluator
     from backtrack.selection.search.study import Ledger
 
@@ -43,27 +35,12 @@ def measure_baselines(evaluator: Evaluator, ledger: Ledger) -> None:
         table = evaluator.table(evaluator.setting("selection"))
         if not is_locked or not table.knows(evaluator.ends):
             return
-        scores = recorded(evaluator.run, table.setting, baselines)
-        for baseline in baselines:
-            if baseline not in scores:
-                measure_baseline(
-                    evaluator.run,
-                    evaluator.engine,
-                    evaluator.objectives,
-                    table.setting,
-                    baseline,
-                )
-        _add_to_study(evaluator, baselines, ledger)
-
-
-def _add_to_study(evaluator: Evaluator, baselines: Sequence[Baseline], ledger: Ledger) -> None:
-    table = evaluator.table(evaluator.setting("selection"))
-    scores = recorded(evaluator.run, table.setting, baselines)
-    joined = replace(table, scores=with_rows(table, list(scores.values())))
-    by_role = RoleScores.of_selection(joined, evaluator.run.final, evaluator.section.seed)
-    known = ledger.known()
-    for column, baseline in enumerate(scores, start=len(table.points)):
-        if str(baseline) not in known:
-            values = [float(by_role.role(role)[column]) for role in ROLES]
-            means = {name: float(mean[column]) for name, mean in joined.means.items()}
-            ledger.add_apart(str(baseline), values, means)
+        scores = measure_missing(evaluator, table.setting, baselines)
+        joined = replace(table, scores=with_rows(table, list(scores.values())))
+        by_role = RoleScores.of_selection(joined, evaluator.run.final, evaluator.section.seed)
+        known = ledger.known()
+        for column, baseline in enumerate(scores, start=len(table.points)):
+            if str(baseline) not in known:
+                values = [float(by_role.role(role)[column]) for role in ROLES]
+                means = {name: float(mean[column]) for name, mean in joined.means.items()}
+                ledger.add_apart(str(baseline), values, means)

@@ -65,7 +65,7 @@ def search(  # noqa: PLR0913  # the front door: every argument but the run is op
 
     Args:
         run: A run with at least one checkpoint.
-        placement: The run's live model; loaded on first use if not given.
+        placement: The live model or a started engine; started when needed if not given.
         recipe: What to measure; the run's own if not given.
         objectives: Objectives already built, in place of the recipe's.
         trials: Points the sampler adds, earlier searches included; the recipe's if not given.

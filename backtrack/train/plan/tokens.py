@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoTokenizer
@@ -24,8 +25,20 @@ def tokens_per_item(objective: ObjectiveSection, base: BaseSection) -> float | N
 
 def _counter(base: BaseSection) -> Callable[[str], float]:
     """Tokens of a text: by the base's tokenizer if it is at hand, else by its length."""
+
+    def count(text: str) -> float:
+        tokenizer = _tokenizer(base.model)
+        if tokenizer is None:
+            return len(text) / CHARACTERS_PER_TOKEN
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    return count
+
+
+@cache
+def _tokenizer(model: str) -> Any:
+    """The local tokenizer, loaded when the first text is counted; None if there is none."""
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(base.model, local_files_only=True)
+        return AutoTokenizer.from_pretrained(model, local_files_only=True)
     except (OSError, ValueError):
-        return lambda text: len(text) / CHARACTERS_PER_TOKEN
-    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return None

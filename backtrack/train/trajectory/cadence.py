@@ -117,7 +117,7 @@ def log_spaced(num_checkpoints: int, last_step: int) -> frozenset[int]:
     return frozenset({round(math.exp(share * log_last)) for share in shares} | {last_step})
 
 
-def axis_of(section: TrajectorySection) -> Spacing:
+def spacing_of(section: TrajectorySection) -> Spacing:
     """Return the axis the cadence is even along: `steps`, `log` or `distance`."""
     if section.every_distance is not None:
         return "distance"

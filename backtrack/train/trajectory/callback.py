@@ -211,7 +211,7 @@ class TrajectoryCallback(_CheckpointCallback):
 
 
 class ExistingRunCallback(_CheckpointCallback):
-    """Saves the same into a run that was created before training begins."""
+    """Saves the trained weights at chosen steps, and at the last, in a run that exists."""
 
     def __init__(
         self, run: Run | None, section: TrajectorySection, *, saves_tokenizer: bool = False

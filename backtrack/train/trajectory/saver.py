@@ -14,7 +14,7 @@ from backtrack.run.checkpoint_reader import base_folder, read_checkpoint
 from backtrack.run.thinning import TrajectoryBudget
 from backtrack.run.trajectory_writer import Offered, TrajectoryWriter
 from backtrack.train.trajectory.base_model import is_vocabulary_resized
-from backtrack.train.trajectory.cadence import ByDistance, EverySteps, LogSteps, axis_of
+from backtrack.train.trajectory.cadence import ByDistance, EverySteps, LogSteps, spacing_of
 from backtrack.train.trajectory.live_weights import LiveWeights
 from backtrack.train.trajectory.snapshot import Snapshots
 
@@ -74,7 +74,7 @@ class CheckpointSaver:
                 run,
                 is_coded=not is_adapter and section.storage != "plain",
                 budget=TrajectoryBudget(
-                    section.max_bytes, section.max_checkpoints, axis_of(section)
+                    section.max_bytes, section.max_checkpoints, spacing_of(section)
                 ),
                 key_every=section.key_every,
                 begun_at=step,
