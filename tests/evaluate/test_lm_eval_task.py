@@ -321,9 +321,24 @@ def test_unknown_and_repeated_items_are_refused(build, successor, tokenizer):
     assert objective.measure(as_model(successor, tokenizer), []) == ()
 
 
+def test_a_failure_of_lm_eval_says_what_and_where(
+    build, successor, tokenizer, monkeypatch: pytest.MonkeyPatch
+):
+    objective = build(NEXT)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no such answer")
+
+    monkeypatch.setattr(objective._tasks["toy_next"], "process_results", fail)
+    with pytest.raises(ObjectiveError, match=r"^toy_next: lm-eval failed: RuntimeError: no such"):
+        objective.measure(as_model(successor, tokenizer), ["toy_next/0"])
+
+
 def test_completions_longer_than_the_context_are_refused(build, successor, tokenizer):
     objective = build(NEXT, max_gen_toks=5000)
-    with pytest.raises(ObjectiveError, match=r"5000 new tokens leave no room.*max_gen_toks"):
+    with pytest.raises(
+        ObjectiveError, match=r"^toy_next: 5000 new tokens leave no room.*max_gen_toks"
+    ):
         objective.measure(as_model(successor, tokenizer), ["toy_next/0"])
 
 

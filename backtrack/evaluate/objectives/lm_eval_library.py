@@ -85,7 +85,8 @@ def evaluate_documents(
     Raises:
         ObjectiveError: lm-eval fails.
     """
-    chosen = {name: tasks[name] for name in samples}
+    chosen = {task: tasks[task] for task in samples}
+    name = section.name or section.task
     try:
         with quiet(), fixed_seeds(), one_call(chosen.values()):
             answer = evaluate(
@@ -98,12 +99,12 @@ def evaluate_documents(
                 apply_chat_template=section.apply_chat_template,
                 fewshot_as_multiturn=section.fewshot_as_multiturn,
             )
+    except ObjectiveError as error:
+        raise ObjectiveError(f"{name}: {error}") from error
     except (torch.OutOfMemoryError, BacktrackError):
         raise
     except Exception as error:
-        raise ObjectiveError(
-            f"{section.name or section.task}: lm-eval failed: {type(error).__name__}: {error}"
-        ) from error
+        raise ObjectiveError(f"{name}: lm-eval failed: {type(error).__name__}: {error}") from error
     found: dict[str, list[dict[str, Any]]] = answer["samples"] if answer else {}
     return found
 
