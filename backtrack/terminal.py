@@ -142,11 +142,11 @@ def print_line(text: str) -> None:
 
 
 def print_plan(
-    num_points: int, least_items: int, most_items: int, done_items: int, seconds: float | None
+    num_points: int, least_items: int, most_items: int, recorded_items: int, seconds: float | None
 ) -> None:
     """Print what a search will cost, before it starts."""
     least = f", {least_items:,} if racing drops all it can" if least_items < most_items else ""
-    recorded = f"; {done_items:,} recorded already" if done_items else ""
+    recorded = f"; {recorded_items:,} recorded already" if recorded_items else ""
     time_text = f"; about {formatting.duration(seconds)}" if seconds is not None else ""
     print_note(
         f"{num_points} points, at most {most_items:,} items to score{least}{recorded}{time_text}."

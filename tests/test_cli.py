@@ -81,6 +81,31 @@ def test_select_with_nothing_else_works_in_a_folder_that_has_a_run(place: Path) 
     assert Path(place / json.loads(drawn.stdout)["report"]).is_file()
 
 
+def test_a_recipe_of_choosing_and_keys_that_were_set_are_kept_and_shown(place: Path) -> None:
+    measured = shutil.ignore_patterns("measurements.jsonl", "*.db", "recipe.*", "se*.json*")
+    shutil.copytree(place / "runs" / "mine", place / "set", ignore=measured)
+    setting = ["--set", "search.alphas=[0.25]", "--set", "search.trials=0"]
+    done = backtrack("select", "set", "--recipe", "recipe.yaml", *setting, "--json", cwd=place)
+    assert done.returncode == 0, done.stderr
+    selection = json.loads(done.stdout)
+    assert {c["point"]["alpha"] for c in selection["candidates"]} >= {0, 0.25, 1}
+    changes = ["--recipe recipe.yaml", "--set search.alphas=[0.25]", "--set search.trials=0"]
+    assert selection["changes"] == changes
+    assert "search.alphas=[0.25]" in (place / "set" / "report.html").read_text()
+    again = backtrack("select", "set", "--set", "search.trials=1", "--json", cwd=place)
+    assert again.returncode == 0, again.stderr
+    found = json.loads(again.stdout)
+    assert found["changes"] == [*changes[:2], "--set search.trials=1"]
+    assert len(found["candidates"]) == len(selection["candidates"]) + 1
+    shown = backtrack("runs", "set", "--settings", cwd=place)
+    assert "set is chosen by --recipe recipe.yaml, --set search.alphas=[0.25]" in shown.stdout
+    listed = json.loads(backtrack("runs", "set", "--settings", "--json", cwd=place).stdout)
+    assert [(row["objectives"], row["replaced"]) for row in listed] == [("sums, words", 0)]
+    wrong = backtrack("select", "set", "--set", "search.trails=1", cwd=place)
+    assert wrong.returncode == 2
+    assert "trails" in wrong.stderr
+
+
 def test_a_chosen_point_exported_in_the_other_form_is_measured_again(place: Path) -> None:
     chosen = backtrack("select", "--recipe", "recipe.yaml", "--json", cwd=place)
     assert chosen.returncode == 0, chosen.stderr

@@ -146,14 +146,14 @@ def _report_table(entrant: LiveEntrant, chosen: Point) -> ScoreTable:
     """Scores on the report items of base, final checkpoint and chosen point."""
     evaluator = entrant.evaluator
     points = [*evaluator.ends, chosen]
-    setting = evaluator.find_setting("report", like=entrant.table.setting)
+    setting = evaluator.find_setting("report")
     if setting is not None:
         table = evaluator.table(setting)
         if table.holds(points):
             return table
     evaluator.build()
     for point in points:
-        evaluator.measure(point, "report", "report", Meter(evaluator.num_items("report"), None))
+        evaluator.measure(point, "report", "report", Meter(0, None))
     return evaluator.table(evaluator.setting("report"))
 
 

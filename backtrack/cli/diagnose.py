@@ -17,6 +17,7 @@ from backtrack.cli.options import (
     QuietOption,
     RecipeOption,
     RunArgument,
+    SetOption,
     VerboseOption,
 )
 from backtrack.cli.targets import command_line, open_run, print_json
@@ -43,6 +44,7 @@ def diagnose(
     run: RunArgument = None,
     base: BaseOption = None,
     recipe: RecipeOption = None,
+    overrides: SetOption = None,
     points: Annotated[
         list[str] | None,
         typer.Option(
@@ -88,7 +90,7 @@ def diagnose(
     """Show which modules an update changes, and how weights and activations change."""
     files = _files(prompts or ())
     chosen = [parse_point(text) for text in points or ()]
-    opened = open_run(run, base, recipe)
+    opened = open_run(run, base, recipe, overrides)
     with terminal.progress("diagnosing", is_quiet=is_quiet or is_json) as report:
         from backtrack.diagnose.diagnose import Options
         from backtrack.diagnose.diagnose import diagnose as diagnose_run

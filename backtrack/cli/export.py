@@ -15,6 +15,7 @@ from backtrack.cli.options import (
     JsonOption,
     QuietOption,
     RunArgument,
+    SetOption,
     VerboseOption,
 )
 from backtrack.cli.targets import draw_report, open_run, print_json, write_export
@@ -36,6 +37,7 @@ def export(
     ] = None,
     form: Annotated[ExportForm | None, typer.Option("--as", help="What to write.")] = None,
     base: BaseOption = None,
+    overrides: SetOption = None,
     push: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Also upload it to the Hub as NAME or OWNER/NAME."),
@@ -53,7 +55,7 @@ def export(
     if len(arguments) > 2:
         raise UsageError(f"export takes a run and a folder, got {len(arguments)} arguments.")
     name = arguments[0] if len(arguments) == 2 else None
-    opened = open_run(name, base, None)
+    opened = open_run(name, base, None, overrides)
     where = parse_point(point) if point else _chosen(opened)
     if push:
         from backtrack.exporter.push import require_login
@@ -104,13 +106,21 @@ def report(
 
 @app.command()
 def runs(
-    folder: Annotated[Path, typer.Argument(help="Folder of the runs.")] = Path("runs"),
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of the runs; with --settings, a run.")
+    ] = Path("runs"),
     *,
+    has_settings: Annotated[
+        bool, typer.Option("--settings", help="List what a run was measured under, newest first.")
+    ] = False,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
     _verbosity: VerboseOption = 0,
 ) -> None:
     """List runs and their state, newest first."""
+    if has_settings:
+        _list_settings(folder, is_json=is_json)
+        return
     from backtrack.run.finding import find_runs
 
     paths = find_runs(folder)
@@ -133,6 +143,24 @@ def runs(
     for summary in rows:
         if summary["state"] == "damaged":
             terminal.print_line(f"{summary['run']} is damaged: {summary['reason']}")
+
+
+def _list_settings(path: Path, *, is_json: bool) -> None:
+    """List the settings of a run, with what each has measured of the checkpoints as they are."""
+    from backtrack.run.directory import Run
+    from backtrack.run.finding import find_run, is_run
+    from backtrack.selection.measure.settings import summaries
+
+    run = Run.open(path if is_run(path) else find_run(None if path == Path("runs") else str(path)))
+    rows = summaries(run)
+    if is_json:
+        print_json(rows)
+        return
+    choosing = run.choosing
+    changes = ", ".join(choosing.changes) if choosing else ""
+    terminal.print_line(f"{run.path} is chosen by {changes or 'the recipe of its training'}.")
+    headings = ("created", "objectives", "items", "form", "curve", "engine", "points", "scores")
+    terminal.print_rows(headings, [[str(row[name]) for name in headings] for row in rows])
 
 
 def parse_point(text: str) -> Point:

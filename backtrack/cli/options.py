@@ -50,7 +50,7 @@ RecipeOption = Annotated[
     Path | None,
     typer.Option(
         "--recipe",
-        help="Recipe with objectives and settings; replaces the run's own.",
+        help="What the run is measured and chosen by from now on; training's recipe stays.",
         autocompletion=recipe_names,
     ),
 ]

@@ -18,6 +18,7 @@ from backtrack.cli.options import (
     QuietOption,
     RecipeOption,
     RunArgument,
+    SetOption,
     VerboseOption,
 )
 from backtrack.cli.targets import measuring, open_run, print_json
@@ -36,6 +37,7 @@ def search(
     run: RunArgument = None,
     base: BaseOption = None,
     recipe: RecipeOption = None,
+    overrides: SetOption = None,
     trials: Annotated[int | None, typer.Option(help="Points the sampler adds.")] = None,
     budget: Annotated[
         list[str] | None,
@@ -64,7 +66,7 @@ def search(
 ) -> None:
     """Measure points along the path; earlier measurements are reused."""
     limits = parse_budget(budget)
-    opened = open_run(run, base, recipe)
+    opened = open_run(run, base, recipe, overrides)
     count = workers or (opened.recipe.search.workers if opened.recipe else 1)
     with terminal.progress("measuring", is_quiet=is_quiet or is_json) as report:
         if count > 1 and not is_worker:
@@ -133,7 +135,7 @@ def _plan_shown(*, is_quiet: bool, is_worker: bool) -> Callable[[Plan], None] | 
 
 def _tell(progress: Progress) -> None:
     """Report a worker's progress to the process that started it."""
-    _say({"done": progress.done, "total": progress.total})
+    _say({"left": progress.total - progress.done})
 
 
 def _say(values: dict[str, Any]) -> None:
@@ -160,5 +162,5 @@ def parse_budget(texts: Sequence[str] | None) -> Any:
 
 def _show_plan(plan: Plan) -> None:
     terminal.print_plan(
-        plan.num_points, plan.least_items, plan.most_items, plan.done_items, plan.seconds
+        plan.num_points, plan.least_items, plan.most_items, plan.recorded_items, plan.seconds
     )

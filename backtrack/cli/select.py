@@ -17,6 +17,7 @@ from backtrack.cli.options import (
     QuietOption,
     RecipeOption,
     RunArgument,
+    SetOption,
     VerboseOption,
 )
 from backtrack.cli.targets import (
@@ -66,6 +67,7 @@ def select(
     form: Annotated[ExportForm | None, typer.Option("--as", help="What to write.")] = None,
     base: BaseOption = None,
     recipe: RecipeOption = None,
+    overrides: SetOption = None,
     *,
     is_knee: Annotated[
         bool,
@@ -74,18 +76,24 @@ def select(
     is_swept: Annotated[
         bool, typer.Option("--sweep", help="List the chosen points for weights from 0 to 1.")
     ] = False,
+    is_as_is: Annotated[
+        bool,
+        typer.Option("--as-is", help="Choose from what is measured; do not finish the search."),
+    ] = False,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
     _verbosity: VerboseOption = 0,
 ) -> None:
-    """Choose the best point at a weight; searches first if nothing was measured."""
+    """Choose the best point at a weight, when the search that was begun is finished."""
     if is_knee and weights:
         raise UsageError("--knee takes its weight from the front: give it or --weight, not both.")
     by_name = parse_bounds(max_drop, limit)
     bounds = parse_constraints(max_general_drop, min_target, keep_gain, by_name)
-    opened = open_run(run, base, recipe)
+    opened = open_run(run, base, recipe, overrides)
     with terminal.progress("measuring", is_quiet=is_quiet or is_json) as report:
-        choices = _choose(opened, weights or [], bounds, report, is_knee=is_knee)
+        choices = _choose(
+            opened, weights or [], bounds, report, is_knee=is_knee, is_as_is=is_as_is
+        )
     choice = choices[0]
     page = draw_report(opened, choice.selection)
     if export is not None:
@@ -116,6 +124,7 @@ def _choose(
     report: terminal.Report,
     *,
     is_knee: bool,
+    is_as_is: bool,
 ) -> list[Any]:
     """The choice, or one for each of several weights."""
     from backtrack.selection.choice.select import select as select_point
@@ -123,6 +132,7 @@ def _choose(
 
     common: dict[str, Any] = {
         "constraints": bounds,
+        "is_to_finish": not is_as_is,
         "on_progress": measuring(report),
         "command": command_line(),
     }

@@ -8,8 +8,10 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from backtrack import terminal
+from backtrack.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from backtrack.cli.options import ExportForm
@@ -23,19 +25,46 @@ _EXPORT_STAGES = 5
 """Loading, placing, writing, loading back, and measuring if the form differs."""
 
 
-def open_run(name: str | None, base: str | None, recipe: Path | None) -> Run:
-    """Open a run by name or folder, or the newest; other trainers' folders are adopted."""
+def open_run(
+    name: str | None,
+    base: str | None,
+    recipe: Path | None,
+    overrides: Sequence[str] | None = None,
+) -> Run:
+    """Open a run by name or folder, or the newest; other trainers' folders are adopted.
+
+    Args:
+        name: The run.
+        base: Base of a folder that is to be adopted.
+        recipe: What it is measured and chosen by from now on; None leaves that as it is.
+        overrides: Keys of that recipe to set, as `key.inner=value`.
+    """
+    from backtrack.run.adopt import refresh
     from backtrack.run.directory import Run
     from backtrack.run.finding import find_run, is_run
 
     path = find_run(name)
-    if not is_run(path):
-        return adopt_folder(path, base, None, recipe)
-    run = Run.open(path)
-    if recipe is not None:
-        found = recipe_path(recipe)
-        run.write_recipe(load_named(found), found.read_text(encoding="utf-8"))
+    run = Run.open(path) if is_run(path) else adopt_folder(path, base, None, recipe)
+    refresh(run)
+    set_choosing(run, recipe, overrides or ())
     return run
+
+
+def set_choosing(run: Run, recipe: Path | None, overrides: Sequence[str]) -> None:
+    """Measure and choose a run by a recipe and changes to it, from the next result on."""
+    from backtrack.recipe import ChoosingRecipe
+    from backtrack.selection.measure.choosing import choose_by
+
+    choosing = run.choosing
+    if recipe is not None:
+        choosing = ChoosingRecipe(
+            recipe=load_named(recipe_path(recipe)), changes=(f"--recipe {recipe}",)
+        )
+    if overrides and choosing is None:
+        raise UsageError(f"{run.path} has no recipe for --set to change. Give one with --recipe.")
+    if choosing is not None and (recipe is not None or overrides):
+        choosing = choosing.changed(overrides)
+        choose_by(run, choosing.recipe, choosing.changes)
 
 
 def adopt_folder(

@@ -21,7 +21,7 @@ from backtrack.cli.options import (
     recipe_names,
 )
 from backtrack.cli.plan import print_plan
-from backtrack.cli.targets import adopt_folder, print_json, recipe_path
+from backtrack.cli.targets import adopt_folder, print_json, recipe_path, set_choosing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -117,6 +117,7 @@ def adopt(
     base: BaseOption = None,
     name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
     recipe: RecipeOption = None,
+    overrides: SetOption = None,
     initial: Annotated[
         Path | None,
         typer.Option(help="Adapter saved before the first step; needed by PiSSA and similar."),
@@ -128,6 +129,9 @@ def adopt(
 ) -> None:
     """Adopt another trainer's checkpoints as a run, without copying them."""
     run = adopt_folder(source, base, name, recipe, initial, is_quiet=is_quiet or is_json)
+    if overrides:
+        set_choosing(run, recipe, overrides)
+        run.save_choosing()
     if is_json:
         print_json({"run": str(run.path), "steps": list(run.steps), "base": run.base.model})
         return

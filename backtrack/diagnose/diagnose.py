@@ -109,7 +109,7 @@ def diagnose(
 
 
 def _open(run: Run) -> Placement:
-    section = run.recipe.placement if run.recipe else None
+    section = run.choosing.recipe.placement if run.choosing else None
     return Placement(run, **section.model_dump()) if section else Placement(run)
 
 
@@ -128,7 +128,7 @@ class _Diagnoser:
         available = linear_modules(placement.model)
         self._modules = choose(available, options.modules)
         self._locations = _locations(available, self._modules, options.locations)
-        recipe = run.measured_recipe()
+        recipe = run.choosing.recipe if run.choosing else None
         self._prompts = find_prompts(
             recipe, options.prompts, placement, options.num_prompts, options.seed
         )

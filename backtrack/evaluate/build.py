@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from backtrack.evaluate.objectives.items import digest
-
 if TYPE_CHECKING:
     from backtrack.evaluate.objectives.objective import Objective
     from backtrack.recipe import ObjectiveSection, Recipe
@@ -15,10 +13,8 @@ if TYPE_CHECKING:
 def build_objectives(recipe: Recipe, tokenizer: Any) -> tuple[Objective, ...]:
     """The recipe's objectives, in its order.
 
-    The engine is part of each fingerprint, since the scores of two engines differ.
-
     Args:
-        recipe: Says what is measured, by which engine, in batches of which size.
+        recipe: Says what is measured.
         tokenizer: The model's, with its chat template.
 
     Raises:
@@ -33,8 +29,4 @@ def build_objectives(recipe: Recipe, tokenizer: Any) -> tuple[Objective, ...]:
         sections = [recipe.objectives[index] for index in indices]
         objectives = kind.load_implementation().build_all(sections, tokenizer)
         built.update(zip(indices, objectives, strict=True))
-    engine = recipe.engine.decides(recipe.search.batch_size)
-    for objective in built.values():
-        fingerprint = digest(objective.info.fingerprint, engine)
-        objective.info = objective.info.model_copy(update={"fingerprint": fingerprint})
     return tuple(built[index] for index in sorted(built))

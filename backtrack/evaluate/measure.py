@@ -18,14 +18,15 @@ if TYPE_CHECKING:
     from backtrack.records import Split
 
 
-def measure(
+def measure(  # noqa: PLR0913  # the last four are facts of the record
     objective: Objective,
     engine: Engine,
     item_ids: Sequence[str],
     *,
     split: Split,
     origin: str,
-    whole: str = "",
+    setting: str,
+    checkpoint: str,
 ) -> Measurement:
     """Scores of `item_ids` at the engine's current point.
 
@@ -35,7 +36,8 @@ def measure(
         item_ids: Which items.
         split: What the items are for.
         origin: Who asks; see `Measurement`.
-        whole: Name of the set of items from which these are taken; empty if they are all of it.
+        setting: What the setting names the objective by; see `Measurement`.
+        checkpoint: Digest of the point's checkpoint; empty at the base.
 
     Raises:
         ObjectiveError: The items cannot be scored, or a score is missing or not finite.
@@ -46,6 +48,8 @@ def measure(
     num_tokens = engine.language_model.num_tokens - tokens_before
     return Measurement(
         point=engine.point,
+        checkpoint=checkpoint,
+        setting=setting,
         objective=objective.info,
         form=engine.form,
         curve=engine.curve,
@@ -55,7 +59,6 @@ def measure(
         distance=engine.distance(engine.point),
         seconds=time.perf_counter() - begin,
         origin=origin,
-        whole=whole,
         num_tokens=num_tokens or None,
     )
 

@@ -7,6 +7,7 @@ what is exported: a point measured in the other form is measured again, and the 
 
 from __future__ import annotations
 
+import logging
 import shutil
 import uuid
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from backtrack.path.models.loading import (
     read_adapter_config,
 )
 from backtrack.path.placement import Placement
+from backtrack.records.setting import setting_digest
 from backtrack.run.checkpoint_writer import is_adapter
 from backtrack.run.files import sync_folder
 
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from backtrack.records import Measurement
     from backtrack.records.selection import Selection
     from backtrack.run.directory import Run
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def export(  # noqa: PLR0913  # every argument but the first three is optional
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists and is not empty. Name a new folder.")
-    selection = run.selection()
+    selection = _selection_of(run, point)
     form = form or _default_form(run, selection)
     on_stage("loading the model")
     placement = _placement(run, form, selection, device)
@@ -112,6 +116,19 @@ def export(  # noqa: PLR0913  # every argument but the first three is optional
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return Export(folder, form, point.canonical, measured)
+
+
+def _selection_of(run: Run, point: Point) -> Selection | None:
+    """The selection, unless checkpoints that its scores of the point need were replaced since."""
+    selection = run.selection()
+    replaced = run.replaced_since(selection) if selection else ()
+    if {point.step, run.final.step}.isdisjoint(replaced):
+        return selection
+    logger.warning(
+        "step %s was replaced after the point was chosen: the export's card has no scores. Choose "
+        "again with `backtrack select`.", ", ".join(map(str, replaced)),
+    )  # fmt: skip
+    return None
 
 
 def _default_form(run: Run, selection: Selection | None) -> AsForm:
@@ -151,7 +168,7 @@ def _measure_again(
     Nothing is measured if the scores are a vLLM engine's: those of transformers would not be
     comparable.
     """
-    recipe = run.measured_recipe()
+    recipe = run.choosing.recipe if run.choosing else None
     if selection is None or placement.form == selection.form or recipe is None:
         return ()
     if not recipe.engine.is_in_process:
@@ -164,7 +181,9 @@ def _measure_again(
     items_by_objective = {
         m.objective.name: m.item_ids
         for m in run.measurements()
-        if m.split == "report" and m.point == selection.chosen and m.form == selection.form
+        if m.split == "report"
+        and m.point == selection.chosen
+        and m.setting == selection.settings.get(m.objective.name)
     }
     facts = RunFacts(run.base, run.final, run.path, recipe.search.batch_size)
     engine = TransformersEngine(placement, recipe.engine, facts)
@@ -172,7 +191,21 @@ def _measure_again(
     for objective in build_objectives(recipe, placement.tokenizer):
         items = items_by_objective.get(objective.info.name)
         if items is not None:
-            measurement = measure(objective, engine, items, split="report", origin="export")
+            measurement = measure(
+                objective,
+                engine,
+                items,
+                split="report",
+                origin="export",
+                setting=setting_digest(
+                    run.base.digest,
+                    engine.form,
+                    engine.curve,
+                    recipe.engine.decisive,
+                    objective.info.fingerprint,
+                ),
+                checkpoint=run.checkpoint_digest(engine.point),
+            )
             run.record(measurement)
             repeated.append(measurement)
     return tuple(repeated)

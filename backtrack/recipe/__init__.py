@@ -5,6 +5,7 @@ Keys under `sft` and `method` belong to TRL and PEFT; `backtrack.train.trainers.
 and is passed in as one of `checks`, so that this package imports neither library.
 """
 
+from backtrack.recipe.choosing import ChoosingRecipe
 from backtrack.recipe.engine import (
     Engine,
     EngineSection,
@@ -67,6 +68,7 @@ __all__ = [
     "BaselineKind",
     "BudgetSection",
     "ChoiceReward",
+    "ChoosingRecipe",
     "DataSection",
     "EarlyStopSection",
     "Engine",

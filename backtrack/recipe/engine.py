@@ -40,12 +40,9 @@ class EngineSection(KindSection):
     is_in_process: ClassVar[bool] = False
     reads_quantized_base: ClassVar[bool] = False
 
-    def decides(self, batch_size: int) -> dict[str, Any]:  # noqa: ARG002  # not all have batches
-        """What of the engine decides scores: everything but how much is done at a time.
-
-        Args:
-            batch_size: `search.batch_size` of the recipe.
-        """
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """What of the engine decides scores: everything but how much is done at a time."""
         return self.model_dump(mode="json")
 
 
@@ -57,10 +54,6 @@ class TransformersSection(EngineSection):
     reads_quantized_base = True
 
     kind: Literal["transformers"] = "transformers"
-
-    def decides(self, batch_size: int) -> dict[str, Any]:
-        """The batch size too: a batch's shape moves the rounding of matrix products."""
-        return {**super().decides(batch_size), "batch_size": batch_size}
 
 
 class VllmSection(EngineSection):
@@ -94,7 +87,8 @@ class VllmSection(EngineSection):
             raise ValueError(f"`{taken[0]}` is not passed through; {way_out}")
         return arguments
 
-    def decides(self, batch_size: int) -> dict[str, Any]:  # noqa: ARG002  # vLLM makes its own
+    @property
+    def decisive(self) -> dict[str, Any]:
         return self.model_dump(mode="json", exclude={"memory_share", "max_loras"})
 
 

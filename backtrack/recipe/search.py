@@ -44,9 +44,9 @@ class BudgetSection(Section):
     """Limits on the cost of a search; without any, points that are not dropped get all items."""
 
     items: Annotated[int, Field(ge=1)] | None = None
-    """Items scored, over all points and objectives, including earlier searches."""
+    """Items scored, over all points and objectives; a search that goes on counts all it scored."""
     tokens: Annotated[int, Field(ge=1)] | None = None
-    """Tokens read or written by the model, including earlier searches."""
+    """Tokens read or written by the model; a search that goes on counts them all."""
     minutes: Annotated[float, Field(gt=0)] | None = None
     """Wall time of this search."""
 

@@ -6,6 +6,8 @@ the wrong field. Nothing here imports torch: a report can be drawn on a laptop f
     record       base class and types that all records share
     run          manifest and checkpoint index
     measurement  objectives and per-item scores
+    setting      all that decides scores but the point
+    search       a search that was begun
     selection    a choice: candidates, bounds, report rows, differences
     sweep        choices at every weight
     diagnosis    geometry of an update, module by module
@@ -25,6 +27,7 @@ from backtrack.records.record import (
     Split,
 )
 from backtrack.records.run import BaseModelReference, CheckpointEntry, Manifest, Method, Storage
+from backtrack.records.setting import Setting
 
 __all__ = [
     "ROLES",
@@ -41,6 +44,7 @@ __all__ = [
     "ObjectiveInfo",
     "Record",
     "Role",
+    "Setting",
     "Split",
     "Storage",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from backtrack.point import Point
 from backtrack.records.record import CurveName, Direction, Form, Record, Role, Split
@@ -34,10 +34,14 @@ class ObjectiveInfo(Record):
 
 
 class Measurement(Record):
-    """Scores of one objective's items at one point.
+    """Scores of one objective's items at one point; a line of `measurements.jsonl`.
 
     Attributes:
         point: The measured point, in canonical form.
+        checkpoint: Digest of the checkpoint's weights, see `Run.checkpoint_digest`; empty at the
+            base.
+        setting: What the setting names this objective by, see `Setting.digests`. Empty in lines
+            that were written before settings were, which belong to none.
         objective: The measured objective.
         form: Backend that held the model at the point.
         curve: Curve along which the weights were moved.
@@ -48,11 +52,14 @@ class Measurement(Record):
         distance: L2 norm of the weight change from the base, over the tensors that change.
         seconds: Wall time.
         origin: Source of the request: `anchor`, `sampler`, `report` or `user`.
-        whole: Digest of the item set that these items are taken from; empty if they are all of it.
         num_tokens: Tokens the model read or wrote, with padding; None if unknown.
     """
 
+    model_config = ConfigDict(extra="ignore")  # fields that an older commit wrote
+
     point: Point
+    checkpoint: str = ""
+    setting: str = ""
     objective: ObjectiveInfo
     form: Form
     curve: CurveName
@@ -62,7 +69,6 @@ class Measurement(Record):
     distance: float
     seconds: float
     origin: str = "user"
-    whole: str = ""
     num_tokens: int | None = None
 
     @model_validator(mode="after")

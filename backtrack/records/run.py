@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from backtrack.records.record import Record
+from backtrack.records.record import Record, short_digest
 
 Storage = Literal["plain", "coded", "dcp", "zero", "shards"]
 
@@ -30,6 +30,12 @@ class BaseModelReference(Record):
     trust_remote_code: bool = False
     quantization: Literal["4bit", "8bit"] | None = None
     fingerprint: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Identity of the weights and of the type they are loaded in, wherever they lie."""
+        weights = self.fingerprint or [self.model, self.revision]
+        return short_digest(weights, self.dtype, self.quantization)
 
 
 class Method(Record):
@@ -74,6 +80,10 @@ class CheckpointEntry(Record):
         folder: Folder of the weights: relative to `trajectory/`, or absolute in an adopted run.
         num_bytes: Size of the weight files.
         sha256: Digest of each weight file, by file name.
+        content: Digest of the decoded weights of a coded checkpoint, which recoding keeps; empty
+            for others.
+        modified_ns: Latest time of modification of the weight files when they were digested, in
+            nanoseconds; None if unknown.
         train_loss: The training loss logged last before the step; None if unknown.
         storage: Format of the weights: `plain` safetensors; `coded` against another step (see
             `backtrack.run.codec`); or another trainer's: torch's distributed checkpoint (`dcp`),
@@ -89,12 +99,19 @@ class CheckpointEntry(Record):
     folder: str
     num_bytes: Annotated[int, Field(ge=0)]
     sha256: dict[str, str]
+    content: str = ""
+    modified_ns: int | None = None
     train_loss: float | None = None
     storage: Storage = "plain"
     reference: int | None = None
     source: str | None = None
     distance: float | None = None
     is_dropped: bool = False
+
+    @property
+    def digest(self) -> str:
+        """What measurements name the checkpoint by."""
+        return self.content or short_digest(self.sha256)
 
     @model_validator(mode="after")
     def _older_reference(self) -> CheckpointEntry:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from backtrack.point import Point
 from backtrack.records import (
@@ -185,17 +185,21 @@ class BaselineMeasurement(Record):
 
     Attributes:
         baseline: The baseline.
+        checkpoints: Digests of the checkpoints it was made of, in order of the steps.
+        setting: What the setting names this objective by, see `Setting.digests`.
         objective: The objective.
-        form: Backend of the placed model that the baseline was made from.
         split: Which of the items: `selection` or `report`.
         item_ids: Ids of the items.
         scores: One score per item, in the objective's unit.
         seconds: Wall time.
     """
 
+    model_config = ConfigDict(extra="ignore")  # fields that an older commit wrote
+
     baseline: Baseline
+    checkpoints: tuple[str, ...] = ()
+    setting: str = ""
     objective: ObjectiveInfo
-    form: Form
     split: Split
     item_ids: tuple[str, ...]
     scores: tuple[float, ...]
@@ -229,6 +233,10 @@ class Selection(Record):
         final: The last checkpoint at full strength.
         form: Backend that held the model at the points.
         curve: How weights move with alpha.
+        settings: What measurements name the setting by, for each objective's name.
+        checkpoints: Digest of each candidate's checkpoint, by step.
+        changes: Where the recipe of choosing comes from and what was set on command lines; empty
+            for that of training.
         objectives: The measured objectives.
         axes: Unit and direction of each role.
         yardsticks: Conversion of each objective's score to points.
@@ -259,6 +267,9 @@ class Selection(Record):
     final: Point
     form: Form
     curve: CurveName
+    settings: dict[str, str] = Field(default_factory=dict)
+    checkpoints: dict[int, str] = Field(default_factory=dict)
+    changes: tuple[str, ...] = ()
     objectives: tuple[ObjectiveInfo, ...]
     axes: dict[Role, Axis]
     yardsticks: dict[str, Yardstick]

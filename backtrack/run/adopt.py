@@ -14,17 +14,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backtrack.errors import CheckpointError, RunError, UsageError
+from backtrack.recipe import ChoosingRecipe
 from backtrack.records import BaseModelReference, CheckpointEntry, Manifest, Method
 from backtrack.records.record import now
 from backtrack.run.checkpoint_reader import base_folder, fingerprint, shapes
-from backtrack.run.checkpoint_writer import WEIGHT_SUFFIX, describe_checkpoint, digest, is_adapter
+from backtrack.run.checkpoint_writer import (
+    WEIGHT_SUFFIX,
+    describe_checkpoint,
+    digest,
+    is_adapter,
+    latest_change,
+    weight_files,
+)
 from backtrack.run.directory import MANIFEST, Run
 from backtrack.run.files import read_record, write_atomically
 from backtrack.run.finding import is_run
 from backtrack.run.foreign_formats import find_weights, foreign_shapes, weight_files_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from backtrack.recipe import Recipe
 
@@ -157,6 +165,7 @@ def _entry(folder: Path, step: int) -> CheckpointEntry:
         folder=f"step-{step:08d}",
         num_bytes=sum(path.stat().st_size for path in files),
         sha256={path.name: digest(path) for path in files},
+        modified_ns=latest_change(files),
         train_loss=loss,
         storage=storage,
         source=str(source),
@@ -280,18 +289,68 @@ def _create(
             )
         if run.manifest.base.fingerprint != manifest.base.fingerprint:
             raise RunError(f"{path} was adopted with another base. Choose another --name.")
-        if recipe is not None:
-            run.write_recipe(recipe)
         if manifest.initial is not None and manifest.initial != run.manifest.initial:
             run = _with_initial(run, manifest.initial)
     else:
-        run = Run.create(path, manifest, recipe)
+        run = Run.create(path, manifest)
+    if recipe is not None:
+        run.choose_by(ChoosingRecipe(recipe=recipe))
+        run.save_choosing()
+    replaced = []
     for entry in entries:
-        if entry.step not in run.steps or run.entry(entry.step) != entry:
+        old = run.entry(entry.step) if entry.step in run.steps else None
+        if old != entry:
+            replaced += [entry.step] if old and old.digest != entry.digest else []
             if entry.source:
                 _copy_configuration(run, entry)
             run.add_entry(entry)
+    _tell_replaced(run, replaced)
     return run
+
+
+def refresh(run: Run) -> None:
+    """Digest the checkpoints of an adopted run again where their files changed since.
+
+    A checkpoint that was replaced is named in a warning. Measurements name the digest, so its
+    points count as not measured, and those of other checkpoints stay.
+    """
+    if run.manifest.source is None:
+        return
+    replaced = []
+    for entry in run.entries():
+        new = _digested_again(run, entry)
+        if new != entry:
+            run.add_entry(new)
+            replaced += [entry.step] if new.digest != entry.digest else []
+    _tell_replaced(run, replaced)
+
+
+def _digested_again(run: Run, entry: CheckpointEntry) -> CheckpointEntry:
+    """The entry as its files are now; unchanged if they are, or if they cannot be read."""
+    try:
+        folder = run.folder(entry.step)
+        source = Path(entry.source) if entry.source else None
+        files = weight_files_of(entry.storage, source) if source else weight_files(folder)
+        num_bytes = sum(path.stat().st_size for path in files)
+        if (num_bytes, latest_change(files)) == (entry.num_bytes, entry.modified_ns):
+            return entry
+        facts = {
+            "num_bytes": num_bytes,
+            "sha256": {path.name: digest(path) for path in files},
+            "modified_ns": latest_change(files),
+        }
+    except (CheckpointError, RunError, OSError):
+        return entry  # reading the step names the cause
+    return entry.model_copy(update=facts)
+
+
+def _tell_replaced(run: Run, steps: Sequence[int]) -> None:
+    if steps:
+        logger.warning(
+            "%s: the checkpoint%s of step %s changed since it was adopted. Its points are "
+            "measured again; earlier scores are of other weights, and are kept but not used.",
+            run.path, "s" if len(steps) > 1 else "", ", ".join(map(str, steps)),
+        )  # fmt: skip
 
 
 def _with_initial(run: Run, initial: str) -> Run:

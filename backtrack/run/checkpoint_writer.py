@@ -24,7 +24,7 @@ from backtrack.run.codec import CODED_FILE, read_table
 from backtrack.run.files import sync_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from backtrack.run.directory import Run
@@ -90,6 +90,7 @@ def describe_checkpoint(
     """
     files = weight_files(weights)
     is_coded = [path.name for path in files] == [CODED_FILE]
+    table = read_table(files[0]) if is_coded else None
     return CheckpointEntry(
         step=step,
         folder=folder,
@@ -97,8 +98,15 @@ def describe_checkpoint(
         sha256={path.name: digest(path) for path in files},
         train_loss=train_loss,
         storage="coded" if is_coded else "plain",
-        reference=read_table(files[0]).reference if is_coded else None,
+        modified_ns=latest_change(files),
+        reference=table.reference if table else None,
+        content=table.content if table else "",
     )
+
+
+def latest_change(files: Iterable[Path]) -> int:
+    """When the last of the files was modified, in nanoseconds."""
+    return max(path.stat().st_mtime_ns for path in files)
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:

@@ -36,6 +36,7 @@ import zstandard
 from safetensors import SafetensorError, safe_open
 
 from backtrack.errors import CheckpointError
+from backtrack.records.record import short_digest
 from backtrack.run.bits import ITEM_BYTES, Bits, header, unsigned
 from backtrack.run.files import parse_json
 
@@ -82,6 +83,11 @@ class CodedFile:
     path: Path
     reference: int | None
     tensors: dict[str, CodedTensor]
+
+    @property
+    def content(self) -> str:
+        """Digest of the decoded weights: the same whatever they are coded against."""
+        return short_digest({n: (t.dtype, t.shape, t.crc32) for n, t in self.tensors.items()})
 
 
 def encode(

@@ -1,9 +1,10 @@
 """A run's directory: its files, and reading and writing them.
 
     runs/NAME/
-      manifest.json  recipe.yaml  recipe.resolved.json  recipe.measured.json  initial/
+      manifest.json  recipe.yaml  recipe.resolved.json  recipe.choosing.json  initial/
       trajectory/step-00000050/  trajectory/index.jsonl  trainer/  watch.jsonl
-      items.json  measurements.jsonl  baselines.jsonl  shared_items.json  study.db
+      settings.jsonl  measurements.jsonl  baselines.jsonl  shared_items.json
+      search.json  study.db
       selection.json  sweep.json  diagnosis.jsonl  diagnosis.json
       report.html  figures/  export/
 
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Self
 
 from backtrack.errors import PointError, RunError
 from backtrack.point import Point
-from backtrack.recipe import Recipe
+from backtrack.recipe import ChoosingRecipe, Recipe
 from backtrack.records import CheckpointEntry, Manifest, Measurement
 from backtrack.records.selection import Selection
 from backtrack.records.sweep import Sweep
@@ -46,9 +47,11 @@ SEARCH_LOCK = ".search.lock"
 """Lock file that running searches hold."""
 INITIAL = "initial"
 """Folder of the untrained adapter, saved if its initialization rewrote the base."""
-MEASURED = "recipe.measured.json"
-"""Recipe of the latest measurements, kept beside the run's own."""
+RESOLVED = "recipe.resolved.json"
+CHOOSING = "recipe.choosing.json"
+"""Recipe of measuring and choosing, where it is not that of training, which is never changed."""
 
+_GIVE_AGAIN = "Restore it from a copy, or delete it and give the recipe with --recipe FILE."
 _CHOOSE_AGAIN = "Choose again: `backtrack select`."
 
 
@@ -58,7 +61,7 @@ class Run:
     Attributes:
         path: The directory.
         manifest: What the run is.
-        recipe: How it was trained and what to measure; None if an adopted run was given none.
+        recipe: How it was trained; None if it was adopted.
     """
 
     def __init__(self, path: Path, manifest: Manifest, recipe: Recipe | None) -> None:
@@ -68,6 +71,7 @@ class Run:
         self._index: Mapping[int, CheckpointEntry] | None = None
         """The last entry of each step; replaced, never changed, since other threads read it."""
         self._index_lock = threading.RLock()
+        self._choosing: ChoosingRecipe | None = None
 
     @classmethod
     def create(
@@ -82,7 +86,7 @@ class Run:
         Args:
             path: The directory; it must be new or empty.
             manifest: What the run is.
-            recipe: How it was trained and what to measure.
+            recipe: How it was trained.
             recipe_text: The recipe as the user wrote it.
 
         Raises:
@@ -96,11 +100,12 @@ class Run:
         if path.is_dir() and any(path.iterdir()):
             raise RunError(f"{path} is not empty and is not a run. Choose another name.")
         (path / "trajectory").mkdir(parents=True, exist_ok=True)
-        run = cls(path, manifest, None)
+        if recipe_text is not None:
+            write_atomically(path / "recipe.yaml", recipe_text)
         if recipe is not None:
-            run.write_recipe(recipe, recipe_text)
+            write_atomically(path / RESOLVED, recipe.model_dump_json(indent=2) + "\n")
         write_atomically(path / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
-        return run
+        return cls(path, manifest, recipe)
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -118,21 +123,36 @@ class Run:
         remedy = "Restore it from a copy, or adopt the run again."
         manifest = read_record(path / MANIFEST, Manifest, remedy)
         logger.info("opened %s: %s of %s", path, manifest.method.kind, manifest.base.model)
-        return cls(path, manifest, _read_recipe(path / "recipe.resolved.json"))
+        return cls(path, manifest, _read_recipe(path / RESOLVED))
 
-    def write_recipe(self, recipe: Recipe, text: str | None = None) -> None:
-        """Save a recipe: as resolved, and as the user wrote it if given.
+    @property
+    def choosing(self) -> ChoosingRecipe | None:
+        """What the run is measured and chosen by; None if nothing says so.
 
-        Args:
-            recipe: The resolved recipe.
-            text: The YAML the user wrote.
+        The recipe that `choose_by` was given, else the one saved last, else that of training.
+
+        Raises:
+            RunError: The saved one is damaged.
         """
-        if text is not None:
-            write_atomically(self.path / "recipe.yaml", text)
-        write_atomically(
-            self.path / "recipe.resolved.json", recipe.model_dump_json(indent=2) + "\n"
-        )
-        self.recipe = recipe
+        path = self.path / CHOOSING
+        if self._choosing is None and path.exists():
+            self._choosing = read_record(path, ChoosingRecipe, _GIVE_AGAIN)
+        if self._choosing is None and self.recipe is not None:
+            return ChoosingRecipe(recipe=self.recipe)
+        return self._choosing
+
+    def choose_by(self, choosing: ChoosingRecipe) -> None:
+        """Measure and choose by another recipe from now on; `save_choosing` writes it."""
+        if choosing != self.choosing:
+            self._choosing = choosing
+
+    def save_choosing(self) -> None:
+        """Write the recipe of choosing, unless it is that of training."""
+        path = self.path / CHOOSING
+        if self._choosing is not None:
+            text = self._choosing.model_dump_json(indent=2) + "\n"
+            if not path.exists() or path.read_text(encoding="utf-8") != text:
+                write_atomically(path, text)
 
     @property
     def base(self) -> BaseModelReference:
@@ -178,6 +198,24 @@ class Run:
         """The index entries of all checkpoints, by step."""
         index = self._read_index()
         return tuple(index[step] for step in sorted(index) if not index[step].is_dropped)
+
+    def checkpoint_digest(self, point: Point) -> str:
+        """What measurements of a point name its checkpoint by; empty at the base.
+
+        Raises:
+            PointError: The run has no such step.
+        """
+        return "" if point.is_base else self.entry(point.step).digest
+
+    def replaced_since(self, selection: Selection) -> tuple[int, ...]:
+        """Steps that a selection has scores of and whose checkpoints were replaced after it."""
+        now = self.checkpoint_digests()
+        then = selection.checkpoints
+        return tuple(step for step, digest in then.items() if now.get(step, digest) != digest)
+
+    def checkpoint_digests(self) -> dict[int, str]:
+        """What measurements name each checkpoint by, by step."""
+        return {entry.step: entry.digest for entry in self.entries()}
 
     def folder(self, step: int) -> Path:
         """The folder of a checkpoint's weights.
@@ -245,14 +283,6 @@ class Run:
         with hold_lock(lock) as is_free:
             return not is_free
 
-    def measured_recipe(self) -> Recipe | None:
-        """The recipe of the latest measurements; the run's own if none was recorded.
-
-        Raises:
-            RunError: The file is damaged.
-        """
-        return _read_recipe(self.path / MEASURED) or self.recipe
-
     def write_selection(self, selection: Selection) -> Path:
         """Write `selection.json` atomically."""
         path = self.path / "selection.json"
@@ -293,5 +323,4 @@ class Run:
 
 
 def _read_recipe(path: Path) -> Recipe | None:
-    remedy = "Restore it from a copy, or delete it and give the recipe with --recipe FILE."
-    return read_record(path, Recipe, remedy) if path.exists() else None
+    return read_record(path, Recipe, _GIVE_AGAIN) if path.exists() else None

@@ -31,7 +31,8 @@ import numpy as np
 import optuna
 
 from backtrack.point import Point
-from backtrack.recipe import Recipe
+from backtrack.recipe import ChoosingRecipe, Recipe
+from backtrack.records import BaseModelReference
 from backtrack.selection.choice.candidates import choose_point
 from backtrack.selection.measure.evaluator import Evaluator
 from backtrack.selection.measure.items import Items
@@ -40,7 +41,7 @@ from backtrack.selection.search.budget import Budget
 from backtrack.selection.search.driver import Worker
 from backtrack.selection.stats.comparisons import differences
 from backtrack.selection.stats.scores import RoleScores
-from tests.bench.replay import InMemory, Recorded, RecordedEngine, load, near
+from tests.bench.replay import InMemory, Recorded, RecordedEngine, begun, load, near
 
 ITEMS = 150
 
@@ -98,7 +99,11 @@ def one(job: tuple[str, int, bool]) -> dict[str, Any]:
     recipe = Recipe.model_validate({"name": "coverage", "base": "none", "search": search})
     run: Any = SimpleNamespace(
         path=Path(tempfile.mkdtemp()),
-        recipe=recipe,
+        choosing=ChoosingRecipe(recipe=recipe),
+        choose_by=lambda _: None,
+        save_choosing=lambda: None,
+        base=BaseModelReference(model="replay"),
+        checkpoint_digests=dict,
         steps=table.steps,
         final=Point(step=table.steps[-1]),
         measurements=list,
@@ -106,7 +111,7 @@ def one(job: tuple[str, int, bool]) -> dict[str, Any]:
     )
     objectives: Any = [Drawn(table, info, seed, is_equal=is_equal) for info in table.infos]
     engine: Any = RecordedEngine(table)
-    evaluator = Evaluator(run, recipe, engine, objectives)
+    evaluator = Evaluator(run, None, engine, objectives)
     shares = {o.info.name: len(o.item_ids) // 2 for o in objectives}
     evaluator._items = Items(
         recipe.search,
@@ -114,7 +119,7 @@ def one(job: tuple[str, int, bool]) -> dict[str, Any]:
         {o.info.name: o.item_ids[shares[o.info.name] :] for o in objectives},
     )
     ledger: Any = InMemory()
-    Worker(evaluator, ledger, Budget(recipe.search.budget), 4, None, is_alone=True).work()
+    Worker(evaluator, ledger, Budget(recipe.search.budget), begun(4), None, is_alone=True).work()
     selection = evaluator.table(evaluator.setting("selection"))
     scores = RoleScores.of_selection(selection, run.final, seed)
     outcome = choose_point(scores, run.final, 0.5, recipe.select)

@@ -27,7 +27,7 @@ from backtrack.selection.choice.candidates import choose_point
 from backtrack.selection.choice.sweep import answer_weights, make_sweep
 from backtrack.selection.stats.front import pareto_front
 from backtrack.selection.stats.scores import RoleScores
-from backtrack.selection.stats.table import ScoreTable, Setting
+from backtrack.selection.stats.table import ScoreTable, SplitSetting
 from tests.report.browser import Browser
 from tests.selection.fakes import make_info
 
@@ -128,7 +128,7 @@ def make_swept(points: list[Point], seed: int = 0) -> tuple[Selection, Sweep]:
         for name, share in zip(names, truth(points), strict=True)
     }
     distances = np.array([point.alpha * point.step for point in points])
-    setting = Setting("selection", "attached", "native", INFOS, ids)
+    setting = SplitSetting("selection", "attached", "native", INFOS, ids)
     table = ScoreTable(setting, tuple(points), ("sampler",) * len(points), distances, scores)
     begin = time.perf_counter()
     role_scores = RoleScores.of_selection(table, points[-1], seed)

@@ -40,8 +40,9 @@ from optuna.trial import create_trial
 
 from backtrack.evaluate.engine import Engine
 from backtrack.point import Point
-from backtrack.recipe import Recipe, SearchSection
-from backtrack.records import ROLES, Axis, Measurement, ObjectiveInfo
+from backtrack.recipe import ChoosingRecipe, Recipe, SearchSection
+from backtrack.records import ROLES, Axis, BaseModelReference, Measurement, ObjectiveInfo
+from backtrack.records.search import BegunSearch
 from backtrack.selection.choice.rule import choose
 from backtrack.selection.measure.evaluator import Evaluator
 from backtrack.selection.measure.items import Items
@@ -336,23 +337,31 @@ def ours(replayed: Replayed, cost: float, **section: Any) -> dict[float, Result]
     )
     recipe = Recipe.model_validate({"name": "replay", "base": "replay", "search": search})
     run: Any = SimpleNamespace(
-        path=Path(tempfile.gettempdir()),
-        recipe=recipe,
+        path=Path(tempfile.mkdtemp()),
+        choosing=ChoosingRecipe(recipe=recipe),
+        choose_by=lambda _: None,
+        save_choosing=lambda: None,
+        base=BaseModelReference(model="replay"),
+        checkpoint_digests=dict,
         steps=table.steps,
         final=Point(step=table.steps[-1]),
         measurements=list,
         record=lambda m: None,
     )
     objectives: Any = [Rows(info, replayed) for info in table.infos]
-    evaluator = Evaluator(run, recipe, RecordedEngine(table), objectives)
+    evaluator = Evaluator(run, None, RecordedEngine(table), objectives)
     # Every item drawn is for selection: the truth takes the place of the report.
     drawn = {o.info.name: tuple(sorted(o.item_ids)) for o in objectives}
     evaluator._items = Items(search, drawn, {})
     ledger: Any = InMemory()
     budget = Budget(search.budget)
-    worker = Worker(evaluator, ledger, budget, search.trials, None, is_alone=True)
+    worker = Worker(evaluator, ledger, budget, begun(search.trials), None, is_alone=True)
     worker.work()
     return {cost: by_rule(replayed, evaluator)}
+
+
+def begun(trials: int) -> BegunSearch:
+    return BegunSearch(key="", asked="", trials=trials, num_before=0, created="")
 
 
 def by_rule(replayed: Replayed, evaluator: Evaluator) -> Result:

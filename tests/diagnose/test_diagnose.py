@@ -167,7 +167,7 @@ def test_small_memory_gives_the_same_lines(base, options, tmp_path, monkeypatch)
 
 
 def test_prompts_come_from_the_objectives_and_forgetting_from_the_selection(base, tmp_path):
-    from backtrack.recipe import load_recipe
+    from backtrack.recipe import ChoosingRecipe, load_recipe
     from backtrack.selection.choice.select import select
 
     for name, texts in TEXTS.items():
@@ -183,7 +183,7 @@ def test_prompts_come_from_the_objectives_and_forgetting_from_the_selection(base
         " items: {selection: 6, report: 6}}\n"
     )
     run = run_of("lora", base, tmp_path / "run")
-    run.write_recipe(load_recipe(tmp_path / "recipe.yaml"))
+    run.choose_by(ChoosingRecipe(recipe=load_recipe(tmp_path / "recipe.yaml")))
     selection = select(run).selection
     found = diagnose(run, options=Options(num_prompts=8)).diagnosis
     sources = {source.role: source for source in found.prompts}

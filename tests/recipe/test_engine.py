@@ -49,9 +49,9 @@ def test_sixteen_answers_at_the_papers_temperature_where_sampling_is_asked_for(
 
 
 def test_how_much_is_done_at_a_time_decides_no_score() -> None:
-    plain = VllmSection(kind="vllm").decides(4)
-    assert VllmSection(kind="vllm", memory_share=0.5, max_loras=2).decides(8) == plain
-    assert VllmSection(kind="vllm", llm={"quantization": "fp8"}).decides(4) != plain
+    plain = VllmSection(kind="vllm").decisive
+    assert VllmSection(kind="vllm", memory_share=0.5, max_loras=2).decisive == plain
+    assert VllmSection(kind="vllm", llm={"quantization": "fp8"}).decisive != plain
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,11 @@ from backtrack.path.models.loading import probe
 from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.recipe import Recipe
-from backtrack.run.adopt import adopt
+from backtrack.run.adopt import adopt, refresh
+from backtrack.run.bits import bits_of
 from backtrack.run.checkpoint_reader import base_folder
+from backtrack.run.checkpoint_writer import describe_checkpoint
+from backtrack.run.coded_chain import write_coded
 from backtrack.run.directory import Run
 from tests.models import jitter, make_base
 
@@ -189,3 +192,39 @@ def test_a_named_base_and_a_recipes_revision_come_before_the_adapters(
         {"name": "c", "base": {"model": "org/tiny", "revision": "other"}}
     )
     assert adopt(folder, recipe=recipe, name="c", runs=tmp_path / "runs").base.revision == "other"
+
+
+@pytest.mark.parametrize("is_peft", [True, False])
+def test_a_checkpoint_that_was_retrained_in_place_is_named_and_gets_another_digest(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, is_peft: bool
+) -> None:
+    for step in (5, 10):
+        save(tmp_path / "out" / f"checkpoint-{step}", base, is_peft=is_peft, seed=step)
+    run = adopt(tmp_path / "out", base=str(base), runs=tmp_path / "runs")
+    before = run.checkpoint_digests()
+    for path in (tmp_path / "out" / "checkpoint-5").iterdir():
+        path.touch()
+    save(tmp_path / "out" / "checkpoint-10", base, is_peft=is_peft, seed=77)
+    refresh(run)
+    assert "the checkpoint of step 10 changed" in caplog.text
+    after = Run.open(run.path).checkpoint_digests()
+    assert after[5] == before[5]
+    assert after[10] != before[10]
+    Placement(Run.open(run.path)).place(Point(step=10, alpha=0.5))
+    size = (run.trajectory / "index.jsonl").stat().st_size
+    refresh(Run.open(run.path))
+    assert (run.trajectory / "index.jsonl").stat().st_size == size
+
+
+def test_recoding_a_checkpoint_keeps_its_digest(tmp_path: Path) -> None:
+    values = torch.arange(4096, dtype=torch.bfloat16)
+    bits, other = ({"w": bits_of(tensor)} for tensor in (values, values + 3))
+    for name, reference in (("key", None), ("delta", (1, other))):
+        (tmp_path / name).mkdir()
+        write_coded(tmp_path / name, bits, reference, {})
+    key, delta = (describe_checkpoint(tmp_path / n, 2, folder=n) for n in ("key", "delta"))
+    assert key.sha256 != delta.sha256
+    assert key.digest == delta.digest
+    (tmp_path / "other").mkdir()
+    write_coded(tmp_path / "other", other, None, {})
+    assert describe_checkpoint(tmp_path / "other", 2, folder="other").digest != key.digest

@@ -21,7 +21,7 @@ from backtrack.records.selection import BaselineMeasurement
 from backtrack.report.geometry.section import read_geometry
 from backtrack.run.directory import Run
 from backtrack.run.files import append_line, read_lines, read_record
-from backtrack.selection.measure.items import read_items
+from backtrack.selection.search.begun import begun_search
 from backtrack.train.trainers.resume import newest_checkpoint, read_end
 from tests.selection import fakes
 
@@ -52,10 +52,10 @@ def _sweep(folder: Path) -> object:
 READERS: dict[str, Callable[[Path], object]] = {
     "manifest.json": Run.open,
     "recipe.resolved.json": Run.open,
-    "recipe.measured.json": lambda folder: Run.open(folder).measured_recipe(),
+    "recipe.choosing.json": lambda folder: Run.open(folder).choosing,
     "selection.json": lambda folder: Run.open(folder).selection(),
     "sweep.json": _sweep,
-    "items.json": lambda folder: read_items(folder / "items.json"),
+    "search.json": lambda folder: begun_search(Run.open(folder), ""),
     "arena.json": read_arena,
     "attempts.json": lambda folder: Attempts(folder / "attempts.json"),
     "diagnosis.json": read_geometry,

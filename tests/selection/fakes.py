@@ -10,7 +10,7 @@ import numpy as np
 
 from backtrack.evaluate.engine import Engine
 from backtrack.point import Point
-from backtrack.recipe import Recipe
+from backtrack.recipe import Recipe, TransformersSection
 from backtrack.records import (
     BaseModelReference,
     CheckpointEntry,
@@ -19,11 +19,15 @@ from backtrack.records import (
     Method,
     ObjectiveInfo,
 )
+from backtrack.records.setting import setting_digest
 from backtrack.run.directory import Run
+from backtrack.selection.stats.table import SplitSetting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from backtrack.records import Split
 
 STEPS = (10, 20, 30, 40)
 
@@ -139,8 +143,38 @@ def make_run(path: Path, recipe: Recipe | None = None, steps: Sequence[int] = ST
     )
     run = Run.create(path, manifest, recipe or make_recipe())
     for step in steps:
-        run.add_entry(CheckpointEntry(step=step, folder=f"step-{step}", num_bytes=0, sha256={}))
+        run.add_entry(entry_of(step))
     return run
+
+
+def setting_of(info: ObjectiveInfo) -> str:
+    """What measurements by a `FakeEngine` name their setting by."""
+    base = BaseModelReference(model="toy").digest
+    engine = TransformersSection().decisive
+    return setting_digest(base, "attached", "native", engine, info.fingerprint)
+
+
+def digest_of(step: int) -> str:
+    return entry_of(step).digest
+
+
+def split_setting(
+    split: Split, infos: Sequence[ObjectiveInfo], item_ids: dict[str, tuple[str, ...]]
+) -> SplitSetting:
+    """The setting of `measured`, for these items."""
+    return SplitSetting(
+        split,
+        "attached",
+        "native",
+        tuple(infos),
+        item_ids,
+        {info.name: setting_of(info) for info in infos},
+        {step: digest_of(step) for step in STEPS},
+    )
+
+
+def entry_of(step: int) -> CheckpointEntry:
+    return CheckpointEntry(step=step, folder=f"step-{step}", num_bytes=0, sha256={"w": str(step)})
 
 
 def measured(
@@ -152,6 +186,8 @@ def measured(
     return Measurement.model_validate(
         {
             "point": point.canonical,
+            "checkpoint": "" if point.is_base else digest_of(point.step),
+            "setting": setting_of(objective.info),
             "objective": objective.info,
             "form": engine.form,
             "curve": engine.curve,

@@ -21,8 +21,16 @@ from backtrack.selection.search.racing import (
 )
 from backtrack.selection.search.space import anchors
 from backtrack.selection.stats.scores import RoleScores
-from backtrack.selection.stats.table import Setting, tabulate
-from tests.selection.fakes import STEPS, FakeEngine, make_recipe, make_run, measured, pair
+from backtrack.selection.stats.table import tabulate
+from tests.selection.fakes import (
+    STEPS,
+    FakeEngine,
+    make_recipe,
+    make_run,
+    measured,
+    pair,
+    split_setting,
+)
 
 FINAL = Point(step=40)
 
@@ -30,7 +38,6 @@ FINAL = Point(step=40)
 def table_of(rows: dict[Point, tuple[Any, int]], num_items: int = 200):
     """Points with mean target and general, and on how many of the items they were measured."""
     ids = pair(num_items=num_items)[0].item_ids
-    setting = None
     records: list[Measurement] = []
     for point, (means, count) in rows.items():
         for objective, mean in zip(pair(num_items=num_items, shake=0.02), means, strict=True):
@@ -39,8 +46,7 @@ def table_of(rows: dict[Point, tuple[Any, int]], num_items: int = 200):
             records.append(measured(objective, point, names))
     infos = tuple(o.info for o in pair())
     items = {o.name: tuple(i.replace("sums", o.name) for i in ids) for o in infos}
-    setting = Setting("selection", "attached", "native", infos, items)
-    return tabulate(setting, records)
+    return tabulate(split_setting("selection", infos, items), records)
 
 
 def scores_of(rows: dict[Point, tuple[Any, int]]):

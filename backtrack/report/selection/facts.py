@@ -63,6 +63,7 @@ def facts(
         ),
         ("Constraints", "; ".join(wording.constraints_text(selection)) or "none"),
         ("Rule", "the point nearest the base among those tied with the best"),
+        ("Recipe", ", ".join(selection.changes) or "that of training"),
         ("Measured as", models[selection.form]),
         ("Curve", curves[selection.curve]),
         (

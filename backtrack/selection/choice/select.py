@@ -1,7 +1,9 @@
 """Choose a point and say how certain that is.
 
-Promised: recorded measurements are used as they are. Choosing again under another weight or other
-constraints loads no model if base, choice and final checkpoint are recorded for the report items.
+Promised: a point is chosen when the search that was begun is finished, or as things are where that
+is asked for, and then it is said what is missing. Recorded measurements are used as they are.
+Choosing again under another weight or other constraints loads no model if base, choice and final
+checkpoint are recorded for the report items.
 The same measurements and seed give the same selection except for its time.
 Not promised: that documents changed under the same name are noticed before something is measured.
 """
@@ -11,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from backtrack.errors import UsageError
+from backtrack.errors import SelectionError, UsageError
 from backtrack.recipe import SelectSection
 from backtrack.records.record import now
 from backtrack.records.selection import Constraints, Selection
@@ -28,7 +30,7 @@ from backtrack.selection.measure.baselines import (
 from backtrack.selection.measure.contamination import contamination_notes
 from backtrack.selection.measure.evaluator import Evaluator
 from backtrack.selection.measure.progress import Meter, Progress
-from backtrack.selection.search.space import anchors
+from backtrack.selection.search.finishing import finish, unfinished
 from backtrack.selection.stats.bootstrap import LEVEL, NUM_RESAMPLES
 from backtrack.selection.stats.comparisons import baseline_row, differences, report_rows
 from backtrack.selection.stats.scores import RoleScores, axes_of
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
     from backtrack.selection.choice.candidates import Outcome
     from backtrack.selection.choice.sweep import Answer
     from backtrack.selection.stats.scores import WeightedScores
-    from backtrack.selection.stats.table import ScoreTable, Setting
+    from backtrack.selection.stats.table import ScoreTable
 
     OnProgress = Callable[[Progress], None]
 
@@ -85,12 +87,13 @@ def select(  # noqa: PLR0913  # the front door: every argument but the run is op
     recipe: Recipe | None = None,
     placement: Placement | None = None,
     objectives: Sequence[Objective] | None = None,
+    is_to_finish: bool = True,
     on_progress: OnProgress | None = None,
     command: str = "",
 ) -> Choice:
     """Choose the point that serves a weighting best, and write `selection.json`.
 
-    Searches first if base and final checkpoint are not measured. Then measures base, choice, final
+    Finishes the search that was begun, or begins the recipe's. Then measures base, choice, final
     checkpoint and the recipe's baselines on the report items, unless they are recorded. The rule
     is described in `backtrack.selection.choice.rule`.
 
@@ -100,9 +103,10 @@ def select(  # noqa: PLR0913  # the front door: every argument but the run is op
         is_knee: Use the weight at which both ends of the front have the same utility, so that the
             choice is the knee of the front.
         constraints: Bounds, in points; the recipe's if not given.
-        recipe: What to measure; the run's own if not given.
+        recipe: What to measure from now on; what the run is measured by if not given.
         placement: The run's live model; loaded if not given and something must be measured.
         objectives: Objectives in place of the recipe's.
+        is_to_finish: Whether to search first; else the point is chosen from what is recorded.
         on_progress: Called before each objective and after each point.
         command: The command the user typed, for the record.
 
@@ -111,11 +115,12 @@ def select(  # noqa: PLR0913  # the front door: every argument but the run is op
 
     Raises:
         UsageError: The weight is out of range, or no objective is specified.
-        SelectionError: No point meets the constraints.
+        SelectionError: No point meets the constraints; or base or final checkpoint is not
+            measured and must not be.
         ObjectiveError: An objective cannot be measured. Finished measurements are kept.
     """
     evaluator = Evaluator(run, recipe, placement, objectives)
-    selector = _Selector(evaluator, constraints, on_progress, command)
+    selector = _Selector(evaluator, constraints, on_progress, command, is_to_finish=is_to_finish)
     return selector.choose(weight, is_knee=is_knee)
 
 
@@ -124,6 +129,7 @@ def select_each(
     weights: Sequence[float],
     *,
     constraints: Constraints | None = None,
+    is_to_finish: bool = True,
     on_progress: OnProgress | None = None,
     command: str = "",
 ) -> list[Choice]:
@@ -140,7 +146,8 @@ def select_each(
         raise UsageError("give at least one weight.")
     for weight in weights:
         _require_share(weight)
-    selector = _Selector(Evaluator(run, None, None, None), constraints, on_progress, command)
+    evaluator = Evaluator(run, None, None, None)
+    selector = _Selector(evaluator, constraints, on_progress, command, is_to_finish=is_to_finish)
     first = selector.choose(weights[0])
     sweep = selector.sweep
     others = [selector.choose(weight) for weight in weights[1:]]
@@ -177,8 +184,11 @@ class _Selector:
         constraints: Constraints | None,
         on_progress: OnProgress | None,
         command: str,
+        *,
+        is_to_finish: bool,
     ) -> None:
         self.sweep: Sweep | None = None
+        self._is_to_finish = is_to_finish
         self._evaluator = evaluator
         self._section = evaluator.recipe.select if evaluator.recipe else SelectSection()
         defaults = self._section.model_dump(exclude={"weight"})
@@ -208,6 +218,7 @@ class _Selector:
             self._answers = answer_weights(outcome)
             self.sweep = make_sweep(outcome, self._answers, created)
         selection = self._record(outcome, report, created, is_knee=is_knee)
+        run.save_choosing()
         run.write_selection(selection)
         run.write_sweep(self.sweep)
         return Choice(selection.chosen, selection.tied, selection, run.path / "report.html")
@@ -215,10 +226,24 @@ class _Selector:
     def _choose_point(self, weight: float, *, is_knee: bool) -> Outcome:
         evaluator = self._evaluator
         final, seed = evaluator.run.final, evaluator.section.seed
-        table = _selection_table(evaluator, self._on_progress)
+        table = self._table()
         scores = RoleScores.of_selection(table, final, seed)
         weight = knee(scores) if is_knee else weight
         return choose_point(scores, final, weight, self._constraints)
+
+    def _table(self) -> ScoreTable:
+        """Scores on the selection items, when the search is finished unless it must not be."""
+        evaluator = self._evaluator
+        if self._is_to_finish:
+            finish(evaluator, self._on_progress)
+        setting = evaluator.find_setting("selection")
+        table = None if setting is None else evaluator.table(setting)
+        if table is None or not table.knows(evaluator.ends):
+            raise SelectionError(
+                f"{evaluator.run.path}: base and final checkpoint are not measured by this "
+                "recipe, so there is nothing to choose from. Search first, or leave out --as-is."
+            )
+        return table
 
     def _report(self, outcome: Outcome) -> _Report | None:
         """Read or measure the report items; None if they are not recorded and nothing is built."""
@@ -229,9 +254,8 @@ class _Selector:
         if evaluator.is_built:
             off_path = self._measure_report(points)
             return _Report(evaluator.table(evaluator.setting("report")), on_path, off_path)
-        selection_setting = outcome.scores.table.setting
-        setting = evaluator.find_setting("report", like=selection_setting)
-        if setting is None or _overlap(setting, selection_setting):
+        setting = evaluator.find_setting("report")
+        if setting is None:
             return None
         table = evaluator.table(setting)
         off_path = recorded(evaluator.run, setting, self._off_path)
@@ -243,8 +267,8 @@ class _Selector:
     ) -> dict[Baseline, dict[str, NDArray[np.float64]]]:
         """Measure missing report items; return the scores of the baselines that are no points."""
         evaluator = self._evaluator
-        num_models = len(points) + len(self._off_path)
-        meter = Meter(num_models * evaluator.num_items("report"), self._on_progress)
+        num_items = sum(evaluator.missing_items(point, "report") for point in points)
+        meter = Meter(num_items, self._on_progress)
         evaluator.expect(points)
         setting = evaluator.setting("report")
         for point in points:
@@ -272,6 +296,9 @@ class _Selector:
             final=final,
             form=table.setting.form,
             curve=table.setting.curve,
+            settings=dict(table.setting.digests),
+            checkpoints=_checkpoints(table),
+            changes=evaluator.run.choosing.changes if evaluator.run.choosing else (),
             objectives=table.setting.objectives,
             axes=axes_of(table),
             yardsticks=dict(scores.yardsticks),
@@ -292,7 +319,9 @@ class _Selector:
                 *contamination_notes(
                     evaluator.run.path, evaluator.recipe, _item_ids(table, report.table)
                 ),
+                *unfinished(evaluator, table),
                 *_points_left_out(evaluator, table),
+                *evaluator.rounding_notes(),
                 *self._left_out,
             ),
             baselines=_baseline_rows(report, weighted, chosen),
@@ -316,31 +345,6 @@ def _require_share(weight: float) -> float:
             "Give --weight 0.6 on the command line, or `select: {weight: 0.6}` in the recipe."
         )
     return weight
-
-
-def _selection_table(evaluator: Evaluator, on_progress: OnProgress | None) -> ScoreTable:
-    """Read the scores on the selection items; search first if the ends are not measured."""
-    setting = evaluator.find_setting("selection")
-    if setting is not None:
-        table = evaluator.table(setting)
-        if table.knows(evaluator.ends):
-            return table
-    # Optuna takes half a second to import and is not needed to choose again.
-    from backtrack.selection.search.driver import search
-
-    search(
-        evaluator.run,
-        placement=evaluator.engine,
-        recipe=evaluator.recipe,
-        objectives=evaluator.objectives,
-        on_progress=on_progress,
-    )
-    evaluator.reload()
-    return evaluator.table(evaluator.setting("selection"))
-
-
-def _overlap(setting: Setting, other: Setting) -> bool:
-    return any(set(ids) & set(other.item_ids[name]) for name, ids in setting.item_ids.items())
 
 
 def _baseline_rows(
@@ -367,6 +371,10 @@ def _num_items(selection: ScoreTable, report: ScoreTable) -> dict[str, dict[Spli
     }
 
 
+def _checkpoints(table: ScoreTable) -> dict[int, str]:
+    return {p.step: table.setting.checkpoint_of(p) for p in table.points if not p.is_base}
+
+
 def _item_ids(selection: ScoreTable, report: ScoreTable) -> dict[str, tuple[str, ...]]:
     return {
         name: (*ids, *report.setting.item_ids[name])
@@ -375,16 +383,11 @@ def _item_ids(selection: ScoreTable, report: ScoreTable) -> dict[str, tuple[str,
 
 
 def _points_left_out(evaluator: Evaluator, table: ScoreTable) -> Iterator[str]:
-    """Say which points were not compared: measured under another setting, or not measured."""
+    """Say which measured points were not compared."""
     others = points_left_out(table.setting, evaluator.recorded)
     if others:
         yield (
-            f"{len(others)} measured points were left out, first {others[0]}: measured on other "
-            "items, under another form or curve, or without one of the objectives."
-        )
-    missing = set(anchors(evaluator.run.steps, evaluator.section)) - set(table.points)
-    if missing:
-        yield (
-            f"{len(missing)} points that every search measures are not measured yet: "
-            "`backtrack search` measures them."
+            f"{len(others)} measured points were left out, first {others[0]}: measured under "
+            "another setting, from a checkpoint that was replaced, or without one of the "
+            "objectives. `backtrack runs RUN --settings` lists them."
         )

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from backtrack.run.directory import Run
     from backtrack.selection.measure.evaluator import Evaluator
     from backtrack.selection.stats.scores import WeightedScores
-    from backtrack.selection.stats.table import ScoreTable, Setting
+    from backtrack.selection.stats.table import ScoreTable, SplitSetting
 
 BASELINES = "baselines.jsonl"
 ON_THE_PATH = frozenset({"checkpoint", "grid"})
@@ -93,7 +93,7 @@ def off_the_path(
 
 
 def recorded(
-    run: Run, setting: Setting, baselines: Iterable[Baseline]
+    run: Run, setting: SplitSetting, baselines: Iterable[Baseline]
 ) -> dict[Baseline, dict[str, NDArray[np.float64]]]:
     """Recorded scores, in the items' order, of the baselines measured on all objectives.
 
@@ -101,15 +101,27 @@ def recorded(
         By baseline and objective's name, [items].
     """
     by_baseline: dict[Baseline, dict[str, NDArray[np.float64]]] = {b: {} for b in baselines}
-    expected = {o.name: (o.fingerprint, set(setting.item_ids[o.name])) for o in setting.objectives}
     for m in read_lines(run.path / BASELINES, BaselineMeasurement):
-        name = m.objective.name
-        is_same = expected.get(name) == (m.objective.fingerprint, set(m.item_ids))
-        is_same &= (m.form, m.split) == (setting.form, setting.split)
-        if is_same and m.baseline in by_baseline:
-            scores = dict(zip(m.item_ids, m.scores, strict=True))
+        if m.baseline in by_baseline and _fits(m, setting):
+            name, scores = m.objective.name, dict(zip(m.item_ids, m.scores, strict=True))
             by_baseline[m.baseline][name] = np.array([scores[i] for i in setting.item_ids[name]])
-    return {b: scores for b, scores in by_baseline.items() if len(scores) == len(expected)}
+    num_objectives = len(setting.objectives)
+    return {b: scores for b, scores in by_baseline.items() if len(scores) == num_objectives}
+
+
+def _fits(m: BaselineMeasurement, setting: SplitSetting) -> bool:
+    """Whether a baseline was measured under a setting, of the checkpoints as they are now."""
+    name = m.objective.name
+    return (
+        m.split == setting.split
+        and m.setting == setting.digests.get(name, "none")
+        and m.checkpoints == _checkpoints(m.baseline, setting)
+        and set(m.item_ids) == set(setting.item_ids[name])
+    )
+
+
+def _checkpoints(baseline: Baseline, setting: SplitSetting) -> tuple[str, ...]:
+    return tuple(setting.checkpoints.get(step, "missing") for step in baseline.steps)
 
 
 def with_rows(
@@ -123,7 +135,7 @@ def with_rows(
 
 
 def measure_missing(
-    evaluator: Evaluator, setting: Setting, baselines: Sequence[Baseline]
+    evaluator: Evaluator, setting: SplitSetting, baselines: Sequence[Baseline]
 ) -> dict[Baseline, dict[str, NDArray[np.float64]]]:
     """Measure the baselines that are not recorded under a setting; return the scores of all.
 
@@ -141,7 +153,7 @@ def measure_missing(
     return recorded(evaluator.run, setting, baselines) if missing else scores
 
 
-def _measure(evaluator: Evaluator, setting: Setting, baseline: Baseline) -> None:
+def _measure(evaluator: Evaluator, setting: SplitSetting, baseline: Baseline) -> None:
     """Make a baseline's model and record its scores on the setting's items."""
     run, engine = evaluator.run, evaluator.engine
     model = engine.asked(make_baseline_model(run, engine.placed, baseline))
@@ -156,8 +168,9 @@ def _measure(evaluator: Evaluator, setting: Setting, baseline: Baseline) -> None
             )
         measurement = BaselineMeasurement(
             baseline=baseline,
+            checkpoints=_checkpoints(baseline, setting),
+            setting=setting.digests[objective.info.name],
             objective=objective.info,
-            form=engine.form,
             split=setting.split,
             item_ids=item_ids,
             scores=tuple(scores),

@@ -1,12 +1,14 @@
-"""Measure points on fixed items, each objective at most once.
+"""Measure points on fixed items, each item of an objective at most once.
 
 Promised: a measurement is on disk before the next begins, so an interruption loses at most one.
-Selection items come in nested rungs, the same at every point; each rung is one measurement. The
-engine and the objectives are built when something must be measured, not before.
+It names its setting and its checkpoint; what is read is the lines of the setting that the recipe
+asks for, and of the checkpoints as they are now. Selection items come in nested rungs, the same at
+every point. The engine and the objectives are built when something must be measured, not before.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -15,21 +17,32 @@ from backtrack.errors import UsageError
 from backtrack.evaluate.engine import Engine
 from backtrack.evaluate.measure import measure
 from backtrack.point import Point
-from backtrack.recipe import EngineSection, Recipe, SearchSection, TransformersSection
-from backtrack.records import ROLES
-from backtrack.run.directory import MEASURED
-from backtrack.run.files import write_atomically
+from backtrack.recipe import (
+    EngineSection,
+    PlacementSection,
+    Recipe,
+    SearchSection,
+    TransformersSection,
+)
+from backtrack.records import ROLES, Setting
+from backtrack.records.record import now, short_digest
+from backtrack.selection.measure.choosing import choose_by
 from backtrack.selection.measure.contamination import record_shared_items
-from backtrack.selection.measure.items import ITEMS, Items, read_items, save_items
-from backtrack.selection.stats.items import items_digest
-from backtrack.selection.stats.recorded_setting import RequestedObjective, recorded_setting
-from backtrack.selection.stats.table import Setting, tabulate
+from backtrack.selection.measure.items import Items
+from backtrack.selection.measure.settings import (
+    differences,
+    installed_versions,
+    read_settings,
+    record_setting,
+)
+from backtrack.selection.stats.table import SplitSetting, tabulate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from backtrack.evaluate.objectives.objective import Objective
     from backtrack.path.placement import Placement
+    from backtrack.recipe import ObjectiveSection
     from backtrack.records import Measurement, ObjectiveInfo, Split
     from backtrack.run.directory import Run
     from backtrack.selection.measure.progress import Meter
@@ -38,10 +51,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Index:
-    """Measurements under one setting, and their items by point and objective name."""
+    """Measurements under one setting, their positions, and their items by point and name."""
 
     num_seen: int = 0
     current: list[Measurement] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
     items: dict[Point, dict[str, set[str]]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(set))
     )
@@ -67,27 +81,31 @@ class Evaluator:
 
         Args:
             run: A run with at least one checkpoint.
-            recipe: What to measure; the run's own if None.
+            recipe: What to measure, from now on; what the run is measured by if None.
             engine: A started engine, or the live model; if None, an engine is started when needed.
             objectives: Built objectives, in place of the recipe's.
 
         Raises:
-            UsageError: No objectives are given, a role has none, or a live model is given and the
-                recipe's engine loads its own.
+            UsageError: No objectives are given, a role has none, the recipe has another base than
+                the run, or a live model is given and the recipe's engine loads its own.
         """
         self.run = run
-        self.recipe = recipe or run.recipe
+        if recipe is not None:
+            choose_by(run, recipe)
+        self.recipe = run.choosing.recipe if run.choosing else None
         self.section = self.recipe.search if self.recipe else SearchSection()
         self._engine: Engine | None = None
+        self._is_engine_given = engine is not None
         if isinstance(engine, Engine):
             self._engine = engine
         elif engine is not None:
             self._engine = self._start_engine(engine)
-        self._objectives = None if objectives is None else tuple(objectives)
+        self._given = None if objectives is None else tuple(objectives)
+        self._objectives = self._given
         self._items: Items | None = None
-        self._saved_splits: set[Split] = set()
+        self._built: Setting | None = None
         self._placed_at: Point | None = None
-        self._settings: dict[Split, Setting] = {}
+        self._splits: dict[Split, SplitSetting] = {}
         self._recorded = run.measurements()
         self._indices: dict[Split, _Index] = {}
         self._require_roles()
@@ -126,9 +144,6 @@ class Evaluator:
             if self.recipe is None:
                 raise UsageError(_NO_OBJECTIVES.format(path=self.run.path))
             self._objectives = build_objectives(self.recipe, self.engine.tokenizer)
-            write_atomically(
-                self.run.path / MEASURED, self.recipe.model_dump_json(indent=2) + "\n"
-            )
             record_shared_items(self.run, self.recipe, self._objectives)
         return self._objectives
 
@@ -137,51 +152,97 @@ class Evaluator:
         """The base and the final checkpoint."""
         return Point.base(), self.run.final
 
-    def setting(self, split: Split) -> Setting:
+    def setting(self, split: Split) -> SplitSetting:
         """The setting of new measurements; starts the engine and builds the objectives."""
-        if split not in self._settings:
-            self._settings[split] = Setting(
-                split=split,
-                form=self.engine.form,
-                curve=self.engine.curve,
-                objectives=tuple(objective.info for objective in self.objectives),
-                item_ids=self._split_items.of(split),
-            )
-        return self._settings[split]
+        if split not in self._splits:
+            self._splits[split] = self._part(self._current(), split)
+        return self._splits[split]
 
     def build(self) -> None:
         """Start the engine and build the objectives, unless done."""
-        self.setting("selection")
+        self._current()
 
-    def find_setting(self, split: Split, like: Setting | None = None) -> Setting | None:
-        """Find the setting of recorded measurements: the current one if built, else the latest.
-
-        Args:
-            split: Which items.
-            like: A setting of other items, with the required objectives, form and curve.
-        """
+    def find_setting(self, split: Split) -> SplitSetting | None:
+        """The setting if built, else the latest recorded one of what the recipe asks for."""
         if self.is_built:
             return self.setting(split)
-        if not self._is_recipe_measured():
-            return None
-        forms: dict[str, str] = {}
-        if like is not None:
-            forms = {"form": like.form, "curve": like.curve}
-        elif self._engine is not None:
-            forms = {"form": self._engine.form, "curve": self._engine.curve}
-        requested = (
-            self._requested() if like is None else [_request(info) for info in like.objectives]
-        )
-        return recorded_setting(
-            self._recorded,
-            split,
-            requested,
-            ends=self.ends,
-            forms=forms | self._required_forms(),
-            items=read_items(self.run.path / ITEMS),
-        )
+        found = self._find_recorded()
+        return None if found is None else self._part(found, split)
 
-    def table(self, setting: Setting) -> ScoreTable:
+    def rounding_notes(self) -> list[str]:
+        """Say what differs by rounding between measurements that are used together."""
+        found = self._built or self._find_recorded()
+        return [] if found is None else list(differences(read_settings(self.run), found))
+
+    @property
+    def is_from_recipe(self) -> bool:
+        """Whether everything follows from the recipe, so that another process can measure too."""
+        return self._given is None and not self._is_engine_given
+
+    def _current(self) -> Setting:
+        """The setting of new measurements, recorded with the recipe that asks for it."""
+        if self._built is None:
+            self._built = record_setting(
+                self.run,
+                Setting(
+                    request=self._request(),
+                    asked=self._asked(),
+                    base=self.run.base.digest,
+                    form=self.engine.form,
+                    curve=self.engine.curve,
+                    engine=self._engine_section.decisive,
+                    objectives=tuple(objective.info for objective in self.objectives),
+                    items={"selection": self._split_items.selection}
+                    | {"report": self._split_items.report},
+                    seed=self.section.seed,
+                    batch_size=self.section.batch_size,
+                    versions=installed_versions(),
+                    created=now(),
+                ),
+            )
+            self.run.save_choosing()
+        return self._built
+
+    def _find_recorded(self) -> Setting | None:
+        request, base = self._request(), self.run.base.digest
+        for setting in reversed(read_settings(self.run)):
+            measured = setting.form, setting.curve
+            if self._engine is not None:
+                fits = measured == (self._engine.form, self._engine.curve)
+            else:
+                fits = self._asked() in (setting.asked, measured)
+            if fits and (setting.request, setting.base) == (request, base):
+                return setting
+        return None
+
+    def _part(self, setting: Setting, split: Split) -> SplitSetting:
+        """One split of a setting, with the roles and weights that are asked for now."""
+        now_asked = {o.name: {"role": o.role, "weight": o.weight} for o in self._asked_objectives}
+        objectives = tuple(
+            info.model_copy(update=now_asked.get(info.name, {})) for info in setting.objectives
+        )
+        return SplitSetting.of(setting, split, objectives, self.run.checkpoint_digests())
+
+    def _request(self) -> str:
+        """Digest of what is to be measured, known before anything is built."""
+        objectives: list[object] = [o.info.fingerprint for o in self._given or ()]
+        if self._given is None:
+            incidental = {"role", "weight"}
+            asked = self._asked_objectives
+            objectives = [o.model_dump(mode="json", exclude=incidental) for o in asked]
+        items, seed = self.section.items.model_dump(), self.section.seed
+        return short_digest(objectives, items, seed, self._engine_section.decisive)
+
+    def _asked(self) -> tuple[str, str]:
+        """Form and curve as the recipe asks for them, unless an engine was given with others."""
+        section = self.recipe.placement if self.recipe else PlacementSection()
+        form, curve = section.form, section.curve
+        if self._engine is not None:
+            form = form if form in ("auto", self._engine.form) else self._engine.form
+            curve = curve if curve in ("auto", self._engine.curve) else self._engine.curve
+        return form, curve
+
+    def table(self, setting: SplitSetting) -> ScoreTable:
         """Scores recorded under a setting."""
         return tabulate(setting, self._recorded)
 
@@ -211,11 +272,11 @@ class Evaluator:
 
     def rungs(self, split: Split) -> list[dict[str, tuple[str, ...]]]:
         """Item ids of each rung by objective name; starts the engine, builds the objectives."""
-        rungs = self._split_items.rungs(split)
-        if len(rungs) > 1 and split not in self._saved_splits:
-            save_items(self.run.path / ITEMS, self._split_items.of(split))
-            self._saved_splits.add(split)
-        return rungs
+        return self._split_items.rungs(split)
+
+    def missing_items(self, point: Point, split: Split, rung: int | None = None) -> int:
+        """Number of items of a point, or of one of its rungs, that are not recorded yet."""
+        return sum(len(ids) for _, ids in self._missing(point.canonical, split, rung))
 
     def measure(
         self, point: Point, split: Split, origin: str, meter: Meter, rung: int | None = None
@@ -230,26 +291,22 @@ class Evaluator:
             rung: Which rung of the items; all rungs if None.
         """
         point = point.canonical
-        rungs = self.rungs(split)
-        missing = [
-            (objective, item_ids)
-            for each in (rungs if rung is None else rungs[rung : rung + 1])
-            for objective, item_ids in self._missing(point, split, each)
-        ]
+        missing = self._missing(point, split, rung)
         if missing and self._placed_at != point:
             self._placed_at = None
             self.engine.place(point)
             self._placed_at = point
         for objective, item_ids in missing:
             meter.begins(point, objective.info.name)
-            whole = self.setting(split).item_ids[objective.info.name]
+            setting = self.setting(split)
             measurement = measure(
                 objective,
                 self.engine,
                 item_ids,
                 split=split,
                 origin=origin,
-                whole="" if len(whole) == len(item_ids) else items_digest(whole),
+                setting=setting.digests[objective.info.name],
+                checkpoint=setting.checkpoint_of(point),
             )
             self.run.record(measurement)
             self._recorded.append(measurement)
@@ -274,6 +331,11 @@ class Evaluator:
         """Measurements of the selection items under the current setting, in order."""
         return self._index("selection").current
 
+    def measured_since(self, num_before: int) -> list[Measurement]:
+        """Those of `current` that follow the first `num_before` measurements of the run."""
+        index = self._index("selection")
+        return index.current[bisect_left(index.positions, num_before) :]
+
     def _recorded_items(self, point: Point, split: Split) -> dict[str, set[str]]:
         """Recorded item ids of a point by objective name."""
         return self._index(split).items[point]
@@ -282,23 +344,27 @@ class Evaluator:
         """Index the measurements recorded since the last call."""
         index = self._indices.setdefault(split, _Index())
         setting = self.setting(split)
-        for m in self._recorded[index.num_seen :]:
+        for position, m in enumerate(self._recorded[index.num_seen :], index.num_seen):
             if setting.fits(m):
                 index.current.append(m)
+                index.positions.append(position)
                 index.items[m.point.canonical][m.objective.name].update(m.item_ids)
         index.num_seen = len(self._recorded)
         return index
 
     def _missing(
-        self, point: Point, split: Split, rung: dict[str, tuple[str, ...]]
+        self, point: Point, split: Split, rung: int | None
     ) -> list[tuple[Objective, tuple[str, ...]]]:
+        """Items not recorded at a point, by rung and objective."""
         recorded = self._recorded_items(point, split)
-        return [
-            (objective, rung[objective.info.name])
-            for objective in self.objectives
-            if objective.info.name in rung
-            and not recorded[objective.info.name].issuperset(rung[objective.info.name])
-        ]
+        rungs = self.rungs(split)
+        found: list[tuple[Objective, tuple[str, ...]]] = []
+        for each in rungs if rung is None else rungs[rung : rung + 1]:
+            for objective in self.objectives:
+                name = objective.info.name
+                ids = tuple(i for i in each.get(name, ()) if i not in recorded[name])
+                found += [(objective, ids)] if ids else []
+        return found
 
     @property
     def _split_items(self) -> Items:
@@ -306,30 +372,15 @@ class Evaluator:
             self._items = Items.split(self.section, self.objectives)
         return self._items
 
-    def _is_recipe_measured(self) -> bool:
-        """Whether the recipe measures what the last measured recipe did."""
-        path = self.run.path / MEASURED
-        if self._objectives is not None or self.recipe is None or not path.exists():
-            return True
-        last = self.run.measured_recipe()
-        return last is None or _what_is_measured(last) == _what_is_measured(self.recipe)
-
-    def _requested(self) -> list[RequestedObjective]:
-        if self._objectives is not None:
-            return [_request(objective.info) for objective in self._objectives]
-        specified = self.recipe.objectives if self.recipe else ()
-        return [RequestedObjective(o.name, o.role, o.weight) for o in specified]
-
-    def _required_forms(self) -> dict[str, str]:
-        """Form and curve set in the recipe."""
-        if self.recipe is None or self._engine is not None:
-            return {}
-        section = self.recipe.placement
-        asked = {"form": section.form, "curve": section.curve}
-        return {key: value for key, value in asked.items() if value != "auto"}
+    @property
+    def _asked_objectives(self) -> Sequence[ObjectiveInfo | ObjectiveSection]:
+        """The objectives with their roles and weights now, before or after they are built."""
+        if self._given is not None:
+            return [objective.info for objective in self._given]
+        return self.recipe.objectives if self.recipe else ()
 
     def _require_roles(self) -> None:
-        requested = self._requested()
+        requested = self._asked_objectives
         if not requested:
             raise UsageError(_NO_OBJECTIVES.format(path=self.run.path))
         missing = [role for role in ROLES if role not in {each.role for each in requested}]
@@ -347,20 +398,6 @@ _NO_OBJECTIVES = (
 )
 
 
-def _what_is_measured(recipe: Recipe) -> object:
-    """What decides scores in a recipe, without roles and weights."""
-    return (
-        [o.model_dump(exclude={"role", "weight"}) for o in recipe.objectives],
-        recipe.search.items,
-        recipe.search.seed,
-        recipe.engine.decides(recipe.search.batch_size),
-    )
-
-
 def _key(m: Measurement) -> tuple[object, ...]:
     """The identity of a measurement."""
-    return m.point, m.objective.name, m.objective.fingerprint, m.form, m.curve, m.split, m.item_ids
-
-
-def _request(info: ObjectiveInfo) -> RequestedObjective:
-    return RequestedObjective(info.name, info.role, info.weight, info.fingerprint)
+    return m.point, m.checkpoint, m.setting, m.split, m.item_ids

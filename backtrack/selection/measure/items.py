@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from backtrack.errors import ObjectiveError
-from backtrack.run.files import read_record, write_atomically
-from backtrack.selection.stats.items import items_digest, nested_rungs, split_items
+from backtrack.selection.stats.items import nested_rungs, split_items
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from backtrack.evaluate.objectives.objective import Objective
     from backtrack.recipe import SearchSection
     from backtrack.records import Split
 
     ByName = dict[str, tuple[str, ...]]
-
-ITEMS = "items.json"
 
 
 class Items:
@@ -79,17 +74,3 @@ def _split_objective(
         return split_items(objective.item_ids, items.selection, items.report, section.seed)
     except ObjectiveError as error:
         raise ObjectiveError(f"objective {objective.info.name!r}: {error}") from error
-
-
-def read_items(path: Path) -> ByName:
-    """Sets of item ids by digest; empty if the file is missing."""
-    remedy = "Restore it from a copy, or delete it and search again."
-    return read_record(path, dict[str, tuple[str, ...]], remedy) if path.exists() else {}
-
-
-def save_items(path: Path, item_ids: Mapping[str, tuple[str, ...]]) -> None:
-    """Add sets of item ids, by digest: measurements of one rung refer to all items this way."""
-    known = read_items(path)
-    new = {items_digest(ids): ids for ids in item_ids.values()}
-    if not new.keys() <= known.keys():
-        write_atomically(path, json.dumps(known | new) + "\n")

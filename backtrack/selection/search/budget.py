@@ -17,21 +17,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a search will cost, as shown before it starts.
+    """What a search will still cost, as shown before it starts.
 
     Attributes:
-        num_points: Points it will measure.
-        least_items: Items scored if racing drops every point but base and final checkpoint.
-        most_items: Items scored if racing drops nothing, or as many as the budget allows.
-        done_items: How many of these are already recorded.
-        seconds: Time for the rest of `most_items` at the recorded pace; None if nothing is
-            recorded.
+        num_points: Points it compares.
+        least_items: Items to score if racing drops every point but base and final checkpoint.
+        most_items: Items to score if racing drops nothing, or as many as the budget allows.
+        recorded_items: Items of these points that are recorded already.
+        seconds: Time for `most_items` at the pace so far; None if it measured nothing yet.
     """
 
     num_points: int
     least_items: int
     most_items: int
-    done_items: int
+    recorded_items: int
     seconds: float | None
 
 

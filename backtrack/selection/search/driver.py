@@ -1,10 +1,11 @@
 """Search the path: measure the anchors, then points a sampler proposes, rung by rung.
 
 Promised: every measurement is in `measurements.jsonl` before the next begins. That file decides
-everything: `study.db` only coordinates the workers and can be deleted at any time. An item already
-measured at a point is never measured again. One worker's search proposes the same points whether
-or not it was interrupted. Several workers, on one machine or on several, share a search through
-its storage; a second search of the run is refused.
+everything but what the search may cost, which `search.json` says; `study.db` only coordinates the
+workers and can be deleted at any time. An item already measured at a point is never measured
+again. One worker's search proposes the same points whether or not it was interrupted. Several
+workers, on one machine or on several, share a search through its storage; a second search of the
+run is refused.
 
 How: each decision follows from the recorded measurements alone (see `scheduler`), so a search
 resumes where it stopped, and any worker can take the next evaluation.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from backtrack.errors import RunError, UsageError
@@ -23,11 +25,12 @@ from backtrack.run.files import hold_lock
 from backtrack.selection.measure.evaluator import Evaluator
 from backtrack.selection.measure.progress import Meter, Progress
 from backtrack.selection.search.baselines import measure_baselines
+from backtrack.selection.search.begun import asked_extent, begin_search, finish_search, search_key
 from backtrack.selection.search.budget import Budget, Plan
 from backtrack.selection.search.observations import Observations
 from backtrack.selection.search.scheduler import Scheduler
 from backtrack.selection.search.space import Space
-from backtrack.selection.search.study import STUDY, open_ledger, quiet, study_name
+from backtrack.selection.search.study import STUDY, open_ledger, quiet
 from backtrack.selection.stats.utility import role_axis
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from backtrack.path.placement import Placement
     from backtrack.recipe import BudgetSection, Recipe
     from backtrack.records import Measurement
+    from backtrack.records.search import BegunSearch
     from backtrack.run.directory import Run
     from backtrack.selection.search.study import Claim, Ledger
 
@@ -87,23 +91,57 @@ def search(  # noqa: PLR0913  # the front door: every argument but the run is op
     if trials is not None and trials < 0:
         raise UsageError(f"trials must be 0 or more, got {trials}.")
     evaluator = Evaluator(run, recipe, placement, objectives)
-    storage = storage or evaluator.section.storage
-    is_shared = is_shared or storage is not None
+    section = evaluator.section
+    extent = Extent(
+        section.trials if trials is None else trials,
+        section.budget if budget is None else budget,
+        storage or section.storage,
+        is_shared=is_shared,
+    )
+    search_by(evaluator, extent, on_plan, on_progress)
+    return evaluator.current
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How far a search goes, and who shares it.
+
+    Attributes:
+        trials: Points the sampler adds.
+        budget: What it may cost.
+        storage: URL of the database that workers share; None is the run's `study.db`.
+        is_shared: Whether other workers search the run too.
+    """
+
+    trials: int
+    budget: BudgetSection
+    storage: str | None = None
+    is_shared: bool = False
+
+
+def search_by(
+    evaluator: Evaluator,
+    extent: Extent,
+    on_plan: Callable[[Plan], None] | None,
+    on_progress: Callable[[Progress], None] | None,
+) -> None:
+    """Search by an evaluator; see `search`."""
+    run, setting = evaluator.run, evaluator.setting("selection")
+    is_shared = extent.is_shared or extent.storage is not None
     with search_lock(run, is_shared=is_shared), quiet():
-        num_trials = evaluator.section.trials if trials is None else trials
-        limits = Budget(
-            evaluator.section.budget if budget is None else budget, evaluator.section.workers
-        )
-        limits.require(2 * evaluator.num_items(rung=0))
-        with _open_study(evaluator, storage) as ledger:
-            worker = Worker(
-                evaluator, ledger, limits, num_trials, on_progress, is_alone=not is_shared
-            )
+        limits = Budget(extent.budget, evaluator.section.workers)
+        limits.require(sum(evaluator.missing_items(p, "selection", 0) for p in evaluator.ends))
+        key = search_key(evaluator.section, setting)
+        asked = asked_extent(evaluator.section)
+        recorded = len(evaluator.recorded)
+        begun = begin_search(run, key, asked, extent.trials, extent.budget, recorded)
+        with _open_study(evaluator, extent.storage) as ledger:
+            worker = Worker(evaluator, ledger, limits, begun, on_progress, is_alone=not is_shared)
             if on_plan is not None:
                 on_plan(worker.plan())
             worker.work()
             measure_baselines(evaluator, ledger)
-        return evaluator.current
+        finish_search(run, begun)
 
 
 class Worker:
@@ -114,7 +152,7 @@ class Worker:
         evaluator: Evaluator,
         ledger: Ledger,
         budget: Budget,
-        num_trials: int,
+        begun: BegunSearch,
         on_progress: Callable[[Progress], None] | None,
         *,
         is_alone: bool,
@@ -124,13 +162,11 @@ class Worker:
         self._is_alone = is_alone
         space = Space.of(evaluator.run.steps, evaluator.section)
         self._observations = Observations(evaluator, space)
-        self._scheduler = Scheduler(
-            evaluator, self._observations, space, ledger, budget, num_trials
-        )
+        self._scheduler = Scheduler(evaluator, self._observations, space, ledger, budget, begun)
         self._meter = Meter(0, on_progress)
 
     def plan(self) -> Plan:
-        """What the search will cost in all."""
+        """What the search will still cost."""
         return self._scheduler.plan()
 
     def work(self) -> None:
@@ -151,9 +187,8 @@ class Worker:
             if claim is not None:
                 self._measure(claim)
         self._add_measured_points()
-        num_items = self._scheduler.spent().items
-        self._meter.expect(num_items, num_items)
-        self._meter.ends(self._observations.table().points[-1])
+        self._meter.expect(0)
+        self._meter.ends(self._evaluator.ends[-1])
 
     def _measure(self, claim: Claim) -> None:
         """Measure a claimed evaluation and close its trial."""
@@ -162,8 +197,7 @@ class Worker:
             # Another worker may have measured it between the decision and the claim.
             self._catch_up()
             num_recorded = len(self._evaluator.recorded)
-            plan = self._scheduler.plan()
-            self._meter.expect(plan.most_items, plan.done_items)
+            self._meter.expect(self._scheduler.plan().most_items)
             if self._is_alone and rung == 0:
                 measured = self._observations.table().points
                 self._evaluator.expect([p for p in self._scheduler.anchors if p not in measured])
@@ -195,18 +229,9 @@ def _open_study(evaluator: Evaluator, storage: str | None) -> AbstractContextMan
     """The study of this search's setting; another setting has another study."""
     setting = evaluator.setting("selection")
     space = Space.of(evaluator.run.steps, evaluator.section)
-    name = study_name(
-        [
-            {step: evaluator.run.entry(step).sha256 for step in evaluator.run.steps},
-            [space.max_alpha, space.profiles, evaluator.section.multipliers],
-            [setting.form, setting.curve],
-            [(o.name, o.role, o.weight, o.fingerprint) for o in setting.objectives],
-            setting.item_ids,
-        ]
-    )
     return open_ledger(
         storage or f"sqlite:///{(evaluator.run.path / STUDY).resolve()}",
-        name,
+        f"search-{search_key(evaluator.section, setting)}",
         [role_axis(setting.objectives, role).direction for role in ROLES],
         space,
         evaluator.section.patience_seconds,
@@ -225,6 +250,7 @@ def search_lock(run: Run, *, is_shared: bool) -> Iterator[None]:
             raise RunError(
                 f"another search of {run.path} is running. Wait until it ends, or stop it: "
                 "the next search resumes where it stopped. To run several workers of one search, "
-                "start it with --workers or --storage."
+                "start it with --workers or --storage. To choose from what is measured so far: "
+                "`backtrack select --as-is`."
             )
         yield

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from backtrack.point import Point
+    from backtrack.records.search import BegunSearch
     from backtrack.selection.measure.evaluator import Evaluator
     from backtrack.selection.search.observations import Observations
     from backtrack.selection.search.study import Ledger
@@ -68,36 +69,44 @@ class Scheduler:
         space: Space,
         ledger: Ledger,
         budget: Budget,
-        num_trials: int,
+        begun: BegunSearch,
     ) -> None:
         self._evaluator = evaluator
         self._observations = observations
         self._space = space
         self._ledger = ledger
         self._budget = budget
-        self._num_trials = num_trials
+        self._num_trials = begun.trials
+        self._num_before = begun.num_before
         points = anchors(evaluator.run.steps, evaluator.section)
         self.anchors = farthest_first(points) if budget.is_bounded else points
         self._num_rungs = len(evaluator.rungs("selection"))
         self._num_known_when_exhausted = -1
 
     def plan(self) -> Plan:
-        """What the search will cost in all, by what is recorded now."""
-        spent = self.spent()
-        num_points = len(self.anchors) + self._num_trials
-        all_items, first_rung = self._evaluator.num_items(), self._evaluator.num_items(rung=0)
-        most = self._budget.most_items(num_points * all_items, spent)
+        """What the search will still cost, by what is recorded now."""
+        evaluator, spent = self._evaluator, self.spent()
+        table = self._observations.table()
+        sampled = [p for p, o in zip(table.points, table.origins, strict=True) if o == "sampler"]
+        points = dict.fromkeys([*self.anchors, *sampled])
+        num_new = max(self._num_trials - len(sampled), 0)
+        missing = {p: evaluator.missing_items(p, "selection") for p in points}
+        most = sum(missing.values()) + num_new * evaluator.num_items()
+        first = {p: evaluator.missing_items(p, "selection", 0) for p in points}
+        least = sum(missing[p] if p in evaluator.ends else first[p] for p in points)
+        least += num_new * evaluator.num_items(rung=0)
+        most = self._budget.most_items(spent.items + most, spent) - spent.items
         return Plan(
-            num_points=num_points,
-            least_items=min(2 * all_items + (num_points - 2) * first_rung, most),
+            num_points=len(points) + num_new,
+            least_items=min(least, most),
             most_items=most,
-            done_items=min(spent.items, most),
-            seconds=spent.for_items(max(most - spent.items, 0)).seconds if spent.items else None,
+            recorded_items=len(points) * evaluator.num_items() - sum(missing.values()),
+            seconds=spent.for_items(most).seconds if spent.items else None,
         )
 
     def spent(self) -> Cost:
-        """What the recorded measurements of this search's setting have cost."""
-        return Cost.of(self._evaluator.current)
+        """What this search has measured since it was begun."""
+        return Cost.of(self._evaluator.measured_since(self._num_before))
 
     def next(self, running: Sequence[Point]) -> Decision | None:
         """The next evaluation; None if there is none.
@@ -123,7 +132,8 @@ class Scheduler:
         spent = self.spent()
         if self._num_rungs == 1 or not has_ends:
             return self._budget.allows(spent, first_rung)
-        explored = first_rung * len(table.points)
+        # What was recorded before this search, such as an objective it shares, cost it nothing.
+        explored = min(first_rung * len(table.points), spent.items)
         later = spent.items - explored
         due = (explored + first_rung) * (1 - EXPLORATION_SHARE) / EXPLORATION_SHARE
         return self._budget.allows(spent, first_rung + int(max(due - later, 0)))

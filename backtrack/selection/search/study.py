@@ -13,8 +13,6 @@ server, trials also carry the measurements, for workers that do not share the ru
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import random
 import socket
@@ -361,12 +359,6 @@ def _with_driver(url: str) -> str:
         if url.startswith(scheme):
             return f"postgresql+psycopg://{url.removeprefix(scheme)}"
     return url
-
-
-def study_name(comparable: object) -> str:
-    """Hash all that two trials must share to be comparable: run, search space and setting."""
-    digest = hashlib.sha256(json.dumps(comparable, sort_keys=True).encode()).hexdigest()
-    return f"search-{digest[:12]}"
 
 
 @contextmanager

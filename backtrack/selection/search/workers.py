@@ -49,8 +49,8 @@ def search_together(  # noqa: PLR0913  # all but the first two are optional
         storage: URL of the database they share. Passed in their environment, since it may hold a
             password and every user of a machine sees the arguments of its processes.
         on_plan: Called once, with the plan of the first worker that printed one.
-        on_progress: Called with the items scored so far, the expected total and the number of
-            workers still running.
+        on_progress: Called with the items scored by this command, the expected total and the
+            number of workers still running.
         on_note: Called with a message for each worker that failed.
 
     Returns:
@@ -62,6 +62,7 @@ def search_together(  # noqa: PLR0913  # all but the first two are optional
     """
     if num_workers < 1:
         raise UsageError(f"a search needs at least 1 worker, got {num_workers}.")
+    run.save_choosing()  # the workers read it
     with tempfile.TemporaryDirectory() as folder:
         logs = [Path(folder) / f"worker-{i}.txt" for i in range(num_workers)]
         environment = {STORAGE: storage} if storage else {}
@@ -114,15 +115,14 @@ class _Outputs:
         self._files = files
         self._on_plan = on_plan
 
-    def total(self) -> int:
-        """Expected total of items by the most advanced worker; 0 before any has printed one."""
+    def num_left(self) -> int:
+        """Items still to be scored by the most advanced worker; 0 before any has printed it."""
         lines = [line for file in self._files for line in _complete_lines(file)]
         plans = [line["plan"] for line in lines if "plan" in line]
         if plans and self._on_plan is not None:
             self._on_plan(Plan(**plans[0]))
             self._on_plan = None
-        counts = [(line["done"], line["total"]) for line in lines if "done" in line]
-        return max(counts)[1] if counts else 0
+        return min((line["left"] for line in lines if "left" in line), default=0)
 
 
 def _complete_lines(file: Path) -> list[dict[str, Any]]:
@@ -138,14 +138,19 @@ def _wait(
 ) -> None:
     path = run.path / "measurements.jsonl"
     last_size = -1
+    before = _num_scored(run)
     while any(process.poll() is None for process in processes):
         time.sleep(SECONDS_BETWEEN_POLLS)
         size = path.stat().st_size if path.exists() else 0
         if on_progress is not None and size != last_size:
             last_size = size
-            scored = sum(len(m.item_ids) for m in run.measurements() if m.split == "selection")
+            scored = _num_scored(run) - before
             running = sum(process.poll() is None for process in processes)
-            on_progress(scored, max(outputs.total(), scored), running)
+            on_progress(scored, scored + outputs.num_left(), running)
+
+
+def _num_scored(run: Run) -> int:
+    return sum(len(m.item_ids) for m in run.measurements() if m.split == "selection")
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -6,7 +6,6 @@ task. Every function gives the same result for the same items and seed, in any o
 
 from __future__ import annotations
 
-import hashlib
 import math
 import zlib
 from collections import defaultdict
@@ -17,7 +16,7 @@ import numpy as np
 from backtrack.errors import ObjectiveError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
 MIN_ITEMS = 2
 """Items each split and each rung must have: a standard deviation needs two."""
@@ -126,8 +125,3 @@ def nested_rungs(
     ends = [end for end in dict.fromkeys(ends) if len(order) - end >= MIN_ITEMS]
     slices = zip([0, *ends], [*ends, len(order)], strict=True)
     return [tuple(sorted(order[begin:end])) for begin, end in slices]
-
-
-def items_digest(item_ids: Iterable[str]) -> str:
-    """Identify a set of items."""
-    return hashlib.sha256("\n".join(sorted(item_ids)).encode()).hexdigest()[:16]

@@ -1,8 +1,8 @@
 """Tables of comparable scores, made of measurements.
 
-Scores can be compared only under one SETTING: the same objectives down to their fingerprints, the
-same items, the same form and curve. Measurements under another setting are left out, and reported.
-A measurement may hold some of the items only: all measurements of a point are merged.
+Scores can be compared only under one setting: all reading is of the lines that name it and the
+checkpoints as they are now. Other lines are left out, and reported. A measurement may hold some
+of the items only: all measurements of a point are merged.
 """
 
 from __future__ import annotations
@@ -19,27 +19,29 @@ from backtrack.selection.stats.estimates import estimate_means, fit_correlations
 from backtrack.selection.stats.items import MIN_ITEMS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from backtrack.point import Point
-    from backtrack.records import CurveName, Form, Measurement, ObjectiveInfo, Split
+    from backtrack.records import CurveName, Form, Measurement, ObjectiveInfo, Setting, Split
     from backtrack.selection.stats.estimates import ScoreEstimates
 
     Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What decides scores besides the point; scores of two settings are not comparable.
+class SplitSetting:
+    """A setting's part for one split, and the checkpoints as they are now.
 
     Attributes:
         split: Which of the items: `selection` or `report`.
-        form: Backend that held the model at its points.
+        form: Backend that holds the model at its points.
         curve: How weights move with alpha.
-        objectives: The objectives, with roles and weights.
+        objectives: The objectives, with their roles and weights now.
         item_ids: All items of the split by objective's name, sorted.
+        digests: What measurements name the setting by, for each objective's name.
+        checkpoints: Digest of each checkpoint by step.
     """
 
     split: Split
@@ -47,20 +49,46 @@ class Setting:
     curve: CurveName
     objectives: tuple[ObjectiveInfo, ...]
     item_ids: dict[str, tuple[str, ...]]
+    digests: Mapping[str, str] = field(default_factory=dict)
+    checkpoints: Mapping[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        setting: Setting,
+        split: Split,
+        objectives: tuple[ObjectiveInfo, ...],
+        checkpoints: Mapping[int, str],
+    ) -> SplitSetting:
+        """One split's part of a setting, with the objectives' roles and weights as given."""
+        return cls(
+            split=split,
+            form=setting.form,
+            curve=setting.curve,
+            objectives=objectives,
+            item_ids=setting.items[split],
+            digests=setting.digests,
+            checkpoints=checkpoints,
+        )
 
     @cached_property
-    def _fingerprints_and_items(self) -> dict[str, tuple[str, frozenset[str]]]:
-        return {o.name: (o.fingerprint, frozenset(self.item_ids[o.name])) for o in self.objectives}
+    def _items(self) -> dict[str, frozenset[str]]:
+        return {name: frozenset(ids) for name, ids in self.item_ids.items()}
+
+    def checkpoint_of(self, point: Point) -> str:
+        """What measurements of a point name its checkpoint by; empty at the base."""
+        return "" if point.is_base else self.checkpoints.get(point.step, "missing")
 
     def fits(self, measurement: Measurement) -> bool:
-        """Whether a measurement was taken under this setting."""
+        """Whether a measurement was taken under this setting, of the checkpoint as it is now."""
         m = measurement
-        if (m.split, m.form, m.curve) != (self.split, self.form, self.curve):
-            return False
-        if m.objective.name not in self._fingerprints_and_items:
-            return False
-        fingerprint, item_ids = self._fingerprints_and_items[m.objective.name]
-        return fingerprint == m.objective.fingerprint and item_ids.issuperset(m.item_ids)
+        name = m.objective.name
+        return (
+            m.split == self.split
+            and m.setting == self.digests.get(name, "none")
+            and m.checkpoint == self.checkpoint_of(m.point)
+            and self._items[name].issuperset(m.item_ids)
+        )
 
 
 @dataclass(frozen=True)
@@ -76,7 +104,7 @@ class ScoreTable:
             points are baselines that are no points.
     """
 
-    setting: Setting
+    setting: SplitSetting
     points: tuple[Point, ...]
     origins: tuple[str, ...]
     distances: Floats
@@ -131,7 +159,7 @@ class _Row:
     scores: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
 
 
-def tabulate(setting: Setting, measurements: Iterable[Measurement]) -> ScoreTable:
+def tabulate(setting: SplitSetting, measurements: Iterable[Measurement]) -> ScoreTable:
     """Make the table of points with every objective measured under `setting`; later scores win."""
     rows: dict[Point, _Row] = {}
     for m in measurements:
@@ -158,7 +186,9 @@ def _matrix(rows: Iterable[_Row], name: str, item_ids: Sequence[str]) -> Floats:
     return np.array(scores, dtype=np.float64).reshape(len(scores), len(item_ids))
 
 
-def points_left_out(setting: Setting, measurements: Iterable[Measurement]) -> tuple[Point, ...]:
+def points_left_out(
+    setting: SplitSetting, measurements: Iterable[Measurement]
+) -> tuple[Point, ...]:
     """List points measured on this split only under another setting, or not on every objective."""
     measurements = list(measurements)
     in_table = set(tabulate(setting, measurements).points)

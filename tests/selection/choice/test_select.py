@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from itertools import pairwise
@@ -11,16 +10,19 @@ import pytest
 
 from backtrack.errors import SelectionError, UsageError
 from backtrack.point import Point
-from backtrack.recipe import Recipe
+from backtrack.recipe import BaseSection, BudgetSection, ChoosingRecipe, Recipe
 from backtrack.records.selection import Constraints
-from backtrack.run.directory import MEASURED, Run
+from backtrack.run.directory import Run
 from backtrack.selection.choice.rule import INDIFFERENCE
 from backtrack.selection.choice.select import Choice, select
 from backtrack.selection.measure.evaluator import Evaluator
+from backtrack.selection.measure.settings import SETTINGS, read_settings
+from backtrack.selection.search.driver import search
 from backtrack.selection.stats.items import split_items
 from tests.selection.fakes import (
     FakeEngine,
     Formula,
+    entry_of,
     make_info,
     make_recipe,
     make_run,
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backtrack.records.selection import Difference, Selection
+    from backtrack.selection.measure.progress import Progress
+    from backtrack.selection.search.budget import Plan
 
 ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -206,15 +210,8 @@ def test_choosing_again_under_another_weight_measures_only_a_new_choice(tmp_path
 
 def test_choosing_again_what_is_on_record_loads_no_model_and_no_optuna(tmp_path: Path):
     run = line(tmp_path / "run")
-    objectives = pair()
-    pick(run, objectives)
-    recipe = json.loads((run.path / "recipe.resolved.json").read_text())
-    functions = {"sums": "target", "prose": "general"}
-    recipe["objectives"] = [
-        {"kind": "python", "function": f"nowhere:{name}", "role": role, "name": name}
-        for name, role in functions.items()
-    ]
-    (run.path / "recipe.resolved.json").write_text(json.dumps(recipe))
+    pick(run, pair())
+    as_if_by_recipe(run, run.recipe.model_dump() | {"objectives": NOWHERE})  # type: ignore[union-attr]
     script = (
         "import sys; from backtrack.run.directory import Run; "
         "from backtrack.selection.choice.select import select; "
@@ -226,6 +223,22 @@ def test_choosing_again_what_is_on_record_loads_no_model_and_no_optuna(tmp_path:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(run.selection().chosen)  # type: ignore[union-attr]
+
+
+NOWHERE = [
+    {"kind": "python", "function": f"nowhere:{name}", "role": role, "name": name}
+    for name, role in (("sums", "target"), ("prose", "general"))
+]
+
+
+def as_if_by_recipe(run: Run, recipe: dict[str, Any]) -> None:
+    """Change the recorded setting to one that a recipe of functions asked for."""
+    run.choose_by(ChoosingRecipe(recipe=Recipe.model_validate(recipe)))
+    run.save_choosing()
+    (setting,) = read_settings(run)
+    request = Evaluator(run, None, None, None)._request()
+    changed = setting.model_copy(update={"request": request, "asked": ("auto", "auto")})
+    (run.path / SETTINGS).write_text(changed.model_dump_json() + "\n")
 
 
 def test_the_same_measurements_give_the_same_selection_but_for_its_time(tmp_path: Path):
@@ -289,16 +302,152 @@ def test_points_measured_on_other_items_are_left_out_and_counted(tmp_path: Path)
     assert any("1 measured points were left out" in note for note in selection.notes)
 
 
-def test_an_unfinished_search_is_chosen_from_and_noted(tmp_path: Path):
+def interrupted(run: Run, after: int = 7, **given: Any) -> None:
+    """Begin a search, and interrupt it at its objective number `after`."""
+    objectives: Any = pair()
+    objectives[1].breaks_at = after
+    with pytest.raises(KeyboardInterrupt):
+        search(run, placement=FakeEngine(), objectives=objectives, **given)
+
+
+def test_an_interrupted_search_is_finished_before_a_point_is_chosen(tmp_path: Path):
+    whole = pick(line(tmp_path / "whole"), pair()).selection
+    run = line(tmp_path / "run")
+    interrupted(run)
+    before = sum(len(m.item_ids) for m in run.measurements())
+    told: list[Progress] = []
+    selection = pick(run, pair(), on_progress=told.append).selection
+    kept = {"created": ""}
+    assert selection.model_copy(update=kept) == whole.model_copy(update=kept)
+    items = [(m.point, m.objective.name, i) for m in run.measurements() for i in m.item_ids]
+    assert len(items) == len(set(items))
+    searched = [p for p in told if p.total == max(q.total for q in told)]
+    assert told[0].done == 0
+    assert before + searched[-1].total <= 11 * 400
+
+
+def test_as_is_it_is_chosen_from_what_is_there_and_said_what_is_missing(tmp_path: Path):
+    run = line(tmp_path / "run")
+    interrupted(run)
+    selection = pick(run, pair(), is_to_finish=False).selection
+    assert len(selection.candidates) < 11
+    (note,) = [note for note in selection.notes if note.startswith("THE SEARCH IS NOT FINISHED")]
+    assert f"{11 - len(selection.candidates)} points that every search measures" in note
+    assert not [n for n in pick(run, pair()).selection.notes if "NOT FINISHED" in n]
+
+
+def test_as_is_without_base_and_final_there_is_nothing_to_choose_from(tmp_path: Path):
+    with pytest.raises(SelectionError, match="leave out --as-is"):
+        pick(line(tmp_path / "run"), pair(), is_to_finish=False)
+
+
+def test_a_choice_goes_on_as_far_as_the_search_was_asked_to_go(tmp_path: Path):
+    run = line(tmp_path / "run")
+    interrupted(run, trials=2)
+    selection = pick(run, pair()).selection
+    assert sum(c.origin == "sampler" for c in selection.candidates) == 2
+    assert len(pick(run, pair()).selection.candidates) == len(selection.candidates)
+
+
+def test_a_retrained_checkpoint_is_measured_again_and_the_others_are_kept(tmp_path: Path):
+    recipe = make_recipe(alphas=(0.5,), trials=0, checkpoints=2, items={"selection": 50})
+    run = make_run(tmp_path / "run", recipe)
+    first = pick(run, pair()).selection
+    run.add_entry(entry_of(40).model_copy(update={"sha256": {"w": "retrained"}}))
+    assert run.replaced_since(first) == (40,)
+    target, general = pair(lambda x: 0.1 + 0.8 * x)
+    general.calls.clear()
+    second = pick(Run.open(run.path), (target, general)).selection
+    searched = {
+        p
+        for p, ids in general.calls
+        if set(ids) & set(split_items(general.item_ids, 50, 200, 0)[0])
+    }
+    assert searched == {Point(step=40), Point(step=40, alpha=0.5)}
+    final = second.candidate(second.final)
+    assert final.scores["sums"] > first.candidate(first.final).scores["sums"] + 0.1
+    assert len(second.candidates) == len(first.candidates)
+    assert Run.open(run.path).replaced_since(second) == ()
+
+
+def test_a_recipe_that_shares_an_objective_uses_its_scores_and_pays_only_for_its_own(
+    tmp_path: Path,
+):
     run = line(tmp_path / "run")
     target, general = pair()
-    for objective in (target, general):
-        items, _ = split_items(objective.item_ids, 200, 200, seed=0)
-        for point in (Point.base(), run.final):
-            run.record(measured(objective, point, items))
-    selection = pick(run, (target, general)).selection
-    assert len(selection.candidates) == 2
-    assert any("9 points" in note and "not measured yet" in note for note in selection.notes)
+    pick(run, (target, general))
+    other = Formula(make_info("logic", "general"), lambda x: 0.6 - 0.3 * x, seed=9)
+    target.calls.clear()
+    plans: list[Plan] = []
+    budget = BudgetSection(items=1200)
+    objectives: Any = (target, other)
+    search(run, placement=FakeEngine(), objectives=objectives, budget=budget, on_plan=plans.append)
+    assert target.calls == []
+    assert plans[0].most_items == 1200
+    assert plans[0].recorded_items == 11 * 200
+    spent = sum(len(ids) for _, ids in other.calls)
+    assert 1000 <= spent <= 1200
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"search": {"batch_size": 4}},
+        {"search": {"workers": 2}},
+        {"search": {"storage": "sqlite:///elsewhere.db"}},
+        {"search": {"budget": {"items": 100_000}}},
+        {"search": {"racing": {"shares": [0.5]}}},
+        {"placement": {"device": "cpu", "keep": "mapped"}},
+    ],
+)
+def test_what_does_not_decide_scores_changes_without_measuring_again(
+    tmp_path: Path, changed: dict[str, Any]
+):
+    run = line(tmp_path / "run", racing={"shares": [0.25]})
+    pick(run, pair())
+    recipe = run.recipe.model_dump()  # type: ignore[union-attr]
+    for section, values in changed.items():
+        recipe[section] = recipe[section] | values
+    run.choose_by(ChoosingRecipe(recipe=Recipe.model_validate(recipe)))
+    target, general = pair()
+    setting = Evaluator(run, None, FakeEngine(), (target, general)).find_setting("selection")  # type: ignore[arg-type]
+    assert setting is not None
+    selection = pick(run, (target, general), is_to_finish=False).selection
+    assert target.calls + general.calls == []
+    assert len(selection.candidates) == 11
+
+
+def test_a_smaller_batch_is_said_and_keeps_all_scores(tmp_path: Path):
+    run = line(tmp_path / "run")
+    pick(run, pair())
+    recipe = run.recipe.model_copy(  # type: ignore[union-attr]
+        update={"search": run.recipe.search.model_copy(update={"batch_size": 2})}  # type: ignore[union-attr]
+    )
+    target, general = pair()
+    selection = pick(run, (target, general), recipe=recipe).selection
+    assert target.calls + general.calls == []
+    assert any(note.startswith("Measured in batches of 2 and 16") for note in selection.notes)
+    assert len(read_settings(run)) == 2
+
+
+def test_the_recipe_of_training_is_never_changed_by_a_choice(tmp_path: Path):
+    run = line(tmp_path / "run")
+    before = (run.path / "recipe.resolved.json").read_bytes()
+    recipe = make_recipe(alphas=(0.5,), trials=0, checkpoints=0)
+    pick(run, pair(), recipe=recipe)
+    assert (run.path / "recipe.resolved.json").read_bytes() == before
+    reopened = Run.open(run.path)
+    assert reopened.recipe == run.recipe
+    assert reopened.choosing is not None
+    assert reopened.choosing.recipe == recipe
+
+
+def test_a_recipe_of_another_base_is_refused(tmp_path: Path):
+    run = line(tmp_path / "run")
+    other = make_recipe().model_copy(update={"base": BaseSection(model="another")})
+    with pytest.raises(UsageError, match=r"`base\.model` is another, the run's is toy"):
+        pick(run, pair(), recipe=other)
+    assert not (run.path / "recipe.choosing.json").exists()
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -336,14 +485,10 @@ def test_a_recipe_is_served_from_the_record_only_if_it_measures_the_same(
 ):
     run = line(tmp_path / "run")
     pick(run, pair())
-    objectives = [
-        {"kind": "python", "function": f"nowhere:{name}", "role": role}
-        for name, role in (("sums", "target"), ("prose", "general"))
-    ]
-    kept = {"name": "toy", "base": "toy", "objectives": objectives}
-    (run.path / MEASURED).write_text(Recipe.model_validate(kept).model_dump_json())
+    kept = {"name": "toy", "base": "toy", "objectives": NOWHERE}
+    as_if_by_recipe(run, kept)
     more = changed.get("objectives", [{}, {}])
-    mixed = [one | other for one, other in zip(objectives, more, strict=True)]
+    mixed = [one | other for one, other in zip(NOWHERE, more, strict=True)]
     recipe = Recipe.model_validate({**kept, **changed, "objectives": mixed})
     setting = Evaluator(run, recipe, None, None).find_setting("selection")
     assert (setting is not None) == is_served

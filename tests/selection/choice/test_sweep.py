@@ -15,7 +15,7 @@ from backtrack.selection.choice.candidates import Outcome, choose_point
 from backtrack.selection.choice.sweep import answer_weights, make_sweep, weight_ranges
 from backtrack.selection.stats.bounds import meets_all
 from backtrack.selection.stats.scores import RoleScores
-from backtrack.selection.stats.table import ScoreTable, Setting
+from backtrack.selection.stats.table import ScoreTable, SplitSetting
 from tests.selection.fakes import FakeEngine, Formula, make_info, pair
 
 FINAL = Point(step=40)
@@ -36,7 +36,7 @@ def make_scores(points, objectives, num_items, seed=0) -> RoleScores:
     for row in rng.choice(partial, len(partial) // 4, replace=False):
         for matrix in scores.values():
             matrix[row, num_items // 2 :] = np.nan
-    setting = Setting(
+    setting = SplitSetting(
         "selection",
         "attached",
         "native",

@@ -10,7 +10,7 @@ from backtrack.records.selection import Difference, Yardstick
 from backtrack.selection.choice.verdict import verdict
 from backtrack.selection.stats.comparisons import differences
 from backtrack.selection.stats.scores import RoleScores, WeightedScores
-from backtrack.selection.stats.table import ScoreTable, Setting
+from backtrack.selection.stats.table import ScoreTable, SplitSetting
 from tests.selection.fakes import make_info
 
 FINAL, CHOSEN = Point(step=40), Point(step=40, alpha=0.5)
@@ -25,7 +25,7 @@ def weighted_scores(rates, seed: int, num_items: int = 100) -> WeightedScores:
     shape = (len(POINTS), num_items)
     scores = {o.name: (rng.random(shape) < np.array(rates)[:, None]).astype(float) for o in INFOS}
     ids = {o.name: tuple(f"{o.name}/{i:04d}" for i in range(num_items)) for o in INFOS}
-    setting = Setting("report", "attached", "native", INFOS, ids)
+    setting = SplitSetting("report", "attached", "native", INFOS, ids)
     table = ScoreTable(setting, POINTS, ("report",) * 3, np.array([0.0, 1.0, 2.0]), scores)
     return RoleScores(table, YARDSTICKS, seed, 1000).at(0.5)
 

@@ -1,0 +1,82 @@
+"""Finish the search that was begun before a point is chosen, or say what is missing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from backtrack.selection.search.begun import (
+    asked_extent,
+    begun_search,
+    budget_of,
+    search_key,
+)
+from backtrack.selection.search.space import anchors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from backtrack.recipe import BudgetSection
+    from backtrack.records.search import BegunSearch
+    from backtrack.selection.measure.evaluator import Evaluator
+    from backtrack.selection.measure.progress import Progress
+    from backtrack.selection.stats.table import ScoreTable, SplitSetting
+
+
+def finish(evaluator: Evaluator, on_progress: Callable[[Progress], None] | None) -> None:
+    """Search on until the search that was begun last is finished; begin the recipe's if none was.
+
+    Raises:
+        RunError: Another process searches the run.
+        ObjectiveError: An objective cannot be measured. Earlier measurements stay recorded.
+    """
+    begun = _begun(evaluator, evaluator.find_setting("selection"))
+    if begun is not None and begun.is_finished:
+        return
+    section = evaluator.section
+    trials, budget = section.trials, section.budget
+    if begun is not None:
+        trials, budget = begun.trials, budget_of(begun)
+    # Optuna takes half a second to import and is not needed to choose again.
+    if section.workers > 1 and evaluator.is_from_recipe and not evaluator.is_built:
+        _search_together(evaluator, trials, budget)
+    else:
+        from backtrack.selection.search.driver import Extent, search_by
+
+        search_by(evaluator, Extent(trials, budget, section.storage), None, on_progress)
+    evaluator.reload()
+
+
+def _search_together(evaluator: Evaluator, trials: int, budget: BudgetSection) -> None:
+    from backtrack.selection.search.workers import search_together
+
+    section = evaluator.section
+    arguments = ["--trials", str(trials), *_budget_arguments(budget)]
+    search_together(evaluator.run, section.workers, arguments, storage=section.storage)
+
+
+def _budget_arguments(budget: BudgetSection) -> Sequence[str]:
+    limits = {kind: limit for kind, limit in budget.model_dump().items() if limit is not None}
+    return [part for kind, limit in limits.items() for part in ("--budget", f"{kind}={limit}")]
+
+
+def unfinished(evaluator: Evaluator, table: ScoreTable) -> Iterator[str]:
+    """Say what is missing where a point is chosen before the search is finished."""
+    begun = _begun(evaluator, table.setting)
+    if begun is not None and begun.is_finished:
+        return
+    missing = set(anchors(evaluator.run.steps, evaluator.section)) - set(table.points)
+    partial = sum(share < 1 for share in table.shares)
+    yield (
+        f"THE SEARCH IS NOT FINISHED: {len(table.points)} points are measured, {partial} of them "
+        f"on some of the items only; {len(missing)} points that every search measures are not. "
+        "Another point may well be better. `backtrack select` without --as-is finishes it."
+    )
+
+
+def _begun(evaluator: Evaluator, setting: SplitSetting | None) -> BegunSearch | None:
+    """The search that was begun last, if it is the one that the recipe still asks for."""
+    if setting is None:
+        return None
+    section = evaluator.section
+    begun = begun_search(evaluator.run, search_key(section, setting))
+    return begun if begun is not None and begun.asked == asked_extent(section) else None
