@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig
@@ -280,6 +281,19 @@ def test_a_search_by_workers_says_what_it_will_cost_and_how_far_it_is(place: Pat
     assert re.search(r"points, at most \d+ items to score", done.stderr), done.stderr
     last = re.findall(r"measuring: (\d+) of (\d+)", done.stderr)[-1]
     assert int(last[0]) <= int(last[1])
+
+
+def test_a_choice_searches_by_the_workers_that_its_recipe_asks_for(place: Path) -> None:
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=2)
+    make_peft_run(place / "by-workers", place / "base", config)
+    asked = ["--recipe", "recipe.yaml", "--set", "search.workers=2"]
+    with started("select", "by-workers", *asked, cwd=place) as process:
+        _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{place}/by-workers/study.db")
+    measured_by = {trial.user_attrs["worker"].rpartition(":")[2] for trial in study.trials}
+    assert str(process.pid) not in measured_by
+    assert measured_by
 
 
 WRONG = {

@@ -72,6 +72,11 @@ def require_comparable(first: LiveEntrant, other: LiveEntrant) -> None:
     Raises:
         FailureError: Names the first objective that differs.
     """
+    if first.spec.recipe.engine.decisive != other.spec.recipe.engine.decisive:
+        raise FailureError(
+            f"it was measured by another engine than {first.spec.label}, or with other settings "
+            "of it. The two cannot be compared: give both the same `engine`."
+        )
     expected, setting = first.table.setting, other.table.setting
     fingerprints = {o.name: o.fingerprint for o in expected.objectives}
     for o in setting.objectives:

@@ -23,6 +23,7 @@ from backtrack.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from backtrack.point import Point
+    from backtrack.records.selection import Selection
     from backtrack.run.directory import Run
 
 
@@ -96,6 +97,13 @@ def report(
     if selection is None:
         raise UsageError(f"{opened.path} has no selection yet. Make one: `backtrack select`.")
     page = draw_report(opened, selection)
+    replaced = opened.replaced_since(selection)
+    if replaced and not is_quiet:
+        steps = ", ".join(map(str, replaced))
+        terminal.print_note(
+            f"The checkpoint of step {steps} was replaced after this selection, which shows the "
+            "scores of the earlier one. Choose again: `backtrack select`."
+        )
     if is_json:
         print_json({"report": str(page)})
         return
@@ -198,7 +206,7 @@ def _summary(path: Path) -> dict[str, Any]:
         run = Run.open(path)
         selection = run.selection()
         points = {m.point for m in run.measurements() if m.split == "selection"}
-        state = _state(run, has_points=bool(points), has_choice=selection is not None)
+        state = _state(run, selection, has_points=bool(points))
     except RunError as error:
         found = dict.fromkeys(("method", "base", "steps", "points", "chosen"), "")
         return {"run": path.name, "state": "damaged", **found, "reason": str(error)}
@@ -213,12 +221,12 @@ def _summary(path: Path) -> dict[str, Any]:
     }
 
 
-def _state(run: Run, *, has_points: bool, has_choice: bool) -> str:
+def _state(run: Run, selection: Selection | None, *, has_points: bool) -> str:
     """The state of a run, which tells the command to run next."""
     if run.is_searched:
         return "searching"
     if not run.steps:
         return "empty"
-    if has_choice:
-        return "selected"
+    if selection is not None:
+        return "outdated" if run.replaced_since(selection) else "selected"
     return "measured" if has_points else "adopted" if run.manifest.source else "trained"

@@ -142,6 +142,7 @@ def build(
         "constraints": Constraints(max_general_drop=10, keep_gain=0.8),
         "form": "attached",
         "curve": "native",
+        "settings": {o.name: f"setting of {o.name}" for o in objectives},
         "optimism": 0.8,
         "num_items": {o.name: {"selection": 400, "report": 919} for o in objectives},
         "level": 0.95,
@@ -231,6 +232,7 @@ def make_measurements(selection: Selection) -> tuple[Measurement, ...]:
     return tuple(
         Measurement(
             point=c.point,
+            setting=selection.settings[o.name],
             objective=o,
             form=selection.form,
             curve=selection.curve,

@@ -96,7 +96,7 @@ def test_a_model_is_not_placed_at_the_point_it_is_at(tmp_path: Path):
 
 
 def test_a_placement_in_this_process_is_refused_under_a_recipe_for_vllm(tmp_path: Path):
-    recipe = Recipe.model_validate({"name": "mine", "base": "some/model", "engine": "vllm"})
+    recipe = Recipe.model_validate({"name": "mine", "base": "toy", "engine": "vllm"})
     with pytest.raises(UsageError, match="a model in this process"):
         seek(make_run(tmp_path / "run"), pair(), recipe=recipe, placement=SimpleNamespace())
 

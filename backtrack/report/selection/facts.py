@@ -72,7 +72,7 @@ def facts(
             f"{selection.num_resamples:,} resamples, seed {selection.seed}",
         ),
         ("Trajectory", _trajectory(entries)),
-        ("Measuring", _measuring(measurements)),
+        ("Measuring", _measuring(selection, measurements)),
     ]
 
 
@@ -115,11 +115,12 @@ def _trajectory(entries: Sequence[CheckpointEntry]) -> str:
     return f"{len(steps)} checkpoints, steps {min(steps)} to {max(steps)}, {size}"
 
 
-def _measuring(measurements: Sequence[Measurement]) -> str:
-    if not measurements:
+def _measuring(selection: Selection, measurements: Sequence[Measurement]) -> str:
+    """What the selection's scores have cost; what other settings have is not counted."""
+    settings = set(selection.settings.values())
+    own = [m for m in measurements if m.setting in settings]
+    if not own:
         return "not recorded"
-    num_points = len({measurement.point for measurement in measurements})
-    seconds = sum(measurement.seconds for measurement in measurements)
-    return (
-        f"{len(measurements)} measurements of {num_points} points, {formatting.duration(seconds)}"
-    )
+    num_points = len({m.point for m in own})
+    seconds = sum(m.seconds for m in own)
+    return f"{len(own)} measurements of {num_points} points, {formatting.duration(seconds)}"
