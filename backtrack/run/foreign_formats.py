@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from backtrack.errors import CheckpointError
+from backtrack.records.places import ANOTHER_BASE
 from backtrack.run.bits import Bits, bits_of, tensor_of, unsigned
 from backtrack.run.inert_pickle import (
     Archive,
@@ -151,7 +152,7 @@ def _by_base(found: Iterable[str], base: Iterable[str]) -> dict[str, str]:
         raise CheckpointError(
             f"{len(missing)} of the base's tensors are missing, first {missing[0]!r}."
             f"{hint if any('lora_' in name for name in plain) else ''} Was it trained on another "
-            "base? Name the right one with --base."
+            f"base? {ANOTHER_BASE}"
         )
     return kept
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from peft import PeftType
+from peft import PeftModel, PeftType
 from safetensors.torch import save_file
 
 from backtrack.path.adapters.rewritten_base import uniform_lora
@@ -24,15 +24,20 @@ MAX_SHARD = "5GB"
 """Largest file of a written model, as `save_pretrained` takes it."""
 
 
-def save_model(model: Any, folder: Path, *, is_untied: bool = False) -> None:
+def save_model(model: Any, folder: Path, base: str, *, is_untied: bool = False) -> None:
     """Write a model at its current point: the adapter of a `PeftModel`, else the whole model.
 
     Args:
         model: The live model of a placement.
         folder: Folder to write into; created if missing.
+        base: Hub name or folder of the base, for the adapter's configuration: the one in the
+            checkpoint's may no longer be there.
         is_untied: Write a head that is tied to the embedding as a separate tensor, and record it
             as untied in config.json.
     """
+    if isinstance(model, PeftModel):
+        for config in model.peft_config.values():
+            config.base_model_name_or_path = base
     with untied(model) if is_untied else nullcontext():
         model.save_pretrained(str(folder), max_shard_size=MAX_SHARD)
     _make_uniform(folder)

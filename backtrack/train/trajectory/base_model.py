@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from backtrack.errors import CheckpointError, RunError, UsageError
 from backtrack.records import BaseModelReference
+from backtrack.records.places import base_name
 from backtrack.run.checkpoint_reader import base_folder, fingerprint
 from backtrack.run.checkpoint_writer import weight_files
 from backtrack.run.files import read_record
@@ -42,9 +43,8 @@ def reference_to(name: str | Path, *, dtype: str = "auto", **fields: Any) -> Bas
         RunError: There is no such base.
         CheckpointError: Its weights are not safetensors, or are truncated.
     """
-    folder = Path(name)
-    model = str(folder.resolve()) if folder.is_dir() else str(name)
-    reference = BaseModelReference.model_validate({"model": model, "dtype": dtype, **fields})
+    facts = {"model": base_name(str(name)), "dtype": dtype, **fields}
+    reference = BaseModelReference.model_validate(facts)
     return reference.model_copy(update={"fingerprint": fingerprint(base_folder(reference))})
 
 
