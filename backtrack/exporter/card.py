@@ -207,12 +207,15 @@ def vllm_note(folder: Path) -> str:
 def _loading(base: str, form: AsForm) -> list[str]:
     if form == "merged":
         return [
-            "from transformers import AutoModelForCausalLM",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
             'model = AutoModelForCausalLM.from_pretrained("THIS FOLDER")',
+            'tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER")',
         ]
     return [
         "from peft import PeftModel",
-        "from transformers import AutoModelForCausalLM",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig",
         f"base = AutoModelForCausalLM.from_pretrained({base!r})",
+        'base.generation_config = GenerationConfig.from_pretrained("THIS FOLDER")',
         'model = PeftModel.from_pretrained(base, "THIS FOLDER")',
+        'tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER")',
     ]

@@ -103,7 +103,7 @@ def export(  # noqa: PLR0913  # every argument but the first three is optional
     on_stage("writing")
     try:
         placement.save(partial)
-        placement.tokenizer.save_pretrained(str(partial))
+        placement.save_files(partial)
         card = Card(run, point, form, selection, measured, command)
         (partial / "README.md").write_text(card.text() + vllm_note(partial), encoding="utf-8")
         on_stage("loading it back")

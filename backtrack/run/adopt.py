@@ -30,9 +30,10 @@ from backtrack.run.directory import MANIFEST, Run
 from backtrack.run.files import read_record, write_atomically
 from backtrack.run.finding import is_run
 from backtrack.run.foreign_formats import find_weights, foreign_shapes, weight_files_of
+from backtrack.run.model_files import keep_model_files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from backtrack.recipe import Recipe
 
@@ -302,8 +303,10 @@ def _create(
         if old != entry:
             replaced += [entry.step] if old and old.digest != entry.digest else []
             if entry.source:
-                _copy_configuration(run, entry)
+                (run.trajectory / entry.folder).mkdir(exist_ok=True)
             run.add_entry(entry)
+    folders = _folders_around(entries[-1], Path(manifest.source or path))
+    keep_model_files(run.path, folders, has_config=manifest.method.kind == "full")
     _tell_replaced(run, replaced)
     return run
 
@@ -353,20 +356,20 @@ def _tell_replaced(run: Run, steps: Sequence[int]) -> None:
         )  # fmt: skip
 
 
+def _folders_around(last: CheckpointEntry, source: Path) -> Iterator[Path]:
+    """Folders in which a checkpoint's files may lie, from its weights up to the adopted folder.
+
+    FSDP and verl keep them beside the shards; some trainers keep the tokenizer at the top only.
+    """
+    weights = Path(last.source or last.folder)
+    parents = [p for p in weights.parents if p.is_relative_to(source)]
+    for folder in dict.fromkeys([weights, *parents, source]):
+        yield folder
+        yield folder / "huggingface"
+
+
 def _with_initial(run: Run, initial: str) -> Run:
     """Record the folder of the initial adapter in the manifest, and reopen the run."""
     manifest = run.manifest.model_copy(update={"initial": initial})
     write_atomically(run.path / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
     return Run.open(run.path)
-
-
-def _copy_configuration(run: Run, entry: CheckpointEntry) -> None:
-    """Copy the configuration of a step whose weights are elsewhere, or else the base's."""
-    folder = run.trajectory / entry.folder
-    folder.mkdir(exist_ok=True)
-    source = Path(entry.source or "")
-    candidates = (source, source / "huggingface", source.parent, base_folder(run.base))
-    origin = next((path for path in candidates if (path / "config.json").is_file()), None)
-    for name in ("config.json", "generation_config.json"):
-        if origin is not None and (origin / name).is_file():
-            write_atomically(folder / name, (origin / name).read_bytes())

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from backtrack.records import BaseModelReference
     from backtrack.run.directory import Run
 
+_VOCABULARIES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken")
+"""Patterns of tokenizer files on the Hub that are not JSON."""
+
 
 def read_checkpoint(run: Run, step: int) -> dict[str, Tensor]:
     """Every tensor of a run's checkpoint, on the CPU, by the name that stock libraries use.
@@ -125,7 +128,7 @@ def base_folder(reference: BaseModelReference) -> Path:
         folder = snapshot_download(
             reference.model,
             revision=reference.revision,
-            allow_patterns=["*.safetensors", "*.json", "*.jinja", *code],
+            allow_patterns=["*.safetensors", "*.json", "*.jinja", *_VOCABULARIES, *code],
             ignore_patterns=["*/*", "consolidated*"],
         )
     except Exception as error:  # the Hub's client raises many unrelated types

@@ -1,7 +1,8 @@
 """A run's directory: its files, and reading and writing them.
 
     runs/NAME/
-      manifest.json  recipe.yaml  recipe.resolved.json  recipe.choosing.json  initial/
+      manifest.json  recipe.yaml  recipe.resolved.json  recipe.choosing.json  model/
+      initial/
       trajectory/step-00000050/  trajectory/index.jsonl  trainer/  watch.jsonl
       settings.jsonl  measurements.jsonl  baselines.jsonl  shared_items.json
       search.json  study.db

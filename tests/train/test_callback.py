@@ -166,6 +166,27 @@ def test_a_model_can_be_placed_along_a_run_of_the_callback_alone(tmp_path: Path)
     assert torch.equal(placement.model(probe).logits, model(probe).logits)
 
 
+def test_the_tokenizer_and_generation_config_of_a_training_stay_with_its_run(
+    tmp_path: Path, base: Path
+) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(base)
+    model.generation_config.eos_token_id = [1, 5]
+    callback = TrajectoryCallback(tmp_path / "run")
+    trainer = trainer_for(
+        get_peft_model(model, LoraConfig(r=4, target_modules=LINEAR, task_type="CAUSAL_LM")),
+        tmp_path / "out", callback,
+    )  # fmt: skip
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    trainer.processing_class = trainer.callback_handler.processing_class = tokenizer
+
+    trainer.train()
+
+    placement = Placement(callback.run, device="cpu")
+    assert placement.tokenizer.chat_template == tokenizer.chat_template
+    assert placement.model.generation_config.eos_token_id == [1, 5]
+
+
 ADAPTERS: dict[str, Any] = {
     "lora": LoraConfig(r=4, target_modules=LINEAR),
     "dora": LoraConfig(r=4, target_modules=LINEAR, use_dora=True),

@@ -18,6 +18,7 @@ from backtrack.path.backends.attached import Attached
 from backtrack.path.backends.end_storage import choose_storage, store_end, total_bytes
 from backtrack.path.backends.line_mixture import LineMixture
 from backtrack.path.curves import rounding
+from backtrack.path.models.configuration import load_as_checkpoint
 from backtrack.path.models.embeddings import fit_vocabulary, untie, vocabulary_size
 from backtrack.path.models.full_checkpoint import FullCheckpoint
 from backtrack.path.models.loading import load_base, probe
@@ -64,7 +65,7 @@ class MergedFullModel(_MergedOnLine):
     tolerance = 0.0
 
     def __init__(self, run: Run, device: torch.device, storage: EndStorage | None) -> None:
-        self.model: PreTrainedModel = load_base(run.base, device)
+        self.model: PreTrainedModel = load_as_checkpoint(run, device)
         self.vocabulary = vocabulary_size(self.model)
         self.probe_base = probe(self.model)
         final = FullCheckpoint.read(run, run.final.step)

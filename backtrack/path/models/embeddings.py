@@ -56,14 +56,19 @@ def _embeddings(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def untie(model: PreTrainedModel, moved: Iterable[str]) -> None:
     """Untie the head from the embedding if only one of them is in `moved`."""
+    if len(set(_embeddings(model)) & set(moved)) == 1:
+        untie_head(model)
+
+
+def untie_head(model: PreTrainedModel) -> None:
+    """Give a head that is tied to the embedding a weight of its own, of the same value."""
     loaded: Any = model
-    names = set(_embeddings(model))
-    is_tied = not names <= dict(model.named_parameters()).keys()
-    if is_tied and len(names & set(moved)) == 1:
-        head = loaded.get_output_embeddings()
-        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
-        model.config.tie_word_embeddings = False
-        model.config.get_text_config(decoder=True).tie_word_embeddings = False
+    head = loaded.get_output_embeddings()
+    if head is None or head.weight is not loaded.get_input_embeddings().weight:
+        return
+    head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    model.config.tie_word_embeddings = False
+    model.config.get_text_config(decoder=True).tie_word_embeddings = False
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Load base models, tokenizers and adapters, and name the cause if one does not load."""
+"""Load base models and adapters, and name the cause if one does not load."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from backtrack.errors import PlacementError
@@ -35,8 +35,15 @@ def pick_device(device: str) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_base(reference: BaseModelReference, device: torch.device) -> PreTrainedModel:
+def load_base(
+    reference: BaseModelReference, device: torch.device, config: Any = None
+) -> PreTrainedModel:
     """Load the base in evaluation mode, after checking that the run was trained on it.
+
+    Args:
+        reference: The base.
+        device: Device of the model.
+        config: The configuration to load it under; None is its own.
 
     Raises:
         RunError: Not found, or not the base that the run was trained on.
@@ -49,6 +56,7 @@ def load_base(reference: BaseModelReference, device: torch.device) -> PreTrained
         device,
         trust_remote_code=reference.trust_remote_code,
         quantization=reference.quantization,
+        config=config,
     )
 
 
@@ -67,6 +75,7 @@ def load_model(
     *,
     trust_remote_code: bool = False,
     quantization: Literal["4bit", "8bit"] | None = None,
+    config: Any = None,
 ) -> PreTrainedModel:
     """Load a causal language model from a folder of safetensors, in evaluation mode.
 
@@ -76,6 +85,7 @@ def load_model(
         device: Device of the model.
         trust_remote_code: Whether code from the folder may run.
         quantization: How bitsandbytes quantizes the model; None loads the files as they are.
+        config: Its configuration; None is that of the folder.
 
     Raises:
         PlacementError: transformers cannot load it.
@@ -88,11 +98,12 @@ def load_model(
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
+            config=config,
             **quantization_options(quantization, device),
         )
     except Exception as error:  # transformers raises many unrelated types
         raise PlacementError(
-            f"{folder} does not load as a causal language model: {_first_line(error)}"
+            f"{folder} does not load as a causal language model: {first_line(error)}"
         ) from error
     finally:
         if is_shown:
@@ -121,30 +132,6 @@ def quantization_options(
     return {"quantization_config": config, "device_map": {"": device}}
 
 
-def load_tokenizer(reference: BaseModelReference, checkpoint: Path | None = None) -> Any:
-    """Load the tokenizer saved with a checkpoint if there is one, else the base's.
-
-    Raises:
-        PlacementError: Neither has a tokenizer that loads.
-    """
-    folder: Any = (
-        checkpoint if checkpoint and (checkpoint / "tokenizer_config.json").is_file() else None
-    )
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            folder or reference.model,
-            revision=None if folder else reference.revision,
-            trust_remote_code=reference.trust_remote_code,
-        )
-    except Exception as error:
-        raise PlacementError(
-            f"{folder or reference.model} has no tokenizer that loads: {_first_line(error)}"
-        ) from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
 def read_adapter_config(folder: Path) -> PeftConfig:
     """Read an adapter's configuration.
 
@@ -155,7 +142,7 @@ def read_adapter_config(folder: Path) -> PeftConfig:
         config: PeftConfig = PeftConfig.from_pretrained(str(folder))
     except Exception as error:
         raise PlacementError(
-            f"{folder}/adapter_config.json is not readable: {_first_line(error)}"
+            f"{folder}/adapter_config.json is not readable: {first_line(error)}"
         ) from error
     try:
         tuner_of(config)
@@ -180,7 +167,7 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
         model = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
     except Exception as error:
         raise PlacementError(
-            f"the adapter in {folder} does not fit the base: {_first_line(error)} "
+            f"the adapter in {folder} does not fit the base: {first_line(error)} "
             "Was it trained on another base? Give the right one with --base."
         ) from error
     _require_all_used(model, tensors, folder)
@@ -219,7 +206,8 @@ def probe(model: Any, vocabulary: int | None = None) -> Tensor:
     return logits[..., :vocabulary].float().cpu()
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The text of a library's error in one line of at most 300 characters, as a sentence."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines)[:300] if lines else type(error).__name__
     return text if text.endswith(".") else f"{text}."
