@@ -24,7 +24,6 @@ from backtrack.path.backends.backend import build_backend
 from backtrack.path.backends.row_strengths import RowStrengths, can_scale_rows
 from backtrack.path.curves import rounding
 from backtrack.path.form_and_curve import resolve_form_and_curve
-from backtrack.path.models.embeddings import vocabulary_size
 from backtrack.path.models.generation import generation_settings, load_tokenizer, set_generation
 from backtrack.path.models.loading import pick_device, probe
 from backtrack.path.models.saving import save_files, save_model
@@ -219,11 +218,10 @@ class Placement:
             f"{run.path}: alpha 1 is not the checkpoint",
         )
         self.place(Point.base())
-        is_resized = vocabulary_size(self.model) != backend.vocabulary
         _require_same_logits(
             probe(self.model, backend.vocabulary),
             backend.probe_base,
-            rounding(self.model.dtype) if is_resized else 0.0,
+            rounding(self.model.dtype) if backend.is_resized else 0.0,
             f"{run.path}: alpha 0 is not the base",
         )
 

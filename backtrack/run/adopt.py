@@ -260,8 +260,16 @@ def _require_fit(
     base: Mapping[str, tuple[int, ...]],
     reference: BaseModelReference,
 ) -> None:
-    """Raise an error if tensors of a whole model have other shapes than the base's."""
-    wrong = [name for name in sorted(set(base) & set(found)) if base[name] != found[name]]
+    """Raise an error if tensors of a whole model have other shapes than the base's.
+
+    The embedding and the head may have other rows: training may add tokens, or remove padding.
+    """
+    vocabulary = _vocabulary_size(base_folder(reference))
+    wrong = [
+        name
+        for name in sorted(set(base) & set(found))
+        if base[name] != found[name] and not _is_resized(base[name], found[name], vocabulary)
+    ]
     if wrong or not set(base) & set(found):
         first = wrong[0] if wrong else min(found)
         raise RunError(
@@ -269,6 +277,18 @@ def _require_fit(
             f"shape {found.get(first)}, the base's is {base.get(first)}. Name the right base with "
             "--base."
         )
+
+
+def _vocabulary_size(folder: Path) -> int | None:
+    config = read_record(folder / "config.json", dict[str, Any])
+    text = config.get("text_config")
+    size = (text if isinstance(text, dict) else config).get("vocab_size")
+    return size if isinstance(size, int) else None
+
+
+def _is_resized(base: tuple[int, ...], found: tuple[int, ...], vocabulary: int | None) -> bool:
+    """Whether two shapes are those of an embedding or head before and after a resize."""
+    return base[:1] == (vocabulary,) and base[1:] == found[1:] and len(base) == len(found)
 
 
 def _method(settings: Mapping[str, Any] | None) -> Method:

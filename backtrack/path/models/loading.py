@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from backtrack.records import BaseModelReference
 
 PROBE_SHAPE = (2, 24)
+_ORIGINAL = "original_module"
+"""PEFT's name of the base's own module inside the wrapper of `modules_to_save`."""
 
 
 def pick_device(device: str) -> torch.device:
@@ -154,15 +156,18 @@ def read_adapter_config(folder: Path) -> PeftConfig:
 def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     """Load an adapter on its base as stock PEFT does; trained tensors require gradients.
 
-    If the adapter's embeddings have more rows than the base's, the base is resized first; the new
+    If the adapter's embeddings have other rows than the base's, the base is resized first; new
     rows have no value in the base and keep their trained value.
 
     Raises:
         CheckpointError: Truncated or not finite.
         PlacementError: It was trained on another base.
     """
-    tensors = read_tensors(folder)
+    stored = read_tensors(folder)
+    tensors = without_copies(stored)
     fit_vocabulary(base, {plain_name(name): tensor for name, tensor in tensors.items()})
+    overwritten = {plain_name(name) for name in stored if _ORIGINAL in name.split(".")}
+    originals = {n: p.clone() for n, p in base.named_parameters() if n in overwritten}
     try:
         model = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
     except Exception as error:
@@ -171,7 +176,21 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
             "Was it trained on another base? Give the right one with --base."
         ) from error
     _require_all_used(model, tensors, folder)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if _ORIGINAL in name.split(".") and plain_name(name) in originals:
+                parameter.copy_(originals[plain_name(name)])
     return model.eval()
+
+
+def without_copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An adapter's tensors, without the copies that PEFT saves of a resized module.
+
+    With `modules_to_save` on a resized embedding or head PEFT writes it three times: under its
+    own name, which is read, and as `modules_to_save` and `original_module`.
+    """
+    copies = {_ORIGINAL, "modules_to_save"}
+    return {name: t for name, t in tensors.items() if copies.isdisjoint(name.split("."))}
 
 
 def _require_all_used(model: PeftModel, tensors: Mapping[str, Tensor], folder: Path) -> None:
