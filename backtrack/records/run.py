@@ -20,6 +20,8 @@ class BaseModelReference(Record):
         dtype: Dtype the weights are loaded in; `auto` is the dtype of the files.
         trust_remote_code: Whether code from the model's repository may run.
         quantization: How bitsandbytes quantizes it on loading; None loads it as stored.
+        architecture: Class of transformers in which the base was trained; None is the one that its
+            config.json names.
         fingerprint: sha256 of each tensor's bytes, dtype and shape, by name; empty if the files
             were not available.
     """
@@ -29,6 +31,7 @@ class BaseModelReference(Record):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     trust_remote_code: bool = False
     quantization: Literal["4bit", "8bit"] | None = None
+    architecture: str | None = None
     fingerprint: dict[str, str] = Field(default_factory=dict)
 
     @property

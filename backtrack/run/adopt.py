@@ -43,6 +43,14 @@ _CHECKPOINT = re.compile(r"^(checkpoint|step|global_step|epoch)[-_]?(\d+)$")
 _SUBFOLDERS = (".", "actor/lora_adapter", "lora_adapter", "actor/huggingface", "huggingface")
 """Subfolders of a checkpoint that may have its safetensors; all but the first are verl's."""
 
+_OTHER_CLASSES = re.compile(
+    r"For(Sequence|Token|Image|Audio)Classification|ForQuestionAnswering|ForMultipleChoice|"
+    r"ForMaskedLM|ForRewardModel|RewardModel"
+)
+"""Classes in `architectures` that are no causal language models."""
+_OTHER_TASKS = {"SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION"}
+"""PEFT's tasks that are not language modelling."""
+
 
 def adopt(  # noqa: PLR0913  # public: every argument but the source is optional
     source: str | Path,
@@ -73,7 +81,8 @@ def adopt(  # noqa: PLR0913  # public: every argument but the source is optional
 
     Raises:
         UsageError: The base is unknown.
-        RunError: No checkpoints, another base, or a run of that name from another source.
+        RunError: No checkpoints, no language models, another base, or a run of that name from
+            another source.
         CheckpointError: The weights of the base cannot be read.
     """
     source = Path(source).resolve()
@@ -85,7 +94,11 @@ def adopt(  # noqa: PLR0913  # public: every argument but the source is optional
     path = last / "adapter_config.json"
     settings = read_record(path, dict[str, Any]) if is_adapter(last) else None
     model = base or _named_base(last, settings, recipe)
+    _require_language_model(last, settings)
     reference = _base_reference(model, recipe, _named_revision(model, settings))
+    if settings is not None:
+        architecture = _trained_architecture(last, base_folder(reference))
+        reference = reference.model_copy(update={"architecture": architecture})
     if settings is None:
         entries = _fitting(entries, reference, skipped)
     manifest = Manifest(
@@ -191,6 +204,34 @@ def _train_loss(folder: Path, step: int) -> float | None:
         and entry.get("step", 0) <= step
     ]
     return float(losses[-1]) if losses else None
+
+
+def _require_language_model(last: Path, settings: Mapping[str, Any] | None) -> None:
+    """Refuse a classifier, a reward model or a model with an encoder, by the name of its class."""
+    path = last / "config.json"
+    if settings is not None:
+        task = settings.get("task_type")
+        kind = f"an adapter of a model for {task}" if task in _OTHER_TASKS else None
+    else:
+        config = read_record(path, dict[str, Any]) if path.is_file() else {}
+        named = next(iter(config.get("architectures") or ()), "")
+        is_other = _OTHER_CLASSES.search(str(named)) or config.get("is_encoder_decoder")
+        kind = f"a {named}" if is_other else None
+    if kind is not None:
+        raise RunError(
+            f"{last} is {kind}. Only language models that continue a text (causal ones) are "
+            "measured: a classifier, a reward model or an encoder has no such answers."
+        )
+
+
+def _trained_architecture(adapter: Path, base: Path) -> str | None:
+    """The class that an adapter on a base with several parts was trained in, told by its tensors.
+
+    The text part alone, as `AutoModelForCausalLM` loads it, has no `language_model` in its names.
+    """
+    config = read_record(base / "config.json", dict[str, Any])
+    is_whole = any("language_model" in name.split(".") for name in shapes(adapter))
+    return None if is_whole or "text_config" not in config else "AutoModelForCausalLM"
 
 
 def _named_base(last: Path, settings: Mapping[str, Any] | None, recipe: Recipe | None) -> str:

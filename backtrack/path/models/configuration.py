@@ -8,17 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig
-
-from backtrack.errors import PlacementError
 from backtrack.path.models.embeddings import untie_head
-from backtrack.path.models.loading import first_line, load_base
+from backtrack.path.models.loading import load_base, read_config
 from backtrack.run.checkpoint_reader import base_folder
 from backtrack.run.model_files import model_files
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
     from transformers import PreTrainedModel
 
@@ -36,22 +31,15 @@ def load_as_checkpoint(run: Run, device: torch.device) -> PreTrainedModel:
     """
     code = run.base.trust_remote_code
     with model_files(run).in_folder() as folder:
-        config = _read(folder, trust_remote_code=code)
+        config = read_config(folder, trust_remote_code=code)
     is_tied = config.get_text_config(decoder=True).tie_word_embeddings
-    base = _read(base_folder(run.base), trust_remote_code=code)
+    base = read_config(base_folder(run.base), trust_remote_code=code)
     _describe_stored(config, base)
     _describe_stored(config.get_text_config(decoder=True), base.get_text_config(decoder=True))
     model = load_base(run.base, device, config)
     if not is_tied:
         untie_head(model)
     return model
-
-
-def _read(folder: Path, *, trust_remote_code: bool) -> Any:
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except Exception as error:  # transformers raises many unrelated types
-        raise PlacementError(f"{folder}/config.json does not load: {first_line(error)}") from error
 
 
 def _describe_stored(config: Any, base: Any) -> None:

@@ -11,10 +11,10 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
-from peft import PeftModel
 from transformers import AutoTokenizer, GenerationConfig
 
 from backtrack.errors import PlacementError
+from backtrack.path.models.architecture import unwrapped
 from backtrack.path.models.loading import first_line
 from backtrack.run.model_files import CONFIG, GENERATION, base_files, model_files
 
@@ -85,8 +85,8 @@ def generation_settings(run: Run, config: Any, tokenizer: Any) -> dict[str, Any]
 
 def set_generation(model: Any, settings: Mapping[str, Any]) -> None:
     """Have a live model generate by the settings of a run."""
-    plain = model.get_base_model() if isinstance(model, PeftModel) else model
-    model.generation_config = plain.generation_config = GenerationConfig.from_dict(dict(settings))
+    generation = GenerationConfig.from_dict(dict(settings))
+    model.generation_config = unwrapped(model).generation_config = generation
 
 
 def _of_base(run: Run, files: ModelFiles, tokenizer: Any) -> list[int]:

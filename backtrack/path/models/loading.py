@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoConfig, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from backtrack.errors import PlacementError
 from backtrack.path.adapters.handles import plain_name
 from backtrack.path.adapters.tuners import tuner_of
+from backtrack.path.models.architecture import class_and_config
 from backtrack.path.models.embeddings import fit_vocabulary, vocabulary_size
 from backtrack.run.checkpoint_reader import base_folder, read_tensors, verify_base
 from backtrack.run.files import read_record
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from torch import Tensor
@@ -52,6 +54,9 @@ def load_base(
         PlacementError: transformers cannot load it.
     """
     folder = verify_base(reference)
+    if config is None and reference.architecture is not None:
+        config = read_config(folder, trust_remote_code=reference.trust_remote_code)
+        config.architectures = [reference.architecture]
     return load_model(
         folder,
         reference.dtype,
@@ -60,6 +65,18 @@ def load_base(
         quantization=reference.quantization,
         config=config,
     )
+
+
+def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
+    """Read the configuration of a model.
+
+    Raises:
+        PlacementError: transformers cannot read it.
+    """
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers raises many unrelated types
+        raise PlacementError(f"{folder}/config.json does not load: {first_line(error)}") from error
 
 
 def is_quantized(reference: BaseModelReference) -> bool:
@@ -79,7 +96,7 @@ def load_model(
     quantization: Literal["4bit", "8bit"] | None = None,
     config: Any = None,
 ) -> PreTrainedModel:
-    """Load a causal language model from a folder of safetensors, in evaluation mode.
+    """Load a language model from a folder of safetensors, in evaluation mode.
 
     Args:
         folder: Folder with config.json and weights.
@@ -92,24 +109,24 @@ def load_model(
     Raises:
         PlacementError: transformers cannot load it.
     """
-    is_shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            config=config,
-            **quantization_options(quantization, device),
-        )
+        with _no_progress_bar():
+            own = config or read_config(folder, trust_remote_code=trust_remote_code)
+            kind, part = class_and_config(own)
+            model: Any = kind.from_pretrained(
+                folder,
+                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                config=part,
+                **quantization_options(quantization, device),
+            )
+    except PlacementError:
+        raise
     except Exception as error:  # transformers raises many unrelated types
         raise PlacementError(
-            f"{folder} does not load as a causal language model: {first_line(error)}"
+            f"{folder} does not load as a language model: {first_line(error)}"
         ) from error
-    finally:
-        if is_shown:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":
             # On some CPUs bitsandbytes repacks the weights for bf16 at the first forward pass in
@@ -117,6 +134,17 @@ def load_model(
             module.support_avx512bf16_for_cpu = False
     loaded: PreTrainedModel = (model if quantization else model.to(device)).eval()
     return loaded.requires_grad_(requires_grad=False)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    is_shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if is_shown:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def quantization_options(

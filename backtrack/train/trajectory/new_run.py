@@ -62,9 +62,10 @@ def create_run(  # noqa: PLR0913  # the facts a manifest needs
             base = reference_to(staging / "base").model_copy(
                 update={"model": str(path.resolve() / "base")}
             )
+        architecture = type(plain_model(model)).__name__
         manifest = Manifest(
             name=path.name,
-            base=base,
+            base=base.model_copy(update={"architecture": architecture}),
             method=method_of(model),
             seed=seed,
             versions=_versions(),
