@@ -4,10 +4,28 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from backtrack.records.record import Record, short_digest
 
+BITSANDBYTES_FIELDS = ("load_in_", "bnb_4bit_", "llm_int8_")
+"""Beginnings of the names of BitsAndBytesConfig's fields."""
+
+
+def _require_bitsandbytes(settings: dict[str, Any]) -> dict[str, Any]:
+    unknown = sorted(name for name in settings if not name.startswith(BITSANDBYTES_FIELDS))
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is not a field of transformers' BitsAndBytesConfig")
+    if not (settings.get("load_in_4bit") or settings.get("load_in_8bit")):
+        raise ValueError("set `load_in_4bit: true` or `load_in_8bit: true`")
+    return settings
+
+
+Quantization = (
+    Literal["4bit", "8bit"] | Annotated[dict[str, Any], AfterValidator(_require_bitsandbytes)]
+)
+"""How bitsandbytes quantizes a model on loading: `4bit` is NF4 with double quantization as in
+QLoRA, `8bit` is LLM.int8; or fields of transformers' `BitsAndBytesConfig`."""
 Storage = Literal["plain", "coded", "dcp", "zero", "shards"]
 
 
@@ -30,7 +48,7 @@ class BaseModelReference(Record):
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     trust_remote_code: bool = False
-    quantization: Literal["4bit", "8bit"] | None = None
+    quantization: Quantization | None = None
     architecture: str | None = None
     fingerprint: dict[str, str] = Field(default_factory=dict)
 

@@ -26,6 +26,7 @@ from peft.utils.save_and_load import get_peft_model_state_dict
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     LlamaConfig,
     LlamaForCausalLM,
     Trainer,
@@ -41,7 +42,7 @@ from backtrack.run.checkpoint_reader import fingerprint, read_checkpoint
 from backtrack.run.directory import Run
 from backtrack.train.trajectory.base_model import write_base
 from backtrack.train.trajectory.callback import TrajectoryCallback
-from tests.models import jitter, load_whole, make_tokenizer
+from tests.models import jitter, load_whole, make_base, make_tokenizer
 
 LINEAR = ["q_proj", "v_proj", "down_proj"]
 Weights = dict[str, torch.Tensor]
@@ -229,6 +230,25 @@ def test_a_base_loaded_from_files_is_referred_to_and_not_copied(
     # The files are fp32: the path must start from what was trained.
     assert run.base.dtype == "bfloat16"
     assert {t.dtype for t in read_checkpoint(run, 7).values()} == {torch.bfloat16}
+
+
+def test_the_settings_of_a_quantized_base_are_recorded(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", width=64)
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="fp4")
+    model = AutoModelForCausalLM.from_pretrained(base, quantization_config=settings)
+    callback = TrajectoryCallback(tmp_path / "run")
+    config = LoraConfig(r=4, target_modules=LINEAR, task_type="CAUSAL_LM")
+    adapted = get_peft_model(model, config)
+    trainer_for(adapted, tmp_path / "out", callback).train()
+
+    quantization = callback.run.base.quantization
+    assert isinstance(quantization, dict)
+    assert quantization["bnb_4bit_quant_type"] == "fp4"
+    assert quantization["bnb_4bit_use_double_quant"] is False
+    placement = Placement(Run.open(callback.run.path), device="cpu")
+    placement.place(callback.run.final)
+    # In evaluation mode bitsandbytes repacks weights on some CPUs; there is no dropout here.
+    assert torch.equal(probe(placement.model), probe(adapted.train()))
 
 
 def test_a_model_changed_since_it_was_loaded_gets_a_base_of_its_own(

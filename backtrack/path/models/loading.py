@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from backtrack.records import BaseModelReference
+    from backtrack.records.run import Quantization
 
 PROBE_SHAPE = (2, 24)
 _ORIGINAL = "original_module"
@@ -93,7 +94,7 @@ def load_model(
     device: torch.device,
     *,
     trust_remote_code: bool = False,
-    quantization: Literal["4bit", "8bit"] | None = None,
+    quantization: Quantization | None = None,
     config: Any = None,
 ) -> PreTrainedModel:
     """Load a language model from a folder of safetensors, in evaluation mode.
@@ -147,17 +148,21 @@ def _no_progress_bar() -> Iterator[None]:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
+_QUANTIZATIONS: Mapping[str, dict[str, Any]] = {
+    "4bit": {
+        "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True,
+    },
+    "8bit": {"load_in_8bit": True},
+}  # fmt: skip
+
+
 def quantization_options(
-    quantization: Literal["4bit", "8bit"] | None, device: torch.device
+    quantization: Quantization | None, device: torch.device
 ) -> dict[str, Any]:
-    """Arguments of `from_pretrained`: NF4 with double quantization as in QLoRA, or LLM.int8."""
+    """Arguments of `from_pretrained` for a model that bitsandbytes quantizes on loading."""
     if quantization is None:
         return {}
-    fields: dict[str, Any] = (
-        {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-        if quantization == "4bit"
-        else {"load_in_8bit": True}
-    )
+    fields = quantization if isinstance(quantization, dict) else _QUANTIZATIONS[quantization]
     config = BitsAndBytesConfig(**fields)  # type: ignore[no-untyped-call]
     return {"quantization_config": config, "device_map": {"": device}}
 

@@ -27,7 +27,7 @@ from backtrack.recipe import TrajectorySection
 from backtrack.run.directory import MANIFEST, Run
 from backtrack.train.trajectory.base_model import (
     find_base,
-    main_dtype,
+    loading_of,
     plain_model,
     reference_to,
 )
@@ -190,7 +190,7 @@ class TrajectoryCallback(_CheckpointCallback):
         base = (
             find_base(model, is_untrained=is_untrained, weights=weights)
             if self._base is None
-            else reference_to(self._base, dtype=main_dtype(plain_model(model)))
+            else reference_to(self._base, **loading_of(plain_model(model)))
         )
         if base is None and not is_untrained and not isinstance(model, PeftModel):
             raise UsageError(
