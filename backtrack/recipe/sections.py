@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from backtrack.records.run import Quantization
+from backtrack.records.run import Dtype, Quantization
 
 
 class Section(BaseModel):
@@ -31,7 +31,7 @@ class BaseSection(Section):
     """Hub name, or a folder (relative to the recipe)."""
     revision: str | None = None
     """Hub revision: a branch, a tag or a commit."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Dtype = "auto"
     """Dtype the weights are loaded in; `auto` is the dtype of the files."""
     trust_remote_code: bool = False
     """Run code from the model's repository."""

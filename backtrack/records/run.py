@@ -26,6 +26,7 @@ Quantization = (
 )
 """How bitsandbytes quantizes a model on loading: `4bit` is NF4 with double quantization as in
 QLoRA, `8bit` is LLM.int8; or fields of transformers' `BitsAndBytesConfig`."""
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Storage = Literal["plain", "coded", "dcp", "zero", "shards"]
 
 
@@ -46,7 +47,7 @@ class BaseModelReference(Record):
 
     model: str
     revision: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Dtype = "auto"
     trust_remote_code: bool = False
     quantization: Quantization | None = None
     architecture: str | None = None

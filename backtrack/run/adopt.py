@@ -17,7 +17,7 @@ from backtrack.errors import CheckpointError, RunError, UsageError
 from backtrack.recipe import ChoosingRecipe
 from backtrack.records import BaseModelReference, CheckpointEntry, Manifest, Method
 from backtrack.records.record import now
-from backtrack.run.checkpoint_reader import base_folder, fingerprint, shapes
+from backtrack.run.checkpoint_reader import base_folder, fingerprint, shapes, stored_dtype
 from backtrack.run.checkpoint_writer import (
     WEIGHT_SUFFIX,
     describe_checkpoint,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from backtrack.recipe import Recipe
+    from backtrack.records.run import Dtype
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ def adopt(  # noqa: PLR0913  # public: every argument but the source is optional
     runs: str | Path = "runs",
     recipe: Recipe | None = None,
     initial: str | Path | None = None,
+    dtype: Dtype | None = None,
     on_skip: Callable[[str], None] = logger.warning,
 ) -> Run:
     """Make a run from a folder of checkpoints, one adapter, or one fine-tuned model.
@@ -74,6 +76,8 @@ def adopt(  # noqa: PLR0913  # public: every argument but the source is optional
         recipe: Objectives and settings of the search.
         initial: Adapter saved before the first step; needed if its initialization rewrote the
             base and cannot be recomputed on loading (PiSSA by iterations, CorDA, LoRA-GA).
+        dtype: Dtype that the base and whole models are loaded in; the default is the recipe's, or
+            that of the base's files.
         on_skip: Called with a message for each checkpoint that cannot be read and is skipped.
 
     Returns:
@@ -96,7 +100,10 @@ def adopt(  # noqa: PLR0913  # public: every argument but the source is optional
     model = base or _named_base(last, settings, recipe)
     _require_language_model(last, settings)
     reference = _base_reference(model, recipe, _named_revision(model, settings))
-    if settings is not None:
+    reference = reference.model_copy(update={"dtype": dtype or reference.dtype})
+    if settings is None:
+        _warn_of_rounding(entries[-1], reference)
+    else:
         architecture = _trained_architecture(last, base_folder(reference))
         reference = reference.model_copy(update={"architecture": architecture})
     if settings is None:
@@ -222,6 +229,20 @@ def _require_language_model(last: Path, settings: Mapping[str, Any] | None) -> N
             f"{last} is {kind}. Only language models that continue a text (causal ones) are "
             "measured: a classifier, a reward model or an encoder has no such answers."
         )
+
+
+def _warn_of_rounding(last: CheckpointEntry, reference: BaseModelReference) -> None:
+    """Warn if a whole model is stored in a wider dtype than it is loaded in."""
+    if last.storage != "plain":
+        return
+    stored = stored_dtype(Path(last.folder))
+    is_named = reference.dtype != "auto"
+    live = reference.dtype if is_named else stored_dtype(base_folder(reference))
+    if stored == "float32" and live in {"bfloat16", "float16"}:
+        logger.warning(
+            "%s is stored in float32 and its base in %s, so points are rounded to %s. Keep the "
+            "checkpoint's values with `--dtype float32`.", last.folder, live, live,
+        )  # fmt: skip
 
 
 def _trained_architecture(adapter: Path, base: Path) -> str | None:
@@ -351,6 +372,11 @@ def _create(
             )
         if run.manifest.base.fingerprint != manifest.base.fingerprint:
             raise RunError(f"{path} was adopted with another base. Choose another --name.")
+        if manifest.base.dtype not in {"auto", run.manifest.base.dtype}:
+            raise RunError(
+                f"{path} was adopted with dtype {run.manifest.base.dtype}, for which its scores "
+                f"hold. For {manifest.base.dtype} choose another --name."
+            )
         if manifest.initial is not None and manifest.initial != run.manifest.initial:
             run = _with_initial(run, manifest.initial)
     else:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from backtrack.run.directory import Run
 
-_STORED_FIELDS = ("dtype", "vocab_size", "tie_word_embeddings")
+_STORED_FIELDS = ("vocab_size", "tie_word_embeddings")
 
 
 def load_as_checkpoint(run: Run, device: torch.device) -> PreTrainedModel:
@@ -44,6 +44,7 @@ def load_as_checkpoint(run: Run, device: torch.device) -> PreTrainedModel:
 
 def _describe_stored(config: Any, base: Any) -> None:
     """Take the fields of a configuration that describe the base's files from the base's."""
+    config.dtype = base.dtype  # None, and so that of the files, if the base does not name it
     for field in _STORED_FIELDS:
         value = getattr(base, field, None)
         if value is not None:
