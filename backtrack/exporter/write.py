@@ -200,7 +200,7 @@ def _measure_again(
                 split="report",
                 origin="export",
                 setting=setting_digest(
-                    run.base.digest,
+                    run.model_digest,
                     engine.form,
                     engine.curve,
                     recipe.engine.decisive,

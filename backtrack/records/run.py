@@ -55,9 +55,9 @@ class BaseModelReference(Record):
 
     @property
     def digest(self) -> str:
-        """Identity of the weights and of the type they are loaded in, wherever they lie."""
+        """Identity of the weights and of how they are loaded, wherever they lie."""
         weights = self.fingerprint or [self.model, self.revision]
-        return short_digest(weights, self.dtype, self.quantization)
+        return short_digest(weights, self.dtype, self.quantization, self.architecture)
 
 
 class Method(Record):

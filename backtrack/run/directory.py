@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -25,6 +26,7 @@ from backtrack.errors import PointError, RunError
 from backtrack.point import Point
 from backtrack.recipe import ChoosingRecipe, Recipe
 from backtrack.records import CheckpointEntry, Manifest, Measurement
+from backtrack.records.record import short_digest
 from backtrack.records.selection import Selection
 from backtrack.records.sweep import Sweep
 from backtrack.run.files import (
@@ -46,6 +48,8 @@ MANIFEST = "manifest.json"
 INDEX = "index.jsonl"
 SEARCH_LOCK = ".search.lock"
 """Lock file that running searches hold."""
+MODEL_FILES = "model"
+"""Folder of the last checkpoint's own files besides weights; see `backtrack.run.model_files`."""
 INITIAL = "initial"
 """Folder of the untrained adapter, saved if its initialization rewrote the base."""
 RESOLVED = "recipe.resolved.json"
@@ -159,6 +163,15 @@ class Run:
     def base(self) -> BaseModelReference:
         """The model before training."""
         return self.manifest.base
+
+    @property
+    def model_digest(self) -> str:
+        """Identity of the base and of the files in `model/`, for the settings of measurements."""
+        folder = self.path / MODEL_FILES
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        contents = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+        digests = {name: sha256(content).hexdigest() for name, content in contents.items()}
+        return short_digest(self.base.digest, digests)
 
     @property
     def trajectory(self) -> Path:

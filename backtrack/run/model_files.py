@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from backtrack.run.checkpoint_reader import base_folder
 from backtrack.run.checkpoint_writer import is_adapter
+from backtrack.run.directory import MODEL_FILES
 from backtrack.run.files import read_record
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
     from backtrack.run.directory import Run
 
-MODEL_FILES = "model"
-"""Folder of a run for the files of its model besides weights."""
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
 

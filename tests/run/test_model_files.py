@@ -180,6 +180,15 @@ def test_a_tokenizer_is_exported_as_it_was_without_a_padding_token(
     assert AutoTokenizer.from_pretrained(tmp_path / "export").pad_token is None
 
 
+def test_measurements_name_the_files_that_decided_them(base: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "tuned"
+    AutoModelForCausalLM.from_pretrained(base).save_pretrained(checkpoint)
+    before = adopt(checkpoint, base=str(base), runs=tmp_path / "runs").model_digest
+    assert adopt(checkpoint, base=str(base), runs=tmp_path / "runs").model_digest == before
+    (checkpoint / "chat_template.jinja").write_text(CHAT)
+    assert adopt(checkpoint, base=str(base), runs=tmp_path / "runs").model_digest != before
+
+
 def test_a_template_without_a_tokenizer_is_put_on_the_bases(base: Path, tmp_path: Path) -> None:
     run = make_full_run(tmp_path / "run", base)
     (run.folder(20) / "chat_template.jinja").write_text(CHAT)

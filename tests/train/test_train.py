@@ -16,8 +16,7 @@ from backtrack.errors import RecipeError, RunError, UsageError
 from backtrack.path.models.generation import load_tokenizer
 from backtrack.path.placement import Placement
 from backtrack.run.checkpoint_reader import fingerprint, read_checkpoint
-from backtrack.run.directory import Run
-from backtrack.run.model_files import MODEL_FILES
+from backtrack.run.directory import MODEL_FILES, Run
 from backtrack.train.trainers.train import TrainingProgress, train
 from tests.models import load_whole, make_base, make_tokenizer
 from tests.train.conftest import MakeRecipe

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from backtrack.errors import RunError
 from backtrack.records import Manifest
 from backtrack.records.record import now
-from backtrack.run.directory import INITIAL, MANIFEST, Run
+from backtrack.run.directory import INITIAL, MANIFEST, MODEL_FILES, Run
 from backtrack.run.files import sync_folder, write_atomically
-from backtrack.run.model_files import GENERATION, MODEL_FILES
+from backtrack.run.model_files import GENERATION
 from backtrack.train.trajectory.base_model import plain_model, reference_to, write_base
 from backtrack.train.trajectory.initializations import save_initial_adapter
 from backtrack.train.trajectory.live_method import method_of
