@@ -34,6 +34,14 @@ class ExportForm(StrEnum):
     MERGED = "merged"
 
 
+class LoadDtype(StrEnum):
+    """Dtype that weights are loaded in."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
 RunArgument = Annotated[
     str | None,
     typer.Argument(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from backtrack.cli.options import ExportForm
     from backtrack.point import Point
     from backtrack.recipe import Recipe
+    from backtrack.records.run import Dtype
     from backtrack.records.selection import Selection
     from backtrack.run.directory import Run
 
@@ -76,6 +77,7 @@ def adopt_folder(
     recipe: Path | None,
     initial: Path | None = None,
     *,
+    dtype: Dtype | None = None,
     is_quiet: bool = False,
 ) -> Run:
     """Adopt a folder, and print what was skipped."""
@@ -88,6 +90,7 @@ def adopt_folder(
         name=name,
         recipe=loaded,
         initial=initial,
+        dtype=dtype,
         on_skip=lambda text: None if is_quiet else terminal.print_note(f"skipped: {text}"),
     )
 

@@ -14,6 +14,7 @@ from backtrack.cli.app import app
 from backtrack.cli.options import (
     BaseOption,
     JsonOption,
+    LoadDtype,
     QuietOption,
     RecipeOption,
     RunArgument,
@@ -129,13 +130,20 @@ def adopt(
         Path | None,
         typer.Option(help="Adapter saved before the first step; needed by PiSSA and similar."),
     ] = None,
+    dtype: Annotated[
+        LoadDtype | None,
+        typer.Option(help="Dtype to load weights in; default: the recipe's, or the base's own."),
+    ] = None,
     *,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
     _verbosity: VerboseOption = 0,
 ) -> None:
     """Adopt another trainer's checkpoints as a run, without copying them."""
-    run = adopt_folder(source, base, name, recipe, initial, is_quiet=is_quiet or is_json)
+    run = adopt_folder(
+        source, base, name, recipe, initial,
+        dtype=dtype.value if dtype else None, is_quiet=is_quiet or is_json,
+    )  # fmt: skip
     if overrides:
         set_choosing(run, recipe, overrides)
         run.save_choosing()

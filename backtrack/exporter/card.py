@@ -41,6 +41,7 @@ class Card:
         selection: The run's recorded selection; None if there is none.
         measured: Measurements repeated in the form of this export.
         command: The command that repeats this export; empty if unknown.
+        loader: Class of transformers that loads the model, or the base of an adapter.
     """
 
     run: Run
@@ -49,6 +50,7 @@ class Card:
     selection: Selection | None = None
     measured: tuple[Measurement, ...] = ()
     command: str = ""
+    loader: str = "AutoModelForCausalLM"
 
     def text(self) -> str:
         """The card, in Markdown."""
@@ -117,7 +119,7 @@ class Card:
             "## Loading",
             "",
             "```python",
-            *_loading(base, self.form),
+            *_loading(base, self.form, self.loader),
             "```",
             "",
         ]
@@ -204,15 +206,18 @@ def vllm_note(folder: Path) -> str:
     return f"\nvLLM does not read {unread}: to serve this point there, export it merged.\n"
 
 
-def _loading(base: str, form: AsForm) -> list[str]:
+def _loading(base: str, form: AsForm, loader: str) -> list[str]:
     if form == "merged":
         return [
-            "from transformers import AutoModelForCausalLM",
-            'model = AutoModelForCausalLM.from_pretrained("THIS FOLDER")',
+            f"from transformers import {loader}, AutoTokenizer",
+            f'model = {loader}.from_pretrained("THIS FOLDER")',
+            'tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER")',
         ]
     return [
         "from peft import PeftModel",
-        "from transformers import AutoModelForCausalLM",
-        f"base = AutoModelForCausalLM.from_pretrained({base!r})",
+        f"from transformers import {loader}, AutoTokenizer, GenerationConfig",
+        f"base = {loader}.from_pretrained({base!r})",
+        'base.generation_config = GenerationConfig.from_pretrained("THIS FOLDER")',
         'model = PeftModel.from_pretrained(base, "THIS FOLDER")',
+        'tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER")',
     ]

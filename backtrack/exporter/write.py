@@ -19,6 +19,7 @@ from backtrack.exporter.card import Card, vllm_note
 from backtrack.path.adapters.tuners import tuner_of
 from backtrack.path.curves import rounding
 from backtrack.path.form_and_curve import resolve_form_and_curve
+from backtrack.path.models.architecture import loader_name
 from backtrack.path.models.loading import (
     load_adapter,
     load_base,
@@ -103,8 +104,9 @@ def export(  # noqa: PLR0913  # every argument but the first three is optional
     on_stage("writing")
     try:
         placement.save(partial)
-        placement.tokenizer.save_pretrained(str(partial))
-        card = Card(run, point, form, selection, measured, command)
+        placement.save_files(partial)
+        loader = loader_name(placement.model)
+        card = Card(run, point, form, selection, measured, command, loader)
         (partial / "README.md").write_text(card.text() + vllm_note(partial), encoding="utf-8")
         on_stage("loading it back")
         _verify(run, partial, form, placement)
@@ -198,7 +200,7 @@ def _measure_again(
                 split="report",
                 origin="export",
                 setting=setting_digest(
-                    run.base.digest,
+                    run.model_digest,
                     engine.form,
                     engine.curve,
                     recipe.engine.decisive,

@@ -24,11 +24,12 @@ from backtrack.path.backends.backend import build_backend
 from backtrack.path.backends.row_strengths import RowStrengths, can_scale_rows
 from backtrack.path.curves import rounding
 from backtrack.path.form_and_curve import resolve_form_and_curve
-from backtrack.path.models.embeddings import vocabulary_size
-from backtrack.path.models.loading import load_tokenizer, pick_device, probe
-from backtrack.path.models.saving import save_model
+from backtrack.path.models.generation import generation_settings, load_tokenizer, set_generation
+from backtrack.path.models.loading import pick_device, probe
+from backtrack.path.models.saving import save_files, save_model
 from backtrack.path.profiles import block_strengths, multipliers, parse
 from backtrack.point import Point
+from backtrack.run.model_files import model_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -88,7 +89,7 @@ class Placement:
             RunError: The base is not the run's.
         """
         self.form, self.curve = resolve_form_and_curve(run, form, curve)
-        self.tokenizer: Any = load_tokenizer(run.base, run.folder(run.final.step))
+        self.tokenizer: Any = load_tokenizer(run)
         storage = None if keep == "auto" else keep
         self._backend = build_backend(run, self.form, self.curve, pick_device(device), storage)
         self._steps = frozenset(run.steps)
@@ -102,6 +103,9 @@ class Placement:
                 "%s: the ends of the path are stored %s, not on the device; moving to a point "
                 "takes as long as reading them.", run.path, _SLOW_STORAGE[self.keep],
             )  # fmt: skip
+        self._files = model_files(run)
+        self._generation = generation_settings(run, self.model.config, self.tokenizer)
+        set_generation(self.model, self._generation)
         self._point: Point | None = None
         self._check_ends(run)
         self.row_strengths: RowStrengths | None = None
@@ -138,7 +142,7 @@ class Placement:
         self._point = target
 
     def save(self, folder: Path, *, is_untied: bool = False) -> None:
-        """Write the model at its current point, as stock PEFT, transformers and vLLM load it.
+        """Write the model's weights at its current point, as stock libraries and vLLM load them.
 
         Args:
             folder: Folder to write into. Attached, the adapter is written, else the whole model.
@@ -149,6 +153,14 @@ class Placement:
         """
         logger.info("writing %s to %s", self.point, folder)
         save_model(self.model, folder, self._base, is_untied=is_untied)
+
+    def save_files(self, folder: Path) -> None:
+        """Write the run's tokenizer, chat template and generation config, the same at any point.
+
+        Args:
+            folder: Folder to write into; created if missing.
+        """
+        save_files(self._files, self._generation, folder)
 
     @torch.no_grad()
     def distance(self, point: Point) -> float:
@@ -207,11 +219,10 @@ class Placement:
             f"{run.path}: alpha 1 is not the checkpoint",
         )
         self.place(Point.base())
-        is_resized = vocabulary_size(self.model) != backend.vocabulary
         _require_same_logits(
             probe(self.model, backend.vocabulary),
             backend.probe_base,
-            rounding(self.model.dtype) if is_resized else 0.0,
+            rounding(self.model.dtype) if backend.is_resized else 0.0,
             f"{run.path}: alpha 0 is not the base",
         )
 

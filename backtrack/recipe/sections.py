@@ -15,6 +15,8 @@ from pydantic import (
     model_validator,
 )
 
+from backtrack.records.run import Dtype, Quantization
+
 
 class Section(BaseModel):
     """Base of a recipe's sections; abstract. Unknown keys, NaN and infinity are refused."""
@@ -29,12 +31,14 @@ class BaseSection(Section):
     """Hub name, or a folder (relative to the recipe)."""
     revision: str | None = None
     """Hub revision: a branch, a tag or a commit."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Dtype = "auto"
     """Dtype the weights are loaded in; `auto` is the dtype of the files."""
     trust_remote_code: bool = False
     """Run code from the model's repository."""
-    quantization: Literal["4bit", "8bit"] | None = None
-    """Quantize on loading with bitsandbytes (NF4 or LLM.int8), as for QLoRA."""
+    quantization: Quantization | None = None
+    """Quantize on loading with bitsandbytes: `4bit` (NF4 with double quantization, as in QLoRA),
+    `8bit` (LLM.int8), or fields of transformers' BitsAndBytesConfig, such as
+    `{load_in_4bit: true, bnb_4bit_quant_type: fp4}`."""
 
 
 class FullMethod(Section):

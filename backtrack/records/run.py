@@ -4,10 +4,29 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from backtrack.records.record import Record, short_digest
 
+BITSANDBYTES_FIELDS = ("load_in_", "bnb_4bit_", "llm_int8_")
+"""Beginnings of the names of BitsAndBytesConfig's fields."""
+
+
+def _require_bitsandbytes(settings: dict[str, Any]) -> dict[str, Any]:
+    unknown = sorted(name for name in settings if not name.startswith(BITSANDBYTES_FIELDS))
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is not a field of transformers' BitsAndBytesConfig")
+    if not (settings.get("load_in_4bit") or settings.get("load_in_8bit")):
+        raise ValueError("set `load_in_4bit: true` or `load_in_8bit: true`")
+    return settings
+
+
+Quantization = (
+    Literal["4bit", "8bit"] | Annotated[dict[str, Any], AfterValidator(_require_bitsandbytes)]
+)
+"""How bitsandbytes quantizes a model on loading: `4bit` is NF4 with double quantization as in
+QLoRA, `8bit` is LLM.int8; or fields of transformers' `BitsAndBytesConfig`."""
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Storage = Literal["plain", "coded", "dcp", "zero", "shards"]
 
 
@@ -20,6 +39,8 @@ class BaseModelReference(Record):
         dtype: Dtype the weights are loaded in; `auto` is the dtype of the files.
         trust_remote_code: Whether code from the model's repository may run.
         quantization: How bitsandbytes quantizes it on loading; None loads it as stored.
+        architecture: Class of transformers in which the base was trained; None is the one that its
+            config.json names.
         fingerprint: sha256 of each tensor's bytes, dtype and shape, by name; empty if the files
             were not available.
         run: Folder of the run whose base it is, for messages; None before there is one. It is not
@@ -28,17 +49,18 @@ class BaseModelReference(Record):
 
     model: str
     revision: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Dtype = "auto"
     trust_remote_code: bool = False
-    quantization: Literal["4bit", "8bit"] | None = None
+    quantization: Quantization | None = None
+    architecture: str | None = None
     fingerprint: dict[str, str] = Field(default_factory=dict)
     run: str | None = Field(default=None, exclude=True)
 
     @property
     def digest(self) -> str:
-        """Identity of the weights and of the type they are loaded in, wherever they lie."""
+        """Identity of the weights and of how they are loaded, wherever they lie."""
         weights = self.fingerprint or [self.model, self.revision]
-        return short_digest(weights, self.dtype, self.quantization)
+        return short_digest(weights, self.dtype, self.quantization, self.architecture)
 
 
 class Method(Record):

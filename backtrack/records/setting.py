@@ -23,7 +23,8 @@ class Setting(Record):
         request: Digest of what the recipe asks to be measured, by which the setting is found again
             before anything is built.
         asked: Form and curve as the recipe asks for them, `auto` among them.
-        base: Digest of the base's weights, dtype and quantization.
+        base: Digest of the base's weights, dtype and quantization, and of the checkpoint's own
+            files besides weights.
         form: Backend that holds the model at its points.
         curve: How weights move with alpha.
         engine: What of the engine decides its scores.

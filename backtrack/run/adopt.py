@@ -19,7 +19,7 @@ from backtrack.recipe import ChoosingRecipe
 from backtrack.records import BaseModelReference, CheckpointEntry, Manifest, Method
 from backtrack.records.places import base_name
 from backtrack.records.record import now
-from backtrack.run.checkpoint_reader import base_folder, fingerprint, shapes
+from backtrack.run.checkpoint_reader import base_folder, fingerprint, shapes, stored_dtype
 from backtrack.run.checkpoint_writer import (
     WEIGHT_SUFFIX,
     describe_checkpoint,
@@ -29,20 +29,30 @@ from backtrack.run.checkpoint_writer import (
     weight_files,
 )
 from backtrack.run.directory import Run
-from backtrack.run.files import read_record, write_atomically
+from backtrack.run.files import read_record
 from backtrack.run.finding import is_run
 from backtrack.run.foreign_formats import find_weights, foreign_shapes, weight_files_of
+from backtrack.run.model_files import keep_model_files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from backtrack.recipe import Recipe
+    from backtrack.records.run import Dtype
 
 logger = logging.getLogger(__name__)
 
 _CHECKPOINT = re.compile(r"^(checkpoint|step|global_step|epoch)[-_]?(\d+)$")
 _SUBFOLDERS = (".", "actor/lora_adapter", "lora_adapter", "actor/huggingface", "huggingface")
 """Subfolders of a checkpoint that may have its safetensors; all but the first are verl's."""
+
+_OTHER_CLASSES = re.compile(
+    r"For(Sequence|Token|Image|Audio)Classification|ForQuestionAnswering|ForMultipleChoice|"
+    r"ForMaskedLM|ForRewardModel|RewardModel"
+)
+"""Classes in `architectures` that are no causal language models."""
+_OTHER_TASKS = {"SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION"}
+"""PEFT's tasks that are not language modelling."""
 
 
 def adopt(  # noqa: PLR0913  # public: every argument but the source is optional
@@ -53,6 +63,7 @@ def adopt(  # noqa: PLR0913  # public: every argument but the source is optional
     runs: str | Path = "runs",
     recipe: Recipe | None = None,
     initial: str | Path | None = None,
+    dtype: Dtype | None = None,
     on_skip: Callable[[str], None] = logger.warning,
 ) -> Run:
     """Make a run from a folder of checkpoints, one adapter, or one fine-tuned model.
@@ -67,6 +78,8 @@ def adopt(  # noqa: PLR0913  # public: every argument but the source is optional
         recipe: Objectives and settings of the search.
         initial: Adapter saved before the first step; needed if its initialization rewrote the
             base and cannot be recomputed on loading (PiSSA by iterations, CorDA, LoRA-GA).
+        dtype: Dtype that the base and whole models are loaded in; the default is the recipe's, or
+            that of the base's files.
         on_skip: Called with a message for each checkpoint that cannot be read and is skipped.
 
     Returns:
@@ -75,7 +88,8 @@ def adopt(  # noqa: PLR0913  # public: every argument but the source is optional
 
     Raises:
         UsageError: The base is unknown.
-        RunError: No checkpoints, another base, or a run of that name from another source.
+        RunError: No checkpoints, no language models, another base, or a run of that name from
+            another source.
         CheckpointError: The weights of the base cannot be read.
     """
     source = Path(source).resolve()
@@ -88,7 +102,14 @@ def adopt(  # noqa: PLR0913  # public: every argument but the source is optional
     settings = read_record(config, dict[str, Any]) if is_adapter(last) else None
     path = Path(runs) / (name or source.name or "adopted")
     model = base or _named_base(last, settings, recipe, _recorded_base(path, source))
+    _require_language_model(last, settings)
     reference = _base_reference(model, recipe, _named_revision(model, settings))
+    reference = reference.model_copy(update={"dtype": dtype or reference.dtype})
+    if settings is None:
+        _warn_of_rounding(entries[-1], reference)
+    else:
+        architecture = _trained_architecture(last, base_folder(reference))
+        reference = reference.model_copy(update={"architecture": architecture})
     if settings is None:
         entries = _fitting(entries, reference, skipped)
     manifest = Manifest(
@@ -196,6 +217,48 @@ def _train_loss(folder: Path, step: int) -> float | None:
     return float(losses[-1]) if losses else None
 
 
+def _require_language_model(last: Path, settings: Mapping[str, Any] | None) -> None:
+    """Refuse a classifier, a reward model or a model with an encoder, by the name of its class."""
+    path = last / "config.json"
+    if settings is not None:
+        task = settings.get("task_type")
+        kind = f"an adapter of a model for {task}" if task in _OTHER_TASKS else None
+    else:
+        config = read_record(path, dict[str, Any]) if path.is_file() else {}
+        named = next(iter(config.get("architectures") or ()), "")
+        is_other = _OTHER_CLASSES.search(str(named)) or config.get("is_encoder_decoder")
+        kind = f"a {named}" if is_other else None
+    if kind is not None:
+        raise RunError(
+            f"{last} is {kind}. Only language models that continue a text (causal ones) are "
+            "measured: a classifier, a reward model or an encoder has no such answers."
+        )
+
+
+def _warn_of_rounding(last: CheckpointEntry, reference: BaseModelReference) -> None:
+    """Warn if a whole model is stored in a wider dtype than it is loaded in."""
+    if last.storage != "plain":
+        return
+    stored = stored_dtype(Path(last.folder))
+    is_named = reference.dtype != "auto"
+    live = reference.dtype if is_named else stored_dtype(base_folder(reference))
+    if stored == "float32" and live in {"bfloat16", "float16"}:
+        logger.warning(
+            "%s is stored in float32 and its base in %s, so points are rounded to %s. Keep the "
+            "checkpoint's values with `--dtype float32`.", last.folder, live, live,
+        )  # fmt: skip
+
+
+def _trained_architecture(adapter: Path, base: Path) -> str | None:
+    """The class that an adapter on a base with several parts was trained in, told by its tensors.
+
+    The text part alone, as `AutoModelForCausalLM` loads it, has no `language_model` in its names.
+    """
+    config = read_record(base / "config.json", dict[str, Any])
+    is_whole = any("language_model" in name.split(".") for name in shapes(adapter))
+    return None if is_whole or "text_config" not in config else "AutoModelForCausalLM"
+
+
 def _recorded_base(path: Path, source: Path) -> str | None:
     """The base of the run that was adopted from the same folder before."""
     if not is_run(path):
@@ -279,8 +342,16 @@ def _require_fit(
     base: Mapping[str, tuple[int, ...]],
     reference: BaseModelReference,
 ) -> None:
-    """Raise an error if tensors of a whole model have other shapes than the base's."""
-    wrong = [name for name in sorted(set(base) & set(found)) if base[name] != found[name]]
+    """Raise an error if tensors of a whole model have other shapes than the base's.
+
+    The embedding and the head may have other rows: training may add tokens, or remove padding.
+    """
+    vocabulary = _vocabulary_size(base_folder(reference))
+    wrong = [
+        name
+        for name in sorted(set(base) & set(found))
+        if base[name] != found[name] and not _is_resized(base[name], found[name], vocabulary)
+    ]
     if wrong or not set(base) & set(found):
         first = wrong[0] if wrong else min(found)
         raise RunError(
@@ -288,6 +359,18 @@ def _require_fit(
             f"shape {found.get(first)}, the base's is {base.get(first)}. Name the right base with "
             "--base."
         )
+
+
+def _vocabulary_size(folder: Path) -> int | None:
+    config = read_record(folder / "config.json", dict[str, Any])
+    text = config.get("text_config")
+    size = (text if isinstance(text, dict) else config).get("vocab_size")
+    return size if isinstance(size, int) else None
+
+
+def _is_resized(base: tuple[int, ...], found: tuple[int, ...], vocabulary: int | None) -> bool:
+    """Whether two shapes are those of an embedding or head before and after a resize."""
+    return base[:1] == (vocabulary,) and base[1:] == found[1:] and len(base) == len(found)
 
 
 def _method(settings: Mapping[str, Any] | None) -> Method:
@@ -317,8 +400,10 @@ def _create(
         if old != entry:
             replaced += [entry.step] if old and old.digest != entry.digest else []
             if entry.source:
-                _copy_configuration(run, entry)
+                (run.trajectory / entry.folder).mkdir(exist_ok=True)
             run.add_entry(entry)
+    folders = _folders_around(entries[-1], Path(manifest.source or path))
+    keep_model_files(run.path, folders, has_config=manifest.method.kind == "full")
     _tell_replaced(run, replaced)
     return run
 
@@ -395,6 +480,11 @@ def _require_same_run(run: Run, manifest: Manifest, entries: list[CheckpointEntr
             f"{path} was adopted and measured with another base, {old.base.model}. "
             f"{_under_another_name(manifest)}"
         )
+    if manifest.base.dtype not in {"auto", old.base.dtype}:
+        raise RunError(
+            f"{path} was adopted with dtype {old.base.dtype}, for which its scores hold. "
+            f"{_under_another_name(manifest)}"
+        )
 
 
 def _has_moved(run: Run, entries: list[CheckpointEntry]) -> bool:
@@ -411,13 +501,13 @@ def _under_another_name(manifest: Manifest) -> str:
     return f"Choose another name: {again}."
 
 
-def _copy_configuration(run: Run, entry: CheckpointEntry) -> None:
-    """Copy the configuration of a step whose weights are elsewhere, or else the base's."""
-    folder = run.trajectory / entry.folder
-    folder.mkdir(exist_ok=True)
-    source = Path(entry.source or "")
-    candidates = (source, source / "huggingface", source.parent, base_folder(run.base))
-    origin = next((path for path in candidates if (path / "config.json").is_file()), None)
-    for name in ("config.json", "generation_config.json"):
-        if origin is not None and (origin / name).is_file():
-            write_atomically(folder / name, (origin / name).read_bytes())
+def _folders_around(last: CheckpointEntry, source: Path) -> Iterator[Path]:
+    """Folders in which a checkpoint's files may lie, from its weights up to the adopted folder.
+
+    FSDP and verl keep them beside the shards; some trainers keep the tokenizer at the top only.
+    """
+    weights = Path(last.source or last.folder)
+    parents = [p for p in weights.parents if p.is_relative_to(source)]
+    for folder in dict.fromkeys([weights, *parents, source]):
+        yield folder
+        yield folder / "huggingface"

@@ -29,13 +29,14 @@ ITEM_BYTES = {
 _UNSIGNED: dict[int, type[np.unsignedinteger[Any]]] = {
     1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64,
 }  # fmt: skip
-_TORCH_NAMES = {
+TORCH_NAMES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16",
     "U32": "uint32", "I32": "int32", "U64": "uint64", "I64": "int64",
     "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
 }  # fmt: skip
-_SAFETENSORS_NAMES = {name: key for key, name in _TORCH_NAMES.items()}
+"""Torch's name of a dtype, by safetensors' name."""
+_SAFETENSORS_NAMES = {name: key for key, name in TORCH_NAMES.items()}
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def tensor_of(bits: Bits) -> Tensor:
     import torch
 
     octets = torch.from_numpy(bits.values.view(np.uint8))
-    kind: torch.dtype = getattr(torch, _TORCH_NAMES[bits.dtype])
+    kind: torch.dtype = getattr(torch, TORCH_NAMES[bits.dtype])
     return octets.view(kind).reshape(bits.shape)
 
 

@@ -6,7 +6,10 @@ Promised: returned weights are complete (digests agree with the index) and finit
 from __future__ import annotations
 
 import hashlib
+import math
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,19 +18,22 @@ from safetensors import SafetensorError, safe_open
 
 from backtrack.errors import CheckpointError, RunError
 from backtrack.formatting import command
-from backtrack.run.bits import tensor_of
+from backtrack.run.bits import TORCH_NAMES, tensor_of
 from backtrack.run.checkpoint_writer import weight_files
 from backtrack.run.codec import CODED_FILE
 from backtrack.run.coded_chain import read_bits, verified_folder
 from backtrack.run.foreign_formats import read_foreign
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from torch import Tensor
 
     from backtrack.records import BaseModelReference
     from backtrack.run.directory import Run
+
+_VOCABULARIES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken")
+"""Patterns of tokenizer files on the Hub that are not JSON."""
 
 
 def read_checkpoint(run: Run, step: int) -> dict[str, Tensor]:
@@ -67,13 +73,8 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         )
     tensors: dict[str, Tensor] = {}
     for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{path} is truncated or not a safetensors file: {error}."
-            ) from error
+        with _opened(path) as file:
+            tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     require_finite(tensors, str(folder))
     return tensors
 
@@ -86,15 +87,37 @@ def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """
     result: dict[str, tuple[int, ...]] = {}
     for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118
-                    result[name] = tuple(file.get_slice(name).get_shape())
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{path} is truncated or not a safetensors file: {error}."
-            ) from error
+        with _opened(path) as file:
+            for name in file.keys():  # noqa: SIM118
+                result[name] = tuple(file.get_slice(name).get_shape())
     return result
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """An open safetensors file; whatever is wrong with it is a `CheckpointError`."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is truncated or not a safetensors file: {error}."
+        ) from error
+
+
+def stored_dtype(folder: Path) -> str:
+    """Torch's name of the dtype of most values in a folder's safetensors files.
+
+    Raises:
+        CheckpointError: No weights, or truncated files.
+    """
+    num_values: Counter[str] = Counter()
+    for path in weight_files(folder):
+        with _opened(path) as file:
+            for name in file.keys():  # noqa: SIM118
+                tensor = file.get_slice(name)
+                num_values[tensor.get_dtype()] += math.prod(tensor.get_shape())
+    return TORCH_NAMES[num_values.most_common(1)[0][0]]
 
 
 def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
@@ -129,7 +152,7 @@ def base_folder(reference: BaseModelReference) -> Path:
         cached = snapshot_download(
             reference.model,
             revision=reference.revision,
-            allow_patterns=["*.safetensors", "*.json", "*.jinja", *code],
+            allow_patterns=["*.safetensors", "*.json", "*.jinja", *_VOCABULARIES, *code],
             ignore_patterns=["*/*", "consolidated*"],
         )
     except Exception as error:  # the Hub's client raises many unrelated types
@@ -157,17 +180,10 @@ def fingerprint(folder: Path) -> dict[str, str]:
     """
     result: dict[str, str] = {}
     for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file, ThreadPoolExecutor() as pool:
-                names = sorted(file.keys())
-                hashes = pool.map(
-                    lambda name, file=file: _tensor_digest(file.get_tensor(name)), names
-                )
-                result |= dict(zip(names, hashes, strict=True))
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{path} is truncated or not a safetensors file: {error}."
-            ) from error
+        with _opened(path) as file, ThreadPoolExecutor() as pool:
+            names = sorted(file.keys())
+            hashes = pool.map(lambda name, file=file: _tensor_digest(file.get_tensor(name)), names)
+            result |= dict(zip(names, hashes, strict=True))
     return result
 
 

@@ -1,7 +1,8 @@
 """A run's directory: its files, and reading and writing them.
 
     runs/NAME/
-      manifest.json  recipe.yaml  recipe.resolved.json  recipe.choosing.json  initial/
+      manifest.json  recipe.yaml  recipe.resolved.json  recipe.choosing.json  model/
+      initial/
       trajectory/step-00000050/  trajectory/index.jsonl  trainer/  watch.jsonl
       settings.jsonl  measurements.jsonl  baselines.jsonl  shared_items.json
       search.json  study.db
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -28,6 +30,7 @@ from backtrack.recipe import ChoosingRecipe, Recipe
 from backtrack.recipe.loading import with_paths
 from backtrack.records import CheckpointEntry, Manifest, Measurement
 from backtrack.records.places import Places
+from backtrack.records.record import short_digest
 from backtrack.records.selection import Selection
 from backtrack.records.sweep import Sweep
 from backtrack.run.files import (
@@ -49,6 +52,8 @@ MANIFEST = "manifest.json"
 INDEX = "index.jsonl"
 SEARCH_LOCK = ".search.lock"
 """Lock file that running searches hold."""
+MODEL_FILES = "model"
+"""Folder of the last checkpoint's own files besides weights; see `backtrack.run.model_files`."""
 INITIAL = "initial"
 """Folder of the untrained adapter, saved if its initialization rewrote the base."""
 RESOLVED = "recipe.resolved.json"
@@ -210,6 +215,15 @@ class Run:
     def base(self) -> BaseModelReference:
         """The model before training."""
         return self.manifest.base.model_copy(update={"run": str(self.path)})
+
+    @property
+    def model_digest(self) -> str:
+        """Identity of the base and of the files in `model/`, for the settings of measurements."""
+        folder = self.path / MODEL_FILES
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        contents = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+        digests = {name: sha256(content).hexdigest() for name, content in contents.items()}
+        return short_digest(self.base.digest, digests)
 
     @property
     def trajectory(self) -> Path:

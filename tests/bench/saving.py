@@ -126,7 +126,7 @@ def stall(name: str, model: Any, *, every_seconds: float, num_saves: int = 60) -
     args = TrainingArguments(output_dir=str(folder / "out"), use_cpu=not torch.cuda.is_available())
     state = Trainer(model=model, args=args).state
     state.max_steps = 10**6
-    saver = CheckpointSaver(run, TrajectorySection(every_steps=1), model, args, state, None)
+    saver = CheckpointSaver(run, TrajectorySection(every_steps=1), model, args, state)
     live = LiveWeights(model, is_resized=False, dtype=None).tensors
     bare = bare_copy(live)
     ours, copies = [], []

@@ -14,6 +14,7 @@ from backtrack.exporter import export
 from backtrack.path.models.loading import probe
 from backtrack.path.placement import Placement
 from backtrack.point import Point
+from backtrack.run.adopt import adopt
 from backtrack.run.checkpoint_writer import write_checkpoint
 from backtrack.run.directory import Run
 from tests.models import (
@@ -80,12 +81,64 @@ def test_a_vocabulary_grown_in_full_fine_tuning_moves_with_the_other_weights(
     check_grown(run, base, model.eval())
 
 
-@pytest.mark.parametrize("name", ["lora-embedding", "lora-head", "lora-modules", "lora-tokens"])
-def test_a_merged_export_is_untied_if_only_embedding_or_head_was_trained(
+@pytest.mark.parametrize("modules", [["embed_tokens", "lm_head"], ["embed_tokens"], ["lm_head"]])
+def test_a_vocabulary_grown_under_modules_to_save_moves_with_the_other_weights(
+    modules: list[str], base: Path, tmp_path: Path
+) -> None:
+    """PEFT writes such a module three times; its copies of the base's are not the base's."""
+    out = tmp_path / "out"
+    model = get_peft_model(
+        grown(base), LoraConfig(target_modules=["q_proj"], r=4, modules_to_save=modules)
+    )
+    for step in (10, 20):
+        jitter(model, 0.05, seed=step)
+        model.save_pretrained(str(out / f"checkpoint-{step}"))
+    run = adopt(out, base=str(base), runs=tmp_path / "runs")
+    check_grown(run, base, model.eval())
+
+
+def test_whole_models_with_added_tokens_are_adopted_and_exported(
+    base: Path, tmp_path: Path
+) -> None:
+    model = grown(base)
+    jitter(model, 0.02, seed=1, only_trainable=False)
+    model.save_pretrained(tmp_path / "tuned")
+    run = adopt(tmp_path / "tuned", base=str(base), runs=tmp_path / "runs")
+    export(run, Point(step=1, alpha=1.0), tmp_path / "export", device="cpu")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "export").eval()
+    assert torch.equal(probe(loaded), probe(model.eval()))
+
+
+def test_padding_rows_that_training_removed_are_removed_at_every_point(
+    base: Path, tmp_path: Path
+) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(base)
+    rows = model.config.vocab_size - 5
+    model.resize_token_embeddings(rows)
+    jitter(model, 0.02, seed=1, only_trainable=False)
+    model.save_pretrained(tmp_path / "tuned")
+    run = adopt(tmp_path / "tuned", base=str(base), runs=tmp_path / "runs")
+    placement = Placement(run, device="cpu")
+    placement.place(run.final)
+    assert torch.equal(probe(placement.model), probe(model.eval()))
+    placement.place(Point.base())
+    original = AutoModelForCausalLM.from_pretrained(base)
+    torch.testing.assert_close(probe(placement.model), probe(original, rows), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "name", ["lora-embedding", "lora-head", "lora-modules", "lora-tokens", "lora-both"]
+)
+def test_a_merged_export_is_untied_if_training_moved_embedding_and_head_apart(
     name: str, base: Path, tmp_path: Path
 ) -> None:
     """Stock PEFT merges LoRA on tied embeddings into both, silently wrong."""
-    run = make_peft_run(tmp_path / "run", base, configs()[name])
+    both = LoraConfig(
+        task_type="CAUSAL_LM",
+        target_modules=["q_proj"],
+        modules_to_save=["embed_tokens", "lm_head"],
+    )
+    run = make_peft_run(tmp_path / "run", base, {**configs(), "lora-both": both}[name])
     export(run, Point(step=20, alpha=0.6), tmp_path / "out", form="merged")
     attached = Placement(run, form="attached")
     attached.place(Point(step=20, alpha=0.6))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,25 @@ def copy_files(source: Path, target: Path) -> None:
     for path in source.iterdir():
         if path.is_file():
             (target / path.name).write_bytes(path.read_bytes())
+
+
+def test_a_module_that_an_adapter_names_is_not_imported(
+    bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "named_by_adapter.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = make_peft_run(tmp_path / "run", bases["float32"], config_of("lora"))
+    path = run.folder(20) / "adapter_config.json"
+    own = json.loads(path.read_text())
+    megatron = {
+        "megatron_config": {"sequence_parallel": True},
+        "megatron_core": "named_by_adapter",
+    }
+    path.write_text(json.dumps(own | megatron))
+    assert "megatron_core" in str(refusal(run))
+    named = {"base_model_class": "LlamaForCausalLM", "parent_library": "named_by_adapter"}
+    path.write_text(json.dumps({**own, "task_type": None, "auto_mapping": named}))
+    Placement(run, device="cpu").place(run.final)
 
 
 def test_a_prompt_tuning_adapter_is_refused_by_name(

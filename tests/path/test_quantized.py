@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from backtrack.path.adapters.tuners import TUNERS, require_quantizable
 from backtrack.path.models.loading import load_model, probe
 from backtrack.path.placement import Placement
 from backtrack.point import Point
+from backtrack.records.run import Quantization
 from backtrack.run.checkpoint_writer import write_checkpoint
 from backtrack.run.directory import Run
 from tests.models import jitter, make_base, make_manifest
@@ -22,7 +23,6 @@ from tests.path.tuners import configs
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-Bits = Literal["4bit", "8bit"]
 NO_WEIGHTS = {"lora-orthogonal", "lora-mica", "lora-tokens", "lora-embedding", "miss-bat"}
 """Initializations that need unquantized weights, and layers that are never quantized."""
 SUPPORTED = [
@@ -37,11 +37,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_base(tmp_path_factory.mktemp("quantized") / "base", width=64)
 
 
-def quantized(base: Path, bits: Bits) -> Any:
+def quantized(base: Path, bits: Quantization) -> Any:
     return load_model(base, "auto", torch.device("cpu"), quantization=bits)
 
 
-def quantized_run(folder: Path, base: Path, name: str, bits: Bits) -> Run:
+def quantized_run(folder: Path, base: Path, name: str, bits: Quantization) -> Run:
     """A run trained on a quantized base, as QLoRA's are."""
     manifest = make_manifest(base, "lora")
     reference = manifest.base.model_copy(update={"quantization": bits})
@@ -60,13 +60,19 @@ def test_both_ends_are_exact_on_a_four_bit_base(name: str, base: Path, tmp_path:
     check_ends(run, base, "4bit")
 
 
+def test_a_base_is_quantized_by_the_settings_of_its_run(base: Path, tmp_path: Path) -> None:
+    settings = {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}
+    assert not torch.equal(probe(quantized(base, settings)), probe(quantized(base, "4bit")))
+    check_ends(quantized_run(tmp_path / "run", base, "lora", settings), base, settings)
+
+
 @pytest.mark.parametrize("name", ["lora", "oft", "ia3", "vera", "miss", "road-1"])
 def test_both_ends_are_exact_on_an_eight_bit_base(name: str, base: Path, tmp_path: Path) -> None:
     run = quantized_run(tmp_path / "run", base, name, "8bit")
     check_ends(run, base, "8bit")
 
 
-def check_ends(run: Run, base: Path, bits: Bits) -> None:
+def check_ends(run: Run, base: Path, bits: Quantization) -> None:
     placement = Placement(run)
     assert placement.form == "attached"
     start = probe(quantized(base, bits))

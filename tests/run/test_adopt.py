@@ -119,6 +119,26 @@ def test_models_of_another_shape_than_the_base_are_refused(base: Path, tmp_path:
         adopt(tmp_path / "out", base=str(base), runs=tmp_path / "runs")
 
 
+def test_a_checkpoint_in_fp32_over_a_base_in_bf16_is_kept_if_asked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = make_base(tmp_path / "base", dtype="bfloat16")
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    jitter(model, 0.02, seed=1, only_trainable=False)
+    model.save_pretrained(tmp_path / "tuned")
+    adopt(tmp_path / "tuned", base=str(base), runs=tmp_path / "runs")
+    assert "rounded to bfloat16" in caplog.text
+    with pytest.raises(RunError, match="was adopted with dtype auto"):
+        adopt(tmp_path / "tuned", base=str(base), runs=tmp_path / "runs", dtype="float32")
+    caplog.clear()
+    wide = adopt(tmp_path / "tuned", base=str(base), runs=tmp_path / "wide", dtype="float32")
+    assert "rounded" not in caplog.text
+    placement = Placement(wide, device="cpu")
+    placement.place(wide.final)
+    assert torch.equal(probe(placement.model), probe(model.eval()))
+    adopt(tmp_path / "tuned", base=str(base), runs=tmp_path / "wide")  # as it was adopted
+
+
 def test_an_empty_folder_says_what_was_looked_for(base: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="checkpoint-"):
         adopt(tmp_path, base=str(base), runs=tmp_path / "runs")

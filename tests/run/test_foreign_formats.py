@@ -25,7 +25,7 @@ from backtrack.run.adopt import adopt
 from backtrack.run.checkpoint_reader import read_checkpoint
 from backtrack.run.directory import Run
 from backtrack.run.inert_pickle import Archive, Call, Name, parse
-from tests.models import jitter, make_base
+from tests.models import jitter, make_base, make_tokenizer
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -89,6 +89,23 @@ def test_fsdp_checkpoints_are_taken_over_by_reference(
     assert_holds(run, steps[-1], load_file(sharded / "expected" / "model.safetensors"))
     placement = Placement(run, device="cpu")
     placement.place(Point(step=steps[-1], alpha=0.5))
+
+
+@pytest.mark.parametrize(
+    ("kind", "beside"), [("fsdp", "checkpoint-10"), ("verl", "global_step_20/actor/huggingface")]
+)
+def test_a_template_and_a_tokenizer_beside_shards_are_the_runs(
+    sharded: Path, base: Path, tmp_path: Path, kind: str, beside: str
+) -> None:
+    shutil.copytree(sharded / kind, tmp_path / "out")
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    tokenizer.eos_token = "?"
+    tokenizer.save_pretrained(tmp_path / "out" / beside)
+    run = adopt(tmp_path / "out", base=str(base), runs=tmp_path / "runs")
+    placement = Placement(run, device="cpu")
+    assert placement.tokenizer.chat_template == tokenizer.chat_template
+    assert tokenizer.eos_token_id in placement.model.generation_config.eos_token_id
 
 
 @pytest.mark.parametrize("stage", [2, 3])

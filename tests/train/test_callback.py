@@ -26,6 +26,7 @@ from peft.utils.save_and_load import get_peft_model_state_dict
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     LlamaConfig,
     LlamaForCausalLM,
     Trainer,
@@ -41,7 +42,7 @@ from backtrack.run.checkpoint_reader import fingerprint, read_checkpoint
 from backtrack.run.directory import Run
 from backtrack.train.trajectory.base_model import write_base
 from backtrack.train.trajectory.callback import TrajectoryCallback
-from tests.models import jitter, load_whole, make_tokenizer
+from tests.models import jitter, load_whole, make_base, make_tokenizer
 
 LINEAR = ["q_proj", "v_proj", "down_proj"]
 Weights = dict[str, torch.Tensor]
@@ -166,6 +167,27 @@ def test_a_model_can_be_placed_along_a_run_of_the_callback_alone(tmp_path: Path)
     assert torch.equal(placement.model(probe).logits, model(probe).logits)
 
 
+def test_the_tokenizer_and_generation_config_of_a_training_stay_with_its_run(
+    tmp_path: Path, base: Path
+) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(base)
+    model.generation_config.eos_token_id = [1, 5]
+    callback = TrajectoryCallback(tmp_path / "run")
+    trainer = trainer_for(
+        get_peft_model(model, LoraConfig(r=4, target_modules=LINEAR, task_type="CAUSAL_LM")),
+        tmp_path / "out", callback,
+    )  # fmt: skip
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    trainer.processing_class = trainer.callback_handler.processing_class = tokenizer
+
+    trainer.train()
+
+    placement = Placement(callback.run, device="cpu")
+    assert placement.tokenizer.chat_template == tokenizer.chat_template
+    assert placement.model.generation_config.eos_token_id == [1, 5]
+
+
 ADAPTERS: dict[str, Any] = {
     "lora": LoraConfig(r=4, target_modules=LINEAR),
     "dora": LoraConfig(r=4, target_modules=LINEAR, use_dora=True),
@@ -208,6 +230,25 @@ def test_a_base_loaded_from_files_is_referred_to_and_not_copied(
     # The files are fp32: the path must start from what was trained.
     assert run.base.dtype == "bfloat16"
     assert {t.dtype for t in read_checkpoint(run, 7).values()} == {torch.bfloat16}
+
+
+def test_the_settings_of_a_quantized_base_are_recorded(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", width=64)
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="fp4")
+    model = AutoModelForCausalLM.from_pretrained(base, quantization_config=settings)
+    callback = TrajectoryCallback(tmp_path / "run")
+    config = LoraConfig(r=4, target_modules=LINEAR, task_type="CAUSAL_LM")
+    adapted = get_peft_model(model, config)
+    trainer_for(adapted, tmp_path / "out", callback).train()
+
+    quantization = callback.run.base.quantization
+    assert isinstance(quantization, dict)
+    assert quantization["bnb_4bit_quant_type"] == "fp4"
+    assert quantization["bnb_4bit_use_double_quant"] is False
+    placement = Placement(Run.open(callback.run.path), device="cpu")
+    placement.place(callback.run.final)
+    # In evaluation mode bitsandbytes repacks weights on some CPUs; there is no dropout here.
+    assert torch.equal(probe(placement.model), probe(adapted.train()))
 
 
 def test_a_model_changed_since_it_was_loaded_gets_a_base_of_its_own(

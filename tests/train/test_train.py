@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from backtrack.errors import RecipeError, RunError, UsageError
+from backtrack.path.models.generation import load_tokenizer
 from backtrack.path.placement import Placement
 from backtrack.run.checkpoint_reader import fingerprint, read_checkpoint
-from backtrack.run.directory import Run
+from backtrack.run.directory import MODEL_FILES, Run
 from backtrack.train.trainers.train import TrainingProgress, train
 from tests.models import load_whole, make_base, make_tokenizer
 from tests.train.conftest import MakeRecipe
@@ -125,16 +126,16 @@ def test_chat_messages_are_trained_through_the_chat_template(
     run = train(make_recipe(base=str(base), data={"train": str(data)}))
 
     assert run.steps == (3, 6, 7)
-    assert not list(run.folder(7).glob("tokenizer*"))
+    assert not list((run.path / MODEL_FILES).glob("tokenizer*"))
 
 
-def test_a_chat_template_given_to_training_stays_with_the_checkpoints(
+def test_a_chat_template_given_to_training_stays_with_the_run(
     make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     template = tmp_path / "chat.jinja"
     template.write_text(TEMPLATE)
     run = train(make_recipe(sft={"chat_template_path": str(template)}))
-    assert AutoTokenizer.from_pretrained(run.folder(7)).chat_template == TEMPLATE
+    assert load_tokenizer(run).chat_template == TEMPLATE
 
 
 @pytest.mark.parametrize("cadence", [{"log_checkpoints": 3}, {"every_distance": 0.05}])

@@ -127,7 +127,7 @@ class VllmEngine(Engine):
     ) -> dict[str, Any]:
         """Arguments of the `LLM` of vLLM for this run."""
         folder = Path(self._folder.name) / "tokenizer"
-        self.tokenizer.save_pretrained(str(folder))
+        self.placed.save_files(folder)
         self.placed.model.config.save_pretrained(str(folder))  # vLLM reads it too
         dtype = str(self.placed.model.dtype).removeprefix("torch.")
         arguments: dict[str, Any] = {

@@ -21,12 +21,18 @@ from backtrack.path.adapters.rewritten_base import (
     without_initial,
 )
 from backtrack.path.curves import rounding
-from backtrack.path.models.embeddings import fit_vocabulary, overwritten_names, vocabulary_size
+from backtrack.path.models.embeddings import (
+    fit_vocabulary,
+    overwritten_names,
+    trained_rows,
+    vocabulary_size,
+)
 from backtrack.path.models.loading import (
     load_adapter,
     load_base,
     probe,
     read_adapter_config,
+    without_copies,
 )
 from backtrack.run.checkpoint_reader import read_checkpoint
 
@@ -49,7 +55,8 @@ class OpenedAdapter:
         model: The model with the last checkpoint loaded; trained tensors require gradients.
         config: The adapter's configuration; that of the plain LoRA if it was converted to one.
         originals: The base's own values of parameters that the adapter overwrites, by name.
-        vocabulary: Number of tokens of the bare base.
+        vocabulary: Number of tokens that the bare base and the checkpoint both have.
+        is_resized: Whether training gave the vocabulary other rows than the base has.
         probe_base: Probe logits of the bare base, [2, 24, vocabulary].
         probe_final: Probe logits of the last checkpoint as stock libraries load it.
         tolerance: Largest allowed difference of `model` from `probe_final`, relative to the
@@ -64,6 +71,7 @@ class OpenedAdapter:
     config: PeftConfig
     originals: Mapping[str, Tensor]
     vocabulary: int
+    is_resized: bool
     probe_base: Tensor
     probe_final: Tensor
     tolerance: float
@@ -79,7 +87,7 @@ class OpenedAdapter:
             PlacementError: Its configuration gives another path than the last checkpoint's.
         """
         _require_same_config(self.run.folder(step), self.saved_config)
-        tensors = read_checkpoint(self.run, step)
+        tensors = without_copies(read_checkpoint(self.run, step))
         if self.initial is None:
             return tensors
         return _as_plain_lora(self.saved_config, tensors, self.initial)[1]
@@ -114,10 +122,12 @@ def open_adapter(run: Run, device: torch.device) -> OpenedAdapter:
             f"{folder}: loading a LoftQ adapter quantizes the base again, which PEFT does only on "
             "a GPU. Use the run on a machine that has one."
         )
-    tensors = read_checkpoint(run, step)
+    tensors = without_copies(read_checkpoint(run, step))
     base = load_base(run.base, device)
-    vocabulary, probe_base = vocabulary_size(base), probe(base)
-    fit_vocabulary(base, {plain_name(name): tensor for name, tensor in tensors.items()})
+    plain = {plain_name(name): tensor for name, tensor in tensors.items()}
+    rows = vocabulary_size(base), trained_rows(base, plain)
+    probe_base = probe(base, min(rows))
+    fit_vocabulary(base, plain)
     originals = _clones(base, overwritten_names(base, tensors))
     model = load_adapter(base, folder)
     return OpenedAdapter(
@@ -125,9 +135,10 @@ def open_adapter(run: Run, device: torch.device) -> OpenedAdapter:
         model=model,
         config=config,
         originals=_without_saved_modules(originals, model),
-        vocabulary=vocabulary,
+        vocabulary=min(rows),
+        is_resized=len(set(rows)) > 1,
         probe_base=probe_base,
-        probe_final=_stock_probe(model, vocabulary),
+        probe_final=_stock_probe(model, min(rows)),
         tolerance=0.0,
         saved_config=config,
     )
@@ -176,6 +187,7 @@ def _open_rewritten(run: Run, config: PeftConfig, device: torch.device) -> Opene
         config=plain_config,
         originals=_without_saved_modules(originals, model),
         vocabulary=vocabulary,
+        is_resized=False,
         probe_base=probe_base,
         probe_final=probe_final,
         tolerance=rounding(base.dtype),

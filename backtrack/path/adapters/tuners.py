@@ -230,6 +230,12 @@ def _lora_of(config: Any) -> Tuner:
             "an Arrow router mixes several LoRA adapters input by input, so its weights are "
             "not one point. Adopt the adapters that it mixes, one by one."
         )
+    if config.megatron_config:
+        raise PlacementError(
+            "this LoRA has megatron_config: PEFT would import the module that its megatron_core "
+            f"names ({config.megatron_core!r}), and nothing is imported that an adapter names. "
+            "Convert it to a LoRA on transformers' own layers, without megatron_config."
+        )
     if config.layer_replication:
         raise PlacementError(
             "this LoRA has layer_replication: its base is a deeper model than the one on disk, so "

@@ -72,7 +72,7 @@ class Attached:
         self._snapshots: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
         self._snapshots[self._final_step] = self._snapshot()
         self._warned: set[int] = set()
-        self.vocabulary = self._opened.vocabulary
+        self.vocabulary, self.is_resized = self._opened.vocabulary, self._opened.is_resized
         self.probe_base = self._opened.probe_base
         self.probe_final = self._opened.probe_final
         self.tolerance = self._opened.tolerance

@@ -37,7 +37,8 @@ class Backend(Protocol):
         model: The live model; a `PeftModel` if attached, else a plain one.
         law: How the tensors that decide a module's strength follow alpha.
         modules: Paths of the modules that move, in the model's order.
-        vocabulary: Number of tokens of the bare base.
+        vocabulary: Number of tokens that the bare base and the checkpoint both have.
+        is_resized: Whether training gave the vocabulary other rows than the base has.
         probe_base: Probe logits of the bare base, [2, 24, vocabulary].
         probe_final: Probe logits of the last checkpoint as stock PEFT or transformers loads it.
         tolerance: Largest allowed difference between alpha 1 and `probe_final`, relative to the
@@ -48,6 +49,7 @@ class Backend(Protocol):
     model: Any
     law: Law
     vocabulary: int
+    is_resized: bool
     probe_base: Tensor
     probe_final: Tensor
     tolerance: float

@@ -18,7 +18,14 @@ from backtrack.path.backends.attached import Attached
 from backtrack.path.backends.end_storage import choose_storage, store_end, total_bytes
 from backtrack.path.backends.line_mixture import LineMixture
 from backtrack.path.curves import rounding
-from backtrack.path.models.embeddings import fit_vocabulary, untie, vocabulary_size
+from backtrack.path.models.configuration import load_as_checkpoint
+from backtrack.path.models.embeddings import (
+    embedding_names,
+    fit_vocabulary,
+    trained_rows,
+    untie,
+    vocabulary_size,
+)
 from backtrack.path.models.full_checkpoint import FullCheckpoint
 from backtrack.path.models.loading import load_base, probe
 
@@ -64,11 +71,12 @@ class MergedFullModel(_MergedOnLine):
     tolerance = 0.0
 
     def __init__(self, run: Run, device: torch.device, storage: EndStorage | None) -> None:
-        self.model: PreTrainedModel = load_base(run.base, device)
-        self.vocabulary = vocabulary_size(self.model)
-        self.probe_base = probe(self.model)
+        self.model: PreTrainedModel = load_as_checkpoint(run, device)
         final = FullCheckpoint.read(run, run.final.step)
         trained = final.parameters(self.model)
+        rows = vocabulary_size(self.model), trained_rows(self.model, trained)
+        self.vocabulary, self.is_resized = min(rows), len(set(rows)) > 1
+        self.probe_base = probe(self.model, self.vocabulary)
         stock = final.load(str(self.model.dtype).removeprefix("torch."), device)
         self.probe_final = probe(stock, self.vocabulary)
         del stock, final  # free their memory before the ends are stored
@@ -95,15 +103,15 @@ class MergedAdapterOnLine(_MergedOnLine):
         self.end_storage: EndStorage | None = chosen
         self._opened = open_adapter(run, _adapter_device(chosen, device))
         _store_base_weights(self._opened.model, chosen)
-        self.vocabulary = self._opened.vocabulary
-        self.probe_base = probe(self.model)
+        self.vocabulary, self.is_resized = self._opened.vocabulary, self._opened.is_resized
+        self.probe_base = probe(self.model, self.vocabulary)
         self.probe_final = self._opened.probe_final
         self.tolerance = rounding(self.model.dtype)
         adapted = [name for name, _ in effective_weights(self._opened.model)]
         self._extra_names = [name for name in self._opened.originals if name not in adapted]
         final = self._effective()
         fit_vocabulary(self.model, final)
-        untie(self.model, adapted)
+        untie(self.model, {name: final[name] for name in adapted})
         self._line = LineMixture(_live(self.model, final), chosen, device, self._read)
         self._line.load(run.final.step, final)
 
@@ -113,11 +121,8 @@ class MergedAdapterOnLine(_MergedOnLine):
 
     def _effective(self) -> dict[str, Tensor]:
         """The weights that the adapter changes, at alpha 1, in fp32."""
-        weights: dict[str, Tensor] = {}
-        for name, write in _writers(self._opened.model, self._extra_names):
-            weights[name] = torch.empty_like(self._opened.base_value(name), dtype=torch.float32)
-            write(weights[name])
-        return weights
+        writers = _writers(self._opened.model, self._extra_names)
+        return _written(writers, self._opened.base_value)
 
 
 class MergedAdapterOnCurve:
@@ -130,8 +135,8 @@ class MergedAdapterOnCurve:
         self.end_storage: EndStorage | None = chosen
         self._adapter = Attached(run, _adapter_device(chosen, device))
         _store_base_weights(self._adapter.model, chosen)
-        self.vocabulary = self._adapter.vocabulary
-        self.probe_base = probe(self.model)
+        self.vocabulary, self.is_resized = self._adapter.vocabulary, self._adapter.is_resized
+        self.probe_base = probe(self.model, self.vocabulary)
         self.probe_final = self._adapter.probe_final
         self.tolerance = rounding(self.model.dtype)
         self.law = self._adapter.law
@@ -140,7 +145,10 @@ class MergedAdapterOnCurve:
         self._extra_names = [name for name in self._adapter.originals if name not in adapted]
         self._base = {n: self._adapter.base_value(n) for n in [*adapted, *self._extra_names]}
         fit_vocabulary(self.model, self._base)
-        untie(self.model, adapted)
+        embeddings = embedding_names(self.model)
+        every = effective_weights(self._adapter.model)
+        ends = (writer for writer in every if writer[0] in embeddings)
+        untie(self.model, _written(ends, self._adapter.base_value))
         self._live = _live(self.model, self._base)
 
     def prepare(self, point: Point, multipliers: Mapping[str, float]) -> Callable[[], None]:
@@ -169,6 +177,17 @@ class MergedAdapterOnCurve:
 def _writers(model: PeftModel, extra_names: Iterable[str]) -> Iterator[WeightWriter]:
     """Every weight that the adapter changes, then the extra parameters trained beside it."""
     return chain(effective_weights(model), overwritten_weights(model, extra_names))
+
+
+def _written(
+    writers: Iterable[WeightWriter], base_value: Callable[[str], Tensor]
+) -> dict[str, Tensor]:
+    """The weights that writers write, by name, in fp32 and in the shapes of the base's values."""
+    weights: dict[str, Tensor] = {}
+    for name, write in writers:
+        weights[name] = torch.empty_like(base_value(name), dtype=torch.float32)
+        write(weights[name])
+    return weights
 
 
 def _adapter_device(storage: EndStorage, device: torch.device) -> torch.device:

@@ -1,7 +1,8 @@
-"""Embeddings and output heads: tied or untied, and vocabularies that grew in training."""
+"""Embeddings and output heads: tied or untied, and vocabularies resized in training."""
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 
 def vocabulary_size(model: Any) -> int:
@@ -28,21 +31,33 @@ def overwritten_names(model: PreTrainedModel, tensors: Iterable[str]) -> tuple[s
     return tuple(sorted(own & {plain_name(name) for name in tensors}))
 
 
-@torch.no_grad()
-def fit_vocabulary(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
-    """Resize a base to a trained embedding or head that has more rows.
-
-    The new rows take the trained values: the base has none for them.
-    """
+def trained_rows(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> int:
+    """Number of rows of the embedding and head after training; the model's if not saved."""
     vocabulary = vocabulary_size(model)
     names = [n for n, p in _embeddings(model).items() if n in tensors and p.shape[0] == vocabulary]
-    rows = max((tensors[name].shape[0] for name in names), default=vocabulary)
-    if rows <= vocabulary:
+    return max((tensors[name].shape[0] for name in names), default=vocabulary)
+
+
+@torch.no_grad()
+def fit_vocabulary(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
+    """Resize a base to a trained embedding or head that has more rows, or fewer.
+
+    New rows take the trained values: the base has none for them. Rows that training removed, such
+    as padding beyond the tokenizer's tokens, are removed at every point.
+    """
+    vocabulary, rows = vocabulary_size(model), trained_rows(model, tensors)
+    if rows == vocabulary:
         return
+    logger.info("the vocabulary has %d rows in the base, %d in the checkpoint", vocabulary, rows)
     model.resize_token_embeddings(rows, mean_resizing=False)
     for name, parameter in _embeddings(model).items():
         if name in tensors:
             parameter[vocabulary:].copy_(tensors[name][vocabulary:])
+
+
+def embedding_names(model: PreTrainedModel) -> set[str]:
+    """Names of the weights of the embedding and the head; two also if they are tied."""
+    return set(_embeddings(model))
 
 
 def _embeddings(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -54,16 +69,27 @@ def _embeddings(model: PreTrainedModel) -> dict[str, Tensor]:
     return {name: parameter for name, parameter in parameters if id(parameter) in weights}
 
 
-def untie(model: PreTrainedModel, moved: Iterable[str]) -> None:
-    """Untie the head from the embedding if only one of them is in `moved`."""
+def untie(model: PreTrainedModel, trained: Mapping[str, Tensor]) -> None:
+    """Untie the head from the embedding if training moved only one of them, or them apart.
+
+    Args:
+        model: The base.
+        trained: Trained weights, by name; of the embedding and the head, those that moved.
+    """
+    moved = [trained[name] for name in embedding_names(model) & trained.keys()]
+    if len(moved) == 1 or (len(moved) > 1 and not torch.equal(moved[0], moved[1])):
+        untie_head(model)
+
+
+def untie_head(model: PreTrainedModel) -> None:
+    """Give a head that is tied to the embedding a weight of its own, of the same value."""
     loaded: Any = model
-    names = set(_embeddings(model))
-    is_tied = not names <= dict(model.named_parameters()).keys()
-    if is_tied and len(names & set(moved)) == 1:
-        head = loaded.get_output_embeddings()
-        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
-        model.config.tie_word_embeddings = False
-        model.config.get_text_config(decoder=True).tie_word_embeddings = False
+    head = loaded.get_output_embeddings()
+    if head is None or head.weight is not loaded.get_input_embeddings().weight:
+        return
+    head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    model.config.tie_word_embeddings = False
+    model.config.get_text_config(decoder=True).tie_word_embeddings = False
 
 
 @contextmanager

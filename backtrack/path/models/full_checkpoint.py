@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +11,8 @@ from safetensors.torch import save_file
 from backtrack.errors import PlacementError
 from backtrack.path.models.loading import load_model
 from backtrack.records.places import ANOTHER_BASE
-from backtrack.run.checkpoint_reader import base_folder, read_checkpoint
+from backtrack.run.checkpoint_reader import read_checkpoint
+from backtrack.run.model_files import model_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,11 +78,7 @@ class FullCheckpoint:
         folder, code = self.run.folder(self.step), self.run.base.trust_remote_code
         if self.run.entry(self.step).storage == "plain":
             return load_model(folder, dtype, device, trust_remote_code=code)
-        if not (folder / "config.json").is_file():
-            folder = base_folder(self.run.base)
-        with tempfile.TemporaryDirectory(prefix="backtrack-checkpoint-") as temporary:
-            for path in [*folder.glob("*.json"), *folder.glob("*.py")]:
-                shutil.copy(path, temporary)
-            weights = Path(temporary) / "model.safetensors"
+        with model_files(self.run).in_folder() as temporary:
+            weights = temporary / "model.safetensors"
             save_file(dict(self.tensors), weights, metadata={"format": "pt"})
-            return load_model(Path(temporary), dtype, device, trust_remote_code=code)
+            return load_model(temporary, dtype, device, trust_remote_code=code)

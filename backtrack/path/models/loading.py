@@ -1,32 +1,37 @@
-"""Load base models, tokenizers and adapters, and name the cause if one does not load."""
+"""Load base models and adapters, and name the cause if one does not load."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from backtrack.errors import PlacementError
 from backtrack.path.adapters.handles import plain_name
 from backtrack.path.adapters.tuners import tuner_of
+from backtrack.path.models.architecture import class_and_config
 from backtrack.path.models.embeddings import fit_vocabulary, vocabulary_size
 from backtrack.records.places import ANOTHER_BASE
 from backtrack.run.checkpoint_reader import base_folder, read_tensors, verify_base
 from backtrack.run.files import read_record
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from torch import Tensor
     from transformers import PreTrainedModel
 
     from backtrack.records import BaseModelReference
+    from backtrack.records.run import Quantization
 
 PROBE_SHAPE = (2, 24)
+_ORIGINAL = "original_module"
+"""PEFT's name of the base's own module inside the wrapper of `modules_to_save`."""
 
 
 def pick_device(device: str) -> torch.device:
@@ -36,21 +41,44 @@ def pick_device(device: str) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_base(reference: BaseModelReference, device: torch.device) -> PreTrainedModel:
+def load_base(
+    reference: BaseModelReference, device: torch.device, config: Any = None
+) -> PreTrainedModel:
     """Load the base in evaluation mode, after checking that the run was trained on it.
+
+    Args:
+        reference: The base.
+        device: Device of the model.
+        config: The configuration to load it under; None is its own.
 
     Raises:
         RunError: Not found, or not the base that the run was trained on.
         PlacementError: transformers cannot load it.
     """
     folder = verify_base(reference)
+    if config is None and reference.architecture is not None:
+        config = read_config(folder, trust_remote_code=reference.trust_remote_code)
+        config.architectures = [reference.architecture]
     return load_model(
         folder,
         reference.dtype,
         device,
         trust_remote_code=reference.trust_remote_code,
         quantization=reference.quantization,
+        config=config,
     )
+
+
+def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
+    """Read the configuration of a model.
+
+    Raises:
+        PlacementError: transformers cannot read it.
+    """
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers raises many unrelated types
+        raise PlacementError(f"{folder}/config.json does not load: {first_line(error)}") from error
 
 
 def is_quantized(reference: BaseModelReference) -> bool:
@@ -67,9 +95,10 @@ def load_model(
     device: torch.device,
     *,
     trust_remote_code: bool = False,
-    quantization: Literal["4bit", "8bit"] | None = None,
+    quantization: Quantization | None = None,
+    config: Any = None,
 ) -> PreTrainedModel:
-    """Load a causal language model from a folder of safetensors, in evaluation mode.
+    """Load a language model from a folder of safetensors, in evaluation mode.
 
     Args:
         folder: Folder with config.json and weights.
@@ -77,27 +106,29 @@ def load_model(
         device: Device of the model.
         trust_remote_code: Whether code from the folder may run.
         quantization: How bitsandbytes quantizes the model; None loads the files as they are.
+        config: Its configuration; None is that of the folder.
 
     Raises:
         PlacementError: transformers cannot load it.
     """
-    is_shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            **quantization_options(quantization, device),
-        )
+        with _no_progress_bar():
+            own = config or read_config(folder, trust_remote_code=trust_remote_code)
+            kind, part = class_and_config(own)
+            model: Any = kind.from_pretrained(
+                folder,
+                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                config=part,
+                **quantization_options(quantization, device),
+            )
+    except PlacementError:
+        raise
     except Exception as error:  # transformers raises many unrelated types
         raise PlacementError(
-            f"{folder} does not load as a causal language model: {_first_line(error)}"
+            f"{folder} does not load as a language model: {first_line(error)}"
         ) from error
-    finally:
-        if is_shown:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":
             # On some CPUs bitsandbytes repacks the weights for bf16 at the first forward pass in
@@ -107,43 +138,34 @@ def load_model(
     return loaded.requires_grad_(requires_grad=False)
 
 
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    is_shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if is_shown:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+_QUANTIZATIONS: Mapping[str, dict[str, Any]] = {
+    "4bit": {
+        "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True,
+    },
+    "8bit": {"load_in_8bit": True},
+}  # fmt: skip
+
+
 def quantization_options(
-    quantization: Literal["4bit", "8bit"] | None, device: torch.device
+    quantization: Quantization | None, device: torch.device
 ) -> dict[str, Any]:
-    """Arguments of `from_pretrained`: NF4 with double quantization as in QLoRA, or LLM.int8."""
+    """Arguments of `from_pretrained` for a model that bitsandbytes quantizes on loading."""
     if quantization is None:
         return {}
-    fields: dict[str, Any] = (
-        {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-        if quantization == "4bit"
-        else {"load_in_8bit": True}
-    )
+    fields = quantization if isinstance(quantization, dict) else _QUANTIZATIONS[quantization]
     config = BitsAndBytesConfig(**fields)  # type: ignore[no-untyped-call]
     return {"quantization_config": config, "device_map": {"": device}}
-
-
-def load_tokenizer(reference: BaseModelReference, checkpoint: Path | None = None) -> Any:
-    """Load the tokenizer saved with a checkpoint if there is one, else the base's.
-
-    Raises:
-        PlacementError: Neither has a tokenizer that loads.
-    """
-    folder: Any = (
-        checkpoint if checkpoint and (checkpoint / "tokenizer_config.json").is_file() else None
-    )
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            folder or reference.model,
-            revision=None if folder else reference.revision,
-            trust_remote_code=reference.trust_remote_code,
-        )
-    except Exception as error:
-        raise PlacementError(
-            f"{folder or reference.model} has no tokenizer that loads: {_first_line(error)}"
-        ) from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def read_adapter_config(folder: Path) -> PeftConfig:
@@ -156,7 +178,7 @@ def read_adapter_config(folder: Path) -> PeftConfig:
         config: PeftConfig = PeftConfig.from_pretrained(str(folder))
     except Exception as error:
         raise PlacementError(
-            f"{folder}/adapter_config.json is not readable: {_first_line(error)}"
+            f"{folder}/adapter_config.json is not readable: {first_line(error)}"
         ) from error
     try:
         tuner_of(config)
@@ -168,24 +190,41 @@ def read_adapter_config(folder: Path) -> PeftConfig:
 def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     """Load an adapter on its base as stock PEFT does; trained tensors require gradients.
 
-    If the adapter's embeddings have more rows than the base's, the base is resized first; the new
+    If the adapter's embeddings have other rows than the base's, the base is resized first; new
     rows have no value in the base and keep their trained value.
 
     Raises:
         CheckpointError: Truncated or not finite.
         PlacementError: It was trained on another base.
     """
-    tensors = read_tensors(folder)
+    stored = read_tensors(folder)
+    tensors = without_copies(stored)
     fit_vocabulary(base, {plain_name(name): tensor for name, tensor in tensors.items()})
+    overwritten = {plain_name(name) for name in stored if _ORIGINAL in name.split(".")}
+    originals = {n: p.clone() for n, p in base.named_parameters() if n in overwritten}
     try:
         model = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
     except Exception as error:
         raise PlacementError(
-            f"the adapter in {folder} does not fit the base: {_first_line(error)} "
+            f"the adapter in {folder} does not fit the base: {first_line(error)} "
             f"Was it trained on another base? {ANOTHER_BASE}"
         ) from error
     _require_all_used(model, tensors, folder)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if _ORIGINAL in name.split(".") and plain_name(name) in originals:
+                parameter.copy_(originals[plain_name(name)])
     return model.eval()
+
+
+def without_copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An adapter's tensors, without the copies that PEFT saves of a resized module.
+
+    With `modules_to_save` on a resized embedding or head PEFT writes it three times: under its
+    own name, which is read, and as `modules_to_save` and `original_module`.
+    """
+    copies = {_ORIGINAL, "modules_to_save"}
+    return {name: t for name, t in tensors.items() if copies.isdisjoint(name.split("."))}
 
 
 def _require_all_used(model: PeftModel, tensors: Mapping[str, Tensor], folder: Path) -> None:
@@ -220,7 +259,8 @@ def probe(model: Any, vocabulary: int | None = None) -> Tensor:
     return logits[..., :vocabulary].float().cpu()
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The text of a library's error in one line of at most 300 characters, as a sentence."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines)[:300] if lines else type(error).__name__
     return text if text.endswith(".") else f"{text}."

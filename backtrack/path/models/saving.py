@@ -5,19 +5,24 @@ Exports are written by this module, and so are the files that a vLLM engine meas
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import json
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel, PeftType
 from safetensors.torch import save_file
+from transformers import GenerationConfig
 
 from backtrack.path.adapters.rewritten_base import uniform_lora
 from backtrack.path.models.embeddings import untied
 from backtrack.path.models.loading import read_adapter_config
 from backtrack.run.checkpoint_reader import read_tensors
 from backtrack.run.checkpoint_writer import is_adapter
+from backtrack.run.files import write_atomically
+from backtrack.run.model_files import CONFIG, GENERATION, ModelFiles
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 MAX_SHARD = "5GB"
@@ -38,9 +43,33 @@ def save_model(model: Any, folder: Path, base: str, *, is_untied: bool = False) 
     if isinstance(model, PeftModel):
         for config in model.peft_config.values():
             config.base_model_name_or_path = base
-    with untied(model) if is_untied else nullcontext():
+    with untied(model) if is_untied else nullcontext(), _plain_generation(model):
         model.save_pretrained(str(folder), max_shard_size=MAX_SHARD)
     _make_uniform(folder)
+
+
+def save_files(files: ModelFiles, generation: Mapping[str, Any], folder: Path) -> None:
+    """Write what a run's model needs besides weights and configuration, as it was trained.
+
+    Args:
+        files: The files of the run's model.
+        generation: Content of generation_config.json.
+        folder: Folder to write into; created if missing.
+    """
+    kept = {name: path for name, path in files.paths.items() if name != CONFIG}
+    ModelFiles(kept).write(folder)
+    write_atomically(folder / GENERATION, json.dumps(generation, indent=2) + "\n")
+
+
+@contextmanager
+def _plain_generation(model: Any) -> Iterator[None]:
+    """Hide the generation config: transformers refuses to save some, such as Llama 2's."""
+    settings = model.generation_config
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        model.generation_config = settings
 
 
 def _make_uniform(folder: Path) -> None:

@@ -187,7 +187,7 @@ class Evaluator:
                 Setting(
                     request=self._request(),
                     asked=self._asked(),
-                    base=self.run.base.digest,
+                    base=self.run.model_digest,
                     form=self.engine.form,
                     curve=self.engine.curve,
                     engine=self._engine_section.decisive,
@@ -204,7 +204,7 @@ class Evaluator:
         return self._built
 
     def _find_recorded(self) -> Setting | None:
-        request, base = self._request(), self.run.base.digest
+        request, base = self._request(), self.run.model_digest
         for setting in reversed(read_settings(self.run)):
             measured = setting.form, setting.curve
             if self._engine is not None:

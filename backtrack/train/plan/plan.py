@@ -33,6 +33,7 @@ from backtrack.train.plan.tokens import tokens_per_item
 
 if TYPE_CHECKING:
     from backtrack.recipe import BaseSection, DataSection, Recipe
+    from backtrack.records.run import Quantization
 
 _SLICE = re.compile(r"\[(\d*):(\d+)\]$")
 _QUANTIZED_BYTES = {"4bit": 0.56, "8bit": 1.06}
@@ -182,6 +183,13 @@ def _num_examples(data: DataSection) -> int | None:
     return None
 
 
+def _weight_size(quantization: Quantization | None, full_size: float) -> float:
+    """Bytes per weight in memory."""
+    if isinstance(quantization, dict):
+        quantization = "4bit" if quantization.get("load_in_4bit") else "8bit"
+    return full_size if quantization is None else _QUANTIZED_BYTES[quantization]
+
+
 def _count_bytes(plan: Plan, recipe: Recipe) -> None:
     if plan.num_parameters is None or plan.num_trainable is None:
         return
@@ -194,7 +202,7 @@ def _count_bytes(plan: Plan, recipe: Recipe) -> None:
     if _is_milora(recipe):
         plan.checkpoint_bytes *= 2
     plan.state_bytes = int(2 * 3 * plan.num_trainable * live_size)
-    weight_size = _QUANTIZED_BYTES.get(recipe.base.quantization or "", base_size)
+    weight_size = _weight_size(recipe.base.quantization, base_size)
     weights = plan.num_parameters * weight_size
     if not is_adapter and float((recipe.grpo or {}).get("beta", 0.0)):
         plan.notes.append("`grpo.beta` needs a second copy of the weights as the reference model")

@@ -109,10 +109,12 @@ def train(
         if trainer.is_world_process_zero():
             base = _reference(recipe.base) if run is None else _verified(run.base)
             run = run or create_run(
-                path, trainer.model, base,
+                path, trainer.model, base, tokenizer=_changed_tokenizer(trainer, recipe),
                 seed=recipe.seed, recipe=recipe, recipe_text=recipe_text,
             )  # fmt: skip
-        callback = _checkpoint_callback(run if trainer.is_world_process_zero() else None, recipe)
+        callback = ExistingRunCallback(
+            run if trainer.is_world_process_zero() else None, recipe.trajectory
+        )
         trainer.add_callback(callback)
         trainer.add_callback(TrajectoryLogCallback(trainer, run))
         try:
@@ -159,9 +161,10 @@ def _started_run(path: Path, recipe: Recipe) -> Run | None:
     return run
 
 
-def _checkpoint_callback(run: Run | None, recipe: Recipe) -> ExistingRunCallback:
-    is_tokenizer_changed = not {"chat_template_path", "eos_token"}.isdisjoint(recipe.sft)
-    return ExistingRunCallback(run, recipe.trajectory, saves_tokenizer=is_tokenizer_changed)
+def _changed_tokenizer(trainer: Any, recipe: Recipe) -> Any:
+    """The trainer's tokenizer if the recipe changes the base's, else None."""
+    is_changed = not {"chat_template_path", "eos_token"}.isdisjoint(recipe.sft)
+    return trainer.processing_class if is_changed else None
 
 
 def _reference(base: BaseSection) -> BaseModelReference:

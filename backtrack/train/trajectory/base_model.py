@@ -16,11 +16,12 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper, TrainableTokensWrapper
 from safetensors import safe_open
-from transformers import PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from backtrack.errors import CheckpointError, RunError, UsageError
 from backtrack.records import BaseModelReference
 from backtrack.records.places import base_name
+from backtrack.records.run import BITSANDBYTES_FIELDS
 from backtrack.run.checkpoint_reader import base_folder, fingerprint
 from backtrack.run.checkpoint_writer import weight_files
 from backtrack.run.files import read_record
@@ -45,6 +46,10 @@ def reference_to(name: str | Path, *, dtype: str = "auto", **fields: Any) -> Bas
     """
     facts = {"model": base_name(str(name)), "dtype": dtype, **fields}
     reference = BaseModelReference.model_validate(facts)
+    if "quantization_config" in read_record(
+        base_folder(reference) / "config.json", dict[str, Any]
+    ):
+        reference = reference.model_copy(update={"quantization": None})  # loaded as stored
     return reference.model_copy(update={"fingerprint": fingerprint(base_folder(reference))})
 
 
@@ -72,7 +77,7 @@ def find_base(
     try:
         reference = reference_to(
             name,
-            dtype=main_dtype(plain),
+            **loading_of(plain),
             revision=None if Path(name).is_dir() else getattr(plain.config, "_commit_hash", None),
             trust_remote_code=type(plain).__module__.startswith("transformers_modules"),
         )
@@ -179,8 +184,23 @@ def _base_name(model: PreTrainedModel | PeftModel) -> str:
     return str(name or plain_model(model).config.name_or_path or "")
 
 
+def loading_of(plain: PreTrainedModel) -> dict[str, Any]:
+    """Return how a live model was loaded: fields `dtype` and `quantization` of a reference."""
+    config = getattr(plain.config, "quantization_config", None)
+    if not isinstance(config, BitsAndBytesConfig):
+        return {"dtype": main_dtype(plain)}
+    fields = config.to_dict().items()
+    settings = {n: v for n, v in fields if n.startswith(BITSANDBYTES_FIELDS) and v is not None}
+    return {"dtype": main_dtype(plain), "quantization": settings}
+
+
 def main_dtype(plain: PreTrainedModel) -> str:
-    """Return the dtype of most of the base's values; an adapter's dtype may differ."""
+    """Return the dtype of most of the base's values; an adapter's dtype may differ.
+
+    Of a quantized base it is the dtype of what is not quantized.
+    """
+    if getattr(plain, "is_quantized", False):
+        return _DTYPES.get(plain.dtype, "auto")
     counts: Counter[torch.dtype] = Counter()
     for tensor in plain_weights(plain).values():
         counts[tensor.dtype] += full_shape(tensor).numel()

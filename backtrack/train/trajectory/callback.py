@@ -27,7 +27,7 @@ from backtrack.recipe import TrajectorySection
 from backtrack.run.directory import MANIFEST, Run
 from backtrack.train.trajectory.base_model import (
     find_base,
-    main_dtype,
+    loading_of,
     plain_model,
     reference_to,
 )
@@ -44,15 +44,9 @@ if TYPE_CHECKING:
 class _CheckpointCallback(TrainerCallback):
     """Saves due checkpoints into a run, at the Trainer's events; abstract."""
 
-    def __init__(self, section: TrajectorySection, *, saves_tokenizer: bool = False) -> None:
-        """Set what is saved.
-
-        Args:
-            section: Which steps are saved, and in which form.
-            saves_tokenizer: Save the tokenizer with each checkpoint, since it is not the base's.
-        """
+    def __init__(self, section: TrajectorySection) -> None:
+        """Set which steps are saved, and in which form."""
         self._section = section
-        self._saves_tokenizer = saves_tokenizer
         self._saver: CheckpointSaver | None = None
 
     def _prepare_run(
@@ -83,8 +77,7 @@ class _CheckpointCallback(TrainerCallback):
         _require_no_flat_weights()
         self.close()
         run = self._prepare_run(model, tokenizer, args, state)
-        saved_tokenizer = tokenizer if self._saves_tokenizer else None
-        self._saver = CheckpointSaver(run, self._section, model, args, state, saved_tokenizer)
+        self._saver = CheckpointSaver(run, self._section, model, args, state)
         self._saver.save_if_due(state)
 
     @override
@@ -197,7 +190,7 @@ class TrajectoryCallback(_CheckpointCallback):
         base = (
             find_base(model, is_untrained=is_untrained, weights=weights)
             if self._base is None
-            else reference_to(self._base, dtype=main_dtype(plain_model(model)))
+            else reference_to(self._base, **loading_of(plain_model(model)))
         )
         if base is None and not is_untrained and not isinstance(model, PeftModel):
             raise UsageError(
@@ -213,17 +206,14 @@ class TrajectoryCallback(_CheckpointCallback):
 class ExistingRunCallback(_CheckpointCallback):
     """Saves the trained weights at chosen steps, and at the last, in a run that exists."""
 
-    def __init__(
-        self, run: Run | None, section: TrajectorySection, *, saves_tokenizer: bool = False
-    ) -> None:
+    def __init__(self, run: Run | None, section: TrajectorySection) -> None:
         """Set the run and what is saved.
 
         Args:
             run: The run; None on processes other than the main one.
             section: Which steps are saved, and in which form.
-            saves_tokenizer: Save the tokenizer with each checkpoint, since it is not the base's.
         """
-        super().__init__(section, saves_tokenizer=saves_tokenizer)
+        super().__init__(section)
         self._run = run
 
     @override

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from backtrack.errors import RunError
 from backtrack.records import Manifest
 from backtrack.records.record import now
-from backtrack.run.directory import INITIAL, MANIFEST, Run
-from backtrack.run.files import sync_folder
-from backtrack.train.trajectory.base_model import reference_to, write_base
+from backtrack.run.directory import INITIAL, MANIFEST, MODEL_FILES, Run
+from backtrack.run.files import sync_folder, write_atomically
+from backtrack.run.model_files import GENERATION
+from backtrack.train.trajectory.base_model import plain_model, reference_to, write_base
 from backtrack.train.trajectory.initializations import save_initial_adapter
 from backtrack.train.trajectory.live_method import method_of
 
@@ -46,7 +47,7 @@ def create_run(  # noqa: PLR0913  # the facts a manifest needs
         model: The live model, before training.
         base: Its base; if None, the live weights are written into the run as its base.
         seed: The training seed.
-        tokenizer: Saved with a base that is written.
+        tokenizer: The run's tokenizer, if it is not the base's.
         weights: The live model's tensors in full if it is sharded.
         recipe: The recipe the run is trained from, if any.
         recipe_text: The recipe as the user wrote it.
@@ -61,15 +62,17 @@ def create_run(  # noqa: PLR0913  # the facts a manifest needs
             base = reference_to(staging / "base").model_copy(
                 update={"model": str(path.resolve() / "base")}
             )
+        architecture = type(plain_model(model)).__name__
         manifest = Manifest(
             name=path.name,
-            base=base,
+            base=base.model_copy(update={"architecture": architecture}),
             method=method_of(model),
             seed=seed,
             versions=_versions(),
             created=now(),
         )
         run = Run.create(staging / "run", manifest, recipe, recipe_text, home=path)
+        _save_model_files(model, tokenizer, run.path / MODEL_FILES)
         save_initial_adapter(
             model, run.path / INITIAL, is_untrained=is_untrained, is_sharded=weights is not None
         )
@@ -80,6 +83,16 @@ def create_run(  # noqa: PLR0913  # the facts a manifest needs
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return Run.open(path)
+
+
+def _save_model_files(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Save how the model generates, and its tokenizer if any; the rest lies in checkpoints."""
+    folder.mkdir()
+    generation = getattr(plain_model(model), "generation_config", None)
+    if generation is not None:
+        write_atomically(folder / GENERATION, generation.to_json_string(use_diff=True))
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
 
 
 def require_free(path: Path, *, hint: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,7 +39,6 @@ class CheckpointSaver:
         model: Any,
         args: TrainingArguments,
         state: TrainerState,
-        tokenizer: Any,
     ) -> None:
         """Find the tensors to save and start the writer thread.
 
@@ -51,7 +48,6 @@ class CheckpointSaver:
             model: The live model.
             args: The Trainer's arguments.
             state: The Trainer's state, at step 0 or at the step training resumes from.
-            tokenizer: Saved with each checkpoint; None to save none.
 
         Raises:
             UsageError: The weights are sharded, and this cadence or adapter needs them whole.
@@ -62,7 +58,6 @@ class CheckpointSaver:
         is_resized = run is not None and is_adapter and _is_resized(model, run)
         self._live = LiveWeights(model, is_resized=is_resized, dtype=dtype)
         self._snapshots = Snapshots(dtype)
-        self._tokenizer_files = {} if tokenizer is None else _files_of(tokenizer)
         step = state.global_step
         # With sharded weights all processes must decide alike, and only one knows the run.
         is_saved = run is not None and step in run.steps and not self._live.is_sharded
@@ -114,7 +109,7 @@ class CheckpointSaver:
                 step=step,
                 bits=lambda: convert(snapshot.bits()),
                 release=snapshot.release,
-                files={**self._live.files, **self._tokenizer_files},
+                files=self._live.files,
                 train_loss=next(losses, None),
                 distance=self._cadence.distance,
             )
@@ -178,9 +173,3 @@ def stored_dtype(
 
 def _is_resized(model: PeftModel, run: Run) -> bool:
     return is_vocabulary_resized(model, base_folder(run.base))
-
-
-def _files_of(tokenizer: Any) -> dict[str, bytes]:
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
