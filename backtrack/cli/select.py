@@ -73,6 +73,14 @@ def select(
         bool,
         typer.Option("--knee", help="Choose the knee of the Pareto front."),
     ] = False,
+    is_cautious: Annotated[
+        bool | None,
+        typer.Option(
+            "--cautious",
+            help="Choose the base wherever the items cannot tell it from the best point.",
+            show_default=False,
+        ),
+    ] = None,
     is_swept: Annotated[
         bool, typer.Option("--sweep", help="List the chosen points for weights from 0 to 1.")
     ] = False,
@@ -92,7 +100,13 @@ def select(
     opened = open_run(run, base, recipe, overrides)
     with terminal.progress("measuring", is_quiet=is_quiet or is_json) as report:
         choices = _choose(
-            opened, weights or [], bounds, report, is_knee=is_knee, is_as_is=is_as_is
+            opened,
+            weights or [],
+            bounds,
+            report,
+            is_knee=is_knee,
+            is_cautious=is_cautious,
+            is_as_is=is_as_is,
         )
     choice = choices[0]
     page = draw_report(opened, choice.selection)
@@ -124,6 +138,7 @@ def _choose(
     report: terminal.Report,
     *,
     is_knee: bool,
+    is_cautious: bool | None,
     is_as_is: bool,
 ) -> list[Any]:
     """The choice, or one for each of several weights."""
@@ -132,6 +147,7 @@ def _choose(
 
     common: dict[str, Any] = {
         "constraints": bounds,
+        "is_cautious": is_cautious,
         "is_to_finish": not is_as_is,
         "on_progress": measuring(report),
         "command": command_line(),

@@ -229,6 +229,8 @@ class Selection(Record):
         weight: Weight of the target in the utility; the rest is the general role's.
         constraints: Bounds the user set.
         chosen: The chosen point.
+        is_cautious: Whether it was chosen by the cautious rule.
+        cautious: What the cautious rule takes; None in older selections.
         base: The base.
         final: The last checkpoint at full strength.
         form: Backend that held the model at the points.
@@ -288,6 +290,8 @@ class Selection(Record):
     hypervolume: Interval | None = None
     command: str
     created: str
+    is_cautious: bool = False
+    cautious: Point | None = None
 
     @property
     def tied(self) -> tuple[Point, ...]:

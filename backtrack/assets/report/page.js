@@ -184,7 +184,7 @@
   const selectedChance = new Map(
     Array.from(table.tBodies[0].rows, (row) => [row, row.cells[live.chance].textContent]),
   );
-  tables.makeSortable(table, live.utility);
+  tables.makeSortable(table, live.smoothed);
 
   function setText(cell, text) {
     if (cell.textContent !== text) cell.textContent = text;
@@ -204,9 +204,7 @@
       });
       row.cells[1].replaceChildren(...marks.flatMap((span) => [span, " "]));
       setText(row.cells[live.utility], wording.number(utility(id), "points"));
-      if (live.smoothed != null) {
-        setText(row.cells[live.smoothed], wording.number(state.swept.smoothed[id], "points"));
-      }
+      setText(row.cells[live.smoothed], wording.number(state.swept.smoothed[id], "points"));
       setText(row.cells[live.chance], isSelected ? selectedChance.get(row) : wording.NO_NUMBER);
     }
     tables.resort(table);
@@ -277,6 +275,7 @@
   // The command that makes this choice, measures it on the report items and exports it.
   function command() {
     const parts = [`backtrack select ${page.run} --weight ${state.weight}`];
+    if (page.is_cautious) parts.push("--cautious");
     const { objectives = {}, ...roles } = state.constraints;
     for (const [name, value] of Object.entries(roles)) {
       parts.push(`--${name.replaceAll("_", "-")} ${value}`);

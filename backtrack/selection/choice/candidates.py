@@ -62,9 +62,18 @@ class Outcome:
     def chosen(self) -> Point:
         return self.scores.table.points[self.decision.chosen]
 
+    @property
+    def cautious(self) -> Point:
+        return self.scores.table.points[self.decision.cautious]
+
 
 def choose_point(
-    scores: RoleScores, final: Point, weight: float, constraints: Constraints
+    scores: RoleScores,
+    final: Point,
+    weight: float,
+    constraints: Constraints,
+    *,
+    is_cautious: bool = False,
 ) -> Outcome:
     """Choose among the points of a table.
 
@@ -73,6 +82,7 @@ def choose_point(
         final: The final checkpoint.
         weight: Weight of the target in the utility.
         constraints: Bounds a point must meet.
+        is_cautious: Choose by the cautious rule.
 
     Raises:
         SelectionError: No point meets the constraints.
@@ -83,7 +93,7 @@ def choose_point(
     is_feasible = meets_all(bounds, len(points))
     if not (is_feasible & scores.smoothed.is_eligible).any():
         raise SelectionError(_out_of_reach(bounds, points))
-    decision = choose(scores.smoothed.at(weight), is_feasible)
+    decision = choose(scores.smoothed.at(weight), is_feasible, is_cautious=is_cautious)
     weighted = scores.at(weight)
     candidates = _candidates(weighted, decision, is_feasible)
     return Outcome(weighted, base_column, final_column, is_feasible, decision, candidates)

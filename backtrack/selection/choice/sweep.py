@@ -21,7 +21,7 @@ import numpy as np
 from backtrack.records import ROLES
 from backtrack.records.selection import WeightRange
 from backtrack.records.sweep import Sweep, SweptWeight
-from backtrack.selection.choice.rule import tied_with, worth_choosing
+from backtrack.selection.choice.rule import first_open, tied_with, worth_choosing
 from backtrack.selection.stats.bootstrap import percentile_bounds
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Answer:
     smoothed: Floats
 
 
-def answer_weights(outcome: Outcome) -> dict[float, Answer]:
+def answer_weights(outcome: Outcome, *, is_cautious: bool = False) -> dict[float, Answer]:
     """Answer at every hundredth of weight and at the outcome's own, by weight, ascending.
 
     Tops under other bounds than the outcome's are listed only for `MAX_POINTS` points or fewer.
@@ -70,7 +70,10 @@ def answer_weights(outcome: Outcome) -> dict[float, Answer]:
     roles = outcome.scores.smoothed
     bounded = _bounded(outcome.scores) if len(roles.points) <= MAX_POINTS else None
     weights = sorted({*_HUNDREDTHS, outcome.weighted.weight})
-    return {weight: _answer(roles.at(weight), bounded, outcome.is_feasible) for weight in weights}
+    return {
+        weight: _answer(roles.at(weight), bounded, outcome.is_feasible, is_cautious=is_cautious)
+        for weight in weights
+    }
 
 
 def weight_ranges(outcome: Outcome, answers: Mapping[float, Answer]) -> tuple[WeightRange, ...]:
@@ -119,15 +122,17 @@ def make_sweep(outcome: Outcome, answers: Mapping[float, Answer], created: str) 
     )
 
 
-def _answer(scores: SmoothedScores, bounded: Floats | None, is_feasible: Flags) -> Answer:
+def _answer(
+    scores: SmoothedScores, bounded: Floats | None, is_feasible: Flags, *, is_cautious: bool
+) -> Answer:
     ranked = scores.ranked()
     top = next(column for column in ranked if is_feasible[column])
     tops = [top] if bounded is None else _tops(ranked, bounded)
-    flags = {column: _tied_and_open(scores, column) for column in tops}
+    flags = {column: _tied_and_open(scores, column, is_cautious=is_cautious) for column in tops}
     # The top may lie beyond `MAX_TOPS`.
-    _, is_open = flags[top] if top in flags else _tied_and_open(scores, top)
+    _, is_open = flags.get(top) or _tied_and_open(scores, top, is_cautious=is_cautious)
     return Answer(
-        chosen=next(i for i in scores.roles.preferred if is_feasible[i] and is_open[i]),
+        chosen=first_open(scores, is_feasible & is_open),
         tops=tuple(tops),
         tied=tuple(is_tied for is_tied, _ in flags.values()),
         open=tuple(is_open for _, is_open in flags.values()),
@@ -135,9 +140,11 @@ def _answer(scores: SmoothedScores, bounded: Floats | None, is_feasible: Flags) 
     )
 
 
-def _tied_and_open(scores: SmoothedScores, top: int) -> tuple[Flags, Flags]:
-    is_tied = tied_with(scores, top) & scores.roles.is_eligible
-    return is_tied, is_tied & worth_choosing(scores, top)
+def _tied_and_open(scores: SmoothedScores, top: int, *, is_cautious: bool) -> tuple[Flags, Flags]:
+    is_eligible = scores.roles.is_eligible
+    is_tied = tied_with(scores, top) & is_eligible
+    is_open = worth_choosing(scores, top, is_tied if is_cautious else None) & is_eligible
+    return is_tied, is_open
 
 
 def _bounded(scores: RoleScores) -> Floats:

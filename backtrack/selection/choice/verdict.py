@@ -21,14 +21,21 @@ FEW_ITEMS = 50
 """With fewer items, intervals cover less often than their level; figures in `stats.bootstrap`."""
 
 
-def verdict(chosen: Point, final: Point, differences: Sequence[Difference]) -> str:
-    """Say in one sentence what the report items show."""
+def verdict(
+    chosen: Point, final: Point, differences: Sequence[Difference], cautious: Point | None = None
+) -> str:
+    """Say what the report items show and, where they show nothing, how many items would.
+
+    Args:
+        chosen: The chosen point.
+        final: The final checkpoint.
+        differences: Chosen against base and final, on the report items.
+        cautious: What the cautious rule takes.
+    """
+    own_end = "base" if chosen.is_base else "final" if chosen == final else None
+    compared = [difference for difference in differences if difference.to != own_end]
     ends_by_claim: dict[str, list[str]] = {}
-    for difference in differences:
-        if (difference.to == "base" and chosen.is_base) or (
-            difference.to == "final" and chosen == final
-        ):
-            continue
+    for difference in compared:
         gain = formatting.interval(difference.utility, POINTS, is_signed=True, has_unit=True)
         end = f"{_name(difference)} (utility {gain}{_reason(difference)})"
         ends_by_claim.setdefault(_claim(difference), []).append(end)
@@ -39,12 +46,28 @@ def verdict(chosen: Point, final: Point, differences: Sequence[Difference]) -> s
         subject = "the final checkpoint is the choice: it"
     claims = [f"{claim} {' and '.join(ends)}" for claim, ends in ends_by_claim.items()]
     sentence = f"{subject} {' and '.join(claims)}."
-    return sentence[0].upper() + sentence[1:]
+    unclear = [difference for difference in compared if not _is_claim(difference)]
+    return sentence[0].upper() + sentence[1:] + _unsettled(chosen, unclear, cautious)
+
+
+def _unsettled(chosen: Point, unclear: Sequence[Difference], cautious: Point | None) -> str:
+    """Say how many items would settle what is unclear, and what the cautious rule takes."""
+    needed = [
+        f"{d.items_to_settle:,} to tell it from {_name(d)}" for d in unclear if d.items_to_settle
+    ]
+    said = f" It would take about {' and '.join(needed)} (items a role)." if needed else ""
+    if unclear and cautious is not None and cautious != chosen:
+        said += f" The cautious rule takes {'the base' if cautious.is_base else cautious}."
+    return said
+
+
+def _is_claim(difference: Difference) -> bool:
+    is_clear = difference.is_clear
+    return _excludes_zero(difference.utility) if is_clear is None else is_clear
 
 
 def _claim(difference: Difference) -> str:
-    is_clear = difference.is_clear
-    if not (_excludes_zero(difference.utility) if is_clear is None else is_clear):
+    if not _is_claim(difference):
         return "cannot be told apart from"
     return "does better than" if difference.utility.estimate > 0 else "does worse than"
 

@@ -10,7 +10,13 @@ import pytest
 
 from backtrack.errors import SelectionError, UsageError
 from backtrack.point import Point
-from backtrack.recipe import BaseSection, BudgetSection, ChoosingRecipe, Recipe
+from backtrack.recipe import (
+    BaseSection,
+    BudgetSection,
+    ChoosingRecipe,
+    Recipe,
+    SelectSection,
+)
 from backtrack.records.selection import Constraints
 from backtrack.run.directory import Run
 from backtrack.selection.choice.rule import INDIFFERENCE
@@ -73,28 +79,40 @@ def test_a_point_between_base_and_final_is_chosen_where_the_trade_off_is_steep(t
     assert selection.verdict.startswith(f"Step 40 alpha {choice.point.alpha:g}")
 
 
-def test_the_choice_is_the_tied_point_nearest_the_base(tmp_path: Path):
+def test_the_choice_is_the_nearest_to_the_base_of_those_nearly_as_good_as_the_top(tmp_path: Path):
     choice = pick(line(tmp_path / "run"), pair(num_items=1000))
-    assert choice.point in choice.tied
-    tied = [choice.selection.candidate(point) for point in choice.tied]
-    worth = [c for c in tied if c.smoothed >= max(c.smoothed for c in tied) - INDIFFERENCE]
+    candidates = choice.selection.candidates
+    highest = max(c.smoothed for c in candidates)
+    worth = [c for c in candidates if c.smoothed >= highest - INDIFFERENCE]
     assert choice.selection.candidate(choice.point).distance == min(c.distance for c in worth)
 
 
-def test_without_any_effect_the_base_is_chosen_and_said_to_be(tmp_path: Path):
-    choice = pick(line(tmp_path / "run"), pair(flat(0.4), flat(0.6), num_items=1000))
+def test_without_any_effect_nothing_is_claimed_and_the_cautious_rule_takes_the_base(
+    tmp_path: Path,
+):
+    run, objectives = line(tmp_path / "run"), pair(flat(0.4), flat(0.6), num_items=1000)
+    choice = pick(run, objectives, is_cautious=True)
     assert choice.point == Point.base()
     assert "cannot be told apart from the final checkpoint" in choice.selection.verdict
     assert to(choice.selection, "base").utility.estimate == 0
     assert any("base" in note for note in choice.selection.notes)
+    assert "does better" not in pick(run, objectives).selection.verdict
 
 
-def test_an_effect_too_small_for_the_items_leaves_the_base_and_says_how_many_would_do(
-    tmp_path: Path,
-):
+def test_an_effect_too_small_for_the_items_is_chosen_but_not_claimed(tmp_path: Path):
     objectives = pair(lambda x: 0.4 + 0.05 * x, flat(0.6), shake=0.5, num_items=100)
-    selection = pick(line(tmp_path / "run", num_items=40), objectives).selection
-    assert selection.chosen == Point.base()
+    run = line(tmp_path / "run", num_items=40)
+    selection = pick(run, objectives).selection
+    assert selection.cautious == Point.base() != selection.chosen
+    assert "cannot be told apart from the base" in selection.verdict
+    assert "The cautious rule takes the base." in selection.verdict
+    cautious = pick(run, objectives, is_cautious=True).selection
+    assert cautious.is_cautious
+    assert cautious.chosen == cautious.cautious == Point.base()
+    assert cautious.candidates == selection.candidates
+    assert all(r.point.is_base for r in cautious.ranges if r.low <= 0.5 <= r.high)
+    recipe = run.recipe.model_copy(update={"select": SelectSection(cautious=True)})  # type: ignore[union-attr]
+    assert pick(run, objectives, recipe=recipe).point == Point.base()
     (note,) = [note for note in selection.notes if "items cannot tell" in note]
     assert "from the base" in note
     assert "items a role would" in note
