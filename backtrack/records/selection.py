@@ -91,8 +91,10 @@ class Constraints(Record):
         min_target: Lowest target score.
         keep_gain: Share of the final checkpoint's gain on the target that must be kept.
         objectives: Bounds on single objectives, by name.
+        bound_confidence: One-sided confidence with which the items must show a bound to be met.
     """
 
+    bound_confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
     max_general_drop: Annotated[float, Field(ge=0)] | None = None
     min_target: float | None = None
     keep_gain: Annotated[float, Field(ge=0, le=1)] | None = None

@@ -13,6 +13,7 @@ difference of two points is 0.36 (alphas 0.1 apart) to 0.48 (the ends), as in ta
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -66,11 +67,13 @@ class Path:
         shape: Name of its shape.
         gain: Points of utility by which its best point is above the base.
         weight: Weight at which this holds.
+        trade: What target and general trade at full strength, in points.
     """
 
     shape: str
     gain: float
     weight: float
+    trade: float = TRADE
 
     @property
     def best(self) -> float:
@@ -83,7 +86,7 @@ class Path:
 
     def rates(self, role: Role, points: Sequence[Point] = POINTS) -> Floats:
         """True rate of right answers of a role, [points]."""
-        trade = TRADE * strengths(points) ** 2
+        trade = self.trade * strengths(points) ** 2
         change = (1 - self.weight) * trade if role == "target" else -self.weight * trade
         rates = BASE_RATES[role] + (self.utilities(points) + change) / 100
         return np.clip(rates, 0.01, 0.99)
@@ -92,7 +95,9 @@ class Path:
         """Scores of so many selection items a role."""
         scores: dict[str, Floats] = {}
         for number, role in enumerate(ROLES):
-            rng = np.random.default_rng([seed, number, num_items])
+            # Each path has items of its own: shared luck would not average out over paths.
+            own = zlib.crc32(f"{self.shape}/{self.gain}/{self.weight}".encode())
+            rng = np.random.default_rng([seed, number, num_items, own])
             latent = _root(tuple(points)) @ rng.standard_normal((len(points), num_items))
             scores[role] = (latent < ndtri(self.rates(role, points))[:, None]).astype(float)
         setting = SplitSetting("selection", "attached", "native", INFOS, item_ids(num_items))

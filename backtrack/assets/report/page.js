@@ -4,6 +4,7 @@
   const page = JSON.parse(document.getElementById("payload").textContent);
   const { candidates, indices, drawing, sweep } = page;
   const ROLES = ["target", "general"];
+  const USUAL_CONFIDENCE = 0.95; // As in backtrack/records/selection.py, Constraints.
   const byId = (id) => document.getElementById(id);
   const ids = candidates.step.map((_, i) => i);
 
@@ -278,6 +279,7 @@
     if (page.is_cautious) parts.push("--cautious");
     const { objectives = {}, ...roles } = state.constraints;
     for (const [name, value] of Object.entries(roles)) {
+      if (name === "bound_confidence" && value === USUAL_CONFIDENCE) continue;
       parts.push(`--${name.replaceAll("_", "-")} ${value}`);
     }
     for (const [name, bounds] of Object.entries(objectives)) {
@@ -342,7 +344,7 @@
       else constraints[bound] = Number(input.value);
     }
     // In the order of the record's keys, so that the two can be compared as JSON.
-    return { ...constraints, objectives };
+    return { bound_confidence: page.constraints.bound_confidence, ...constraints, objectives };
   }
 
   function fill() {

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from backtrack import formatting
-from backtrack.selection.stats.bounds import target_gain
 from backtrack.selection.stats.utility import POINTS, is_degenerate
 
 if TYPE_CHECKING:
@@ -96,11 +97,33 @@ def cautions(outcome: Outcome, constraints: Constraints) -> Iterator[str]:
                 f"No point scores better on {name} than the worse of base and final checkpoint: "
                 "it does not count in the utility."
             )
-    target = outcome.scores.role_points("target")
-    if constraints.keep_gain is not None and not target_gain(target, outcome.base, outcome.final):
+    yield from _bound_not_shown(outcome, constraints)
+    target = outcome.scores.bounded_role("target")
+    if constraints.keep_gain is not None and not target.gain(outcome.base, outcome.final):
         yield (
             "The final checkpoint gains nothing on the target, so keep_gain requires the base's "
             "target score."
+        )
+
+
+def _bound_not_shown(outcome: Outcome, constraints: Constraints) -> Iterator[str]:
+    """Say which bounds leave only the base, and how many items could show them elsewhere."""
+    others = np.arange(len(outcome.is_feasible)) != outcome.base
+    if not outcome.bounds or outcome.is_feasible[others].any():
+        return
+    confidence = f"{constraints.bound_confidence:.4g}"
+    for bound in outcome.bounds:
+        if bound.is_met[others].any():
+            continue
+        needed = bound.items_needed[others].min()
+        could = (
+            f"about {round(needed):,} items could"
+            if np.isfinite(needed)
+            else "by their scores none meets it"
+        )
+        yield (
+            f"The items show {bound.name} {bound.requested:g} at no point but the base "
+            f"(confidence {confidence}, {bound.num_items:,} items): {could}."
         )
 
 
@@ -126,7 +149,7 @@ def broken_on_report(
     column = table.column(chosen)
     ends = table.column(base), table.column(final)
     for bound in weighted.scores.bounds(*ends, constraints):
-        if not bound.is_met[column]:
+        if not bound.is_reached[column]:
             reached = float(bound.values[column]) * bound.scale
             yield (
                 f"On the report items {chosen} misses {bound.name} {bound.requested:g}: "

@@ -8,6 +8,7 @@ import pytest
 from backtrack.point import Point
 from backtrack.selection.choice.rule import choose
 from backtrack.selection.stats.smoothed import SmoothedRoles
+from tests.bench.coverage import BOUNDS, breaks
 from tests.bench.paths import Path
 from tests.bench.regret import Job, regrets
 
@@ -144,3 +145,11 @@ def test_chances_of_being_best_are_shared_by_the_feasible():
     assert decision.chances.sum() == pytest.approx(1)
     assert decision.chances[3] == 0
     assert decision.chances[[2, 4]] == pytest.approx([0.5, 0.5], abs=0.1)
+
+
+def test_bounds_at_the_boundary_are_rarely_broken():
+    bounds = BOUNDS["max_general_drop 5"]
+    plain = bounds.model_copy(update={"bound_confidence": 0.5})
+    shares = [np.mean([breaks(b, 100, seed) for seed in range(60)]) for b in (bounds, plain)]
+    assert shares[0] <= 0.12
+    assert shares[1] >= 0.2
