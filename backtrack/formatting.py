@@ -95,6 +95,27 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def how_chosen(selection: Selection) -> str:
+    """How the point was chosen, in one sentence."""
+    if selection.is_cautious:
+        return (
+            "Chosen with caution: the base wherever the selection items cannot tell it from the "
+            "point of highest smoothed utility."
+        )
+    return (
+        "Chosen to cost least if wrong: of the points nearly as good as that of highest smoothed "
+        "utility the one nearest the base, and the base only where that hardly leads it."
+    )
+
+
+def how_claimed(selection: Selection) -> str:
+    """What is claimed of the chosen point, in one sentence."""
+    return (
+        f"Claimed is only what the report items show at {selection.level:.0%}, for all "
+        "comparisons together."
+    )
+
+
 def point_marks(selection: Selection, candidate: Candidate) -> tuple[str, ...]:
     """What holds of a candidate, one mark each, most important first."""
     marks = {

@@ -161,10 +161,8 @@ def print_selection(selection: Selection) -> None:
     if selection.baselines:
         out.print(_baselines(selection))
     out.print(selection.verdict, markup=False, style="bold")
-    for difference in selection.differences:
-        utility = difference.utility
-        if difference.items_to_settle and utility.low <= 0 <= utility.high:
-            out.print(_more_items(selection, difference), markup=False)
+    for sentence in (formatting.how_chosen(selection), formatting.how_claimed(selection)):
+        out.print(f"- {sentence}", markup=False, style="dim")
     if selection.hypervolume is not None:
         percent = formatting.interval(selection.hypervolume, "%", factor=100)
         out.print(
@@ -174,18 +172,6 @@ def print_selection(selection: Selection) -> None:
         )
     for note in selection.notes:
         out.print(f"- {note}", markup=False, style="yellow")
-
-
-def _more_items(selection: Selection, difference: Difference) -> str:
-    """How many items would make a difference clear, and how many of them are missing."""
-    needed = difference.items_to_settle or 0
-    roles = {o.name: o.role for o in selection.objectives}
-    num_items = min(
-        sum(n["report"] for name, n in selection.num_items.items() if roles[name] == role)
-        for role in ROLES
-    )
-    more = f" ({needed - num_items:,} more)" if needed > num_items else ""
-    return f"- {needed:,} items per role{more} would settle chosen against {difference.to}."
 
 
 def _by_objective(selection: Selection) -> Table:
@@ -281,15 +267,16 @@ def _difference(value: Interval, unit: str) -> str:
 
 
 def print_candidates(selection: Selection, limit: int = 12) -> None:
-    """Print the measured points by utility, on selection items."""
-    units = [selection.axes[role].unit for role in ROLES] + [POINTS]
-    table = _table("measured points, by utility on selection items")
-    for name in ("point", "target", "general", "utility"):
+    """Print the measured points by smoothed utility, which decides, on selection items."""
+    units = [selection.axes[role].unit for role in ROLES] + [POINTS, POINTS]
+    table = _table("measured points, by smoothed utility on selection items")
+    for name in ("point", "target", "general", "utility", "smoothed"):
         table.add_column(name, justify="left" if name == "point" else "right")
     table.add_column("")
-    ranked = sorted(selection.candidates, key=lambda c: -c.utility)
+    ranked = sorted(selection.candidates, key=lambda c: -c.smoothed)
     for candidate in ranked[:limit]:
-        values = (candidate.target, candidate.general, candidate.utility)
+        c = candidate
+        values = (c.target, c.general, c.utility, c.smoothed)
         numbers = [formatting.number(v, unit) for v, unit in zip(values, units, strict=True)]
         table.add_row(str(candidate.point), *numbers, _marks(selection, candidate))
     out.print(table)

@@ -142,7 +142,7 @@ def compare(entrant: LiveEntrant, record: Entrant, rule: Rule) -> Entrant:
             "report": report_rows(report, {"base": base, "chosen": chosen, "final": final}),
             "differences": compared,
             "hypervolume": _hypervolume(scores, rule),
-            "verdict": verdict(chosen, final, compared),
+            "verdict": verdict(chosen, final, compared, outcome.cautious),
         }
     )
 

@@ -31,8 +31,9 @@ from backtrack.cli.targets import (
 from backtrack.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from backtrack.recipe import Recipe
     from backtrack.records.selection import Constraints
     from backtrack.run.directory import Run
 
@@ -63,6 +64,10 @@ def select(
         list[str] | None,
         typer.Option(metavar="NAME=NUMBER", help="Worst score of an objective; repeatable."),
     ] = None,
+    bound_confidence: Annotated[
+        float | None,
+        typer.Option(help="Confidence with which bounds must be shown to be met; 0.95."),
+    ] = None,
     export: Annotated[Path | None, typer.Option(help="Export the chosen point here.")] = None,
     form: Annotated[ExportForm | None, typer.Option("--as", help="What to write.")] = None,
     base: BaseOption = None,
@@ -73,6 +78,14 @@ def select(
         bool,
         typer.Option("--knee", help="Choose the knee of the Pareto front."),
     ] = False,
+    is_cautious: Annotated[
+        bool | None,
+        typer.Option(
+            "--cautious",
+            help="Choose the base wherever the items cannot tell it from the best point.",
+            show_default=False,
+        ),
+    ] = None,
     is_swept: Annotated[
         bool, typer.Option("--sweep", help="List the chosen points for weights from 0 to 1.")
     ] = False,
@@ -88,11 +101,18 @@ def select(
     if is_knee and weights:
         raise UsageError("--knee takes its weight from the front: give it or --weight, not both.")
     by_name = parse_bounds(max_drop, limit)
-    bounds = parse_constraints(max_general_drop, min_target, keep_gain, by_name)
+    given = parse_constraints(max_general_drop, min_target, keep_gain, by_name, bound_confidence)
     opened = open_run(run, base, recipe, overrides)
+    bounds = add_to_recipe(given, opened.choosing.recipe if opened.choosing else None)
     with terminal.progress("measuring", is_quiet=is_quiet or is_json) as report:
         choices = _choose(
-            opened, weights or [], bounds, report, is_knee=is_knee, is_as_is=is_as_is
+            opened,
+            weights or [],
+            bounds,
+            report,
+            is_knee=is_knee,
+            is_cautious=is_cautious,
+            is_as_is=is_as_is,
         )
     choice = choices[0]
     page = draw_report(opened, choice.selection)
@@ -124,6 +144,7 @@ def _choose(
     report: terminal.Report,
     *,
     is_knee: bool,
+    is_cautious: bool | None,
     is_as_is: bool,
 ) -> list[Any]:
     """The choice, or one for each of several weights."""
@@ -132,6 +153,7 @@ def _choose(
 
     common: dict[str, Any] = {
         "constraints": bounds,
+        "is_cautious": is_cautious,
         "is_to_finish": not is_as_is,
         "on_progress": measuring(report),
         "command": command_line(),
@@ -164,14 +186,17 @@ def parse_constraints(
     min_target: float | None,
     keep_gain: float | None,
     objectives: dict[str, Any],
+    bound_confidence: float | None = None,
 ) -> Constraints | None:
     """The bounds of the command line; None if not given, so that the recipe's are used."""
     given = {
         "max_general_drop": max_general_drop,
         "min_target": min_target,
         "keep_gain": keep_gain,
+        "bound_confidence": bound_confidence,
     }
-    if not objectives and all(value is None for value in given.values()):
+    given = {name: value for name, value in given.items() if value is not None}
+    if not objectives and not given:
         return None
     from pydantic import ValidationError
 
@@ -185,3 +210,27 @@ def parse_constraints(
         raise UsageError(
             f"--{option.replace('_', '-')}: {first['msg'].lower()}, got {first['input']}."
         ) from error
+
+
+def add_to_recipe(given: Constraints | None, recipe: Recipe | None) -> Constraints | None:
+    """Add the command line's bounds to the recipe's, and say which of those they replace."""
+    if given is None or recipe is None:
+        return given
+    kept = recipe.select.model_dump(include=set(type(given).model_fields), exclude_unset=True)
+    added = given.model_dump(exclude_unset=True)
+    by_name = {**kept.pop("objectives", {})}
+    for name, bounds in added.pop("objectives", {}).items():
+        before = by_name.get(name, {})
+        _say_replaced({f"{k} of {name}": v for k, v in before.items()}, bounds, f" of {name}")
+        by_name[name] = {**before, **bounds}
+    _say_replaced(kept, added)
+    return type(given).model_validate({**kept, **added, "objectives": by_name})
+
+
+def _say_replaced(kept: Mapping[str, Any], added: Mapping[str, Any], suffix: str = "") -> None:
+    for name, value in added.items():
+        before = kept.get(f"{name}{suffix}")
+        if before is not None and before != value:
+            terminal.print_note(
+                f"{name}{suffix} {value:g} on the command line replaces the recipe's {before:g}."
+            )

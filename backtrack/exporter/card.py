@@ -193,6 +193,8 @@ def _measured_table(selection: Selection) -> list[str]:
         "",
         selection.verdict,
         "",
+        f"{formatting.how_chosen(selection)} {formatting.how_claimed(selection)}",
+        "",
     ]
 
 

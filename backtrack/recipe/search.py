@@ -106,3 +106,5 @@ class SelectSection(Constraints):
 
     weight: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Weight of the target in the utility; the general role has the rest."""
+    cautious: bool = False
+    """Choose the base wherever the items cannot tell it from the best point."""

@@ -91,8 +91,10 @@ class Constraints(Record):
         min_target: Lowest target score.
         keep_gain: Share of the final checkpoint's gain on the target that must be kept.
         objectives: Bounds on single objectives, by name.
+        bound_confidence: One-sided confidence with which the items must show a bound to be met.
     """
 
+    bound_confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
     max_general_drop: Annotated[float, Field(ge=0)] | None = None
     min_target: float | None = None
     keep_gain: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -229,6 +231,8 @@ class Selection(Record):
         weight: Weight of the target in the utility; the rest is the general role's.
         constraints: Bounds the user set.
         chosen: The chosen point.
+        is_cautious: Whether it was chosen by the cautious rule.
+        cautious: What the cautious rule takes; None in older selections.
         base: The base.
         final: The last checkpoint at full strength.
         form: Backend that held the model at the points.
@@ -288,6 +292,8 @@ class Selection(Record):
     hypervolume: Interval | None = None
     command: str
     created: str
+    is_cautious: bool = False
+    cautious: Point | None = None
 
     @property
     def tied(self) -> tuple[Point, ...]:

@@ -29,19 +29,39 @@ class SweptWeight(Record):
     to_final: tuple[tuple[float, float], ...]
 
 
+class BoundedScores(Record):
+    """Smoothed scores of the candidates that bounds apply to; more is better.
+
+    Attributes:
+        values: In points or the objective's unit, by candidate.
+        errors: Standard errors of the values.
+        gap_errors: Standard errors of the values minus the base's.
+        gap_covariances: Covariances of the values minus the base's with that of the final
+            checkpoint.
+    """
+
+    values: tuple[float, ...]
+    errors: tuple[float, ...]
+    gap_errors: tuple[float, ...]
+    gap_covariances: tuple[float, ...]
+
+
 class Sweep(Record):
     """The choice at every hundredth of weight and under any bounds: `sweep.json`.
 
-    A reader needs no statistics. At a weight, the top is the first of `tops` that meets the
-    bounds; the choice is the first of `preferred` that meets them and is `open` for that top.
-    Candidates are given by their index in `Selection.candidates`. Bits are base64 of bytes, lowest
-    bit first.
+    A reader needs no statistics. A bound is met where the value less `margin` of its standard
+    errors is high enough. At a weight, the top is the first of `tops` that meets the bounds; the
+    choice is the first of `preferred` that meets them and is `open` for that top. Candidates are
+    given by their index in `Selection.candidates`. Bits are base64 of bytes, lowest bit first.
 
     Attributes:
         created: Time of the selection it belongs to.
         base: Index of the base.
         final: Index of the final checkpoint.
-        points: Role scores by candidate, in points; bounds on roles apply to these.
+        points: Role scores by candidate, in points.
+        bounded_roles: What bounds on roles apply to.
+        bounded_objectives: What bounds on objectives apply to, by name.
+        margin: Standard errors by which a bound must be exceeded.
         intervals: Intervals of the role scores by candidate, low and high, in the unit of the
             axis, on the selection items.
         preferred: All candidates, nearest to the base first.
@@ -55,6 +75,9 @@ class Sweep(Record):
     base: int
     final: int
     points: dict[Role, tuple[float, ...]]
+    bounded_roles: dict[Role, BoundedScores]
+    bounded_objectives: dict[str, BoundedScores]
+    margin: float
     intervals: dict[Role, tuple[tuple[float, float], ...]]
     preferred: tuple[int, ...]
     choosable: tuple[int, ...]

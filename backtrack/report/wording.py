@@ -61,6 +61,8 @@ def constraints_text(selection: Selection) -> tuple[str, ...]:
         phrases.append(f"target at least {number(bounds.min_target, POINTS)} points")
     if bounds.keep_gain is not None:
         phrases.append(f"at least {bounds.keep_gain:.0%} of the final checkpoint's gain kept")
+    if phrases:
+        phrases[-1] += f" (shown with {bounds.bound_confidence:.4g} confidence)"
     return tuple(phrases)
 
 

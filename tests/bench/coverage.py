@@ -12,6 +12,8 @@ claims     with all points made equal (each item's score is drawn anew at every 
            item's own rate, the same at all points): share of selections whose verdict says that
            the chosen point does better or worse than the base or the final checkpoint; and share
            of selections whose verdict says that it does better than one of them
+bounds     share of choices that truly break a bound, which the path truly meets up to alpha 0.5,
+           one of the anchors, and no further
 bias       mean of reported less true utility of the chosen point, on report items, in points;
            beside it the same on selection items, the optimism that report items avoid
 """
@@ -23,6 +25,7 @@ import math
 import tempfile
 import warnings
 from concurrent.futures import ProcessPoolExecutor
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,9 +33,11 @@ from typing import Any
 import numpy as np
 import optuna
 
+from backtrack.errors import SelectionError
 from backtrack.point import Point
 from backtrack.recipe import ChoosingRecipe, Recipe
 from backtrack.records import BaseModelReference
+from backtrack.records.selection import Constraints
 from backtrack.selection.choice.candidates import choose_point
 from backtrack.selection.measure.evaluator import Evaluator
 from backtrack.selection.measure.items import Items
@@ -41,6 +46,7 @@ from backtrack.selection.search.budget import Budget
 from backtrack.selection.search.driver import Worker
 from backtrack.selection.stats.comparisons import differences
 from backtrack.selection.stats.scores import RoleScores
+from tests.bench import paths
 from tests.bench.replay import InMemory, Recorded, RecordedEngine, begun, load, near
 
 ITEMS = 150
@@ -149,6 +155,43 @@ def one(job: tuple[str, int, bool]) -> dict[str, Any]:
     return found
 
 
+BOUNDS = {
+    "max_general_drop 5": Constraints(max_general_drop=5.0),
+    "keep_gain 0.25": Constraints(keep_gain=0.25),
+    "min_target 50": Constraints(min_target=50.0),
+}
+"""Bounds that the path of `breaks` truly meets up to, or from, alpha 0.5 on."""
+TRADED = paths.Path("flat", 0.0, 0.5, trade=40.0)
+"""Target rises and general falls by 20 points, with the square of the strength."""
+
+
+def breaks(bounds: Constraints, num_items: int, seed: int) -> bool:
+    """Whether a choice under bounds truly breaks one of them.
+
+    The choice is the point of least general loss under a bound on the target, and the reverse.
+    """
+    scores = RoleScores.of_selection(TRADED.draw(num_items, seed), paths.FINAL, seed, 1000)
+    weight = 1.0 if bounds.max_general_drop is not None else 0.0
+    try:
+        chosen = choose_point(scores, paths.FINAL, weight, bounds).chosen
+    except SelectionError:
+        return False
+    strength = float(paths.strengths([chosen])[0])
+    return strength > 0.5 + 1e-9 if weight else strength < 0.5 - 1e-9
+
+
+def show_bounds(num_seeds: int) -> None:
+    """Share of choices that truly break a bound, with the margin and without."""
+    print("truly broken bounds, with 95% confidence and without (50%)")
+    for (name, bounds), num_items in product(BOUNDS.items(), (50, 200)):
+        plain = bounds.model_copy(update={"bound_confidence": 0.5})
+        shares = [
+            np.mean([breaks(each, num_items, seed) for seed in range(num_seeds)])
+            for each in (bounds, plain)
+        ]
+        print(f"  {name:<20} {num_items:4d} items  " + "  ".join(f"{s:6.1%}" for s in shares))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -158,6 +201,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     asked = parser.parse_args()
     names = asked.tables.split(",")
+    show_bounds(min(asked.selections, 200))
     for is_equal in (False, True):
         jobs = [(names[i % len(names)], i, is_equal) for i in range(asked.selections)]
         with ProcessPoolExecutor(asked.workers) as pool:

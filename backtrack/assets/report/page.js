@@ -4,6 +4,7 @@
   const page = JSON.parse(document.getElementById("payload").textContent);
   const { candidates, indices, drawing, sweep } = page;
   const ROLES = ["target", "general"];
+  const USUAL_CONFIDENCE = 0.95; // As in backtrack/records/selection.py, Constraints.
   const byId = (id) => document.getElementById(id);
   const ids = candidates.step.map((_, i) => i);
 
@@ -184,7 +185,7 @@
   const selectedChance = new Map(
     Array.from(table.tBodies[0].rows, (row) => [row, row.cells[live.chance].textContent]),
   );
-  tables.makeSortable(table, live.utility);
+  tables.makeSortable(table, live.smoothed);
 
   function setText(cell, text) {
     if (cell.textContent !== text) cell.textContent = text;
@@ -204,9 +205,7 @@
       });
       row.cells[1].replaceChildren(...marks.flatMap((span) => [span, " "]));
       setText(row.cells[live.utility], wording.number(utility(id), "points"));
-      if (live.smoothed != null) {
-        setText(row.cells[live.smoothed], wording.number(state.swept.smoothed[id], "points"));
-      }
+      setText(row.cells[live.smoothed], wording.number(state.swept.smoothed[id], "points"));
       setText(row.cells[live.chance], isSelected ? selectedChance.get(row) : wording.NO_NUMBER);
     }
     tables.resort(table);
@@ -277,8 +276,10 @@
   // The command that makes this choice, measures it on the report items and exports it.
   function command() {
     const parts = [`backtrack select ${page.run} --weight ${state.weight}`];
+    if (page.is_cautious) parts.push("--cautious");
     const { objectives = {}, ...roles } = state.constraints;
     for (const [name, value] of Object.entries(roles)) {
+      if (name === "bound_confidence" && value === USUAL_CONFIDENCE) continue;
       parts.push(`--${name.replaceAll("_", "-")} ${value}`);
     }
     for (const [name, bounds] of Object.entries(objectives)) {
@@ -343,7 +344,7 @@
       else constraints[bound] = Number(input.value);
     }
     // In the order of the record's keys, so that the two can be compared as JSON.
-    return { ...constraints, objectives };
+    return { bound_confidence: page.constraints.bound_confidence, ...constraints, objectives };
   }
 
   function fill() {

@@ -3,31 +3,40 @@
 // backtrack/records/sweep.py): the points that meet the bounds, the first top among them, and the
 // first preferred point.
 const rule = (() => {
-  const TOLERANCE = 1e-9;
+  const TOLERANCE = 1e-6;
 
-  const holds = (values, least) => (i) => values[i] >= least - TOLERANCE;
-
-  // One test per bound, in the order of backtrack/selection/stats/bounds.py.
+  // One test per bound, as in backtrack/selection/stats/bounds.py.
   function boundsOf(page, constraints) {
-    const { base, final, points } = page.sweep;
-    const { target, general } = points;
-    const less = (values) => values.map((value) => value - values[base]);
+    const { base, final, margin, bounded_roles, bounded_objectives } = page.sweep;
+    const { target, general } = bounded_roles;
+    const gaps = ({ values }) => values.map((value) => value - values[base]);
+    const holds = (values, errors, least) => (i) =>
+      values[i] - margin * errors[i] >= least - TOLERANCE;
+    const drops = (score, most) => holds(gaps(score), score.gap_errors, -most);
     const bounds = [];
-    if (constraints.max_general_drop != null) bounds.push(holds(less(general), -constraints.max_general_drop));
-    if (constraints.min_target != null) bounds.push(holds(target, constraints.min_target));
-    if (constraints.keep_gain != null) {
-      const gain = Math.max(target[final] - target[base], 0);
-      bounds.push(holds(less(target), constraints.keep_gain * gain));
+    if (constraints.max_general_drop != null) bounds.push(drops(general, constraints.max_general_drop));
+    if (constraints.min_target != null) {
+      bounds.push(holds(target.values, target.errors, constraints.min_target));
     }
-    page.objectives.forEach((objective, i) => {
-      const { max_drop, limit } = (constraints.objectives || {})[objective.name] || {};
-      const sign = objective.direction === "maximize" ? 1 : -1;
-      const scale = objective.unit === "fraction" ? 100 : 1;
-      const values = page.candidates.scores[i].map((score) => sign * score * scale);
-      if (max_drop != null) bounds.push(holds(less(values), -max_drop));
-      if (limit != null) bounds.push(holds(values, sign * limit));
+    if (constraints.keep_gain != null) bounds.push(keeps(target, gaps(target), constraints.keep_gain));
+    page.objectives.forEach(({ name, direction }) => {
+      const { max_drop, limit } = (constraints.objectives || {})[name] || {};
+      const score = bounded_objectives[name];
+      const sign = direction === "maximize" ? 1 : -1;
+      if (max_drop != null) bounds.push(drops(score, max_drop));
+      if (limit != null) bounds.push(holds(score.values, score.errors, sign * limit));
     });
     return bounds;
+
+    function keeps({ gap_errors, gap_covariances }, gains, asked) {
+      const gain = Math.max(gains[final], 0);
+      const share = gain > 0 ? asked : 0;
+      const errors = gap_errors.map((error, i) => {
+        const variance = error ** 2 + (share * gap_errors[final]) ** 2 - 2 * share * gap_covariances[i];
+        return Math.sqrt(Math.max(variance, 0));
+      });
+      return holds(gains, errors, share * gain);
+    }
   }
 
   function bits(text) {

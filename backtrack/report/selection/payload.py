@@ -43,6 +43,7 @@ def payload(
         "run": shlex.quote(str(run_path)),
         "level": f"{selection.level:.0%}",
         "weight": selection.weight,
+        "is_cautious": selection.is_cautious,
         "constraints": selection.constraints.model_dump(exclude_none=True),
         "axes": {role: axis.model_dump() for role, axis in selection.axes.items()},
         "objectives": [

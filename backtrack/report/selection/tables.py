@@ -94,25 +94,22 @@ def ranges(selection: Selection) -> Table:
 
 
 def candidates(selection: Selection) -> Table:
-    """Every measured point, the highest utility first; those without a finite one last."""
-    has_fit = any(c.smoothed != c.utility for c in selection.candidates)
+    """Every measured point, by smoothed utility, which decides; without a finite one last."""
     heads = [(head, "") for head in _role_heads(selection)[:-1]]
-    heads += [("Utility", "utility"), *([("Smoothed", "smoothed")] if has_fit else [])]
+    heads += [("Utility", "utility"), ("Smoothed", "smoothed")]
     heads += [("Chance best", "chance"), ("Distance", "")]
     heads += [(_objective_head(o), "") for o in _sharing_role(selection)]
-    ordered = sorted(enumerate(selection.candidates), key=lambda pair: _by_utility(pair[1]))
+    ordered = sorted(enumerate(selection.candidates), key=lambda pair: _by_smoothed(pair[1]))
     caption = (
-        "Utility in points. Chance best: share of bootstrap samples in which the point has the "
-        "highest utility."
+        "Utility in points. Smoothed: utility of the smoothed scores, which decides the choice. "
+        "Chance best: share of bootstrap samples in which it is the highest."
     )
-    if has_fit:
-        caption += " Smoothed: utility of the smoothed scores, which decides the choice."
     shown = [
         (index, c) for i, (index, c) in enumerate(ordered) if i < MAX_ROWS or _is_end(selection, c)
     ]
     if len(shown) < len(ordered):
         caption += f" The other {len(ordered) - len(shown):,} are in selection.json."
-    rows = [_candidate_row(selection, c, has_fit=has_fit) | {"id": index} for index, c in shown]
+    rows = [_candidate_row(selection, c) | {"id": index} for index, c in shown]
     return {"heads": heads, "rows": rows, "caption": caption, "num_points": len(ordered)}
 
 
@@ -194,14 +191,13 @@ def _difference_cells(selection: Selection, difference: Difference) -> list[Tabl
     return [*cells, {"text": text, "comparison": wording.comparison(utility)}]
 
 
-def _by_utility(candidate: Candidate) -> tuple[bool, float]:
-    is_number = math.isfinite(candidate.utility)
-    return not is_number, -candidate.utility if is_number else 0.0
+def _by_smoothed(candidate: Candidate) -> tuple[bool, float]:
+    is_number = math.isfinite(candidate.smoothed)
+    return not is_number, -candidate.smoothed if is_number else 0.0
 
 
-def _candidate_row(selection: Selection, candidate: Candidate, *, has_fit: bool) -> Table:
+def _candidate_row(selection: Selection, candidate: Candidate) -> Table:
     share = formatting.measured_share(candidate)
-    smoothed = [wording.number(candidate.smoothed, POINTS)] if has_fit else []
     return {
         "point": str(candidate.point),
         "order": candidate.point.step + candidate.point.alpha / 10,
@@ -213,7 +209,7 @@ def _candidate_row(selection: Selection, candidate: Candidate, *, has_fit: bool)
             wording.number(candidate.target, selection.axes["target"].unit),
             wording.number(candidate.general, selection.axes["general"].unit),
             wording.number(candidate.utility, POINTS),
-            *smoothed,
+            wording.number(candidate.smoothed, POINTS),
             formatting.share(candidate.chance_best),
             wording.number(candidate.distance, ""),
             *(_objective_cell(candidate.scores, o) for o in _sharing_role(selection)),

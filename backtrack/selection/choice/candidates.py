@@ -13,7 +13,7 @@ from backtrack.records import ROLES
 from backtrack.records.selection import Candidate
 from backtrack.selection.choice.rule import choose
 from backtrack.selection.stats.bootstrap import interval, percentile_bounds
-from backtrack.selection.stats.bounds import meets_all
+from backtrack.selection.stats.bounds import margin_of, meets_all
 from backtrack.selection.stats.front import hypervolume, knee_weight
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ class Outcome:
         weighted: Scores of the selection items, at the weight of the choice.
         base: Column of the base.
         final: Column of the final checkpoint.
-        is_feasible: Whether each point meets every constraint, [points].
+        bounds: The constraints as bounds on the smoothed scores.
+        margin: Margin of the bounds, in standard errors.
+        is_feasible: Whether each point meets every bound, [points].
         decision: Result of the rule.
         candidates: All points as records, in the order of the columns.
     """
@@ -50,6 +52,8 @@ class Outcome:
     weighted: WeightedScores
     base: int
     final: int
+    bounds: tuple[Bound, ...]
+    margin: float
     is_feasible: Flags
     decision: Decision
     candidates: tuple[Candidate, ...]
@@ -62,9 +66,18 @@ class Outcome:
     def chosen(self) -> Point:
         return self.scores.table.points[self.decision.chosen]
 
+    @property
+    def cautious(self) -> Point:
+        return self.scores.table.points[self.decision.cautious]
+
 
 def choose_point(
-    scores: RoleScores, final: Point, weight: float, constraints: Constraints
+    scores: RoleScores,
+    final: Point,
+    weight: float,
+    constraints: Constraints,
+    *,
+    is_cautious: bool = False,
 ) -> Outcome:
     """Choose among the points of a table.
 
@@ -73,6 +86,7 @@ def choose_point(
         final: The final checkpoint.
         weight: Weight of the target in the utility.
         constraints: Bounds a point must meet.
+        is_cautious: Choose by the cautious rule.
 
     Raises:
         SelectionError: No point meets the constraints.
@@ -82,11 +96,19 @@ def choose_point(
     bounds = scores.bounds(base_column, final_column, constraints)
     is_feasible = meets_all(bounds, len(points))
     if not (is_feasible & scores.smoothed.is_eligible).any():
-        raise SelectionError(_out_of_reach(bounds, points))
-    decision = choose(scores.smoothed.at(weight), is_feasible)
+        raise SelectionError(_out_of_reach(bounds, points, constraints.bound_confidence))
+    decision = choose(scores.smoothed.at(weight), is_feasible, is_cautious=is_cautious)
     weighted = scores.at(weight)
-    candidates = _candidates(weighted, decision, is_feasible)
-    return Outcome(weighted, base_column, final_column, is_feasible, decision, candidates)
+    return Outcome(
+        weighted=weighted,
+        base=base_column,
+        final=final_column,
+        bounds=bounds,
+        margin=margin_of(constraints),
+        is_feasible=is_feasible,
+        decision=decision,
+        candidates=_candidates(weighted, decision, is_feasible),
+    )
 
 
 def knee(scores: RoleScores) -> float:
@@ -116,9 +138,12 @@ def front_hypervolume(outcome: Outcome) -> Interval | None:
     return interval(share(roles.smoothed), np.array([share(sample) for sample in samples]))
 
 
-def _out_of_reach(bounds: Sequence[Bound], points: Sequence[Point]) -> str:
+def _out_of_reach(bounds: Sequence[Bound], points: Sequence[Point], confidence: float) -> str:
     """Say how many points each constraint rules out, and how near the others come to it."""
-    lines = [f"none of the {len(points)} measured points meets every constraint."]
+    lines = [
+        f"none of the {len(points)} measured points is shown to meet every constraint "
+        f"(confidence {confidence:g})."
+    ]
     for bound in bounds:
         ruled_out = int((~bound.is_met).sum())
         line = f"  {bound.name} {bound.requested:g} rules out {ruled_out}"
@@ -128,7 +153,8 @@ def _out_of_reach(bounds: Sequence[Bound], points: Sequence[Point]) -> str:
             reached = float(bound.values[nearest]) * bound.scale
             line += f"; of those that meet the rest, {points[nearest]} is nearest: {reached:.4g}"
         lines.append(line)
-    return "\n".join([*lines, "Loosen one of them, or search more points."])
+    advice = "Loosen one of them, lower --bound-confidence, or measure more points or items."
+    return "\n".join([*lines, advice])
 
 
 def _candidates(

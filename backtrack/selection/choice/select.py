@@ -84,6 +84,7 @@ def select(  # noqa: PLR0913  # the front door: every argument but the run is op
     *,
     weight: float | None = None,
     is_knee: bool = False,
+    is_cautious: bool | None = None,
     constraints: Constraints | None = None,
     recipe: Recipe | None = None,
     placement: Placement | None = None,
@@ -103,6 +104,8 @@ def select(  # noqa: PLR0913  # the front door: every argument but the run is op
         weight: Weight of the target in the utility, 0 to 1; the recipe's if not given.
         is_knee: Use the weight at which both ends of the front have the same utility, so that the
             choice is the knee of the front.
+        is_cautious: Choose the base wherever the items cannot tell it from the top; the recipe's
+            if not given.
         constraints: Bounds, in points; the recipe's if not given.
         recipe: What to measure from now on; what the run is measured by if not given.
         placement: The run's live model; loaded if not given and something must be measured.
@@ -121,14 +124,22 @@ def select(  # noqa: PLR0913  # the front door: every argument but the run is op
         ObjectiveError: An objective cannot be measured. Finished measurements are kept.
     """
     evaluator = Evaluator(run, recipe, placement, objectives)
-    selector = _Selector(evaluator, constraints, on_progress, command, is_to_finish=is_to_finish)
+    selector = _Selector(
+        evaluator,
+        constraints,
+        on_progress,
+        command,
+        is_cautious=is_cautious,
+        is_to_finish=is_to_finish,
+    )
     return selector.choose(weight, is_knee=is_knee)
 
 
-def select_each(
+def select_each(  # noqa: PLR0913  # as `select`
     run: Run,
     weights: Sequence[float],
     *,
+    is_cautious: bool | None = None,
     constraints: Constraints | None = None,
     is_to_finish: bool = True,
     on_progress: OnProgress | None = None,
@@ -148,7 +159,14 @@ def select_each(
     for weight in weights:
         _require_share(weight)
     evaluator = Evaluator(run, None, None, None)
-    selector = _Selector(evaluator, constraints, on_progress, command, is_to_finish=is_to_finish)
+    selector = _Selector(
+        evaluator,
+        constraints,
+        on_progress,
+        command,
+        is_cautious=is_cautious,
+        is_to_finish=is_to_finish,
+    )
     first = selector.choose(weights[0])
     sweep = selector.sweep
     others = [selector.choose(weight) for weight in weights[1:]]
@@ -186,13 +204,15 @@ class _Selector:
         on_progress: OnProgress | None,
         command: str,
         *,
+        is_cautious: bool | None,
         is_to_finish: bool,
     ) -> None:
         self.sweep: Sweep | None = None
         self._is_to_finish = is_to_finish
         self._evaluator = evaluator
         self._section = evaluator.recipe.select if evaluator.recipe else SelectSection()
-        defaults = self._section.model_dump(exclude={"weight"})
+        self._is_cautious = self._section.cautious if is_cautious is None else is_cautious
+        defaults = self._section.model_dump(exclude={"weight", "cautious"})
         self._constraints = Constraints(**defaults) if constraints is None else constraints
         self._on_progress = on_progress
         self._command = command
@@ -216,7 +236,7 @@ class _Selector:
         created = now()
         if not self._answers:
             # The answers at all weights serve each choice from the same table.
-            self._answers = answer_weights(outcome)
+            self._answers = answer_weights(outcome, is_cautious=self._is_cautious)
             self.sweep = make_sweep(outcome, self._answers, created)
         selection = self._record(outcome, report, created, is_knee=is_knee)
         run.save_choosing()
@@ -230,7 +250,9 @@ class _Selector:
         table = self._table()
         scores = RoleScores.of_selection(table, final, seed)
         weight = knee(scores) if is_knee else weight
-        return choose_point(scores, final, weight, self._constraints)
+        return choose_point(
+            scores, final, weight, self._constraints, is_cautious=self._is_cautious
+        )
 
     def _table(self) -> ScoreTable:
         """Scores on the selection items, when the search is finished unless it must not be."""
@@ -311,7 +333,7 @@ class _Selector:
             level=LEVEL,
             num_resamples=NUM_RESAMPLES,
             seed=seed,
-            verdict=verdict(chosen, final, compared),
+            verdict=verdict(chosen, final, compared, outcome.cautious),
             notes=(
                 *([_KNEE.format(weight=weight)] if is_knee else []),
                 *cautions(outcome, self._constraints),
@@ -330,6 +352,8 @@ class _Selector:
             hypervolume=front_hypervolume(outcome),
             command=self._command,
             created=created,
+            is_cautious=self._is_cautious,
+            cautious=outcome.cautious,
         )
 
 

@@ -20,8 +20,8 @@ import numpy as np
 
 from backtrack.records import ROLES
 from backtrack.records.selection import WeightRange
-from backtrack.records.sweep import Sweep, SweptWeight
-from backtrack.selection.choice.rule import tied_with, worth_choosing
+from backtrack.records.sweep import BoundedScores, Sweep, SweptWeight
+from backtrack.selection.choice.rule import first_open, tied_with, worth_choosing
 from backtrack.selection.stats.bootstrap import percentile_bounds
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from backtrack.selection.choice.candidates import Outcome
+    from backtrack.selection.stats.bounds import BoundedScore
     from backtrack.selection.stats.scores import RoleScores
     from backtrack.selection.stats.smoothed import SmoothedScores
 
@@ -40,6 +41,8 @@ MAX_TOPS = 64
 """Tops listed per weight."""
 MAX_POINTS = 1000
 """Candidates beyond which no `sweep.json` is made: its size is quadratic in them."""
+_SHARES = tuple(i / 20 for i in range(21))
+"""Shares of the gain at which tops are compared under `keep_gain`."""
 _HUNDREDTHS = tuple(i / 100 for i in range(101))
 
 
@@ -62,15 +65,18 @@ class Answer:
     smoothed: Floats
 
 
-def answer_weights(outcome: Outcome) -> dict[float, Answer]:
+def answer_weights(outcome: Outcome, *, is_cautious: bool = False) -> dict[float, Answer]:
     """Answer at every hundredth of weight and at the outcome's own, by weight, ascending.
 
     Tops under other bounds than the outcome's are listed only for `MAX_POINTS` points or fewer.
     """
     roles = outcome.scores.smoothed
-    bounded = _bounded(outcome.scores) if len(roles.points) <= MAX_POINTS else None
+    bounded = _bounded(outcome) if len(roles.points) <= MAX_POINTS else None
     weights = sorted({*_HUNDREDTHS, outcome.weighted.weight})
-    return {weight: _answer(roles.at(weight), bounded, outcome.is_feasible) for weight in weights}
+    return {
+        weight: _answer(roles.at(weight), bounded, outcome.is_feasible, is_cautious=is_cautious)
+        for weight in weights
+    }
 
 
 def weight_ranges(outcome: Outcome, answers: Mapping[float, Answer]) -> tuple[WeightRange, ...]:
@@ -111,6 +117,12 @@ def make_sweep(outcome: Outcome, answers: Mapping[float, Answer], created: str) 
         base=outcome.base,
         final=outcome.final,
         points={role: tuple(map(float, scores.role_points(role))) for role in ROLES},
+        bounded_roles={r: _bounded_record(outcome, scores.bounded_role(r)) for r in ROLES},
+        bounded_objectives={
+            o.name: _bounded_record(outcome, scores.bounded_objective(o.name))
+            for o in scores.objectives
+        },
+        margin=outcome.margin,
         intervals={role: _rounded_bounds(scores.role_samples(role)) for role in ROLES},
         preferred=tuple(scores.smoothed.preferred),
         choosable=tuple(map(int, choosable)),
@@ -119,15 +131,17 @@ def make_sweep(outcome: Outcome, answers: Mapping[float, Answer], created: str) 
     )
 
 
-def _answer(scores: SmoothedScores, bounded: Floats | None, is_feasible: Flags) -> Answer:
+def _answer(
+    scores: SmoothedScores, bounded: Floats | None, is_feasible: Flags, *, is_cautious: bool
+) -> Answer:
     ranked = scores.ranked()
     top = next(column for column in ranked if is_feasible[column])
     tops = [top] if bounded is None else _tops(ranked, bounded)
-    flags = {column: _tied_and_open(scores, column) for column in tops}
+    flags = {column: _tied_and_open(scores, column, is_cautious=is_cautious) for column in tops}
     # The top may lie beyond `MAX_TOPS`.
-    _, is_open = flags[top] if top in flags else _tied_and_open(scores, top)
+    _, is_open = flags.get(top) or _tied_and_open(scores, top, is_cautious=is_cautious)
     return Answer(
-        chosen=next(i for i in scores.roles.preferred if is_feasible[i] and is_open[i]),
+        chosen=first_open(scores, is_feasible & is_open),
         tops=tuple(tops),
         tied=tuple(is_tied for is_tied, _ in flags.values()),
         open=tuple(is_open for _, is_open in flags.values()),
@@ -135,16 +149,24 @@ def _answer(scores: SmoothedScores, bounded: Floats | None, is_feasible: Flags) 
     )
 
 
-def _tied_and_open(scores: SmoothedScores, top: int) -> tuple[Flags, Flags]:
-    is_tied = tied_with(scores, top) & scores.roles.is_eligible
-    return is_tied, is_tied & worth_choosing(scores, top)
+def _tied_and_open(scores: SmoothedScores, top: int, *, is_cautious: bool) -> tuple[Flags, Flags]:
+    is_eligible = scores.roles.is_eligible
+    is_tied = tied_with(scores, top) & is_eligible
+    is_open = worth_choosing(scores, top, is_tied if is_cautious else None) & is_eligible
+    return is_tied, is_open
 
 
-def _bounded(scores: RoleScores) -> Floats:
-    """Stack all values that bounds can be set on, higher being better, [points, values]."""
-    means = scores.table.means
-    signed = [means[o.name] * (1 if o.direction == "maximize" else -1) for o in scores.objectives]
-    return np.array([*(scores.role_points(role) for role in ROLES), *signed]).T
+def _bounded(outcome: Outcome) -> Floats:
+    """Stack the lower ends of all values that bounds can be set on, [points, values]."""
+    scores, base = outcome.scores, outcome.base
+    target, general = (scores.bounded_role(role) for role in ROLES)
+    gains = target.minus(base)
+    shares = _SHARES if target.gain(base, outcome.final) else (0.0,)
+    judged = [target, general.minus(base), *(gains.minus(outcome.final, s) for s in shares)]
+    for objective in scores.objectives:
+        score = scores.bounded_objective(objective.name)
+        judged += [score, score.minus(base)]
+    return np.array([each.values - outcome.margin * each.errors for each in judged]).T
 
 
 def _tops(ranked: Sequence[int], bounded: Floats) -> list[int]:
@@ -156,6 +178,17 @@ def _tops(ranked: Sequence[int], bounded: Floats) -> list[int]:
         if len(tops) == MAX_TOPS:
             break
     return tops
+
+
+def _bounded_record(outcome: Outcome, score: BoundedScore) -> BoundedScores:
+    gaps = score.minus(outcome.base)
+    to_final = gaps.samples[:, outcome.final] - gaps.samples[:, outcome.final].mean()
+    return BoundedScores(
+        values=tuple(score.values.tolist()),
+        errors=tuple(score.errors.tolist()),
+        gap_errors=tuple(gaps.errors.tolist()),
+        gap_covariances=tuple((to_final @ gaps.samples / len(to_final)).tolist()),
+    )
 
 
 def _gaps(scores: RoleScores, columns: NDArray[np.int64], end: int) -> dict[str, Floats]:

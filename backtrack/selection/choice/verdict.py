@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from backtrack import formatting
-from backtrack.selection.stats.bounds import target_gain
 from backtrack.selection.stats.utility import POINTS, is_degenerate
 
 if TYPE_CHECKING:
@@ -21,14 +22,21 @@ FEW_ITEMS = 50
 """With fewer items, intervals cover less often than their level; figures in `stats.bootstrap`."""
 
 
-def verdict(chosen: Point, final: Point, differences: Sequence[Difference]) -> str:
-    """Say in one sentence what the report items show."""
+def verdict(
+    chosen: Point, final: Point, differences: Sequence[Difference], cautious: Point | None = None
+) -> str:
+    """Say what the report items show and, where they show nothing, how many items would.
+
+    Args:
+        chosen: The chosen point.
+        final: The final checkpoint.
+        differences: Chosen against base and final, on the report items.
+        cautious: What the cautious rule takes.
+    """
+    own_end = "base" if chosen.is_base else "final" if chosen == final else None
+    compared = [difference for difference in differences if difference.to != own_end]
     ends_by_claim: dict[str, list[str]] = {}
-    for difference in differences:
-        if (difference.to == "base" and chosen.is_base) or (
-            difference.to == "final" and chosen == final
-        ):
-            continue
+    for difference in compared:
         gain = formatting.interval(difference.utility, POINTS, is_signed=True, has_unit=True)
         end = f"{_name(difference)} (utility {gain}{_reason(difference)})"
         ends_by_claim.setdefault(_claim(difference), []).append(end)
@@ -39,12 +47,28 @@ def verdict(chosen: Point, final: Point, differences: Sequence[Difference]) -> s
         subject = "the final checkpoint is the choice: it"
     claims = [f"{claim} {' and '.join(ends)}" for claim, ends in ends_by_claim.items()]
     sentence = f"{subject} {' and '.join(claims)}."
-    return sentence[0].upper() + sentence[1:]
+    unclear = [difference for difference in compared if not _is_claim(difference)]
+    return sentence[0].upper() + sentence[1:] + _unsettled(chosen, unclear, cautious)
+
+
+def _unsettled(chosen: Point, unclear: Sequence[Difference], cautious: Point | None) -> str:
+    """Say how many items would settle what is unclear, and what the cautious rule takes."""
+    needed = [
+        f"{d.items_to_settle:,} to tell it from {_name(d)}" for d in unclear if d.items_to_settle
+    ]
+    said = f" It would take about {' and '.join(needed)} (items a role)." if needed else ""
+    if unclear and cautious is not None and cautious != chosen:
+        said += f" The cautious rule takes {'the base' if cautious.is_base else cautious}."
+    return said
+
+
+def _is_claim(difference: Difference) -> bool:
+    is_clear = difference.is_clear
+    return _excludes_zero(difference.utility) if is_clear is None else is_clear
 
 
 def _claim(difference: Difference) -> str:
-    is_clear = difference.is_clear
-    if not (_excludes_zero(difference.utility) if is_clear is None else is_clear):
+    if not _is_claim(difference):
         return "cannot be told apart from"
     return "does better than" if difference.utility.estimate > 0 else "does worse than"
 
@@ -73,11 +97,33 @@ def cautions(outcome: Outcome, constraints: Constraints) -> Iterator[str]:
                 f"No point scores better on {name} than the worse of base and final checkpoint: "
                 "it does not count in the utility."
             )
-    target = outcome.scores.role_points("target")
-    if constraints.keep_gain is not None and not target_gain(target, outcome.base, outcome.final):
+    yield from _bound_not_shown(outcome, constraints)
+    target = outcome.scores.bounded_role("target")
+    if constraints.keep_gain is not None and not target.gain(outcome.base, outcome.final):
         yield (
             "The final checkpoint gains nothing on the target, so keep_gain requires the base's "
             "target score."
+        )
+
+
+def _bound_not_shown(outcome: Outcome, constraints: Constraints) -> Iterator[str]:
+    """Say which bounds leave only the base, and how many items could show them elsewhere."""
+    others = np.arange(len(outcome.is_feasible)) != outcome.base
+    if not outcome.bounds or outcome.is_feasible[others].any():
+        return
+    confidence = f"{constraints.bound_confidence:.4g}"
+    for bound in outcome.bounds:
+        if bound.is_met[others].any():
+            continue
+        needed = bound.items_needed[others].min()
+        could = (
+            f"about {round(needed):,} items could"
+            if np.isfinite(needed)
+            else "by their scores none meets it"
+        )
+        yield (
+            f"The items show {bound.name} {bound.requested:g} at no point but the base "
+            f"(confidence {confidence}, {bound.num_items:,} items): {could}."
         )
 
 
@@ -103,7 +149,7 @@ def broken_on_report(
     column = table.column(chosen)
     ends = table.column(base), table.column(final)
     for bound in weighted.scores.bounds(*ends, constraints):
-        if not bound.is_met[column]:
+        if not bound.is_reached[column]:
             reached = float(bound.values[column]) * bound.scale
             yield (
                 f"On the report items {chosen} misses {bound.name} {bound.requested:g}: "

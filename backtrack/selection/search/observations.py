@@ -12,11 +12,12 @@ from backtrack.selection.search.sampler import ObservedPoint
 from backtrack.selection.stats.scores import RoleScores
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from backtrack.point import Point
     from backtrack.selection.measure.evaluator import Evaluator
     from backtrack.selection.search.space import Space
+    from backtrack.selection.stats.bounds import Bound
     from backtrack.selection.stats.table import ScoreTable
 
 
@@ -50,9 +51,10 @@ class Observations:
             notes: What the sampler stored with its proposals, by the point's name.
         """
         by_role = self.by_role(table)
+        bounds = self._bounds(by_role)
         history: list[ObservedPoint] = []
         for point in table.points:
-            observed = self._observed(point, by_role)
+            observed = self._observed(point, by_role, bounds)
             observed = replace(observed, notes=notes.get(str(point), {}))
             if point.is_base:
                 everywhere = self._space.parameters_of_base()
@@ -75,16 +77,22 @@ class Observations:
         }
         if not self.has_ends(table) or share < 1:
             return None, attributes
-        observed = self._observed(point, self.by_role(table))
+        by_role = self.by_role(table)
+        observed = self._observed(point, by_role, self._bounds(by_role))
         return observed, attributes | dict(zip(ROLES, observed.values, strict=True))
 
-    def _observed(self, point: Point, by_role: RoleScores) -> ObservedPoint:
-        column = by_role.table.column(point)
+    def _bounds(self, by_role: RoleScores) -> tuple[Bound, ...]:
         base, final = (by_role.table.column(end) for end in self._evaluator.ends)
+        return by_role.bounds(base, final, self._constraints)
+
+    def _observed(
+        self, point: Point, by_role: RoleScores, bounds: Sequence[Bound]
+    ) -> ObservedPoint:
+        column = by_role.table.column(point)
         scores = [float(by_role.role(role)[column]) for role in ROLES]
         constraints = {
-            bound.name: bound.lowest - float(bound.values[column])
-            for bound in by_role.bounds(base, final, self._constraints)
+            bound.name: bound.lowest - float(bound.values[column] - bound.margins[column])
+            for bound in bounds
         }
         return ObservedPoint(self._space.parameters_of(point) or {}, scores, constraints)
 

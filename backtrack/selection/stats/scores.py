@@ -21,9 +21,16 @@ from backtrack.selection.stats.bootstrap import (
     items_to_settle,
     pooled_deviation,
 )
-from backtrack.selection.stats.bounds import objective_bounds, role_bounds
+from backtrack.selection.stats.bounds import (
+    BoundedScore,
+    objective_bounds,
+    require_known,
+    role_bounds,
+)
+from backtrack.selection.stats.gaussian_process import fit_smoother
 from backtrack.selection.stats.smoothed import SmoothedRoles
 from backtrack.selection.stats.utility import (
+    FRACTION,
     make_yardsticks,
     of_role,
     role_axis,
@@ -116,11 +123,39 @@ class RoleScores:
         return role_points(self.samples, self.objectives, self.yardsticks, role)
 
     def bounds(self, base: int, final: int, constraints: Constraints) -> tuple[Bound, ...]:
-        """Make the bounds that the constraints set on these scores."""
-        target, general = (self.role_points(role) for role in ROLES)
+        """Make the bounds that the constraints set on the smoothed scores.
+
+        Raises:
+            UsageError: A bound names an objective that does not exist.
+        """
+        require_known(constraints, self.objectives)
+        by_role = {role: self.bounded_role(role) for role in ROLES}
+        by_name = {name: self.bounded_objective(name) for name in constraints.objectives}
         return (
-            *role_bounds(target, general, base, final, constraints),
-            *objective_bounds(self.table.means, self.objectives, base, constraints),
+            *role_bounds(by_role, base, final, constraints),
+            *objective_bounds(by_name, self.objectives, base, constraints),
+        )
+
+    def bounded_role(self, role: Role) -> BoundedScore:
+        """Smoothed score of a role, in points, as bounds judge it."""
+        smoothed, row = self.smoothed, ROLES.index(role)
+        names = [objective.name for objective in of_role(self.objectives, role)]
+        num_items = sum(len(self.table.setting.item_ids[name]) for name in names)
+        return BoundedScore(smoothed.smoothed[row], smoothed.smoothed_samples[row], num_items)
+
+    def bounded_objective(self, name: str) -> BoundedScore:
+        """Smoothed score of an objective, as bounds judge it (see `objective_bounds`)."""
+        (objective,) = [o for o in self.objectives if o.name == name]
+        yardstick, estimates = self.yardsticks[name], self.table.estimates[name]
+        slope = 100 / (yardstick.hundred - yardstick.zero or 1.0)
+        in_points, errors = slope * estimates.means, slope**2 * estimates.covariance
+        matrix = fit_smoother(self.table.points, in_points, errors).matrix
+        scale = 100.0 if objective.unit == FRACTION else 1.0
+        scale *= 1.0 if objective.direction == "maximize" else -1.0
+        return BoundedScore(
+            scale * (matrix @ estimates.means),
+            scale * (self.samples[name] @ matrix.T),
+            len(self.table.setting.item_ids[name]),
         )
 
     @property

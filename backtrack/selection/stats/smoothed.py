@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from backtrack.point import Point
 from backtrack.records import ROLES, Axis
 from backtrack.selection.stats.front import pareto_front
 from backtrack.selection.stats.gaussian_process import fit_smoother, is_on_curve
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from backtrack.point import Point
     from backtrack.selection.stats.gaussian_process import Smoother
 
     Floats = NDArray[np.float64]
@@ -68,6 +68,11 @@ class SmoothedRoles:
         """Bootstrap samples of `smoothed`, [roles, resamples, points]."""
         pairs = zip(self.smoothers, self.samples, strict=True)
         return np.stack([samples @ smoother.matrix.T for smoother, samples in pairs])
+
+    @property
+    def base(self) -> int:
+        """Column of the base."""
+        return self.points.index(Point.base())
 
     @property
     def has_most_items(self) -> Flags:

@@ -8,6 +8,9 @@ import pytest
 from backtrack.point import Point
 from backtrack.selection.choice.rule import choose
 from backtrack.selection.stats.smoothed import SmoothedRoles
+from tests.bench.coverage import BOUNDS, breaks
+from tests.bench.paths import Path
+from tests.bench.regret import Job, regrets
 
 ALPHAS = (0.2, 0.4, 0.6, 0.8, 1.0)
 GRID = (Point.base(), *(Point(step=10, alpha=alpha) for alpha in ALPHAS))
@@ -15,7 +18,7 @@ GRID = (Point.base(), *(Point(step=10, alpha=alpha) for alpha in ALPHAS))
 SCATTERED = (Point.base(), *(Point(step=10 * 64**i) for i in range(5)))
 
 
-def decide(points, utilities, noise=1.0, feasible=None, distances=None, seed=0):
+def decide(points, utilities, noise=1.0, feasible=None, distances=None, seed=0, **given):
     """Independent noise of `noise` points at each point but the base."""
     rng = np.random.default_rng(seed)
     utilities = np.array(utilities, dtype=float)
@@ -29,7 +32,7 @@ def decide(points, utilities, noise=1.0, feasible=None, distances=None, seed=0):
     errors = np.stack([noise**2 * np.eye(len(points))] * 2)
     distances = np.array(distances, dtype=float)
     scores = SmoothedRoles(points, distances, shares, roles, role_samples, errors)
-    return choose(scores.at(0.5), flags)
+    return choose(scores.at(0.5), flags, **given)
 
 
 def test_a_clear_winner_is_chosen_alone():
@@ -67,9 +70,33 @@ def test_an_infeasible_point_is_neither_top_nor_tied_nor_chosen():
     assert not decision.is_tied[[2, 3]].any()
 
 
-def test_the_base_is_chosen_where_nothing_can_be_told_from_it():
-    decision = decide(SCATTERED, [0, 0.5, 1, 0.2, 0.7, -0.4])
-    assert decision.chosen == 0
+def test_the_base_is_chosen_where_the_top_hardly_leads_it():
+    decision = decide(SCATTERED, [0, 0.2, 0.4, 0.1, 0.3, -0.4])
+    assert (decision.chosen, decision.cautious) == (0, 0)
+
+
+def test_a_lead_the_items_cannot_show_is_taken_and_left_by_the_cautious_rule():
+    # The top leads by 1.5 points, one standard error of the difference.
+    utilities = [0, 0.5, 1.5, 0.2, 0.7, -0.4]
+    decision = decide(SCATTERED, utilities)
+    assert decision.is_tied[0]
+    assert (decision.top, decision.chosen, decision.cautious) == (2, 2, 0)
+    assert decide(SCATTERED, utilities, is_cautious=True).chosen == 0
+
+
+def test_a_point_nearly_as_good_as_the_top_is_taken_though_the_items_tell_them_apart():
+    decision = decide(SCATTERED, [0, 1, 19.8, 20, 3, 4], noise=0.01)
+    assert not decision.is_tied[2]
+    assert (decision.chosen, decision.cautious) == (2, 3)
+
+
+def test_the_rule_costs_less_than_the_cautious_one_where_gains_are_small():
+    paths = [Path("inside", 2.0, 0.5), Path("overshoot", 5.0, 0.5), Path("saturating", 2.0, 0.5)]
+    costs = np.mean([list(regrets(Job(path, 200, range(20))).values()) for path in paths], axis=0)
+    ours, cautious, *_ = costs
+    assert ours < 0.6 * cautious
+    falling = regrets(Job(Path("falling", 5.0, 0.5), 200, range(20)))
+    assert falling["cautious"] <= falling["ours"] < 0.5
 
 
 def test_a_smooth_curve_the_items_are_sure_of_is_kept():
@@ -118,3 +145,11 @@ def test_chances_of_being_best_are_shared_by_the_feasible():
     assert decision.chances.sum() == pytest.approx(1)
     assert decision.chances[3] == 0
     assert decision.chances[[2, 4]] == pytest.approx([0.5, 0.5], abs=0.1)
+
+
+def test_bounds_at_the_boundary_are_rarely_broken():
+    bounds = BOUNDS["max_general_drop 5"]
+    plain = bounds.model_copy(update={"bound_confidence": 0.5})
+    shares = [np.mean([breaks(b, 100, seed) for seed in range(60)]) for b in (bounds, plain)]
+    assert shares[0] <= 0.12
+    assert shares[1] >= 0.2

@@ -49,8 +49,8 @@ def make_scores(points, objectives, num_items, seed=0) -> RoleScores:
     return RoleScores.of_selection(table, FINAL, seed)
 
 
-def make(outcome: Outcome):
-    sweep = make_sweep(outcome, answer_weights(outcome), "now")
+def make(outcome: Outcome, **given: bool):
+    sweep = make_sweep(outcome, answer_weights(outcome, **given), "now")
     assert sweep is not None
     return sweep
 
@@ -92,11 +92,13 @@ def read(sweep, weight, is_feasible):
     return chosen, [bool(tied[i]) and is_feasible[i] for i in range(len(is_feasible))]
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_the_sweep_gives_the_rules_answer_at_any_weight_and_bounds(seed: int):
+@pytest.mark.parametrize("is_cautious", [False, True])
+@pytest.mark.parametrize("seed", range(2))
+def test_the_sweep_gives_the_rules_answer_at_any_weight_and_bounds(seed: int, is_cautious: bool):
     points = make_points()
     scores = make_scores(points, make_objectives(seed), num_items=60, seed=seed)
-    sweep = make(choose_point(scores, FINAL, 0.437, Constraints()))
+    first = choose_point(scores, FINAL, 0.437, Constraints(), is_cautious=is_cautious)
+    sweep = make(first, is_cautious=is_cautious)
     assert sweep.is_whole
     rng = np.random.default_rng(seed)
     answers: set[int | None] = set()
@@ -109,7 +111,7 @@ def test_the_sweep_gives_the_rules_answer_at_any_weight_and_bounds(seed: int):
                 objectives={"loss": ObjectiveBound(limit=maybe(rng, 2, 3))},
             )
             try:
-                outcome = choose_point(scores, FINAL, weight, asked)
+                outcome = choose_point(scores, FINAL, weight, asked, is_cautious=is_cautious)
             except SelectionError:
                 answers.add(None)
                 is_met = meets_all(scores.bounds(0, 1, asked), len(points))

@@ -38,12 +38,20 @@ def by_the_book(scores, variance, length, amplitude):
     return mean + kernel @ inverse @ rest, kernel - kernel @ inverse @ kernel, likelihood
 
 
-def test_the_fit_is_the_most_likely_posterior_of_the_candidates():
+def test_the_fit_is_the_posterior_averaged_over_the_candidates_by_likelihood():
     scores = np.array([0.0, 9, 13, 12, 15, 4])
-    candidates = [
+    posteriors = [
         by_the_book(scores, 4.0, ln, amp) for ln in STRENGTH_SCALES for amp in AMPLITUDES
     ]
-    fitted, covariance, _ = max(candidates, key=lambda found: found[2])
+    likelihoods = np.exp([likelihood for *_, likelihood in posteriors])
+    weights = np.where(likelihoods >= 0.01 * likelihoods.max(), likelihoods, 0.0)
+    weights /= weights.sum()
+    fitted = sum(w * mean for w, (mean, *_) in zip(weights, posteriors, strict=True))
+    # Law of total variance: what each is unsure of, and how far they lie apart.
+    covariance = sum(
+        w * (each + np.outer(mean - fitted, mean - fitted))
+        for w, (mean, each, _) in zip(weights, posteriors, strict=True)
+    )
     found = fit(GRID, scores, variance=4.0)
     assert found.matrix @ scores == pytest.approx(fitted)
     assert found.covariance == pytest.approx(covariance, abs=1e-9)
