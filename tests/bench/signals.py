@@ -75,8 +75,8 @@ def without_times(value: Any) -> Any:
     return [without_times(v) for v in value] if isinstance(value, list) else value
 
 
-def read(path: Path) -> Any:
-    return without_times(json.loads(path.read_text()))
+def read(path: Path, place: Path) -> Any:
+    return without_times(json.loads(path.read_text().replace(str(place), "")))
 
 
 def measured(run: Path) -> Counter[tuple[str, ...]]:
@@ -91,7 +91,7 @@ def measured(run: Path) -> Counter[tuple[str, ...]]:
 def of_choice(place: Path) -> Any:
     run = place / "runs" / "mine"
     names = ("selection.json", "sweep.json")
-    return [read(run / name) for name in names if (run / name).exists()], measured(run)
+    return [read(run / name, place) for name in names if (run / name).exists()], measured(run)
 
 
 def of_export(place: Path) -> Any:
@@ -107,8 +107,8 @@ def of_adoption(place: Path) -> Any:
 def of_arena(place: Path) -> Any:
     folder = place / "runs" / "plane"
     runs = [path.parent for path in sorted(folder.glob("*/manifest.json"))]
-    scores = [read(run / "selection.json") for run in runs]
-    return scores, read(folder / "arena.json"), [measured(run) for run in runs]
+    scores = [read(run / "selection.json", place) for run in runs]
+    return scores, read(folder / "arena.json", place), [measured(run) for run in runs]
 
 
 COMMANDS: dict[str, tuple[list[str], Callable[[Path], Any]]] = {
