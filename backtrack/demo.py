@@ -7,6 +7,7 @@ and the results are measured.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -111,9 +112,10 @@ def _train(recipe: Recipe, *, is_quiet: bool) -> Run:
 
 
 def _next_commands(run: Run) -> tuple[str, ...]:
+    where = shlex.quote(str(run.path))
     return (
         "Choose again, without measuring again:",
-        f"  backtrack select {run.path} --weight 0.8",
-        f"  backtrack select {run.path} --max-general-drop 2",
+        f"  backtrack select {where} --weight 0.8",
+        f"  backtrack select {where} --max-general-drop 2",
         *_NEXT,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import reprlib
+import shlex
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,6 +31,11 @@ MAX_SHOWN = 80
 _BRIEF = reprlib.Repr()
 _BRIEF.maxlevel = 3
 _BRIEF.maxstring = _BRIEF.maxlong = _BRIEF.maxother = 60
+
+
+def command(*arguments: object) -> str:
+    """A command of this package in backticks, to be pasted into a shell: names are quoted."""
+    return f"`{shlex.join(['backtrack', *map(str, arguments)])}`"
 
 
 def number(value: float, unit: str, *, is_signed: bool = False) -> str:

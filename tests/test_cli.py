@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -383,6 +384,43 @@ def test_select_on_a_folder_of_checkpoints_adopts_it_on_the_fly(place: Path) -> 
     assert json.loads(done.stdout)["final"] == {"step": 20, "alpha": 1.0, "profile": "uniform"}
     assert (place / "chosen" / "adapter_config.json").is_file()
     assert Run.open(place / "runs" / "sft").manifest.source == str(place / "outputs" / "sft")
+
+
+def test_rebase_records_where_the_base_is_and_refuses_another(place: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "mine"
+    shutil.copytree(place / "runs" / "mine", run)
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["base"]["model"], manifest["folders"] = "../../gone", []
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    base, other = make_base(tmp_path / "new place"), make_base(tmp_path / "other", seed=1)
+    failed = backtrack("export", "out", "--point", "20:0.5", cwd=tmp_path)
+    assert failed.returncode == 1
+    advised = re.search(r"`backtrack (rebase .*) --base NAME-OR-FOLDER`", failed.stderr)
+    assert advised is not None, failed.stderr
+    before = (run / "manifest.json").read_bytes()
+    refused = backtrack(*shlex.split(advised[1]), "--base", other, cwd=tmp_path)
+    assert refused.returncode == 1
+    assert "tensors differ" in refused.stderr
+    assert (run / "manifest.json").read_bytes() == before
+    done = backtrack(*shlex.split(advised[1]), "--base", base, "--json", cwd=tmp_path)
+    assert json.loads(done.stdout) == {"run": "runs/mine", "base": str(base)}
+    assert backtrack("export", "out", "--point", "20:0.5", cwd=tmp_path).returncode == 0
+    written = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert written["base_model_name_or_path"] == str(base)
+
+
+def test_a_base_given_for_a_run_is_checked_and_recorded(place: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "mine"
+    shutil.copytree(place / "runs" / "mine", run)
+    base, other = make_base(tmp_path / "new place"), make_base(tmp_path / "other", seed=1)
+    arguments = ("export", "runs/mine", "out", "--point", "20:0.5", "--base")
+    refused = backtrack(*arguments, other, cwd=tmp_path)
+    assert refused.returncode == 1
+    assert "tensors differ" in refused.stderr
+    done = backtrack(*arguments, base, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "all tensors are those it was trained on" in done.stderr
+    assert Run.open(run).base.model == str(base)
 
 
 def test_ctrl_c_during_training_leaves_a_run_that_resumes(place: Path) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from backtrack.demo import ASSETS, run_demo
+from backtrack.run.directory import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -84,8 +88,80 @@ def test_the_embedded_data_is_what_its_script_makes(tmp_path: Path) -> None:
     assert (tmp_path / "made" / tokenizer).read_bytes() == (ASSETS / tokenizer).read_bytes()
 
 
+@dataclass
+class Printed:
+    """A demo that ran from an installation which has since been moved, as by a reinstallation."""
+
+    run: Path
+    text: str
+    package: Path
+    """The folder where the package is now."""
+
+    def call(self, *arguments: str, cwd: Path) -> str:
+        """What a command of the moved installation prints."""
+        return called(self.package, *arguments, cwd=cwd)
+
+
+def called(package: Path, *arguments: str, cwd: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "backtrack", *arguments],
+        capture_output=True, text=True, check=False, cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(package), "COLUMNS": "200"},
+    )  # fmt: skip
+    assert done.returncode == 0, f"{arguments}: {done.stderr[-2000:]}"
+    return done.stdout
+
+
+def installed(folder: Path) -> Path:
+    """A copy of the package and its recipes."""
+    for name in ("backtrack", "recipes"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory: pytest.TempPathFactory) -> Printed:
+    place = tmp_path_factory.mktemp("demo")
+    first = installed(place / "first")
+    text = called(first, "demo", "my runs", cwd=place)
+    return Printed(place / "my runs" / "demo", text, first.rename(place / "second"))
+
+
+TINY = """
+name: tiny
+base: {model: "embedded:demo/model", dtype: float32}
+method: {kind: lora, r: 2}
+data: {train: "embedded:demo/train.jsonl"}
+sft: {max_steps: 1, per_device_train_batch_size: 2}
+objectives:
+  - {kind: examples, role: target, path: "embedded:demo/target.jsonl", score: nll}
+  - {kind: examples, role: general, path: "embedded:demo/general-kinds.jsonl", score: nll}
+search: {trials: 0, checkpoints: 1, alphas: [0.5], items: {selection: 8, report: 8}}
+"""
+
+
+def test_a_run_of_the_embedded_base_goes_on_when_the_package_is_installed_elsewhere(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY, encoding="utf-8")
+    first = installed(tmp_path / "first")
+    called(first, "train", "tiny.yaml", cwd=tmp_path)
+    run = tmp_path / "runs" / "tiny"
+    for name in ("manifest.json", "recipe.resolved.json"):
+        text = (run / name).read_text(encoding="utf-8")
+        assert str(first) not in text
+        assert '"embedded:demo/model"' in text
+    second = first.rename(tmp_path / "second")
+    called(second, "select", "--weight", "0.8", cwd=tmp_path)
+    (row,) = json.loads(called(second, "runs", "--json", cwd=tmp_path))
+    assert (row["state"], row["base"]) == ("selected", "embedded:demo/model")
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_the_demo_leaves_an_overshoot_that_the_choice_mends(tmp_path: Path) -> None:
+def test_the_demo_leaves_an_overshoot_that_the_choice_mends(
+    printed: Printed, tmp_path: Path
+) -> None:
     demo = run_demo(tmp_path, is_quiet=True)
     report = demo.selection.report
     assert report["final"].target.low > report["base"].target.high, "training worked"
@@ -95,7 +171,43 @@ def test_the_demo_leaves_an_overshoot_that_the_choice_mends(tmp_path: Path) -> N
     assert against["base"].utility.low > 0
     assert demo.report.is_file()
     assert (demo.export.folder / "adapter_model.safetensors").is_file()
-    again = run_demo(tmp_path, is_quiet=True)
-    assert again.run.path != demo.run.path
-    assert again.selection.chosen == demo.selection.chosen, "the same recipe, the same selection"
-    assert again.selection.candidates == demo.selection.candidates
+    first = Run.open(printed.run).selection()
+    assert first is not None
+    assert first.chosen == demo.selection.chosen, "the same recipe, the same selection"
+    assert first.candidates == demo.selection.candidates
+
+
+def suggestions(text: str, cwd: Path) -> list[list[str]]:
+    """The arguments of the commands that the demo suggests; names in capitals are filled in."""
+    steps = sorted((cwd / "my runs" / "demo" / "trajectory").glob("step-*"))[-2:]
+    for step in steps:
+        target = cwd / "outputs" / "sft" / f"checkpoint-{int(step.name[5:])}"
+        shutil.copytree(step, target, dirs_exist_ok=True)
+    (cwd / "tiny.yaml").write_text(TINY, encoding="utf-8")
+    given = {"BASE": "embedded:demo/model", "RECIPE": "tiny.yaml"}
+    lines = [line.strip() for line in text.splitlines() if line.startswith("  backtrack ")]
+    return [[given.get(part, part) for part in shlex.split(line)[1:]] for line in lines]
+
+
+@pytest.mark.slow
+def test_what_the_demo_suggests_works_in_any_order_after_a_reinstallation(
+    printed: Printed, tmp_path: Path
+) -> None:
+    commands = suggestions(printed.text, printed.run.parents[1])
+    assert len(commands) == 5
+    assert sum(command[:2] == ["select", "my runs/demo"] for command in commands) == 2
+    whole = tmp_path / "whole"
+    shutil.copytree(printed.run.parents[1], whole, ignore=shutil.ignore_patterns("second"))
+    chosen = []
+    for number, order in enumerate((commands, commands[::-1])):
+        cwd = shutil.copytree(whole, tmp_path / f"order-{number}")
+        found = {}
+        for command in order:
+            printed.call(*command, cwd=cwd)
+            if command[1] == "my runs/demo":
+                selection = Run.open(cwd / "my runs" / "demo").selection()
+                assert selection is not None
+                found[tuple(command)] = (selection.chosen, selection.candidates)
+        chosen.append(found)
+    assert len(chosen[0]) == 2
+    assert chosen[0] == chosen[1]

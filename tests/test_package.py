@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -14,6 +15,7 @@ import pytest
 import typer
 
 import backtrack
+from backtrack import formatting
 from backtrack.cli import app
 from backtrack.recipe import load_recipe, packaged_recipes
 from backtrack.train.trainers.check import library_faults
@@ -93,13 +95,54 @@ SOURCES = [ROOT / "README.md", *packaged_recipes(), *sorted((ROOT / "examples").
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
 def test_every_command_that_we_print_parses(path: Path) -> None:
     for line in commands_in(path.read_text(encoding="utf-8")):
-        words = shlex.split(line)[1:]
-        command: Any = typer.main.get_command(app)
-        context = typer.Context(command, info_name="backtrack")
-        while hasattr(command, "resolve_command"):
-            name, command, words = command.resolve_command(context, words)
-            context = typer.Context(command, info_name=name, parent=context)
-        command.parse_args(context, words)
+        parse(line)
+
+
+def parse(line: str) -> None:
+    """Parse a command line as the program would; raise an error if it is wrong."""
+    words = shlex.split(line)[1:]
+    command: Any = typer.main.get_command(app)
+    context = typer.Context(command, info_name="backtrack")
+    while hasattr(command, "resolve_command"):
+        name, command, words = command.resolve_command(context, words)
+        context = typer.Context(command, info_name=name, parent=context)
+    command.parse_args(context, words)
+
+
+def advised_in(path: Path) -> list[str]:
+    """The commands in the messages of a module; what is only known at run time is `x`."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    found = []
+    for node in ast.walk(tree):
+        if id(node) in docstrings:
+            continue
+        if isinstance(node, ast.Constant | ast.JoinedStr):
+            found += re.findall(r"`(backtrack [a-z][^`]*)`", text_of(node))
+        elif isinstance(node, ast.Call) and _called(node) == "command":
+            found.append(" ".join(["backtrack", *map(text_of, node.args)]))
+    return found
+
+
+def _called(node: ast.Call) -> str:
+    return ast.unparse(node.func).removeprefix("formatting.")
+
+
+def text_of(node: ast.AST) -> str:
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(text_of, node.values))
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else "x"
+
+
+def test_every_command_that_a_message_advises_parses() -> None:
+    commands = [line for path in (ROOT / "backtrack").rglob("*.py") for line in advised_in(path)]
+    assert len(commands) > 15
+    for line in commands:
+        parse(line)
+
+
+def test_a_command_that_is_advised_quotes_the_names_in_it() -> None:
+    assert formatting.command("select", Path("my runs/a b")) == "`backtrack select 'my runs/a b'`"
 
 
 def test_the_readme_and_every_recipe_show_commands() -> None:

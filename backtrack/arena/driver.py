@@ -21,6 +21,7 @@ from backtrack.diagnose.correlation import correlations
 from backtrack.errors import BacktrackError, FailureError
 from backtrack.records import BaseModelReference
 from backtrack.records.arena import Arena
+from backtrack.records.places import shown
 from backtrack.records.record import now
 from backtrack.run.files import read_record, write_atomically
 from backtrack.selection.stats.bootstrap import LEVEL
@@ -186,7 +187,8 @@ class _Arena:
     def _base(self) -> BaseModelReference:
         prepared = next((e for e in self._entrants if e.is_prepared), None)
         if prepared is not None:
-            return prepared.run.base
+            base = prepared.run.base
+            return base.model_copy(update={"model": shown(base.model)})
         section = self._recipe.entrants[0].recipe.base
         return BaseModelReference.model_validate(section.model_dump())
 

@@ -20,6 +20,7 @@ from backtrack.cli.options import (
 )
 from backtrack.cli.targets import draw_report, open_run, print_json, write_export
 from backtrack.errors import RunError, UsageError
+from backtrack.formatting import command
 
 if TYPE_CHECKING:
     from backtrack.point import Point
@@ -95,7 +96,9 @@ def report(
     opened = open_run(run, None, None)
     selection = opened.selection()
     if selection is None:
-        raise UsageError(f"{opened.path} has no selection yet. Make one: `backtrack select`.")
+        raise UsageError(
+            f"{opened.path} has no selection yet. Make one: {command('select', opened.path)}."
+        )
     page = draw_report(opened, selection)
     replaced = opened.replaced_since(selection)
     if replaced and not is_quiet:
@@ -109,7 +112,8 @@ def report(
         return
     terminal.print_line(str(page))
     if opened.sweep() is None and not is_quiet:
-        terminal.print_note("It has no weight slider: `backtrack select` computes the data.")
+        select = command("select", opened.path)
+        terminal.print_note(f"It has no weight slider: {select} computes the data.")
 
 
 @app.command()
@@ -126,6 +130,8 @@ def runs(
     _verbosity: VerboseOption = 0,
 ) -> None:
     """List runs and their state, newest first."""
+    from backtrack.records.places import EMBEDDED
+
     if has_settings:
         _list_settings(folder, is_json=is_json)
         return
@@ -146,7 +152,7 @@ def runs(
     headings = ("run", "state", "method", "base", "steps", "points", "chosen")
     cells = [[str(row[name]) for name in headings] for row in rows]
     for row in cells:
-        row[3] = Path(row[3]).name or row[3]
+        row[3] = row[3] if row[3].startswith(EMBEDDED) else Path(row[3]).name or row[3]
     terminal.print_rows(headings, cells)
     for summary in rows:
         if summary["state"] == "damaged":
@@ -192,14 +198,15 @@ def _chosen(run: Run) -> Point:
     selection = run.selection()
     if selection is None:
         raise UsageError(
-            f"{run.path} has no chosen point yet. Choose one with `backtrack select`, or give "
-            "--point."
+            f"{run.path} has no chosen point yet. Choose one with {command('select', run.path)}, "
+            "or give --point."
         )
     return selection.chosen
 
 
 def _summary(path: Path) -> dict[str, Any]:
     """The row of one run. A run that cannot be read is `damaged`, with the reason."""
+    from backtrack.records.places import shown
     from backtrack.run.directory import Run
 
     try:
@@ -214,7 +221,7 @@ def _summary(path: Path) -> dict[str, Any]:
         "run": path.name,
         "state": state,
         "method": run.manifest.method.kind,
-        "base": run.base.model,
+        "base": shown(run.base.model),
         "steps": len(run.steps),
         "points": len(points),
         "chosen": str(selection.chosen) if selection else "",

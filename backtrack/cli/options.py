@@ -52,7 +52,11 @@ RunArgument = Annotated[
     ),
 ]
 BaseOption = Annotated[
-    str | None, typer.Option("--base", help="Base model, if an adopted folder does not name it.")
+    str | None,
+    typer.Option(
+        "--base",
+        help="Base model, if an adopted folder does not name it, or where a run's is now.",
+    ),
 ]
 RecipeOption = Annotated[
     Path | None,

@@ -36,7 +36,7 @@ def open_run(
 
     Args:
         name: The run.
-        base: Base of a folder that is to be adopted.
+        base: Base of a folder that is to be adopted; a run's is checked, and its place recorded.
         recipe: What it is measured and chosen by from now on; None leaves that as it is.
         overrides: Keys of that recipe to set, as `key.inner=value`.
     """
@@ -45,6 +45,8 @@ def open_run(
     from backtrack.run.finding import find_run, is_run
 
     path = find_run(name)
+    if is_run(path) and base is not None:
+        terminal.print_note(record_base(Run.open(path), base, None))
     run = Run.open(path) if is_run(path) else adopt_folder(path, base, None, recipe)
     refresh(run)
     set_choosing(run, recipe, overrides or ())
@@ -91,6 +93,19 @@ def adopt_folder(
         dtype=dtype,
         on_skip=lambda text: None if is_quiet else terminal.print_note(f"skipped: {text}"),
     )
+
+
+def record_base(run: Run, base: str, revision: str | None) -> str:
+    """Record where the base of a run is now; return a sentence that says so."""
+    from backtrack.records.places import shown
+    from backtrack.run.rebasing import rebase
+
+    how = (
+        "all tensors are those it was trained on"
+        if rebase(run, base, revision)
+        else ("not compared, since the run had recorded no fingerprint of its base; it has now")
+    )
+    return f"{run.path}: the base is {shown(run.base.model)} ({how})."
 
 
 def load_named(path: Path) -> Recipe:

@@ -1,4 +1,4 @@
-"""The commands that make a run: `demo`, `train` and `adopt`."""
+"""The commands that make a run, `demo`, `train` and `adopt`, and `rebase`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,19 @@ from backtrack.cli.options import (
     LoadDtype,
     QuietOption,
     RecipeOption,
+    RunArgument,
     SetOption,
     VerboseOption,
     recipe_names,
 )
 from backtrack.cli.plan import print_plan
-from backtrack.cli.targets import adopt_folder, print_json, recipe_path, set_choosing
+from backtrack.cli.targets import (
+    adopt_folder,
+    print_json,
+    recipe_path,
+    record_base,
+    set_choosing,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -148,6 +155,28 @@ def adopt(
         markup=False,
         soft_wrap=True,
     )
+
+
+@app.command()
+def rebase(
+    base: Annotated[str, typer.Option(help="Hub name, or the folder where the base is now.")],
+    run: RunArgument = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of a Hub name.")] = None,
+    *,
+    is_json: JsonOption = False,
+    is_quiet: QuietOption = False,
+    _verbosity: VerboseOption = 0,
+) -> None:
+    """Record where a run's base is now; another base is refused."""
+    from backtrack.run.directory import Run
+    from backtrack.run.finding import find_run
+
+    opened = Run.open(find_run(run))
+    sentence = record_base(opened, base, revision)
+    if is_json:
+        print_json({"run": str(opened.path), "base": opened.base.model})
+    elif not is_quiet:
+        terminal.print_line(sentence)
 
 
 def _plan(path: Path, overrides: Sequence[str], *, is_json: bool) -> None:

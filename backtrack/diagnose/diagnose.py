@@ -255,7 +255,7 @@ class _Diagnoser:
             setting=self._shared.setting,
             forgetting=lost,
             correlations=correlations(lost, "points"),
-            notes=tuple(notes(selection, lines)),
+            notes=tuple(notes(self._run.path, selection, lines)),
             seed=self._options.seed,
             seconds=seconds,
             peak_bytes=peak_bytes(self._device),

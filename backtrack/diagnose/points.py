@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from backtrack.formatting import command
 from backtrack.point import Point
 from backtrack.records.diagnosis import Forgetting, mean_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from backtrack.records.diagnosis import ModuleGeometry
     from backtrack.records.selection import Candidate, Selection
@@ -77,12 +79,14 @@ def general_points(selection: Selection, candidate: Candidate) -> float:
     return points
 
 
-def notes(selection: Selection | None, lines: Sequence[ModuleGeometry]) -> Iterator[str]:
+def notes(
+    run: Path, selection: Selection | None, lines: Sequence[ModuleGeometry]
+) -> Iterator[str]:
     """Cautions for the reader."""
     if selection is None:
         yield (
             "Nothing is measured on this run yet, so forgetting and its correlation with the "
-            "metrics are unknown: run `backtrack select`, then diagnose again."
+            f"metrics are unknown: run {command('select', run)}, then diagnose again."
         )
     else:
         yield (

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from backtrack.errors import PlacementError, UsageError
 from backtrack.path.adapters.tuners import require_quantizable, tuner_of
 from backtrack.path.models.loading import is_quantized, read_adapter_config
+from backtrack.records.places import ANOTHER_BASE
 from backtrack.run.checkpoint_writer import is_adapter
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def _of_whole_model(run: Run, folder: Path, form: str, curve: str) -> tuple[Form
     if is_quantized(run.base):
         raise PlacementError(
             f"{run.path}: whole models have no path from a quantized base. Give the base in full "
-            "precision: without `quantization`, or another with --base."
+            f"precision: without `quantization`, or another. {ANOTHER_BASE}"
         )
     if form == "attached" or curve == "native":
         raise UsageError(

@@ -96,6 +96,7 @@ class Placement:
         self._multipliers: dict[tuple[int, str], Mapping[str, float]] = {}
         self._distances: dict[Point, float] = {}
         self.model: Any = self._backend.model
+        self._base = run.base.model
         self.keep = self._backend.end_storage
         if self.keep in {"pinned", "mapped"}:
             logger.warning(
@@ -151,7 +152,7 @@ class Placement:
             PlacementError: The model is at no point.
         """
         logger.info("writing %s to %s", self.point, folder)
-        save_model(self.model, folder, is_untied=is_untied)
+        save_model(self.model, folder, self._base, is_untied=is_untied)
 
     def save_files(self, folder: Path) -> None:
         """Write the run's tokenizer, chat template and generation config, the same at any point.

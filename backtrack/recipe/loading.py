@@ -14,6 +14,7 @@ from backtrack.formatting import shortened
 from backtrack.recipe.faults import nearest, sentence
 from backtrack.recipe.model import Recipe
 from backtrack.recipe.yaml_loader import RefusedError, parse_yaml
+from backtrack.records.places import of_package
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -153,22 +154,32 @@ def _step_into(section: object, part: str) -> object:
 def with_absolute_paths(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A copy with absolute paths for files that exist relative to the recipe's folder.
 
-    Other names are unchanged: they may be Hub names, or relative to the working directory.
+    Next comes the working directory. `embedded:NAME` is a file of this package. Other names are
+    unchanged: they may be the Hub's.
     """
 
-    def absolute(value: object) -> object:
-        if isinstance(value, str) and value and (folder / value).exists():
-            return str((folder / value).resolve())
-        return value
+    def absolute(value: str) -> str:
+        value = of_package(value)
+        found = next((root for root in (folder, Path()) if (root / value).exists()), None)
+        return value if found is None else str((found / value).resolve())
+
+    return with_paths(raw, absolute)
+
+
+def with_paths(raw: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """A copy of a raw recipe in which every text that may be a path is changed."""
+
+    def changed(value: object) -> object:
+        return change(value) if isinstance(value, str) and value else value
 
     def mapped(section: object, keys: Sequence[str]) -> object:
         if not isinstance(section, dict):
             return section
-        return {k: absolute(v) if k in keys else v for k, v in section.items()}
+        return {k: changed(v) if k in keys else v for k, v in section.items()}
 
     copy = dict(raw)
     base = raw.get("base")
-    copy["base"] = absolute(base) if isinstance(base, str) else mapped(base, ["model"])
+    copy["base"] = changed(base) if isinstance(base, str) else mapped(base, ["model"])
     copy["data"] = mapped(raw.get("data"), ["train", "eval"])
     for trainer in ("sft", "grpo"):
         copy[trainer] = mapped(raw.get(trainer), _TRAINER_FILES)

@@ -44,6 +44,8 @@ class BaseModelReference(Record):
             config.json names.
         fingerprint: sha256 of each tensor's bytes, dtype and shape, by name; empty if the files
             were not available.
+        run: Folder of the run whose base it is, for messages; None before there is one. It is not
+            written.
     """
 
     model: str
@@ -53,6 +55,7 @@ class BaseModelReference(Record):
     quantization: Quantization | None = None
     architecture: str | None = None
     fingerprint: dict[str, str] = Field(default_factory=dict)
+    run: str | None = Field(default=None, exclude=True)
 
     @property
     def digest(self) -> str:
@@ -71,6 +74,8 @@ class Method(Record):
 class Manifest(Record):
     """What a run is.
 
+    Paths are written as `backtrack.records.places` describes; those of an opened run are absolute.
+
     Attributes:
         format_version: Version of the directory's layout.
         name: The run's name.
@@ -81,6 +86,7 @@ class Manifest(Record):
         source: Folder of an adopted run's checkpoints; None for a run trained by backtrack.
         initial: Folder of the adapter saved before the first step, if its initialization rewrote
             the base; else None.
+        folders: Folders that the run was in whenever paths were written, oldest first.
         created: Time of creation, ISO 8601 in UTC.
     """
 
@@ -92,6 +98,7 @@ class Manifest(Record):
     versions: dict[str, str] = Field(default_factory=dict)
     source: str | None = None
     initial: str | None = None
+    folders: tuple[str, ...] = ()
     created: str
 
 
@@ -100,7 +107,8 @@ class CheckpointEntry(Record):
 
     Attributes:
         step: Optimizer step.
-        folder: Folder of the weights: relative to `trajectory/`, or absolute in an adopted run.
+        folder: Folder of the weights: relative to `trajectory/`; in an adopted run it may lead out
+            of it, and is absolute once read.
         num_bytes: Size of the weight files.
         sha256: Digest of each weight file, by file name.
         content: Digest of the decoded weights of a coded checkpoint, which recoding keeps; empty
@@ -112,7 +120,7 @@ class CheckpointEntry(Record):
             `backtrack.run.codec`); or another trainer's: torch's distributed checkpoint (`dcp`),
             DeepSpeed ZeRO (`zero`), one file per process (`shards`).
         reference: Step a coded checkpoint is coded against; None for a key frame.
-        source: Folder of another trainer's weights; None if they are in `folder`.
+        source: Folder of another trainer's weights, likewise; None if they are in `folder`.
         distance: Norm of the change since the start of training, relative to the norm at the
             start; None unless checkpoints are spaced by distance.
         is_dropped: Whether the step was deleted; a later line may add it again.

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backtrack.errors import CheckpointError, RunError, UsageError
+from backtrack.formatting import command
 from backtrack.recipe import ChoosingRecipe
 from backtrack.records import BaseModelReference, CheckpointEntry, Manifest, Method
+from backtrack.records.places import base_name
 from backtrack.records.record import now
 from backtrack.run.checkpoint_reader import base_folder, fingerprint, shapes, stored_dtype
 from backtrack.run.checkpoint_writer import (
@@ -26,10 +28,10 @@ from backtrack.run.checkpoint_writer import (
     latest_change,
     weight_files,
 )
-from backtrack.run.directory import MANIFEST, Run
-from backtrack.run.files import read_record, write_atomically
+from backtrack.run.directory import Run
+from backtrack.run.files import read_record
 from backtrack.run.finding import is_run
-from backtrack.run.foreign_formats import find_weights, foreign_shapes, weight_files_of
+from backtrack.run.foreign.formats import find_weights, foreign_shapes, weight_files_of
 from backtrack.run.model_files import keep_model_files
 
 if TYPE_CHECKING:
@@ -68,9 +70,9 @@ def adopt(  # noqa: PLR0913  # public: every argument but the source is optional
 
     Args:
         source: Folder that has `checkpoint-*` folders, an adapter or a model.
-        base: Hub name or folder of the base; needed if the checkpoints do not name it. A Hub
-            model that an adapter's configuration names is taken at the revision named there,
-            unless the recipe names another.
+        base: Hub name or folder of the base; needed if neither the checkpoints nor an earlier
+            adoption name it. A Hub model that an adapter's configuration names is taken at the
+            revision named there, unless the recipe names another.
         name: Name of the run; the default is the folder's.
         runs: Folder to make the run in.
         recipe: Objectives and settings of the search.
@@ -81,7 +83,8 @@ def adopt(  # noqa: PLR0913  # public: every argument but the source is optional
         on_skip: Called with a message for each checkpoint that cannot be read and is skipped.
 
     Returns:
-        The run, opened; if the same folder was adopted before, that run with newer checkpoints.
+        The run, opened; if the same folder was adopted before, that run with newer checkpoints,
+        and with the folders of checkpoints and base as they are now.
 
     Raises:
         UsageError: The base is unknown.
@@ -95,9 +98,10 @@ def adopt(  # noqa: PLR0913  # public: every argument but the source is optional
     if not entries:
         raise RunError(f"{source} has no checkpoint that can be read: {' '.join(skipped)}")
     last = Path(entries[-1].source or entries[-1].folder)
-    path = last / "adapter_config.json"
-    settings = read_record(path, dict[str, Any]) if is_adapter(last) else None
-    model = base or _named_base(last, settings, recipe)
+    config = last / "adapter_config.json"
+    settings = read_record(config, dict[str, Any]) if is_adapter(last) else None
+    path = Path(runs) / (name or source.name or "adopted")
+    model = base or _named_base(last, settings, recipe, _recorded_base(path, source))
     _require_language_model(last, settings)
     reference = _base_reference(model, recipe, _named_revision(model, settings))
     reference = reference.model_copy(update={"dtype": dtype or reference.dtype})
@@ -109,14 +113,14 @@ def adopt(  # noqa: PLR0913  # public: every argument but the source is optional
     if settings is None:
         entries = _fitting(entries, reference, skipped)
     manifest = Manifest(
-        name=name or source.name or "adopted",
+        name=path.name,
         base=reference,
         method=_method(settings),
         source=str(source),
         initial=None if initial is None else str(_require_adapter(Path(initial).resolve())),
         created=now(),
     )
-    run = _create(Path(runs) / manifest.name, manifest, entries, recipe)
+    run = _create(path, manifest, entries, recipe)
     logger.info("adopted %s as %s: %d checkpoints", source, run.path, len(run.steps))
     for sentence in skipped:
         on_skip(sentence)
@@ -255,11 +259,27 @@ def _trained_architecture(adapter: Path, base: Path) -> str | None:
     return None if is_whole or "text_config" not in config else "AutoModelForCausalLM"
 
 
-def _named_base(last: Path, settings: Mapping[str, Any] | None, recipe: Recipe | None) -> str:
-    if settings and settings.get("base_model_name_or_path"):
-        return str(settings["base_model_name_or_path"])
-    if recipe is not None:
-        return recipe.base.model
+def _recorded_base(path: Path, source: Path) -> str | None:
+    """The base of the run that was adopted from the same folder before."""
+    if not is_run(path):
+        return None
+    manifest = Run.open(path).manifest
+    return manifest.base.model if manifest.source == str(source) else None
+
+
+def _named_base(
+    last: Path, settings: Mapping[str, Any] | None, recipe: Recipe | None, recorded: str | None
+) -> str:
+    """The base by the adapter's configuration, the recipe, or an earlier adoption, in this order.
+
+    A folder that the adapter's configuration names, and that is gone, comes last.
+    """
+    named = str((settings or {}).get("base_model_name_or_path") or "")
+    is_gone = Path(named).is_absolute() and not Path(named).is_dir()
+    in_recipe = recipe.base.model if recipe is not None else None
+    found = ("" if is_gone else named) or in_recipe or recorded or named
+    if found:
+        return found
     raise UsageError(
         f"{last} does not say which model it was trained from. Name it: `--base NAME-OR-FOLDER`."
     )
@@ -270,7 +290,7 @@ def _named_revision(model: str, settings: Mapping[str, Any] | None) -> str | Non
 
     It says nothing of another model that the user names as the base, nor of a folder.
     """
-    is_pinned = settings and settings.get("revision") and not Path(model).is_dir()
+    is_pinned = settings and settings.get("revision") and not Path(base_name(model)).is_absolute()
     if not settings or not is_pinned or settings.get("base_model_name_or_path") != model:
         return None
     return str(settings["revision"])
@@ -280,7 +300,7 @@ def _base_reference(model: str, recipe: Recipe | None, revision: str | None) -> 
     """The base, by the recipe's settings; a revision that the recipe names is preferred."""
     section = recipe.base if recipe is not None else None
     bare = BaseModelReference(
-        model=str(Path(model).resolve()) if Path(model).is_dir() else model,
+        model=base_name(model),
         revision=(section.revision if section else None) or revision,
         dtype=section.dtype if section else "auto",
         trust_remote_code=section.trust_remote_code if section else False,
@@ -365,20 +385,10 @@ def _create(
     """A new run, or the run adopted from the same source before, with newer checkpoints added."""
     if is_run(path):
         run = Run.open(path)
-        if run.manifest.source != manifest.source:
-            raise RunError(
-                f"{path} is already a run of {run.manifest.source or 'backtrack'}. Choose another "
-                "--name."
-            )
-        if run.manifest.base.fingerprint != manifest.base.fingerprint:
-            raise RunError(f"{path} was adopted with another base. Choose another --name.")
-        if manifest.base.dtype not in {"auto", run.manifest.base.dtype}:
-            raise RunError(
-                f"{path} was adopted with dtype {run.manifest.base.dtype}, for which its scores "
-                f"hold. For {manifest.base.dtype} choose another --name."
-            )
-        if manifest.initial is not None and manifest.initial != run.manifest.initial:
-            run = _with_initial(run, manifest.initial)
+        _require_same_run(run, manifest, entries)
+        renewed = _renewed(run.manifest, manifest)
+        if renewed != run.manifest:
+            run.write_manifest(renewed)
     else:
         run = Run.create(path, manifest)
     if recipe is not None:
@@ -455,8 +465,49 @@ def _folders_around(last: CheckpointEntry, source: Path) -> Iterator[Path]:
         yield folder / "huggingface"
 
 
-def _with_initial(run: Run, initial: str) -> Run:
-    """Record the folder of the initial adapter in the manifest, and reopen the run."""
-    manifest = run.manifest.model_copy(update={"initial": initial})
-    write_atomically(run.path / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
-    return Run.open(run.path)
+def _renewed(old: Manifest, new: Manifest) -> Manifest:
+    """The manifest with folders and base as they are named now."""
+    base = new.base
+    if old.base.fingerprint == base.fingerprint:
+        base = old.base.model_copy(update={"model": base.model, "revision": base.revision})
+    initial = new.initial or old.initial
+    return old.model_copy(update={"source": new.source, "base": base, "initial": initial})
+
+
+def _require_same_run(run: Run, manifest: Manifest, entries: list[CheckpointEntry]) -> None:
+    """Raise an error unless a run was adopted from these checkpoints and this base.
+
+    A source that is gone may have moved: then the recorded checkpoints must be among these. A run
+    without measurements may be adopted again with another base.
+    """
+    old, path = run.manifest, run.path
+    if old.source != manifest.source and not _has_moved(run, entries):
+        raise RunError(
+            f"{path} is already a run of {old.source or 'backtrack'}. "
+            f"{_under_another_name(manifest)}"
+        )
+    if manifest.base.dtype not in {"auto", old.base.dtype}:
+        raise RunError(
+            f"{path} was adopted with dtype {old.base.dtype}, for which its scores hold. "
+            f"{_under_another_name(manifest)}"
+        )
+    is_measured = (path / "measurements.jsonl").exists()
+    if is_measured and old.base.fingerprint != manifest.base.fingerprint:
+        raise RunError(
+            f"{path} was adopted and measured with another base, {old.base.model}. "
+            f"{_under_another_name(manifest)}"
+        )
+
+
+def _has_moved(run: Run, entries: list[CheckpointEntry]) -> bool:
+    found = {entry.step: entry.sha256 for entry in entries}
+    source = run.manifest.source
+    is_gone = source is not None and not Path(source).exists()
+    return is_gone and all(found.get(entry.step) == entry.sha256 for entry in run.entries())
+
+
+def _under_another_name(manifest: Manifest) -> str:
+    """What to do if the name of the run is taken."""
+    base = manifest.base.model
+    again = command("adopt", manifest.source, "--base", base, "--name", "NAME")
+    return f"Choose another name: {again}."

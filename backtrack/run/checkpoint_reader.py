@@ -17,14 +17,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from backtrack.errors import CheckpointError, RunError
+from backtrack.formatting import command
 from backtrack.run.bits import TORCH_NAMES, tensor_of
 from backtrack.run.checkpoint_writer import weight_files
 from backtrack.run.codec import CODED_FILE
 from backtrack.run.coded_chain import read_bits, verified_folder
-from backtrack.run.foreign_formats import read_foreign
+from backtrack.run.foreign.formats import read_foreign
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from torch import Tensor
 
@@ -139,13 +140,16 @@ def base_folder(reference: BaseModelReference) -> Path:
     Raises:
         RunError: It is neither a folder nor available from the Hub.
     """
-    if Path(reference.model).is_dir():
-        return Path(reference.model)
+    folder = Path(reference.model)
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute():
+        raise RunError(f"there is no folder {folder}, the base. {_naming(reference)}")
     from huggingface_hub import snapshot_download
 
     code = ["*.py"] if reference.trust_remote_code else []
     try:
-        folder = snapshot_download(
+        cached = snapshot_download(
             reference.model,
             revision=reference.revision,
             allow_patterns=["*.safetensors", "*.json", "*.jinja", *_VOCABULARIES, *code],
@@ -155,9 +159,17 @@ def base_folder(reference: BaseModelReference) -> Path:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(
             f"the base {reference.model!r} is neither a local folder nor available from the Hub "
-            f"({reason}). Name its folder with --base."
+            f"({reason}). {_naming(reference)}"
         ) from error
-    return Path(folder)
+    return Path(cached)
+
+
+def _naming(reference: BaseModelReference) -> str:
+    """What to do about a base that is missing, or not the right one."""
+    if reference.run is None:
+        return "Name the right one: `--base NAME-OR-FOLDER`."
+    rebase = command("rebase", reference.run, "--base", "NAME-OR-FOLDER")
+    return f"Say where the base is: {rebase}."
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
@@ -190,20 +202,28 @@ def verify_base(reference: BaseModelReference) -> Path:
     """
     folder = base_folder(reference)
     if reference.fingerprint:
-        _compare(reference.fingerprint, fingerprint(folder), folder)
+        require_same_base(reference, fingerprint(folder), folder)
     return folder
 
 
-def _compare(expected: Mapping[str, str], found: Mapping[str, str], folder: Path) -> None:
-    differing = _first_differences(expected, found)
+def require_same_base(
+    reference: BaseModelReference, found: Mapping[str, str], folder: Path
+) -> None:
+    """Raise an error unless a base has the recorded fingerprint.
+
+    Args:
+        reference: The run's base.
+        found: The fingerprint of the base in `folder`.
+        folder: Where it is.
+
+    Raises:
+        RunError: Names some of the tensors that differ.
+    """
+    names = sorted(reference.fingerprint.keys() | found.keys())
+    differing = [name for name in names if reference.fingerprint.get(name) != found.get(name)]
     if differing:
+        first = ", ".join(map(repr, differing[:3]))
         raise RunError(
             f"{folder} is not the base this run was trained on: {len(differing)} of "
-            f"{len(expected)} tensors differ, first {differing[0]!r}. Name the right base with "
-            "--base, or adopt the run again."
+            f"{len(names)} tensors differ, first {first}. {_naming(reference)}"
         )
-
-
-def _first_differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
-    names: Iterable[str] = sorted(set(expected) | set(found))
-    return [name for name in names if expected.get(name) != found.get(name)]

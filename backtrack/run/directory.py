@@ -11,7 +11,8 @@
 
 Promised: what was whole when a process was killed is read back whole. A missing checkpoint folder
 raises an error that names the step; it is never skipped. One thread may write checkpoints through
-a `Run` while others read its index.
+a `Run` while others read its index. A run can be moved: `backtrack.records.places` says how its
+files name others.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from backtrack.errors import PointError, RunError
+from backtrack.formatting import command
 from backtrack.point import Point
 from backtrack.recipe import ChoosingRecipe, Recipe
+from backtrack.recipe.loading import with_paths
 from backtrack.records import CheckpointEntry, Manifest, Measurement
+from backtrack.records.places import Places
 from backtrack.records.record import short_digest
 from backtrack.records.selection import Selection
 from backtrack.records.sweep import Sweep
@@ -38,7 +42,7 @@ from backtrack.run.files import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from backtrack.records import BaseModelReference
 
@@ -57,7 +61,6 @@ CHOOSING = "recipe.choosing.json"
 """Recipe of measuring and choosing, where it is not that of training, which is never changed."""
 
 _GIVE_AGAIN = "Restore it from a copy, or delete it and give the recipe with --recipe FILE."
-_CHOOSE_AGAIN = "Choose again: `backtrack select`."
 
 
 class Run:
@@ -69,10 +72,13 @@ class Run:
         recipe: How it was trained; None if it was adopted.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, recipe: Recipe | None) -> None:
+    def __init__(
+        self, path: Path, manifest: Manifest, recipe: Recipe | None, home: Path | None = None
+    ) -> None:
         self.path = path
         self.manifest = manifest
         self.recipe = recipe
+        self._home = (home or path).resolve()
         self._index: Mapping[int, CheckpointEntry] | None = None
         """The last entry of each step; replaced, never changed, since other threads read it."""
         self._index_lock = threading.RLock()
@@ -85,6 +91,7 @@ class Run:
         manifest: Manifest,
         recipe: Recipe | None = None,
         recipe_text: str | None = None,
+        home: Path | None = None,
     ) -> Self:
         """Create a run directory with its manifest and, if given, its recipe.
 
@@ -93,6 +100,7 @@ class Run:
             manifest: What the run is.
             recipe: How it was trained.
             recipe_text: The recipe as the user wrote it.
+            home: Where the directory will be moved before it is opened; None if it stays.
 
         Raises:
             RunError: The directory already holds a run or other files.
@@ -105,12 +113,15 @@ class Run:
         if path.is_dir() and any(path.iterdir()):
             raise RunError(f"{path} is not empty and is not a run. Choose another name.")
         (path / "trajectory").mkdir(parents=True, exist_ok=True)
+        run = cls(path, manifest, recipe, home)
         if recipe_text is not None:
             write_atomically(path / "recipe.yaml", recipe_text)
         if recipe is not None:
-            write_atomically(path / RESOLVED, recipe.model_dump_json(indent=2) + "\n")
-        write_atomically(path / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
-        return cls(path, manifest, recipe)
+            write_atomically(
+                path / RESOLVED, run._written(recipe).model_dump_json(indent=2) + "\n"
+            )
+        run.write_manifest(manifest)
+        return run
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -122,13 +133,51 @@ class Run:
         path = Path(path)
         if not (path / MANIFEST).is_file():
             raise RunError(
-                f"{path} is not a run: it has no {MANIFEST}. Adopt it with `backtrack adopt "
-                f"{path}`."
+                f"{path} is not a run: it has no {MANIFEST}. Adopt it with "
+                f"{command('adopt', path)}."
             )
         remedy = "Restore it from a copy, or adopt the run again."
-        manifest = read_record(path / MANIFEST, Manifest, remedy)
-        logger.info("opened %s: %s of %s", path, manifest.method.kind, manifest.base.model)
-        return cls(path, manifest, _read_recipe(path / RESOLVED))
+        run = cls(path, read_record(path / MANIFEST, Manifest, remedy), None)
+        run.manifest = run._with_changed_paths(run.places.read)
+        if (path / RESOLVED).exists():
+            run.recipe = run._read(read_record(path / RESOLVED, Recipe, _GIVE_AGAIN))
+        logger.info("opened %s: %s of %s", path, run.manifest.method.kind, run.base.model)
+        return run
+
+    @property
+    def places(self) -> Places:
+        """Where paths in the run's files lead from."""
+        before = [Path(folder) for folder in reversed(self.manifest.folders)]
+        return Places((self._home, *(folder for folder in before if folder != self._home)))
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Replace `manifest.json`.
+
+        Args:
+            manifest: The manifest; its paths are absolute.
+        """
+        home = str(self._home)
+        folders = [folder for folder in manifest.folders if folder != home]
+        self.manifest = manifest.model_copy(update={"folders": (*folders, home)})
+        written = self._with_changed_paths(self.places.written)
+        write_atomically(self.path / MANIFEST, written.model_dump_json(indent=2) + "\n")
+
+    def _with_changed_paths(self, change: Callable[[str], str]) -> Manifest:
+        manifest, base = self.manifest, self.manifest.base
+        paths = {"source": manifest.source, "initial": manifest.initial}
+        changed = {name: path and change(path) for name, path in paths.items()}
+        named = base.model_copy(update={"model": change(base.model)})
+        return manifest.model_copy(update={**changed, "base": named})
+
+    def _written(self, recipe: Recipe) -> Recipe:
+        """A recipe with paths as they are written into the run."""
+        return _with_paths(recipe, self.places.written)
+
+    def _read(self, recipe: Recipe) -> Recipe:
+        """A recipe of the run's files, with paths and base as they are now."""
+        base = {"model": self.base.model, "revision": self.base.revision}
+        recipe = _with_paths(recipe, self.places.read)
+        return recipe.model_copy(update={"base": recipe.base.model_copy(update=base)})
 
     @property
     def choosing(self) -> ChoosingRecipe | None:
@@ -141,7 +190,8 @@ class Run:
         """
         path = self.path / CHOOSING
         if self._choosing is None and path.exists():
-            self._choosing = read_record(path, ChoosingRecipe, _GIVE_AGAIN)
+            saved = read_record(path, ChoosingRecipe, _GIVE_AGAIN)
+            self._choosing = saved.model_copy(update={"recipe": self._read(saved.recipe)})
         if self._choosing is None and self.recipe is not None:
             return ChoosingRecipe(recipe=self.recipe)
         return self._choosing
@@ -155,14 +205,16 @@ class Run:
         """Write the recipe of choosing, unless it is that of training."""
         path = self.path / CHOOSING
         if self._choosing is not None:
-            text = self._choosing.model_dump_json(indent=2) + "\n"
+            written = {"recipe": self._written(self._choosing.recipe)}
+            saved = self._choosing.model_copy(update=written)
+            text = saved.model_dump_json(indent=2) + "\n"
             if not path.exists() or path.read_text(encoding="utf-8") != text:
                 write_atomically(path, text)
 
     @property
     def base(self) -> BaseModelReference:
         """The model before training."""
-        return self.manifest.base
+        return self.manifest.base.model_copy(update={"run": str(self.path)})
 
     @property
     def model_digest(self) -> str:
@@ -192,7 +244,8 @@ class Run:
         steps = self.steps
         if not steps:
             raise RunError(
-                f"{self.path} has no complete checkpoint yet. Train first: `backtrack train`."
+                f"{self.path} has no complete checkpoint yet. Train first: "
+                "`backtrack train RECIPE`."
             )
         return Point(step=steps[-1], alpha=1.0)
 
@@ -239,22 +292,18 @@ class Run:
             RunError: The folder is missing, or lies outside a run that was not adopted.
         """
         entry = self.entry(step)
-        folder = Path(entry.folder)
-        if not folder.is_absolute():
-            folder = self.trajectory / folder
-            if not folder.resolve().is_relative_to(self.trajectory.resolve()):
-                raise RunError(
-                    f"{self.trajectory / INDEX}: step {step} points outside the run: "
-                    f"{entry.folder!r}."
-                )
-        elif self.manifest.source is None:
+        folder = self.trajectory / entry.folder
+        is_inside = folder.resolve().is_relative_to(self.trajectory.resolve())
+        if not is_inside and self.manifest.source is None:
             raise RunError(
                 f"{self.trajectory / INDEX}: step {step} points outside the run: {entry.folder!r}."
             )
         if not folder.is_dir():
+            again = command("adopt", "FOLDER", "--name", self.path.name)
+            moved = f" If it has moved: {again}."
             raise RunError(
-                f"the checkpoint of step {step} is missing: {folder} is not a folder. Restore it, "
-                "or adopt the run again."
+                f"the checkpoint of step {step} is missing: {folder} is not a folder. Restore it."
+                f"{moved if self.manifest.source else ''}"
             )
         return folder
 
@@ -262,7 +311,8 @@ class Run:
         """Append to the index; the last line of a step counts."""
         with self._index_lock:
             index = self._read_index()
-            append_line(self.trajectory / INDEX, entry.model_dump_json(exclude_defaults=True))
+            written = _moved(entry, self._trajectory_places.written)
+            append_line(self.trajectory / INDEX, written.model_dump_json(exclude_defaults=True))
             self._index = {**index, entry.step: entry}
 
     def drop_entry(self, step: int) -> None:
@@ -286,7 +336,7 @@ class Run:
     def selection(self) -> Selection | None:
         """The latest selection, if there is one."""
         path = self.path / "selection.json"
-        return read_record(path, Selection, _CHOOSE_AGAIN) if path.exists() else None
+        return read_record(path, Selection, self._choose_again) if path.exists() else None
 
     @property
     def is_searched(self) -> bool:
@@ -303,13 +353,17 @@ class Run:
         write_atomically(path, selection.model_dump_json(indent=2) + "\n")
         return path
 
+    @property
+    def _choose_again(self) -> str:
+        return f"Choose again: {command('select', self.path)}."
+
     def sweep(self) -> Sweep | None:
         """The choices at other weights and bounds; None if the latest selection has no sweep."""
         path = self.path / "sweep.json"
         selection = self.selection()
         if selection is None or not path.exists():
             return None
-        sweep = read_record(path, Sweep, _CHOOSE_AGAIN)
+        sweep = read_record(path, Sweep, self._choose_again)
         return sweep if sweep.created == selection.created else None
 
     def write_sweep(self, sweep: Sweep | None) -> None:
@@ -333,8 +387,18 @@ class Run:
     def _index_of_file(self) -> dict[int, CheckpointEntry]:
         path = self.trajectory / INDEX
         entries = read_lines(path, CheckpointEntry, skips_invalid=True)
-        return {entry.step: entry for entry in entries}
+        read = self._trajectory_places.read
+        return {entry.step: _moved(entry, read) for entry in entries}
+
+    @property
+    def _trajectory_places(self) -> Places:
+        return self.places.inside("trajectory")
 
 
-def _read_recipe(path: Path) -> Recipe | None:
-    return read_record(path, Recipe, _GIVE_AGAIN) if path.exists() else None
+def _with_paths(recipe: Recipe, change: Callable[[str], str]) -> Recipe:
+    return Recipe.model_validate(with_paths(recipe.model_dump(mode="json"), change))
+
+
+def _moved(entry: CheckpointEntry, change: Callable[[str], str]) -> CheckpointEntry:
+    source = entry.source and change(entry.source)
+    return entry.model_copy(update={"folder": change(entry.folder), "source": source})

@@ -29,6 +29,7 @@ import torch
 from peft.utils.other import get_pattern_key
 
 from backtrack.errors import PlacementError
+from backtrack.formatting import command
 from backtrack.run.checkpoint_reader import read_tensors, shapes
 from backtrack.run.checkpoint_writer import is_adapter
 from backtrack.run.directory import INITIAL
@@ -85,12 +86,13 @@ def read_initial(run: Run, config: PeftConfig, folder: Path) -> dict[str, Tensor
     init = getattr(config, "init_lora_weights", True)
     if init in REPRODUCIBLE:
         return None
+    adopt = command("adopt", run.manifest.source or folder.parent, "--initial", "FOLDER")
     what = "pissa_backup" if folder.name == "pissa_backup" else f"init_lora_weights={init!r}"
     raise PlacementError(
         f"{folder}: {what} subtracted its initial factors from the base, and they cannot be "
         "computed again from the base alone, so no strength would lead back to it. Needed is the "
         "adapter as saved before the first step, a folder with adapter_config.json and "
-        "adapter_model.safetensors: name it with `backtrack adopt --initial FOLDER`, or copy it "
+        f"adapter_model.safetensors: name it with {adopt}, or copy it "
         f"to {folder.parent / 'pissa_init'}. Or convert the adapter when saving it "
         "(`path_initial_model_for_weight_conversion` of PEFT's save_pretrained) and adopt that."
     )

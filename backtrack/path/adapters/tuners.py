@@ -273,7 +273,7 @@ def require_quantizable(config: Any, form: str, where: str) -> None:
     Raises:
         PlacementError: Names the reason and what to do.
     """
-    remedy = "Give the base in full precision: without `quantization`, or another with --base."
+    remedy = "Give a base in full precision: without `quantization`, and not packed on disk."
     if form == "merged":
         raise PlacementError(
             f"{where}: a merged point on a quantized base would be quantized again, which moves "

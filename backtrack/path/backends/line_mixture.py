@@ -9,6 +9,7 @@ from backtrack.errors import PlacementError
 from backtrack.path.adapters.strength import relative_strength
 from backtrack.path.backends.end_storage import store_end
 from backtrack.path.curves import line
+from backtrack.records.places import ANOTHER_BASE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -113,5 +114,6 @@ def _require_shapes(trained: Tensors, base: Tensors, step: int) -> None:
         raise PlacementError(
             f"step {step}: {len(wrong)} tensors do not fit the base. The first is {wrong[0]!r}, "
             f"of shape {tuple(trained[wrong[0]].shape)} in the checkpoint and "
-            f"{tuple(base[wrong[0]].shape)} in the base. Was the run trained on another base?"
+            f"{tuple(base[wrong[0]].shape)} in the base. Was the run trained on another base? "
+            f"{ANOTHER_BASE}"
         )

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from backtrack.errors import PlacementError
 from backtrack.path.models.loading import load_model
+from backtrack.records.places import ANOTHER_BASE
 from backtrack.run.checkpoint_reader import read_checkpoint
 from backtrack.run.model_files import model_files
 
@@ -60,7 +61,7 @@ class FullCheckpoint:
         if differing:
             raise PlacementError(
                 f"{self.run.folder(self.step)}: {len(differing)} tensors do not fit the base. The "
-                f"first is {differing[0]!r}. Was the run trained on another base?"
+                f"first is {differing[0]!r}. Was the run trained on another base? {ANOTHER_BASE}"
             )
         return trained
 

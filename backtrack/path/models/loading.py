@@ -15,6 +15,7 @@ from backtrack.path.adapters.handles import plain_name
 from backtrack.path.adapters.tuners import tuner_of
 from backtrack.path.models.architecture import class_and_config
 from backtrack.path.models.embeddings import fit_vocabulary, vocabulary_size
+from backtrack.records.places import ANOTHER_BASE
 from backtrack.run.checkpoint_reader import base_folder, read_tensors, verify_base
 from backtrack.run.files import read_record
 
@@ -206,7 +207,7 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     except Exception as error:
         raise PlacementError(
             f"the adapter in {folder} does not fit the base: {first_line(error)} "
-            "Was it trained on another base? Give the right one with --base."
+            f"Was it trained on another base? {ANOTHER_BASE}"
         ) from error
     _require_all_used(model, tensors, folder)
     with torch.no_grad():
@@ -236,7 +237,7 @@ def _require_all_used(model: PeftModel, tensors: Mapping[str, Tensor], folder: P
         side = "missing from the adapter" if differing[0] in expected else "not in the model"
         raise PlacementError(
             f"{folder}: {len(differing)} tensors do not fit the base, first {differing[0]!r} "
-            f"({side}). Was it trained on another base? Give the right one with --base."
+            f"({side}). Was it trained on another base? {ANOTHER_BASE}"
         )
 
 

@@ -9,7 +9,7 @@ import json
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from peft import PeftType
+from peft import PeftModel, PeftType
 from safetensors.torch import save_file
 from transformers import GenerationConfig
 
@@ -29,15 +29,20 @@ MAX_SHARD = "5GB"
 """Largest file of a written model, as `save_pretrained` takes it."""
 
 
-def save_model(model: Any, folder: Path, *, is_untied: bool = False) -> None:
+def save_model(model: Any, folder: Path, base: str, *, is_untied: bool = False) -> None:
     """Write a model at its current point: the adapter of a `PeftModel`, else the whole model.
 
     Args:
         model: The live model of a placement.
         folder: Folder to write into; created if missing.
+        base: Hub name or folder of the base, for the adapter's configuration: the one in the
+            checkpoint's may no longer be there.
         is_untied: Write a head that is tied to the embedding as a separate tensor, and record it
             as untied in config.json.
     """
+    if isinstance(model, PeftModel):
+        for config in model.peft_config.values():
+            config.base_model_name_or_path = base
     with untied(model) if is_untied else nullcontext(), _plain_generation(model):
         model.save_pretrained(str(folder), max_shard_size=MAX_SHARD)
     _make_uniform(folder)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from backtrack import formatting
 from backtrack.errors import SelectionError, UsageError
 from backtrack.recipe import SelectSection
 from backtrack.records.record import now
@@ -389,5 +390,6 @@ def _points_left_out(evaluator: Evaluator, table: ScoreTable) -> Iterator[str]:
         yield (
             f"{len(others)} measured points were left out, first {others[0]}: measured under "
             "another setting, from a checkpoint that was replaced, or without one of the "
-            "objectives. `backtrack runs RUN --settings` lists them."
+            f"objectives. {formatting.command('runs', evaluator.run.path, '--settings')} lists "
+            "them."
         )

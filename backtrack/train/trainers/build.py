@@ -6,7 +6,6 @@ MiLoRA's initialization, learning rates by layer.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +23,7 @@ from backtrack.errors import PlacementError, RecipeError, RunError, UsageError
 from backtrack.path.adapters.tuners import require_quantizable
 from backtrack.path.models.loading import quantization_options
 from backtrack.recipe import FullMethod, PeftMethod
+from backtrack.records.places import base_name
 from backtrack.train.methods.adalora import AdaLoraCallback, orthogonality, set_total_step
 from backtrack.train.methods.configs import MILORA, peft_config
 from backtrack.train.methods.milora import MiloraCallback, double_rank
@@ -38,6 +38,7 @@ from backtrack.train.trajectory.initializations import BASE_CHANGING_INITIALIZAT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from peft import PeftConfig
     from trl.trainer.grpo_config import GRPOConfig
@@ -252,7 +253,7 @@ def load_pretrained(kind: Any, base: BaseSection, **fields: Any) -> Any:
     """
     try:
         return kind.from_pretrained(
-            _source(base),
+            base_name(base.model),  # absolute, since PEFT writes it into adapters
             revision=base.revision,
             trust_remote_code=base.trust_remote_code,
             **fields,
@@ -262,9 +263,3 @@ def load_pretrained(kind: Any, base: BaseSection, **fields: Any) -> Any:
             f"the base {base.model!r} cannot be loaded by {kind.__name__}: "
             f"{' '.join(str(error).split())}"
         ) from error
-
-
-def _source(base: BaseSection) -> str:
-    """Return folder or Hub name; a folder as absolute path, since PEFT writes it into adapters."""
-    folder = Path(base.model)
-    return str(folder.resolve()) if folder.is_dir() else base.model

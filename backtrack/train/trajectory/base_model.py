@@ -20,6 +20,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from backtrack.errors import CheckpointError, RunError, UsageError
 from backtrack.records import BaseModelReference
+from backtrack.records.places import base_name
 from backtrack.records.run import BITSANDBYTES_FIELDS
 from backtrack.run.checkpoint_reader import base_folder, fingerprint
 from backtrack.run.checkpoint_writer import weight_files
@@ -43,9 +44,8 @@ def reference_to(name: str | Path, *, dtype: str = "auto", **fields: Any) -> Bas
         RunError: There is no such base.
         CheckpointError: Its weights are not safetensors, or are truncated.
     """
-    folder = Path(name)
-    model = str(folder.resolve()) if folder.is_dir() else str(name)
-    reference = BaseModelReference.model_validate({"model": model, "dtype": dtype, **fields})
+    facts = {"model": base_name(str(name)), "dtype": dtype, **fields}
+    reference = BaseModelReference.model_validate(facts)
     if "quantization_config" in read_record(
         base_folder(reference) / "config.json", dict[str, Any]
     ):

@@ -71,7 +71,7 @@ def create_run(  # noqa: PLR0913  # the facts a manifest needs
             versions=_versions(),
             created=now(),
         )
-        run = Run.create(staging / "run", manifest, recipe, recipe_text)
+        run = Run.create(staging / "run", manifest, recipe, recipe_text, home=path)
         _save_model_files(model, tokenizer, run.path / MODEL_FILES)
         save_initial_adapter(
             model, run.path / INITIAL, is_untrained=is_untrained, is_sharded=weights is not None

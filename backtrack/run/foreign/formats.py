@@ -6,7 +6,7 @@
 | `zero` | DeepSpeed ZeRO 1 to 3 | `*_model_states.pt`; in stage 3 also `*_optim_states.pt` |
 | `shards` | verl: one file per process | `model_world_size_*_rank_*.pt` |
 
-All are pickles. They are parsed as data (`backtrack.run.inert_pickle`) and never unpickled.
+All are pickles. They are parsed as data (`inert_pickle`, beside this) and never unpickled.
 Whole models only: tensor names must be the base's, under one common prefix. Optimizer states are
 ignored. ZeRO-3's fp32 weights are rounded to the 16-bit dtype named in its configuration.
 """
@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from backtrack.errors import CheckpointError
+from backtrack.records.places import ANOTHER_BASE
 from backtrack.run.bits import Bits, bits_of, tensor_of, unsigned
-from backtrack.run.inert_pickle import (
+from backtrack.run.foreign.inert_pickle import (
     Archive,
     Call,
     attributes,
@@ -151,7 +152,7 @@ def _by_base(found: Iterable[str], base: Iterable[str]) -> dict[str, str]:
         raise CheckpointError(
             f"{len(missing)} of the base's tensors are missing, first {missing[0]!r}."
             f"{hint if any('lora_' in name for name in plain) else ''} Was it trained on another "
-            "base? Name the right one with --base."
+            f"base? {ANOTHER_BASE}"
         )
     return kept
 
