@@ -27,6 +27,7 @@ Quantization = (
 """How bitsandbytes quantizes a model on loading: `4bit` is NF4 with double quantization as in
 QLoRA, `8bit` is LLM.int8; or fields of transformers' `BitsAndBytesConfig`."""
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
 Storage = Literal["plain", "coded", "dcp", "zero", "shards"]
 
 

@@ -31,7 +31,7 @@ from backtrack.run.checkpoint_writer import (
 from backtrack.run.directory import Run
 from backtrack.run.files import read_record
 from backtrack.run.finding import is_run
-from backtrack.run.foreign_formats import find_weights, foreign_shapes, weight_files_of
+from backtrack.run.foreign.formats import find_weights, foreign_shapes, weight_files_of
 from backtrack.run.model_files import keep_model_files
 
 if TYPE_CHECKING:
@@ -453,6 +453,18 @@ def _tell_replaced(run: Run, steps: Sequence[int]) -> None:
         )  # fmt: skip
 
 
+def _folders_around(last: CheckpointEntry, source: Path) -> Iterator[Path]:
+    """Folders in which a checkpoint's files may lie, from its weights up to the adopted folder.
+
+    FSDP and verl keep them beside the shards; some trainers keep the tokenizer at the top only.
+    """
+    weights = Path(last.source or last.folder)
+    parents = [p for p in weights.parents if p.is_relative_to(source)]
+    for folder in dict.fromkeys([weights, *parents, source]):
+        yield folder
+        yield folder / "huggingface"
+
+
 def _renewed(old: Manifest, new: Manifest) -> Manifest:
     """The manifest with folders and base as they are named now."""
     base = new.base
@@ -472,6 +484,11 @@ def _require_same_run(run: Run, manifest: Manifest, entries: list[CheckpointEntr
     if old.source != manifest.source and not _has_moved(run, entries):
         raise RunError(
             f"{path} is already a run of {old.source or 'backtrack'}. "
+            f"{_under_another_name(manifest)}"
+        )
+    if manifest.base.dtype not in {"auto", old.base.dtype}:
+        raise RunError(
+            f"{path} was adopted with dtype {old.base.dtype}, for which its scores hold. "
             f"{_under_another_name(manifest)}"
         )
     is_measured = (path / "measurements.jsonl").exists()
@@ -499,15 +516,3 @@ def _under_another_name(manifest: Manifest) -> str:
     base = manifest.base.model
     again = command("adopt", manifest.source, "--base", base, "--name", "NAME")
     return f"Choose another name: {again}."
-
-
-def _folders_around(last: CheckpointEntry, source: Path) -> Iterator[Path]:
-    """Folders in which a checkpoint's files may lie, from its weights up to the adopted folder.
-
-    FSDP and verl keep them beside the shards; some trainers keep the tokenizer at the top only.
-    """
-    weights = Path(last.source or last.folder)
-    parents = [p for p in weights.parents if p.is_relative_to(source)]
-    for folder in dict.fromkeys([weights, *parents, source]):
-        yield folder
-        yield folder / "huggingface"

@@ -22,7 +22,7 @@ from backtrack.run.bits import TORCH_NAMES, tensor_of
 from backtrack.run.checkpoint_writer import weight_files
 from backtrack.run.codec import CODED_FILE
 from backtrack.run.coded_chain import read_bits, verified_folder
-from backtrack.run.foreign_formats import read_foreign
+from backtrack.run.foreign.formats import read_foreign
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

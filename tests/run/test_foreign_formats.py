@@ -24,7 +24,7 @@ from backtrack.point import Point
 from backtrack.run.adopt import adopt
 from backtrack.run.checkpoint_reader import read_checkpoint
 from backtrack.run.directory import Run
-from backtrack.run.inert_pickle import Archive, Call, Name, parse
+from backtrack.run.foreign.inert_pickle import Archive, Call, Name, parse
 from tests.models import jitter, make_base, make_tokenizer
 
 HERE = Path(__file__).parent
