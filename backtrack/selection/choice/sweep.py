@@ -162,11 +162,11 @@ def _bounded(outcome: Outcome) -> Floats:
     target, general = (scores.bounded_role(role) for role in ROLES)
     gains = target.minus(base)
     shares = _SHARES if target.gain(base, outcome.final) else (0.0,)
-    judged = [target, general.minus(base), *(gains.minus(outcome.final, s) for s in shares)]
+    bounded = [target, general.minus(base), *(gains.minus(outcome.final, s) for s in shares)]
     for objective in scores.objectives:
         score = scores.bounded_objective(objective.name)
-        judged += [score, score.minus(base)]
-    return np.array([each.values - outcome.margin * each.errors for each in judged]).T
+        bounded += [score, score.minus(base)]
+    return np.array([each.values - outcome.margin * each.errors for each in bounded]).T
 
 
 def _tops(ranked: Sequence[int], bounded: Floats) -> list[int]:

@@ -137,14 +137,14 @@ class RoleScores:
         )
 
     def bounded_role(self, role: Role) -> BoundedScore:
-        """Smoothed score of a role, in points, as bounds judge it."""
+        """Smoothed score of a role, in points, as bounds take it."""
         smoothed, row = self.smoothed, ROLES.index(role)
         names = [objective.name for objective in of_role(self.objectives, role)]
         num_items = sum(len(self.table.setting.item_ids[name]) for name in names)
         return BoundedScore(smoothed.smoothed[row], smoothed.smoothed_samples[row], num_items)
 
     def bounded_objective(self, name: str) -> BoundedScore:
-        """Smoothed score of an objective, as bounds judge it (see `objective_bounds`)."""
+        """Smoothed score of an objective, as bounds take it (see `objective_bounds`)."""
         (objective,) = [o for o in self.objectives if o.name == name]
         yardstick, estimates = self.yardsticks[name], self.table.estimates[name]
         slope = 100 / (yardstick.hundred - yardstick.zero or 1.0)
