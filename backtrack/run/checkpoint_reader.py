@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,10 @@ from backtrack.run.bits import tensor_of
 from backtrack.run.checkpoint_writer import weight_files
 from backtrack.run.codec import CODED_FILE
 from backtrack.run.coded_chain import read_bits, verified_folder
-from backtrack.run.foreign_formats import read_foreign
+from backtrack.run.foreign_formats import plain_names, read_foreign
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from torch import Tensor
 
@@ -56,6 +57,8 @@ def read_checkpoint(run: Run, step: int) -> dict[str, Tensor]:
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Every tensor of a folder's safetensors files, on the CPU, by name.
 
+    What compilers and wrappers add to the names (`_orig_mod.`, `module.`) is left out.
+
     Raises:
         CheckpointError: No weights, truncated files, or a value that is not finite.
     """
@@ -66,34 +69,48 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         )
     tensors: dict[str, Tensor] = {}
     for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{path} is truncated or not a safetensors file: {error}."
-            ) from error
+        with _opened(path) as file:
+            tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     require_finite(tensors, str(folder))
-    return tensors
+    return {plain: tensors[name] for name, plain in plain_names(tensors).items()}
 
 
 def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor in a folder's safetensors files; no weights are read.
+    """The shape of every tensor in a folder's safetensors files, by the names of `read_tensors`.
+
+    No weights are read.
 
     Raises:
         CheckpointError: No weights, or truncated files.
     """
+    found = _stored_shapes(folder)
+    return {plain: found[name] for name, plain in plain_names(found).items()}
+
+
+def has_stock_names(folder: Path) -> bool:
+    """Whether stock libraries know the tensors of a folder under the names in its files."""
+    return all(name == plain for name, plain in plain_names(_stored_shapes(folder)).items())
+
+
+def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     result: dict[str, tuple[int, ...]] = {}
     for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118
-                    result[name] = tuple(file.get_slice(name).get_shape())
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{path} is truncated or not a safetensors file: {error}."
-            ) from error
+        with _opened(path) as file:
+            for name in file.keys():  # noqa: SIM118
+                result[name] = tuple(file.get_slice(name).get_shape())
     return result
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """An open safetensors file; whatever is wrong with it is a `CheckpointError`."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is truncated or not a safetensors file: {error}."
+        ) from error
 
 
 def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
@@ -145,17 +162,10 @@ def fingerprint(folder: Path) -> dict[str, str]:
     """
     result: dict[str, str] = {}
     for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file, ThreadPoolExecutor() as pool:
-                names = sorted(file.keys())
-                hashes = pool.map(
-                    lambda name, file=file: _tensor_digest(file.get_tensor(name)), names
-                )
-                result |= dict(zip(names, hashes, strict=True))
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{path} is truncated or not a safetensors file: {error}."
-            ) from error
+        with _opened(path) as file, ThreadPoolExecutor() as pool:
+            names = sorted(file.keys())
+            hashes = pool.map(lambda name, file=file: _tensor_digest(file.get_tensor(name)), names)
+            result |= dict(zip(names, hashes, strict=True))
     return result
 
 

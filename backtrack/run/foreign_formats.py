@@ -135,10 +135,18 @@ def _described(source: Path) -> Iterator[None]:
         ) from error
 
 
+def plain_names(found: Iterable[str]) -> dict[str, str]:
+    """Each stored name without what compilers and wrappers of a model add to all of its names."""
+    names = {name: _WRAPPERS.sub("", name) for name in found}
+    while names and all(plain.startswith("module.") for plain in names.values()):
+        names = {name: plain.removeprefix("module.") for name, plain in names.items()}
+    return names
+
+
 def _by_base(found: Iterable[str], base: Iterable[str]) -> dict[str, str]:
     """The base's name of each stored name, with the prefix that matches most names removed."""
     expected = set(base)
-    plain = {name: _WRAPPERS.sub("", name) for name in found}
+    plain = plain_names(found)
     options = [
         {name: p.removeprefix(prefix) for name, p in plain.items() if p.startswith(prefix)}
         for prefix in _PREFIXES
@@ -233,7 +241,16 @@ def _zero_shapes(source: Path) -> Shapes:
     groups = sequence(content["param_shapes"])
     shapes = {str(n): sequence(s) for group in groups for n, s in mapping(group).items()}
     frozen = mapping(content.get("frozen_param_shapes") or {})
-    return shapes | {str(name): sequence(shape) for name, shape in frozen.items()}
+    shapes |= {str(name): sequence(shape) for name, shape in frozen.items()}
+    buffers = _zero_buffers(content)
+    return shapes | {n: tensor_shape(value, str(source)) for n, value in buffers.items()}
+
+
+def _zero_buffers(content: Mapping[Any, Any]) -> dict[str, Any]:
+    """The parsed buffers, which are whole in every process's file, in all stages."""
+    module = mapping(content["module"])
+    names = sequence(content.get("buffer_names") or ())
+    return {str(name): module[name] for name in names if name in module}
 
 
 def _zero_read(source: Path) -> dict[str, Bits]:
@@ -280,7 +297,8 @@ def _joined_partitions(
                 Bits("F32", shape, np.concatenate(parts)[: prod(shape)]), dtype
             )
             begin += length
-    return tensors | _frozen(files, content)
+    buffers = {n: files[0].tensor(value) for n, value in _zero_buffers(content).items()}
+    return tensors | _frozen(files, content) | buffers
 
 
 def _frozen(files: list[Archive], content: Mapping[Any, Any]) -> dict[str, Bits]:

@@ -22,8 +22,10 @@ from backtrack.errors import CheckpointError, RunError
 from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.run.adopt import adopt
+from backtrack.run.bits import tensor_of
 from backtrack.run.checkpoint_reader import read_checkpoint
 from backtrack.run.directory import Run
+from backtrack.run.foreign_formats import foreign_shapes, read_foreign
 from backtrack.run.inert_pickle import Archive, Call, Name, parse
 from tests.models import jitter, make_base
 
@@ -102,6 +104,19 @@ def test_deepspeed_checkpoints_are_put_together_in_the_type_that_was_trained(
     fp32 = load_file(source / "expected.safetensors")
     assert_holds(run, 4, {name: tensor.bfloat16() for name, tensor in fp32.items()})
     Placement(run, device="cpu").place(Point(step=4, alpha=0.5))
+
+
+def test_buffers_of_zero_3_are_read(deepspeed: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(deepspeed / "stage3", tmp_path / "stage3") / "global_step4"
+    expected = torch.tensor([1.0, -2.0])
+    for path in source.glob("*_model_states.pt"):
+        content = torch.load(path, weights_only=False)  # noqa: TID251  # kept here, our own
+        content["module"]["router.bias"] = expected
+        content["buffer_names"] = ["router.bias"]
+        torch.save(content, path)
+    base = {*load_file(deepspeed / "base" / "model.safetensors"), "router.bias"}
+    assert foreign_shapes("zero", source, base)["router.bias"] == (2,)
+    assert torch.equal(tensor_of(read_foreign("zero", source, base)["router.bias"]), expected)
 
 
 def test_a_missing_share_of_a_process_is_named(deepspeed: Path, tmp_path: Path) -> None:

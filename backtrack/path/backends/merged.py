@@ -20,7 +20,7 @@ from backtrack.path.backends.line_mixture import LineMixture
 from backtrack.path.curves import rounding
 from backtrack.path.models.embeddings import fit_vocabulary, untie, vocabulary_size
 from backtrack.path.models.full_checkpoint import FullCheckpoint
-from backtrack.path.models.loading import load_base, probe
+from backtrack.path.models.loading import load_base, moving_weights, probe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -59,7 +59,7 @@ class _MergedOnLine:
 
 
 class MergedFullModel(_MergedOnLine):
-    """Full fine-tuning: every parameter moves on the line."""
+    """Full fine-tuning: every parameter and every saved buffer moves on the line."""
 
     tolerance = 0.0
 
@@ -68,19 +68,19 @@ class MergedFullModel(_MergedOnLine):
         self.vocabulary = vocabulary_size(self.model)
         self.probe_base = probe(self.model)
         final = FullCheckpoint.read(run, run.final.step)
-        trained = final.parameters(self.model)
+        trained = final.weights(self.model)
         stock = final.load(str(self.model.dtype).removeprefix("torch."), device)
         self.probe_final = probe(stock, self.vocabulary)
         del stock, final  # free their memory before the ends are stored
         fit_vocabulary(self.model, trained)
-        live = dict(self.model.named_parameters())
+        live = moving_weights(self.model)
         chosen = storage or choose_storage(2 * total_bytes(live), device)
         self.end_storage: EndStorage | None = chosen
         self._line = LineMixture(
             live,
             chosen,
             device,
-            lambda step: FullCheckpoint.read(run, step).parameters(self.model),
+            lambda step: FullCheckpoint.read(run, step).weights(self.model),
         )
         self._line.load(run.final.step, trained)
 

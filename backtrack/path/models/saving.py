@@ -8,14 +8,14 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from peft import PeftType
+from peft import PeftModel, PeftType
 from safetensors.torch import save_file
+from transformers import GenerationConfig
 
 from backtrack.path.adapters.rewritten_base import uniform_lora
 from backtrack.path.models.embeddings import untied
 from backtrack.path.models.loading import read_adapter_config
 from backtrack.run.checkpoint_reader import read_tensors
-from backtrack.run.checkpoint_writer import is_adapter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,9 +33,33 @@ def save_model(model: Any, folder: Path, *, is_untied: bool = False) -> None:
         is_untied: Write a head that is tied to the embedding as a separate tensor, and record it
             as untied in config.json.
     """
+    if isinstance(model, PeftModel):
+        model.save_pretrained(str(folder))
+        _make_uniform(folder)
+        return
     with untied(model) if is_untied else nullcontext():
-        model.save_pretrained(str(folder), max_shard_size=MAX_SHARD)
-    _make_uniform(folder)
+        save_whole_model(model, folder, max_shard_size=MAX_SHARD)
+
+
+def save_whole_model(model: Any, folder: Path, **options: Any) -> None:
+    """Save a plain model as stock transformers does, with its generation config as it is.
+
+    transformers loads a generation config whose settings contradict each other (a temperature
+    without sampling), but refuses to save it.
+
+    Args:
+        model: A transformers model.
+        folder: Folder to write into; created if missing.
+        options: Passed on to `save_pretrained`.
+    """
+    config = model.generation_config
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    try:
+        model.save_pretrained(folder, **options)
+    finally:
+        model.generation_config = config
+    if config is not None:
+        config.to_json_file(folder / "generation_config.json", keys_to_pop=["compile_config"])
 
 
 def _make_uniform(folder: Path) -> None:
@@ -43,8 +67,6 @@ def _make_uniform(folder: Path) -> None:
 
     Releases before 0.32 silently ignore `rank_pattern` and `alpha_pattern`.
     """
-    if not is_adapter(folder):
-        return
     config: Any = read_adapter_config(folder)
     if config.peft_type != PeftType.LORA or not (config.rank_pattern or config.alpha_pattern):
         return
