@@ -196,9 +196,8 @@ def _base_reference(model: str, recipe: Recipe | None, revision: str | None) -> 
     folder = base_folder(bare)
     if is_adapter(folder):
         raise UsageError(
-            f"the base {model} is itself an adapter, and a path from one adapter to another is not "
-            "known here. Merge it into a model (`PeftModel.merge_and_unload`, `save_pretrained`) "
-            "and name that with --base."
+            f"the base {model} is itself an adapter, which no path begins at. Merge it into a "
+            "model (`PeftModel.merge_and_unload`, `save_pretrained`) and name that with --base."
         )
     return bare.model_copy(update={"fingerprint": fingerprint(folder)})
 

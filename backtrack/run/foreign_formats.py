@@ -155,11 +155,15 @@ def _by_base(found: Iterable[str], base: Iterable[str]) -> dict[str, str]:
     kept = {name: short for name, short in best.items() if short in expected}
     missing = sorted(expected - set(kept.values()))
     if missing:
-        hint = " It is an adapter: save it with PEFT, so that adapter_config.json is beside it."
+        if any("lora_" in name for name in plain):
+            cause = "It is an adapter: save it with PEFT, with adapter_config.json beside it."
+        elif kept:
+            cause = "Save it again, whole; or name the base that has its layers with --base."
+        else:
+            cause = "It has no tensor of the base: name the base it was trained from with --base."
         raise CheckpointError(
-            f"{len(missing)} of the base's tensors are missing, first {missing[0]!r}."
-            f"{hint if any('lora_' in name for name in plain) else ''} Was it trained on another "
-            "base? Name the right one with --base."
+            f"{len(missing)} of the base's {len(expected)} tensors are missing, first "
+            f"{missing[0]!r}. {cause}"
         )
     return kept
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
-from peft import PeftModel, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM
 
 from backtrack.errors import (
     BacktrackError,
@@ -24,7 +24,14 @@ from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.run.checkpoint_writer import write_checkpoint
 from backtrack.run.directory import Run
-from tests.models import jitter, make_base, make_full_run, make_manifest, make_peft_run
+from tests.models import (
+    jitter,
+    make_base,
+    make_full_run,
+    make_manifest,
+    make_peft_run,
+    make_tokenizer,
+)
 from tests.path.tuners import configs
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -235,3 +242,22 @@ def test_pickled_weights_are_never_read(bases: dict[str, Path], tmp_path: Path) 
 
     with pytest.raises(RunError, match="pickled"):
         adopt(folder, base=str(bases["float32"]), runs=tmp_path / "runs")
+
+
+@pytest.mark.parametrize("form", ["attached", "merged"])
+def test_lora_on_mamba_is_exact_though_it_computes_otherwise_with_gradients(
+    form: Literal["attached", "merged"], tmp_path: Path
+) -> None:
+    config = MambaConfig(
+        vocab_size=len(make_tokenizer()), hidden_size=32, state_size=8, num_hidden_layers=2
+    )
+    base = tmp_path / "base"
+    torch.manual_seed(0)
+    MambaForCausalLM(config).save_pretrained(base)
+    make_tokenizer().save_pretrained(base)
+    lora = LoraConfig(task_type="CAUSAL_LM", target_modules=["x_proj", "in_proj"], r=4)
+    run = make_peft_run(tmp_path / "run", base, lora)
+    placement = Placement(run, form=form, device="cpu")
+    placement.place(run.final)
+    atol = 0.0 if form == "attached" else 1e-5
+    assert torch.allclose(probe(placement.model), stock(run, 20), atol=atol, rtol=0)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.oft.layer import Linear as OftLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
@@ -78,6 +79,9 @@ def _layer_weights(path: str, module: BaseTunerLayer, adapter: str) -> Iterator[
         yield name, lambda out: _add_low_rank(module, adapter, out)
     elif isinstance(module, OftLinear) and _is_plain_linear(module):
         yield name, lambda out: _rotate_blocks(module, adapter, out)
+    elif isinstance(module, ParamWrapper) and module.num_experts > 1:
+        name = plain_name(f"{path}.{module.parameter_name}")
+        yield name, lambda out: _add_to_experts(module, adapter, out)
     else:
         yield from _merged_by_peft(path, module)
 
@@ -111,6 +115,20 @@ def _add_low_rank(module: Any, adapter: str, out: Tensor) -> None:
     else:
         wide = weight.to(out.device, torch.float32, copy=True)
         out.copy_(wide.addmm_(up, down, alpha=scaling))
+
+
+def _add_to_experts(module: Any, adapter: str, out: Tensor) -> None:
+    """Write `W0 + scaling B A` of each expert into `out`, [experts, ...] in the order of W0."""
+    count = module.num_experts
+    down = module.lora_A[adapter].weight.detach().to(out.device, torch.float32)
+    up = module.lora_B[adapter].weight.detach().to(out.device, torch.float32)
+    down = down.reshape(count, -1, down.shape[-1])  # [experts, rank, in features]
+    up = up.reshape(up.shape[0], -1, count).permute(2, 0, 1)  # [experts, out features, rank]
+    # PEFT notes in this flag which of an expert's axes is the output.
+    is_out_first = module._did_swap_in_out_features  # noqa: SLF001
+    factors = (up, down) if is_out_first else (down.mT, up.mT)
+    wide = module.get_param().detach().to(out.device, torch.float32)
+    out.copy_(wide.baddbmm(*factors, alpha=module.scaling[adapter]))
 
 
 def _rotate_blocks(module: Any, adapter: str, out: Tensor) -> None:

@@ -48,8 +48,8 @@ def last_save(source: Path, entries: Sequence[CheckpointEntry]) -> list[Checkpoi
         reason = "it is not known at which step they were saved"
     if reason is not None:
         raise CheckpointError(
-            f"the weights in {source} itself are none of its checkpoints, and {reason}. To measure "
-            f"them too, copy their files into {source / 'checkpoint-STEP'}."
+            f"the weights in {source} itself are none of its checkpoints, and {reason}. To "
+            f"measure them too, copy their files into {source / 'checkpoint-STEP'}."
         )
     logger.info("%s: the weights beside the checkpoints are step %d", source, saved.step)
     return [saved]

@@ -36,7 +36,7 @@ def save_steps(source: Path, model: Any) -> Path:
     for step in (10, 20):
         jitter(model, 0.05, seed=step)
         model.save_pretrained(str(source / f"checkpoint-{step}"))
-        state = {"global_step": step, "max_steps": 25, "save_steps": 10, "log_history": []}
+        state = {"global_step": step, "max_steps": 25, "save_steps": 10}
         (source / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps(state))
     return source
 
