@@ -29,10 +29,13 @@ from backtrack.run.inert_pickle import (
     Archive,
     Call,
     attributes,
+    count,
+    counts,
     mapping,
     parse,
     sequence,
     tensor_shape,
+    text,
 )
 
 if TYPE_CHECKING:
@@ -182,27 +185,27 @@ def _dcp_tensors(source: Path) -> dict[str, dict[str, Any]]:
     """The metadata of each tensor, by name; other objects are ignored."""
     described = mapping(_metadata(source)["state_dict_metadata"])
     return {
-        str(name): dict(attributes(value))
+        text(name): dict(attributes(value))
         for name, value in described.items()
         if isinstance(value, Call) and value.path.endswith(".TensorStorageMetadata")
     }
 
 
 def _dcp_read(source: Path, name: str, about: Mapping[str, Any], parts: Sequence[_Part]) -> Bits:
-    size = sequence(about["size"])
+    size = counts(about["size"])
     dtype = _DTYPES[sequence(about["properties"].state)[0].path]
     result = np.empty(size, unsigned(dtype))
     filled = 0
     for index, info in parts:
-        path = source / str(info["relative_path"])
+        path = source / text(info["relative_path"])
         if path.parent != source:
             raise CheckpointError(f"{source}/.metadata points outside its folder: {path}.")
         part = _dcp_part(path, info["offset"], info["length"])
-        offset = sequence(index.get("offset")) or (0,) * len(size)
+        offset = counts(index.get("offset")) or (0,) * len(size)
         sizes = next(
-            sequence(chunk["sizes"])
+            counts(chunk["sizes"])
             for chunk in map(attributes, about["chunks"])
-            if sequence(chunk["offsets"]) == offset
+            if counts(chunk["offsets"]) == offset
         )
         where = tuple(slice(o, o + n) for o, n in zip(offset, sizes, strict=True))
         result[where] = part.values.reshape(sizes)
@@ -217,7 +220,7 @@ def _dcp_parts(source: Path) -> dict[str, list[_Part]]:
     parts: dict[str, list[_Part]] = {}
     for key, value in mapping(_metadata(source)["storage_data"]).items():
         index = attributes(key)
-        parts.setdefault(str(index["fqn"]), []).append((index, attributes(value)))
+        parts.setdefault(text(index["fqn"]), []).append((index, attributes(value)))
     return parts
 
 
@@ -243,9 +246,9 @@ def _rank(path: Path) -> int:
 def _zero_shapes(source: Path) -> Shapes:
     content = mapping(_zero_states(source, "model")[0].content)
     groups = sequence(content["param_shapes"])
-    shapes = {str(n): sequence(s) for group in groups for n, s in mapping(group).items()}
+    shapes = {text(n): counts(s) for group in groups for n, s in mapping(group).items()}
     frozen = mapping(content.get("frozen_param_shapes") or {})
-    shapes |= {str(name): sequence(shape) for name, shape in frozen.items()}
+    shapes |= {text(name): counts(shape) for name, shape in frozen.items()}
     buffers = _zero_buffers(content)
     return shapes | {n: tensor_shape(value, str(source)) for n, value in buffers.items()}
 
@@ -253,8 +256,8 @@ def _zero_shapes(source: Path) -> Shapes:
 def _zero_buffers(content: Mapping[Any, Any]) -> dict[str, Any]:
     """The parsed buffers, which are whole in every process's file, in all stages."""
     module = mapping(content["module"])
-    names = sequence(content.get("buffer_names") or ())
-    return {str(name): module[name] for name in names if name in module}
+    names = map(text, sequence(content.get("buffer_names") or ()))
+    return {name: module[name] for name in names if name in module}
 
 
 def _zero_read(source: Path) -> dict[str, Bits]:
@@ -268,7 +271,7 @@ def _zero_read(source: Path) -> dict[str, Bits]:
     stage = content["ds_config"]["zero_optimization"]["stage"]
     if stage <= 2:  # each process has the whole model
         module = mapping(content["module"])
-        return {str(name): files[0].tensor(value) for name, value in module.items()}
+        return {text(name): files[0].tensor(value) for name, value in module.items()}
     return _joined_partitions(source, files, content)
 
 
@@ -277,10 +280,10 @@ def _joined_partitions(
 ) -> dict[str, Bits]:
     """The tensors of ZeRO-3, each concatenated from the processes' partitions."""
     optimizers = _zero_states(source, "optim")
-    if len(optimizers) != content["dp_world_size"]:
+    world = count(content["dp_world_size"])
+    if len(optimizers) != world:
         raise CheckpointError(
-            f"{source} has the partitions of {len(optimizers)} of {content['dp_world_size']} "
-            "processes."
+            f"{source} has the partitions of {len(optimizers)} of {world} processes."
         )
     partitions = [
         [
@@ -294,10 +297,10 @@ def _joined_partitions(
     for group, shapes in enumerate(sequence(content["param_shapes"])):
         begin = 0
         for name, size in mapping(shapes).items():
-            shape = sequence(size)
+            shape = counts(size)
             length = -(-prod(shape) // len(partitions))
             parts = [partition[group][begin : begin + length] for partition in partitions]
-            tensors[str(name)] = _rounded(
+            tensors[text(name)] = _rounded(
                 Bits("F32", shape, np.concatenate(parts)[: prod(shape)]), dtype
             )
             begin += length
@@ -313,8 +316,8 @@ def _frozen(files: list[Archive], content: Mapping[Any, Any]) -> dict[str, Bits]
             file.tensor(mapping(mapping(file.content)["frozen_param_fragments"])[name])
             for file in files
         ]
-        values = np.concatenate([part.values for part in parts])[: prod(sequence(size))]
-        tensors[str(name)] = Bits(parts[0].dtype, sequence(size), values)
+        values = np.concatenate([part.values for part in parts])[: prod(counts(size))]
+        tensors[text(name)] = Bits(parts[0].dtype, counts(size), values)
     return tensors
 
 
@@ -344,7 +347,7 @@ def _rank_states(source: Path) -> list[tuple[Archive, Mapping[Any, Any]]]:
 def _shards_read(source: Path) -> dict[str, Bits]:
     states = _rank_states(source)
     return {
-        str(name): _joined_parts(str(name), [(archive, state[name]) for archive, state in states])
+        text(name): _joined_parts(name, [(archive, state[name]) for archive, state in states])
         for name in states[0][1]
     }
 
@@ -391,13 +394,13 @@ def _local(value: object) -> object:
 
 def _global_size(value: object, where: str = "a shard") -> tuple[int, ...]:
     args = _wrapper(value)
-    return tensor_shape(value, where) if args is None else sequence(args[2][2])
+    return tensor_shape(value, where) if args is None else counts(args[2][2])
 
 
 def _sharded_axis(spec: Mapping[str, Any]) -> int | None:
     """The axis a tensor is sharded on; None if it is replicated."""
     axes = [
-        attributes(placement)["dim"]
+        count(attributes(placement)["dim"])
         for placement in sequence(spec["placements"])
         if isinstance(placement, Call) and placement.path.endswith(".Shard")
     ]
@@ -407,7 +410,7 @@ def _sharded_axis(spec: Mapping[str, Any]) -> int | None:
 
 
 def _dcp_shapes(source: Path) -> Shapes:
-    return {name: sequence(about["size"]) for name, about in _dcp_tensors(source).items()}
+    return {name: counts(about["size"]) for name, about in _dcp_tensors(source).items()}
 
 
 def _dcp_open(source: Path) -> _Tensors:

@@ -26,7 +26,7 @@ from backtrack.run.bits import tensor_of
 from backtrack.run.checkpoint_reader import read_checkpoint
 from backtrack.run.directory import Run
 from backtrack.run.foreign_formats import foreign_shapes, read_foreign
-from backtrack.run.inert_pickle import Archive, Call, Name, parse
+from backtrack.run.inert_pickle import Archive, Call, Name, count, counts, parse, text
 from tests.models import jitter, make_base
 
 HERE = Path(__file__).parent
@@ -235,6 +235,33 @@ def test_a_hostile_weight_is_refused_and_does_not_run(
     with pytest.raises(RunError, match=r"posix\.system is in place of a tensor"):
         adopt(tmp_path / "out", base=str(base), runs=tmp_path / "runs")
     assert not trap.exists()
+
+
+NESTED = b"I1\n" + b"\x85" * 10**6
+"""A tuple in a tuple in a tuple, and so on: hashing it overflows the interpreter's stack."""
+DOUBLED = b"I1\n" + b"2\x86" * 45
+"""A tuple of the same tuple twice, 45 times over: hashing or printing it takes days."""
+
+
+@pytest.mark.parametrize("value", [NESTED, DOUBLED])
+def test_a_value_without_end_is_neither_hashed_nor_printed(value: bytes) -> None:
+    as_key = parse(b"\x80\x02}" + value + b"I2\ns.", "here")
+    assert list(as_key.values()) == [2]
+    in_set_of_keys = parse(b"\x80\x02(" + value + b"I2\nd.", "here")
+    assert list(in_set_of_keys.values()) == [2]
+    with pytest.raises(CheckpointError, match="tuple in place of text"):
+        parse(b"\x80\x04" + value + b"\x8c\x01a\x93.", "here")
+    found = parse(b"\x80\x02" + value + b".", "here")
+    for read in (count, counts, text):
+        with pytest.raises(ValueError, match="tuple in place of"):
+            read(found)
+
+
+def test_a_tensor_of_more_values_than_its_bytes_is_refused(tmp_path: Path) -> None:
+    torch.save(torch.zeros(1).expand(1 << 40), tmp_path / "x.pt")
+    archive = Archive(tmp_path / "x.pt", "x.pt")
+    with pytest.raises(CheckpointError, match="past its bytes"):
+        archive.tensor(archive.content)
 
 
 def test_a_packed_archive_is_refused_before_it_unfolds(tmp_path: Path) -> None:
