@@ -30,7 +30,8 @@ from backtrack.run.checkpoint_writer import (
 from backtrack.run.directory import MANIFEST, Run
 from backtrack.run.files import read_record, write_atomically
 from backtrack.run.finding import is_run
-from backtrack.run.foreign_formats import find_weights, weight_files_of
+from backtrack.run.foreign.formats import find_weights, weight_files_of
+from backtrack.run.trust import allow, code_of_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -228,6 +229,7 @@ def _create(
     else:
         run = Run.create(path, manifest)
     if recipe is not None:
+        allow(run.manifest, code_of_recipe(recipe))
         run.choose_by(ChoosingRecipe(recipe=recipe))
         run.save_choosing()
     replaced = []

@@ -19,7 +19,7 @@ from backtrack.run.bits import tensor_of
 from backtrack.run.checkpoint_writer import weight_files
 from backtrack.run.codec import CODED_FILE
 from backtrack.run.coded_chain import read_bits, verified_folder
-from backtrack.run.foreign_formats import plain_names, read_foreign
+from backtrack.run.foreign.formats import plain_names, read_foreign
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

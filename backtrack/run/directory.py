@@ -33,6 +33,7 @@ from backtrack.run.files import (
     read_record,
     write_atomically,
 )
+from backtrack.run.trust import allow, code_of_base, code_of_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -105,6 +106,7 @@ class Run:
         if recipe is not None:
             write_atomically(path / RESOLVED, recipe.model_dump_json(indent=2) + "\n")
         write_atomically(path / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+        allow(manifest, (*code_of_base(manifest), *code_of_recipe(recipe)))
         return cls(path, manifest, recipe)
 
     @classmethod
@@ -153,6 +155,12 @@ class Run:
             text = self._choosing.model_dump_json(indent=2) + "\n"
             if not path.exists() or path.read_text(encoding="utf-8") != text:
                 write_atomically(path, text)
+
+    @property
+    def code(self) -> tuple[str, ...]:
+        """The code outside this package that measuring the run would run, in words."""
+        recipe = self.choosing.recipe if self.choosing else None
+        return (*code_of_base(self.manifest), *code_of_recipe(recipe))
 
     @property
     def base(self) -> BaseModelReference:

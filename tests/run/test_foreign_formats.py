@@ -25,8 +25,8 @@ from backtrack.run.adopt import adopt
 from backtrack.run.bits import tensor_of
 from backtrack.run.checkpoint_reader import read_checkpoint
 from backtrack.run.directory import Run
-from backtrack.run.foreign_formats import foreign_shapes, read_foreign
-from backtrack.run.inert_pickle import Archive, Call, Name, count, counts, parse, text
+from backtrack.run.foreign.formats import foreign_shapes, read_foreign
+from backtrack.run.foreign.inert_pickle import Archive, Call, Name, count, counts, parse, text
 from tests.models import jitter, make_base
 
 HERE = Path(__file__).parent

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from backtrack.run.directory import Run
-    from backtrack.run.foreign_formats import Shapes
+    from backtrack.run.foreign.formats import Shapes
 
 
 @dataclass(frozen=True)

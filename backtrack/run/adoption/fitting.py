@@ -15,7 +15,7 @@ from backtrack.errors import CheckpointError, RunError
 from backtrack.run.checkpoint_reader import base_folder, shapes
 from backtrack.run.checkpoint_writer import is_adapter
 from backtrack.run.files import read_record
-from backtrack.run.foreign_formats import Shapes, foreign_shapes
+from backtrack.run.foreign.formats import Shapes, foreign_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

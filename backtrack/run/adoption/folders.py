@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from backtrack.errors import CheckpointError, RunError
 from backtrack.run.checkpoint_writer import WEIGHT_SUFFIX, is_adapter
-from backtrack.run.foreign_formats import find_weights
+from backtrack.run.foreign.formats import find_weights
 
 if TYPE_CHECKING:
     from pathlib import Path

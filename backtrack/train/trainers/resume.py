@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from backtrack.errors import RunError, UsageError
 from backtrack.records import Record
 from backtrack.run.files import read_record, write_atomically
-from backtrack.run.foreign_formats import find_weights, weight_files_of
+from backtrack.run.foreign.formats import find_weights, weight_files_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,9 +6,9 @@
 | `zero` | DeepSpeed ZeRO 1 to 3 | `*_model_states.pt`; in stage 3 also `*_optim_states.pt` |
 | `shards` | verl: one file per process | `model_world_size_*_rank_*.pt` |
 
-All are pickles. They are parsed as data (`backtrack.run.inert_pickle`) and never unpickled.
-Whole models only: tensor names must be the base's, under one common prefix. Optimizer states are
-ignored. ZeRO-3's fp32 weights are rounded to the 16-bit dtype named in its configuration.
+All are pickles. They are parsed as data (`inert_pickle`) and never unpickled. Whole models only:
+tensor names must be the base's, under one common prefix. Optimizer states are ignored. ZeRO-3's
+fp32 weights are rounded to the 16-bit dtype named in its configuration.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 
 from backtrack.errors import CheckpointError
 from backtrack.run.bits import Bits, bits_of, tensor_of, unsigned
-from backtrack.run.inert_pickle import (
+from backtrack.run.foreign.inert_pickle import (
     Archive,
     Call,
     attributes,

@@ -1,0 +1,1 @@
+"""Checkpoints in other trainers' formats, parsed as data: nothing in them runs."""
