@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -261,3 +262,24 @@ def test_lora_on_mamba_is_exact_though_it_computes_otherwise_with_gradients(
     placement.place(run.final)
     atol = 0.0 if form == "attached" else 1e-5
     assert torch.allclose(probe(placement.model), stock(run, 20), atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"auto_mapping": {"base_model_class": "Model", "parent_library": "trap"}},
+        {"megatron_config": {"hidden_size": 32}, "megatron_core": "trap"},
+    ],
+)
+def test_a_class_that_an_adapters_configuration_names_is_not_imported(
+    bases: dict[str, Path], fields: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "trap.py").write_text("raise SystemExit('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    run = make_peft_run(tmp_path / "run", bases["float32"], config_of("lora"))
+    path = run.folder(20) / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    if "auto_mapping" in fields:
+        Placement(run)
+    else:
+        assert "megatron_core" in str(refusal(run))
