@@ -101,6 +101,7 @@ def _is_plain_lora(module: Any, adapter: str) -> bool:
     return (
         (_is_plain_linear(module) or _is_quantized(module.get_base_layer()))
         and adapter in module.lora_A
+        and isinstance(module.lora_A[adapter], torch.nn.Linear)  # AdaLoRA's are parameters
         and adapter not in module.lora_variant
         and not isinstance(module, ParamWrapper)
         and module.lora_B[adapter].bias is None
