@@ -13,6 +13,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Read once, when trackio is first imported; its default lies in the user's own cache.
 _trackio = tempfile.TemporaryDirectory(prefix="trackio-")
 os.environ["TRACKIO_DIR"] = _trackio.name
+# What the tests' own runs may run is not noted among the user's.
+_state = tempfile.TemporaryDirectory(prefix="state-")
+os.environ["XDG_STATE_HOME"] = _state.name
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers that each compute on every core wait for one another: ten times slower.
     os.environ.setdefault("OMP_NUM_THREADS", "1")

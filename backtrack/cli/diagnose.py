@@ -18,6 +18,7 @@ from backtrack.cli.options import (
     RecipeOption,
     RunArgument,
     SetOption,
+    TrustOption,
     VerboseOption,
 )
 from backtrack.cli.targets import command_line, open_run, print_json
@@ -83,6 +84,7 @@ def diagnose(
     has_path: Annotated[
         bool, typer.Option("--path/--no-path", help="Also diagnose along the path.")
     ] = True,
+    may_run_code: TrustOption = False,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
     _verbosity: VerboseOption = 0,
@@ -90,7 +92,7 @@ def diagnose(
     """Show which modules an update changes, and how weights and activations change."""
     files = _files(prompts or ())
     chosen = [parse_point(text) for text in points or ()]
-    opened = open_run(run, base, recipe, overrides)
+    opened = open_run(run, base, recipe, overrides, may_run_code=may_run_code)
     with terminal.progress("diagnosing", is_quiet=is_quiet or is_json) as report:
         from backtrack.diagnose.diagnose import Options
         from backtrack.diagnose.diagnose import diagnose as diagnose_run

@@ -16,6 +16,7 @@ from backtrack.cli.options import (
     QuietOption,
     RunArgument,
     SetOption,
+    TrustOption,
     VerboseOption,
 )
 from backtrack.cli.targets import draw_report, open_run, print_json, write_export
@@ -49,6 +50,7 @@ def export(
         bool | None,
         typer.Option("--private/--public", help="Of a new repository; default: the Hub's."),
     ] = None,
+    may_run_code: TrustOption = False,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
     _verbosity: VerboseOption = 0,
@@ -57,7 +59,7 @@ def export(
     if len(arguments) > 2:
         raise UsageError(f"export takes a run and a folder, got {len(arguments)} arguments.")
     name = arguments[0] if len(arguments) == 2 else None
-    opened = open_run(name, base, None, overrides)
+    opened = open_run(name, base, None, overrides, may_run_code=may_run_code)
     where = parse_point(point) if point else _chosen(opened)
     if push:
         from backtrack.exporter.push import require_login
@@ -93,7 +95,7 @@ def report(
     _verbosity: VerboseOption = 0,
 ) -> None:
     """Redraw the report from saved measurements; needs no model."""
-    opened = open_run(run, None, None)
+    opened = open_run(run, None, None, may_run_code=None)
     selection = opened.selection()
     if selection is None:
         raise UsageError(

@@ -81,6 +81,14 @@ VerboseOption = Annotated[
         help=f"Log to standard error; -vv logs more. {LOG_VARIABLE}=info or debug does the same.",
     ),
 ]
+TrustOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-code",
+        help="Let a run that was made elsewhere use the code that it asks for: functions of its "
+        "recipe, code of its base's repository.",
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe; repeatable."),

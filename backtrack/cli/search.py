@@ -19,6 +19,7 @@ from backtrack.cli.options import (
     RecipeOption,
     RunArgument,
     SetOption,
+    TrustOption,
     VerboseOption,
 )
 from backtrack.cli.targets import measuring, open_run, print_json
@@ -60,13 +61,14 @@ def search(
     is_worker: Annotated[
         bool, typer.Option("--worker", help="Share the run with other workers.", hidden=True)
     ] = False,
+    may_run_code: TrustOption = False,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
     _verbosity: VerboseOption = 0,
 ) -> None:
     """Measure points along the path; earlier measurements are reused."""
     limits = parse_budget(budget)
-    opened = open_run(run, base, recipe, overrides)
+    opened = open_run(run, base, recipe, overrides, may_run_code=may_run_code)
     count = workers or (opened.recipe.search.workers if opened.recipe else 1)
     with terminal.progress("measuring", is_quiet=is_quiet or is_json) as report:
         if count > 1 and not is_worker:

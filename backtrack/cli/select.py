@@ -18,6 +18,7 @@ from backtrack.cli.options import (
     RecipeOption,
     RunArgument,
     SetOption,
+    TrustOption,
     VerboseOption,
 )
 from backtrack.cli.targets import (
@@ -93,6 +94,7 @@ def select(
         bool,
         typer.Option("--as-is", help="Choose from what is measured; do not finish the search."),
     ] = False,
+    may_run_code: TrustOption = False,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
     _verbosity: VerboseOption = 0,
@@ -102,7 +104,7 @@ def select(
         raise UsageError("--knee takes its weight from the front: give it or --weight, not both.")
     by_name = parse_bounds(max_drop, limit)
     given = parse_constraints(max_general_drop, min_target, keep_gain, by_name, bound_confidence)
-    opened = open_run(run, base, recipe, overrides)
+    opened = open_run(run, base, recipe, overrides, may_run_code=may_run_code)
     bounds = add_to_recipe(given, opened.choosing.recipe if opened.choosing else None)
     with terminal.progress("measuring", is_quiet=is_quiet or is_json) as report:
         choices = _choose(

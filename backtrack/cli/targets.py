@@ -31,18 +31,26 @@ def open_run(
     base: str | None,
     recipe: Path | None,
     overrides: Sequence[str] | None = None,
+    *,
+    may_run_code: bool | None = False,
 ) -> Run:
     """Open a run by name or folder, or the newest; other trainers' folders are adopted.
 
     Args:
-        name: The run.
+        name: The run; None is the newest.
         base: Base of a folder that is to be adopted; a run's is checked, and its place recorded.
         recipe: What it is measured and chosen by from now on; None leaves that as it is.
         overrides: Keys of that recipe to set, as `key.inner=value`.
+        may_run_code: Whether the user allows the code that a run from elsewhere asks for; None
+            if nothing of the run will be measured, only drawn.
+
+    Raises:
+        UsageError: The run asks for code that the user has not allowed.
     """
     from backtrack.run.adopt import refresh
     from backtrack.run.directory import Run
     from backtrack.run.finding import find_run, is_run
+    from backtrack.run.trust import allow, require_allowed
 
     path = find_run(name)
     if is_run(path) and base is not None:
@@ -50,19 +58,24 @@ def open_run(
     run = Run.open(path) if is_run(path) else adopt_folder(path, base, None, recipe)
     refresh(run)
     set_choosing(run, recipe, overrides or ())
+    if may_run_code:
+        allow(run.manifest, run.code)
+    if may_run_code is not None:
+        require_allowed(run.manifest, run.code, run.path)
     return run
 
 
 def set_choosing(run: Run, recipe: Path | None, overrides: Sequence[str]) -> None:
     """Measure and choose a run by a recipe and changes to it, from the next result on."""
     from backtrack.recipe import ChoosingRecipe
+    from backtrack.run.trust import allow, code_of_recipe
     from backtrack.selection.measure.choosing import choose_by
 
     choosing = run.choosing
     if recipe is not None:
-        choosing = ChoosingRecipe(
-            recipe=load_named(recipe_path(recipe)), changes=(f"--recipe {recipe}",)
-        )
+        own = load_named(recipe_path(recipe))
+        allow(run.manifest, code_of_recipe(own))
+        choosing = ChoosingRecipe(recipe=own, changes=(f"--recipe {recipe}",))
     if overrides and choosing is None:
         raise UsageError(f"{run.path} has no recipe for --set to change. Give one with --recipe.")
     if choosing is not None and (recipe is not None or overrides):
@@ -98,7 +111,7 @@ def adopt_folder(
 def record_base(run: Run, base: str, revision: str | None) -> str:
     """Record where the base of a run is now; return a sentence that says so."""
     from backtrack.records.places import shown
-    from backtrack.run.rebasing import rebase
+    from backtrack.run.adoption.rebasing import rebase
 
     how = (
         "all tensors are those it was trained on"

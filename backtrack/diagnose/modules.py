@@ -75,7 +75,8 @@ class LinearModule:
             return _widened(layer)
         for name, write in module_weights(self.name, self.live, adapter):
             if name == f"{self.name}.weight":
-                weight = torch.empty_like(layer.weight, dtype=torch.float32)
+                # A quantized layer's own tensor has another shape than its weight.
+                weight = torch.empty_like(dequantize_module_weight(layer), dtype=torch.float32)
                 write(weight)
                 return _oriented(layer, weight)
         return _widened(layer)

@@ -42,6 +42,11 @@ class ObjectiveSection(KindSection):
         """Whether its items are those of a public benchmark, on which others report scores."""
         return False
 
+    @property
+    def code(self) -> str | None:
+        """The code outside this package that it runs, in words; None if none."""
+        return None
+
 
 class _DocumentsObjective(ObjectiveSection):
     """An objective over documents of a file or a data set; abstract."""
@@ -94,6 +99,11 @@ class LmEvalObjective(ObjectiveSection):
     sampling: SamplingSection | None = None
     """For tasks that generate: the mean over sampled answers. None is as the task says, which is
     nearly always greedy."""
+
+    @property
+    def code(self) -> str | None:
+        """Functions that task files name."""
+        return f"functions of the tasks in {self.include_path}" if self.include_path else None
 
     @property
     def default_name(self) -> str:
@@ -167,6 +177,11 @@ class PythonObjective(ObjectiveSection):
     """Whether more or less is better."""
     unit: str = "fraction"
     """`fraction` for scores between 0 and 1; else a label for the axis."""
+
+    @property
+    def code(self) -> str | None:
+        """The function."""
+        return f"the function {self.function}"
 
     @property
     def default_name(self) -> str:

@@ -19,9 +19,11 @@ from backtrack.recipe import ChoosingRecipe
 from backtrack.records import BaseModelReference, CheckpointEntry, Manifest, Method
 from backtrack.records.places import base_name
 from backtrack.records.record import now
+from backtrack.run.adoption.fitting import fitting
+from backtrack.run.adoption.folders import find_checkpoints, folder_of_run, plain_weights
+from backtrack.run.adoption.last_save import last_save
 from backtrack.run.checkpoint_reader import base_folder, fingerprint, shapes, stored_dtype
 from backtrack.run.checkpoint_writer import (
-    WEIGHT_SUFFIX,
     describe_checkpoint,
     digest,
     is_adapter,
@@ -31,8 +33,9 @@ from backtrack.run.checkpoint_writer import (
 from backtrack.run.directory import Run
 from backtrack.run.files import read_record
 from backtrack.run.finding import is_run
-from backtrack.run.foreign.formats import find_weights, foreign_shapes, weight_files_of
+from backtrack.run.foreign.formats import find_weights, weight_files_of
 from backtrack.run.model_files import keep_model_files
+from backtrack.run.trust import allow, code_of_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,10 +44,6 @@ if TYPE_CHECKING:
     from backtrack.records.run import Dtype
 
 logger = logging.getLogger(__name__)
-
-_CHECKPOINT = re.compile(r"^(checkpoint|step|global_step|epoch)[-_]?(\d+)$")
-_SUBFOLDERS = (".", "actor/lora_adapter", "lora_adapter", "actor/huggingface", "huggingface")
-"""Subfolders of a checkpoint that may have its safetensors; all but the first are verl's."""
 
 _OTHER_CLASSES = re.compile(
     r"For(Sequence|Token|Image|Audio)Classification|ForQuestionAnswering|ForMultipleChoice|"
@@ -87,16 +86,19 @@ def adopt(  # noqa: PLR0913  # public: every argument but the source is optional
         and with the folders of checkpoints and base as they are now.
 
     Raises:
-        UsageError: The base is unknown.
+        UsageError: The base is unknown, or an adapter itself.
         RunError: No checkpoints, no language models, another base, or a run of that name from
             another source.
         CheckpointError: The weights of the base cannot be read.
     """
-    source = Path(source).resolve()
-    folders = _find_checkpoints(source)
-    entries, skipped = _describe(folders)
+    source = folder_of_run(Path(source).resolve())
+    entries, skipped = _describe(find_checkpoints(source))
     if not entries:
         raise RunError(f"{source} has no checkpoint that can be read: {' '.join(skipped)}")
+    try:
+        entries += last_save(source, entries)
+    except CheckpointError as error:
+        skipped.append(str(error))
     last = Path(entries[-1].source or entries[-1].folder)
     config = last / "adapter_config.json"
     settings = read_record(config, dict[str, Any]) if is_adapter(last) else None
@@ -110,8 +112,7 @@ def adopt(  # noqa: PLR0913  # public: every argument but the source is optional
     else:
         architecture = _trained_architecture(last, base_folder(reference))
         reference = reference.model_copy(update={"architecture": architecture})
-    if settings is None:
-        entries = _fitting(entries, reference, skipped)
+    entries, refused = fitting(entries, reference)
     manifest = Manifest(
         name=path.name,
         base=reference,
@@ -122,7 +123,7 @@ def adopt(  # noqa: PLR0913  # public: every argument but the source is optional
     )
     run = _create(path, manifest, entries, recipe)
     logger.info("adopted %s as %s: %d checkpoints", source, run.path, len(run.steps))
-    for sentence in skipped:
+    for sentence in (*skipped, *refused):
         on_skip(sentence)
     return run
 
@@ -134,33 +135,6 @@ def _require_adapter(folder: Path) -> Path:
             "`save_pretrained` wrote before the first step."
         )
     return folder
-
-
-def _find_checkpoints(source: Path) -> list[tuple[int, Path]]:
-    """Step and folder of every checkpoint, ascending.
-
-    Weights beside `checkpoint-*` folders are ignored: a Trainer's last checkpoint has the same.
-    """
-    if not source.is_dir():
-        raise RunError(
-            f"{source} is not a folder. Name one with `checkpoint-*`, an adapter or a model."
-        )
-    named = [
-        (match, folder)
-        for folder in source.iterdir()
-        if folder.is_dir() and (match := _CHECKPOINT.match(folder.name))
-    ]
-    # Epochs are counted from 0, but step 0 is the base.
-    numbered = [(int(m.group(2)) + (m.group(1) == "epoch"), folder) for m, folder in named]
-    if any(step for step, _ in numbered):
-        return sorted((step, folder) for step, folder in numbered if step)
-    if is_adapter(source) or (source / "config.json").is_file() or find_weights(source):
-        return [(1, source)]
-    raise RunError(
-        f"{source} has no checkpoint: no `checkpoint-*` folder, no adapter_config.json and no "
-        "config.json. Name the folder a Trainer wrote into (its output_dir), an adapter or a "
-        "model."
-    )
 
 
 def _describe(folders: list[tuple[int, Path]]) -> tuple[list[CheckpointEntry], list[str]]:
@@ -176,12 +150,10 @@ def _describe(folders: list[tuple[int, Path]]) -> tuple[list[CheckpointEntry], l
 
 def _entry(folder: Path, step: int) -> CheckpointEntry:
     loss = _train_loss(folder, step)
-    subfolders = (folder / name for name in _SUBFOLDERS)
-    plain = next((path for path in subfolders if any(path.glob(f"*{WEIGHT_SUFFIX}"))), None)
+    plain = plain_weights(folder)
     foreign = find_weights(folder) if plain is None else None
     if foreign is None:
         weights = (plain or folder).resolve()
-        shapes(weights)
         return describe_checkpoint(weights, step, folder=str(weights), train_loss=loss)
     storage, source = foreign
     files = weight_files_of(storage, source)
@@ -306,71 +278,13 @@ def _base_reference(model: str, recipe: Recipe | None, revision: str | None) -> 
         trust_remote_code=section.trust_remote_code if section else False,
         quantization=section.quantization if section else None,
     )
-    return bare.model_copy(update={"fingerprint": fingerprint(base_folder(bare))})
-
-
-def _fitting(
-    entries: list[CheckpointEntry], reference: BaseModelReference, skipped: list[str]
-) -> list[CheckpointEntry]:
-    """The entries whose tensors can be read; the reasons for the others go to `skipped`.
-
-    Raises:
-        RunError: A checkpoint has other shapes than the base, or none can be read.
-    """
-    base = shapes(base_folder(reference))
-    fitting: list[CheckpointEntry] = []
-    for entry in entries:
-        try:
-            found = (
-                foreign_shapes(entry.storage, Path(entry.source), base)
-                if entry.source
-                else shapes(Path(entry.folder))
-            )
-        except CheckpointError as error:
-            skipped.append(f"{entry.source or entry.folder}: {error}")
-            continue
-        _require_fit(entry, found, base, reference)
-        fitting.append(entry)
-    if not fitting:
-        raise RunError(f"no checkpoint can be read: {' '.join(skipped)}")
-    return fitting
-
-
-def _require_fit(
-    entry: CheckpointEntry,
-    found: Mapping[str, tuple[int, ...]],
-    base: Mapping[str, tuple[int, ...]],
-    reference: BaseModelReference,
-) -> None:
-    """Raise an error if tensors of a whole model have other shapes than the base's.
-
-    The embedding and the head may have other rows: training may add tokens, or remove padding.
-    """
-    vocabulary = _vocabulary_size(base_folder(reference))
-    wrong = [
-        name
-        for name in sorted(set(base) & set(found))
-        if base[name] != found[name] and not _is_resized(base[name], found[name], vocabulary)
-    ]
-    if wrong or not set(base) & set(found):
-        first = wrong[0] if wrong else min(found)
-        raise RunError(
-            f"{entry.source or entry.folder} was not trained from {reference.model}: {first} has "
-            f"shape {found.get(first)}, the base's is {base.get(first)}. Name the right base with "
-            "--base."
+    folder = base_folder(bare)
+    if is_adapter(folder):
+        raise UsageError(
+            f"the base {model} is itself an adapter, which no path begins at. Merge it into a "
+            "model (`PeftModel.merge_and_unload`, `save_pretrained`) and name that with --base."
         )
-
-
-def _vocabulary_size(folder: Path) -> int | None:
-    config = read_record(folder / "config.json", dict[str, Any])
-    text = config.get("text_config")
-    size = (text if isinstance(text, dict) else config).get("vocab_size")
-    return size if isinstance(size, int) else None
-
-
-def _is_resized(base: tuple[int, ...], found: tuple[int, ...], vocabulary: int | None) -> bool:
-    """Whether two shapes are those of an embedding or head before and after a resize."""
-    return base[:1] == (vocabulary,) and base[1:] == found[1:] and len(base) == len(found)
+    return bare.model_copy(update={"fingerprint": fingerprint(folder)})
 
 
 def _method(settings: Mapping[str, Any] | None) -> Method:
@@ -392,6 +306,7 @@ def _create(
     else:
         run = Run.create(path, manifest)
     if recipe is not None:
+        allow(run.manifest, code_of_recipe(recipe))
         run.choose_by(ChoosingRecipe(recipe=recipe))
         run.save_choosing()
     replaced = []

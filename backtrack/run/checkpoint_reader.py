@@ -22,7 +22,7 @@ from backtrack.run.bits import TORCH_NAMES, tensor_of
 from backtrack.run.checkpoint_writer import weight_files
 from backtrack.run.codec import CODED_FILE
 from backtrack.run.coded_chain import read_bits, verified_folder
-from backtrack.run.foreign.formats import read_foreign
+from backtrack.run.foreign.formats import plain_names, read_foreign
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -63,6 +63,8 @@ def read_checkpoint(run: Run, step: int) -> dict[str, Tensor]:
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Every tensor of a folder's safetensors files, on the CPU, by name.
 
+    What compilers and wrappers add to the names (`_orig_mod.`, `module.`) is left out.
+
     Raises:
         CheckpointError: No weights, truncated files, or a value that is not finite.
     """
@@ -76,15 +78,27 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         with _opened(path) as file:
             tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     require_finite(tensors, str(folder))
-    return tensors
+    return {plain: tensors[name] for name, plain in plain_names(tensors).items()}
 
 
 def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor in a folder's safetensors files; no weights are read.
+    """The shape of every tensor in a folder's safetensors files, by the names of `read_tensors`.
+
+    No weights are read.
 
     Raises:
         CheckpointError: No weights, or truncated files.
     """
+    found = _stored_shapes(folder)
+    return {plain: found[name] for name, plain in plain_names(found).items()}
+
+
+def has_stock_names(folder: Path) -> bool:
+    """Whether stock libraries know the tensors of a folder under the names in its files."""
+    return all(name == plain for name, plain in plain_names(_stored_shapes(folder)).items())
+
+
+def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     result: dict[str, tuple[int, ...]] = {}
     for path in weight_files(folder):
         with _opened(path) as file:

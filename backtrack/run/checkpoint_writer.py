@@ -16,12 +16,12 @@ import shutil
 import sys
 import uuid
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from backtrack.errors import CheckpointError
+from backtrack.errors import CheckpointError, RunError
 from backtrack.records import CheckpointEntry
 from backtrack.run.codec import CODED_FILE, read_table
-from backtrack.run.files import sync_folder
+from backtrack.run.files import read_record, sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -110,20 +110,25 @@ def latest_change(files: Iterable[Path]) -> int:
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The safetensors files of a folder, by name.
+    """The safetensors files that stock libraries read from a folder, by name.
 
-    If files with the names that transformers and PEFT use are present, others are ignored: some
-    repositories hold the same weights a second time as `consolidated.safetensors`, and torchtune
-    writes the merged model beside an adapter.
+    Others beside them are ignored: shards of an earlier save, an averaged copy, the same weights
+    again as `consolidated.safetensors`, the merged model that torchtune writes beside an adapter.
+    Only if none has a stock name is every file taken.
 
     Raises:
-        CheckpointError: There are none; pickled weights are named but never read.
+        CheckpointError: There are none, or one that the index names is missing; pickled weights
+            are named but never read.
     """
+    stock = folder / ("adapter_model" if is_adapter(folder) else "model")
+    if (single := stock.with_suffix(WEIGHT_SUFFIX)).is_file():
+        return (single,)
+    if (index := stock.with_suffix(f"{WEIGHT_SUFFIX}.index.json")).is_file():
+        return _indexed_files(index)
     files = tuple(sorted(folder.glob(f"*{WEIGHT_SUFFIX}")))
-    prefixes = ("adapter_model",) if is_adapter(folder) else ("model", "ft-model", CODED_FILE)
-    named = tuple(path for path in files if path.name.startswith(prefixes))
+    prefixes = (stock.name, "ft-model", CODED_FILE)
     if files:
-        return named or files
+        return tuple(path for path in files if path.name.startswith(prefixes)) or files
     pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
     if pickled:
         raise CheckpointError(
@@ -132,6 +137,23 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
             "transformers or PEFT."
         )
     raise CheckpointError(f"{folder} has no weights: there is no {WEIGHT_SUFFIX} file.")
+
+
+def _indexed_files(index: Path) -> tuple[Path, ...]:
+    """The files that an index of shards names."""
+    try:
+        shards = read_record(index, dict[str, Any]).get("weight_map")
+    except RunError as error:
+        raise CheckpointError(str(error)) from error
+    names = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []
+    beside = {path.name for path in index.parent.glob(f"*{WEIGHT_SUFFIX}")}
+    missing = [name for name in names if name not in beside]
+    if missing or not names:
+        raise CheckpointError(
+            f"{index.parent} is incomplete: {missing[0] if missing else 'no file'} is named by "
+            f"{index.name} and is missing. Copy it from where the model was saved, or save again."
+        )
+    return tuple(index.parent / name for name in names)
 
 
 def is_adapter(folder: Path) -> bool:

@@ -40,6 +40,7 @@ from backtrack.run.files import (
     read_record,
     write_atomically,
 )
+from backtrack.run.trust import allow, code_of_base, code_of_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -121,6 +122,7 @@ class Run:
                 path / RESOLVED, run._written(recipe).model_dump_json(indent=2) + "\n"
             )
         run.write_manifest(manifest)
+        allow(manifest, (*code_of_base(manifest), *code_of_recipe(recipe)))
         return run
 
     @classmethod
@@ -210,6 +212,12 @@ class Run:
             text = saved.model_dump_json(indent=2) + "\n"
             if not path.exists() or path.read_text(encoding="utf-8") != text:
                 write_atomically(path, text)
+
+    @property
+    def code(self) -> tuple[str, ...]:
+        """The code outside this package that measuring the run would run, in words."""
+        recipe = self.choosing.recipe if self.choosing else None
+        return (*code_of_base(self.manifest), *code_of_recipe(recipe))
 
     @property
     def base(self) -> BaseModelReference:

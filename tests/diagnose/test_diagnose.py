@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, OFTConfig, PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from backtrack.cli import app
 from backtrack.diagnose import memory
 from backtrack.diagnose.diagnose import Options, diagnose
 from backtrack.diagnose.modules import choose, linear_modules, locations
-from backtrack.errors import UsageError
+from backtrack.errors import PlacementError, UsageError
 from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.records import Role
@@ -134,6 +135,29 @@ def test_along_a_path_strength_is_alpha_and_drift_its_square(base, options, tmp_
             normed = whole.drift[role].update_normed
             assert line.drift[role].update_normed == pytest.approx(normed, rel=1e-2)
         assert line.spectrum is None
+
+
+def quantized(run: Run) -> Run:
+    """The run as if it had been trained on a base of 4 bits."""
+    base = run.base.model_copy(update={"quantization": "4bit"})
+    manifest = run.manifest.model_copy(update={"base": base})
+    (run.path / "manifest.json").write_text(manifest.model_dump_json())
+    return Run.open(run.path)
+
+
+def test_lora_on_a_quantized_base_is_compared_with_what_the_base_computes_with(options, tmp_path):
+    base = make_base(tmp_path / "base", width=64)
+    run = quantized(run_of("lora", base, tmp_path / "run"))
+    found = diagnose(run, options=options)
+    name = "model.layers.1.mlp.down_proj"
+    line = next(ln for ln in found.lines if ln.module == name and ln.point == run.final)
+    tensors = load_file(run.folder(20) / "adapter_model.safetensors")
+    down, up = (tensors[f"base_model.model.{name}.lora_{part}.weight"] for part in "AB")
+    scaling = 8 / 4  # lora_alpha is 8 unless it is given
+    assert line.update_norm == pytest.approx(float(scaling * (up @ down).norm()), rel=1e-4)
+    dora = quantized(run_of("dora", base, tmp_path / "dora"))
+    with pytest.raises(PlacementError, match="quantizing it again"):
+        diagnose(dora, options=options)
 
 
 def test_a_second_diagnosis_reuses_recorded_lines(base, options, tmp_path):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
-from peft import PeftModel, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM
 
 from backtrack.errors import (
     BacktrackError,
@@ -25,7 +25,14 @@ from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.run.checkpoint_writer import write_checkpoint
 from backtrack.run.directory import Run
-from tests.models import jitter, make_base, make_full_run, make_manifest, make_peft_run
+from tests.models import (
+    jitter,
+    make_base,
+    make_full_run,
+    make_manifest,
+    make_peft_run,
+    make_tokenizer,
+)
 from tests.path.tuners import configs
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -255,3 +262,43 @@ def test_pickled_weights_are_never_read(bases: dict[str, Path], tmp_path: Path) 
 
     with pytest.raises(RunError, match="pickled"):
         adopt(folder, base=str(bases["float32"]), runs=tmp_path / "runs")
+
+
+@pytest.mark.parametrize("form", ["attached", "merged"])
+def test_lora_on_mamba_is_exact_though_it_computes_otherwise_with_gradients(
+    form: Literal["attached", "merged"], tmp_path: Path
+) -> None:
+    config = MambaConfig(
+        vocab_size=len(make_tokenizer()), hidden_size=32, state_size=8, num_hidden_layers=2
+    )
+    base = tmp_path / "base"
+    torch.manual_seed(0)
+    MambaForCausalLM(config).save_pretrained(base)
+    make_tokenizer().save_pretrained(base)
+    lora = LoraConfig(task_type="CAUSAL_LM", target_modules=["x_proj", "in_proj"], r=4)
+    run = make_peft_run(tmp_path / "run", base, lora)
+    placement = Placement(run, form=form, device="cpu")
+    placement.place(run.final)
+    atol = 0.0 if form == "attached" else 1e-5
+    assert torch.allclose(probe(placement.model), stock(run, 20), atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"auto_mapping": {"base_model_class": "Model", "parent_library": "trap"}},
+        {"megatron_config": {"hidden_size": 32}, "megatron_core": "trap"},
+    ],
+)
+def test_a_class_that_an_adapters_configuration_names_is_not_imported(
+    bases: dict[str, Path], fields: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "trap.py").write_text("raise SystemExit('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    run = make_peft_run(tmp_path / "run", bases["float32"], config_of("lora"))
+    path = run.folder(20) / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    if "auto_mapping" in fields:
+        Placement(run)
+    else:
+        assert "megatron_core" in str(refusal(run))

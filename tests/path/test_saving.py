@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -17,7 +18,7 @@ from backtrack.exporter import export
 from backtrack.path.models.loading import probe
 from backtrack.path.placement import Placement
 from backtrack.point import Point
-from tests.models import make_base, make_full_run
+from tests.models import make_base, make_full_run, make_peft_run
 from tests.path.tuners import configs
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -91,3 +92,32 @@ def test_an_export_of_many_shards_is_read_by_transformers(
     placement.place(Point(step=20, alpha=0.6))
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     assert torch.equal(probe(loaded), probe(placement.model))
+
+
+def test_a_generation_config_that_transformers_refuses_to_save_is_exported_as_it_is(
+    tmp_path: Path,
+) -> None:
+    base = make_base(tmp_path / "base")
+    run = make_full_run(tmp_path / "run", base)
+    path = base / "generation_config.json"
+    config = json.loads(path.read_text()) | {"do_sample": False, "temperature": 0.9, "top_p": 0.6}
+    path.write_text(json.dumps(config))
+    export(run, Point(step=20, alpha=0.5), tmp_path / "out", form="merged", device="cpu")
+    written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert (written["temperature"], written["top_p"]) == (0.9, 0.6)
+
+
+def test_a_pattern_from_the_beginning_of_a_name_keeps_its_scaling(tmp_path: Path) -> None:
+    lora = LoraConfig(
+        task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], r=4, lora_alpha=8,
+        alpha_pattern={r"^model\.layers\.0\.self_attn\.q_proj": 64},
+    )  # fmt: skip
+    base = make_base(tmp_path / "base")
+    run = make_peft_run(tmp_path / "run", base, lora)
+    export(run, run.final, tmp_path / "out", form="adapter", device="cpu")
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    placement = Placement(run, device="cpu", form="attached")
+    placement.place(run.final)
+    expected = probe(placement.model)
+    found = probe(PeftModel.from_pretrained(plain, str(tmp_path / "out")).eval())
+    assert torch.allclose(found, expected, atol=1e-5)

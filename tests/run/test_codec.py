@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import zstandard
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -177,6 +179,21 @@ def test_a_hostile_table_is_refused_before_memory_is_taken(
     save_file(payload, path, metadata={"backtrack": json.dumps(about)})
     with pytest.raises(CheckpointError, match="hostile"):
         codec.decode([codec.read_table(path)])
+
+
+def test_a_frame_that_declares_more_than_its_chunk_is_not_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "hostile.safetensors"
+    frame = zstandard.ZstdCompressor().compress(bytes(1 << 26))
+    row = {"dtype": "U8", "shape": [8], "delta": False, "frames": [len(frame)], "crc32": [0]}
+    about = {"codec": codec.CODEC, "reference": None, "tensors": {"w": row}}
+    payload = {"w": torch.frombuffer(bytearray(frame), dtype=torch.uint8)}
+    save_file(payload, path, metadata={"backtrack": json.dumps(about)})
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="wrong size"):
+        codec.decode([codec.read_table(path)])
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 1 << 24
 
 
 def test_a_plain_file_is_what_the_library_writes(states: list[Tensors], tmp_path: Path) -> None:

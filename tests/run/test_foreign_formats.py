@@ -22,9 +22,11 @@ from backtrack.errors import CheckpointError, RunError
 from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.run.adopt import adopt
+from backtrack.run.bits import tensor_of
 from backtrack.run.checkpoint_reader import read_checkpoint
 from backtrack.run.directory import Run
-from backtrack.run.foreign.inert_pickle import Archive, Call, Name, parse
+from backtrack.run.foreign.formats import foreign_shapes, read_foreign
+from backtrack.run.foreign.inert_pickle import Archive, Call, Name, count, counts, parse, text
 from tests.models import jitter, make_base, make_tokenizer
 
 HERE = Path(__file__).parent
@@ -119,6 +121,19 @@ def test_deepspeed_checkpoints_are_put_together_in_the_type_that_was_trained(
     fp32 = load_file(source / "expected.safetensors")
     assert_holds(run, 4, {name: tensor.bfloat16() for name, tensor in fp32.items()})
     Placement(run, device="cpu").place(Point(step=4, alpha=0.5))
+
+
+def test_buffers_of_zero_3_are_read(deepspeed: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(deepspeed / "stage3", tmp_path / "stage3") / "global_step4"
+    expected = torch.tensor([1.0, -2.0])
+    for path in source.glob("*_model_states.pt"):
+        content = torch.load(path, weights_only=False)  # noqa: TID251  # kept here, our own
+        content["module"]["router.bias"] = expected
+        content["buffer_names"] = ["router.bias"]
+        torch.save(content, path)
+    base = {*load_file(deepspeed / "base" / "model.safetensors"), "router.bias"}
+    assert foreign_shapes("zero", source, base)["router.bias"] == (2,)
+    assert torch.equal(tensor_of(read_foreign("zero", source, base)["router.bias"]), expected)
 
 
 def test_a_missing_share_of_a_process_is_named(deepspeed: Path, tmp_path: Path) -> None:
@@ -237,6 +252,33 @@ def test_a_hostile_weight_is_refused_and_does_not_run(
     with pytest.raises(RunError, match=r"posix\.system is in place of a tensor"):
         adopt(tmp_path / "out", base=str(base), runs=tmp_path / "runs")
     assert not trap.exists()
+
+
+NESTED = b"I1\n" + b"\x85" * 10**6
+"""A tuple in a tuple in a tuple, and so on: hashing it overflows the interpreter's stack."""
+DOUBLED = b"I1\n" + b"2\x86" * 45
+"""A tuple of the same tuple twice, 45 times over: hashing or printing it takes days."""
+
+
+@pytest.mark.parametrize("value", [NESTED, DOUBLED])
+def test_a_value_without_end_is_neither_hashed_nor_printed(value: bytes) -> None:
+    as_key = parse(b"\x80\x02}" + value + b"I2\ns.", "here")
+    assert list(as_key.values()) == [2]
+    in_set_of_keys = parse(b"\x80\x02(" + value + b"I2\nd.", "here")
+    assert list(in_set_of_keys.values()) == [2]
+    with pytest.raises(CheckpointError, match="tuple in place of text"):
+        parse(b"\x80\x04" + value + b"\x8c\x01a\x93.", "here")
+    found = parse(b"\x80\x02" + value + b".", "here")
+    for read in (count, counts, text):
+        with pytest.raises(ValueError, match="tuple in place of"):
+            read(found)
+
+
+def test_a_tensor_of_more_values_than_its_bytes_is_refused(tmp_path: Path) -> None:
+    torch.save(torch.zeros(1).expand(1 << 40), tmp_path / "x.pt")
+    archive = Archive(tmp_path / "x.pt", "x.pt")
+    with pytest.raises(CheckpointError, match="past its bytes"):
+        archive.tensor(archive.content)
 
 
 def test_a_packed_archive_is_refused_before_it_unfolds(tmp_path: Path) -> None:

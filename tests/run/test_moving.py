@@ -18,9 +18,9 @@ from backtrack.point import Point
 from backtrack.recipe import ChoosingRecipe, load_recipe
 from backtrack.records.places import Places
 from backtrack.run.adopt import adopt
+from backtrack.run.adoption.rebasing import rebase
 from backtrack.run.checkpoint_reader import base_folder, read_checkpoint
 from backtrack.run.directory import Run
-from backtrack.run.rebasing import rebase
 from tests.models import jitter, make_base, make_manifest, make_peft_run
 
 pytestmark = pytest.mark.filterwarnings("ignore")

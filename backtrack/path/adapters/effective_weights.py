@@ -12,10 +12,12 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.oft.layer import Linear as OftLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
+from peft.utils.integrations import dequantize_module_weight
 
 from backtrack.errors import PlacementError
 from backtrack.path.adapters.handles import plain_name
@@ -42,7 +44,7 @@ def effective_weights(model: PeftModel) -> Iterator[WeightWriter]:
         model: The adapted model.
 
     Raises:
-        PlacementError: PEFT cannot merge a layer.
+        PlacementError: PEFT cannot merge a layer, or only by quantizing it again.
     """
     for path, module in model.named_modules():
         yield from module_weights(path, module, model.active_adapter)
@@ -74,7 +76,10 @@ def _copier(tensor: Tensor) -> Callable[[Tensor], None]:
 
 def _layer_weights(path: str, module: BaseTunerLayer, adapter: str) -> Iterator[WeightWriter]:
     name = plain_name(f"{path}.weight")
-    if isinstance(module, LoraLinear) and _is_plain_lora(module, adapter):
+    if isinstance(module, ParamWrapper) and module.num_experts > 1:
+        name = plain_name(f"{path}.{module.parameter_name}")
+        yield name, lambda out: _add_to_experts(module, adapter, out)
+    elif isinstance(module, LoraLayer) and _is_plain_lora(module, adapter):
         yield name, lambda out: _add_low_rank(module, adapter, out)
     elif isinstance(module, OftLinear) and _is_plain_linear(module):
         yield name, lambda out: _rotate_blocks(module, adapter, out)
@@ -83,22 +88,29 @@ def _layer_weights(path: str, module: BaseTunerLayer, adapter: str) -> Iterator[
 
 
 def _is_plain_linear(module: Any) -> bool:
-    base = module.get_base_layer()
-    return type(base) is torch.nn.Linear and not module.fan_in_fan_out and not module.merged
+    is_linear = type(module.get_base_layer()) is torch.nn.Linear and not module.fan_in_fan_out
+    return is_linear and not module.merged
+
+
+def _is_quantized(layer: Any) -> bool:
+    weight = getattr(layer, "weight", None)
+    return isinstance(weight, torch.Tensor) and not weight.is_floating_point()
 
 
 def _is_plain_lora(module: Any, adapter: str) -> bool:
     return (
-        _is_plain_linear(module)
+        (_is_plain_linear(module) or _is_quantized(module.get_base_layer()))
         and adapter in module.lora_A
+        and isinstance(module.lora_A[adapter], torch.nn.Linear)  # AdaLoRA's are parameters
         and adapter not in module.lora_variant
+        and not isinstance(module, ParamWrapper)
         and module.lora_B[adapter].bias is None
     )
 
 
 def _add_low_rank(module: Any, adapter: str, out: Tensor) -> None:
     """Write `W0 + scaling B A` into `out`, [out features, in features]."""
-    weight = module.get_base_layer().weight.detach()
+    weight = dequantize_module_weight(module.get_base_layer()).detach()
     down = module.lora_A[adapter].weight.detach().to(out.device, torch.float32)
     up = module.lora_B[adapter].weight.detach().to(out.device, torch.float32)
     scaling = module.scaling[adapter]
@@ -111,6 +123,20 @@ def _add_low_rank(module: Any, adapter: str, out: Tensor) -> None:
     else:
         wide = weight.to(out.device, torch.float32, copy=True)
         out.copy_(wide.addmm_(up, down, alpha=scaling))
+
+
+def _add_to_experts(module: Any, adapter: str, out: Tensor) -> None:
+    """Write `W0 + scaling B A` of each expert into `out`, [experts, ...] in the order of W0."""
+    count = module.num_experts
+    down = module.lora_A[adapter].weight.detach().to(out.device, torch.float32)
+    up = module.lora_B[adapter].weight.detach().to(out.device, torch.float32)
+    down = down.reshape(count, -1, down.shape[-1])  # [experts, rank, in features]
+    up = up.reshape(up.shape[0], -1, count).permute(2, 0, 1)  # [experts, out features, rank]
+    # PEFT notes in this flag which of an expert's axes is the output.
+    is_out_first = module._did_swap_in_out_features  # noqa: SLF001
+    factors = (up, down) if is_out_first else (down.mT, up.mT)
+    wide = module.get_param().detach().to(out.device, torch.float32)
+    out.copy_(wide.baddbmm(*factors, alpha=module.scaling[adapter]))
 
 
 def _rotate_blocks(module: Any, adapter: str, out: Tensor) -> None:
@@ -142,6 +168,11 @@ def _blocks(rotation: Any, vectors: Tensor) -> Tensor:
 
 
 def _merged_by_peft(path: str, module: BaseTunerLayer) -> Iterator[WeightWriter]:
+    if _is_quantized(module.get_base_layer()):
+        raise PlacementError(
+            f"{plain_name(path)} is quantized, and PEFT merges a {type(module).__name__} into it "
+            "only by quantizing it again. Give the base in full precision."
+        )
     layer: Any = copy.deepcopy(module)
     layer.float()
     try:

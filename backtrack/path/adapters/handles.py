@@ -105,10 +105,16 @@ def _tuner_layers(model: PeftModel) -> frozenset[str]:
 def _is_tuner_parameter(
     parts: list[str], layers: frozenset[str], rules: Mapping[str, Rule]
 ) -> bool:
-    """Whether a parameter is the tuner's own, and not the wrapped layer's."""
-    inside = any(".".join(parts[:end]) in layers for end in range(1, len(parts)))
+    """Whether a parameter is the tuner's own, and not the wrapped layer's.
+
+    Tuner layers are nested where an adapter targets several parameters of one module (the
+    projections of stacked experts): the innermost one decides.
+    """
+    ends = [end for end in range(1, len(parts)) if ".".join(parts[:end]) in layers]
+    below = parts[max(ends, default=0) :]
     at_top = any(part.startswith(tuple(rules)) for part in parts)
-    return (inside or at_top) and not {"base_layer", "modules_to_save"} & set(parts)
+    is_own = below[0] != "base_layer" and "modules_to_save" not in parts
+    return (bool(ends) or at_top) and is_own
 
 
 def _modules_of_parameters(model: PeftModel) -> dict[int, tuple[str, ...]]:

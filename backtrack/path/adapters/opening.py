@@ -32,8 +32,10 @@ from backtrack.path.models.loading import (
     load_base,
     probe,
     read_adapter_config,
+    require_all_used,
     without_copies,
 )
+from backtrack.run.adoption.fitting import require_same_tensors
 from backtrack.run.checkpoint_reader import read_checkpoint
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from backtrack.run.directory import Run
+    from backtrack.run.foreign.formats import Shapes
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class OpenedAdapter:
         tolerance: Largest allowed difference of `model` from `probe_final`, relative to the
             largest logit.
         saved_config: The configuration as saved.
+        shapes: Shapes of the last checkpoint's tensors as saved, by name.
         initial: Initial factors that were subtracted from the base; None if the base was left
             alone.
     """
@@ -76,6 +80,7 @@ class OpenedAdapter:
     probe_final: Tensor
     tolerance: float
     saved_config: PeftConfig
+    shapes: Shapes
     initial: Mapping[str, Tensor] | None = None
     _base: dict[str, Tensor] = field(default_factory=dict)
 
@@ -83,11 +88,12 @@ class OpenedAdapter:
         """Read a checkpoint's tensors, by their names in an adapter file of `config`.
 
         Raises:
-            CheckpointError: Damaged, or not finite.
+            CheckpointError: Damaged, not finite, or other tensors than the last checkpoint's.
             PlacementError: Its configuration gives another path than the last checkpoint's.
         """
         _require_same_config(self.run.folder(step), self.saved_config)
         tensors = without_copies(read_checkpoint(self.run, step))
+        require_same_tensors(_shapes(tensors), self.shapes, self.run.folder(step))
         if self.initial is None:
             return tensors
         return _as_plain_lora(self.saved_config, tensors, self.initial)[1]
@@ -141,7 +147,12 @@ def open_adapter(run: Run, device: torch.device) -> OpenedAdapter:
         probe_final=_stock_probe(model, min(rows)),
         tolerance=0.0,
         saved_config=config,
+        shapes=_shapes(tensors),
     )
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _clones(base: Any, names: tuple[str, ...]) -> dict[str, Tensor]:
@@ -157,13 +168,18 @@ def _without_saved_modules(originals: dict[str, Tensor], model: PeftModel) -> di
 
 
 def _stock_probe(model: PeftModel, vocabulary: int) -> Tensor:
-    """Probe logits as loaded; tensors that a tuner's forward pass overwrites are restored."""
-    saved = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    """Probe logits as loaded for inference, after which trained tensors require gradients again.
+
+    Mamba computes otherwise with weights that require gradients. Tensors that a tuner's forward
+    pass overwrites are restored.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    saved = [parameter.detach().clone() for parameter in trained]
+    model.requires_grad_(requires_grad=False)
     logits = probe(model, vocabulary)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in saved:
-                parameter.copy_(saved[name])
+    for parameter, value in zip(trained, saved, strict=True):
+        parameter.copy_(value)
+        parameter.requires_grad_()
     return logits
 
 
@@ -181,6 +197,7 @@ def _open_rewritten(run: Run, config: PeftConfig, device: torch.device) -> Opene
     plain_config.inference_mode = False
     model = get_peft_model(base, plain_config)
     set_peft_model_state_dict(model, plain_tensors)
+    require_all_used(model, plain_tensors, folder)
     return OpenedAdapter(
         run=run,
         model=model.eval(),
@@ -192,6 +209,7 @@ def _open_rewritten(run: Run, config: PeftConfig, device: torch.device) -> Opene
         probe_final=probe_final,
         tolerance=rounding(base.dtype),
         saved_config=config,
+        shapes=_shapes(tensors),
         initial=factors,
     )
 

@@ -118,7 +118,8 @@ def without_initial(
 def scaling_of(config: LoraConfig, name: str, tensors: Mapping[str, Tensor]) -> float:
     """The factor by which PEFT multiplies `B A`, in the layer of the tensor `name`."""
     rank = _rank(name, tensors)
-    module = name.partition(".lora_")[0]
+    # PEFT matches names in the base, and `^model...` from their beginning.
+    module = name.removeprefix("base_model.model.").partition(".lora_")[0]
     alphas: dict[str, float] = dict(config.alpha_pattern or {})
     alpha = alphas.get(get_pattern_key(list(alphas), module), config.lora_alpha)
     return alpha / math.sqrt(rank) if config.use_rslora else alpha / rank

@@ -114,6 +114,6 @@ def _require_shapes(trained: Tensors, base: Tensors, step: int) -> None:
         raise PlacementError(
             f"step {step}: {len(wrong)} tensors do not fit the base. The first is {wrong[0]!r}, "
             f"of shape {tuple(trained[wrong[0]].shape)} in the checkpoint and "
-            f"{tuple(base[wrong[0]].shape)} in the base. Was the run trained on another base? "
+            f"{tuple(base[wrong[0]].shape)} in the base. Leave the step out. "
             f"{ANOTHER_BASE}"
         )

@@ -27,7 +27,7 @@ from backtrack.path.models.embeddings import (
     vocabulary_size,
 )
 from backtrack.path.models.full_checkpoint import FullCheckpoint
-from backtrack.path.models.loading import load_base, probe
+from backtrack.path.models.loading import load_base, moving_weights, probe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -66,14 +66,14 @@ class _MergedOnLine:
 
 
 class MergedFullModel(_MergedOnLine):
-    """Full fine-tuning: every parameter moves on the line."""
+    """Full fine-tuning: every parameter and every saved buffer moves on the line."""
 
     tolerance = 0.0
 
     def __init__(self, run: Run, device: torch.device, storage: EndStorage | None) -> None:
         self.model: PreTrainedModel = load_as_checkpoint(run, device)
         final = FullCheckpoint.read(run, run.final.step)
-        trained = final.parameters(self.model)
+        trained = final.weights(self.model)
         rows = vocabulary_size(self.model), trained_rows(self.model, trained)
         self.vocabulary, self.is_resized = min(rows), len(set(rows)) > 1
         self.probe_base = probe(self.model, self.vocabulary)
@@ -81,14 +81,14 @@ class MergedFullModel(_MergedOnLine):
         self.probe_final = probe(stock, self.vocabulary)
         del stock, final  # free their memory before the ends are stored
         fit_vocabulary(self.model, trained)
-        live = dict(self.model.named_parameters())
+        live = moving_weights(self.model)
         chosen = storage or choose_storage(2 * total_bytes(live), device)
         self.end_storage: EndStorage | None = chosen
         self._line = LineMixture(
             live,
             chosen,
             device,
-            lambda step: FullCheckpoint.read(run, step).parameters(self.model),
+            lambda step: FullCheckpoint.read(run, step).weights(self.model),
         )
         self._line.load(run.final.step, trained)
 

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import save_file
 
 from backtrack.errors import PlacementError
-from backtrack.path.models.loading import load_model
+from backtrack.path.models.loading import load_model, moving_weights
 from backtrack.records.places import ANOTHER_BASE
-from backtrack.run.checkpoint_reader import read_checkpoint
+from backtrack.run.checkpoint_reader import has_stock_names, read_checkpoint
 from backtrack.run.model_files import model_files
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from torch import Tensor
     from transformers import PreTrainedModel
@@ -46,37 +46,52 @@ class FullCheckpoint:
         """
         return cls(run, step, read_checkpoint(run, step))
 
-    def parameters(self, base: PreTrainedModel) -> dict[str, Tensor]:
-        """The parameters by the base's names, in the type of the checkpoint's files, on the CPU.
+    def weights(self, base: PreTrainedModel) -> dict[str, Tensor]:
+        """The weights that move, by the base's names, in the type of the checkpoint's files.
+
+        Names in the files that are the base's are taken as they are; others, such as those of
+        another release, as transformers reads them. Both are on the CPU.
 
         Raises:
-            PlacementError: Names differ from the base's.
+            PlacementError: Weights are missing, or the model has others than the base.
         """
-        names = [name for name, _ in base.named_parameters()]
-        if set(names) <= set(self.tensors) <= set(base.state_dict()):
-            return {name: self.tensors[name] for name in names}
-        model = self.load("auto", torch.device("cpu"))
-        trained = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        differing = sorted(set(trained) ^ set(names))
+        names = set(moving_weights(base))
+        aliases = set(base.state_dict()) - names
+        if names <= set(self.tensors) <= names | aliases and not self._has_own(aliases, base):
+            return {name: self.tensors[name] for name in moving_weights(base)}
+        trained = moving_weights(self.load("auto", torch.device("cpu")))
+        differing = sorted(set(trained) ^ names)
         if differing:
+            side = "base" if differing[0] in names else "checkpoint"
             raise PlacementError(
-                f"{self.run.folder(self.step)}: {len(differing)} tensors do not fit the base. The "
-                f"first is {differing[0]!r}. Was the run trained on another base? {ANOTHER_BASE}"
+                f"{self.run.folder(self.step)} and the base are different models: "
+                f"{differing[0]!r} is only in the {side} ({len(differing)} weights differ). "
+                f"{ANOTHER_BASE}"
             )
-        return trained
+        return {name: weight.detach() for name, weight in trained.items()}
+
+    def _has_own(self, aliases: Iterable[str], base: PreTrainedModel) -> bool:
+        """Whether a tensor that is tied in the base has values of its own in the checkpoint."""
+        state = base.state_dict(keep_vars=True)
+        names = {id(weight): name for name, weight in moving_weights(base).items()}
+        tied = {name: names.get(id(state[name])) for name in aliases if name in self.tensors}
+        return any(
+            owner is not None and not torch.equal(self.tensors[name], self.tensors[owner])
+            for name, owner in tied.items()
+        )
 
     def load(self, dtype: str, device: torch.device) -> PreTrainedModel:
         """The model as stock transformers loads it.
 
-        If transformers does not read the files (compressed, or another trainer's format), they are
-        written into a temporary folder that it does read.
+        If transformers does not read the files (compressed, another trainer's format, or names
+        with a wrapper's prefix), they are written into a temporary folder that it does read.
 
         Args:
             dtype: `auto` is the type of the files.
             device: Device of the model.
         """
         folder, code = self.run.folder(self.step), self.run.base.trust_remote_code
-        if self.run.entry(self.step).storage == "plain":
+        if self.run.entry(self.step).storage == "plain" and has_stock_names(folder):
             return load_model(folder, dtype, device, trust_remote_code=code)
         with model_files(self.run).in_folder() as temporary:
             weights = temporary / "model.safetensors"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from safetensors.torch import save_file
 from transformers import AutoConfig, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
@@ -16,12 +20,11 @@ from backtrack.path.adapters.tuners import tuner_of
 from backtrack.path.models.architecture import class_and_config
 from backtrack.path.models.embeddings import fit_vocabulary, vocabulary_size
 from backtrack.records.places import ANOTHER_BASE
-from backtrack.run.checkpoint_reader import base_folder, read_tensors, verify_base
+from backtrack.run.checkpoint_reader import base_folder, has_stock_names, read_tensors, verify_base
 from backtrack.run.files import read_record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator, Mapping
 
     from torch import Tensor
     from transformers import PreTrainedModel
@@ -109,18 +112,19 @@ def load_model(
         config: Its configuration; None is that of the folder.
 
     Raises:
-        PlacementError: transformers cannot load it.
+        PlacementError: transformers cannot load it, or its files lack weights of the model.
     """
     try:
         with _no_progress_bar():
             own = config or read_config(folder, trust_remote_code=trust_remote_code)
             kind, part = class_and_config(own)
-            model: Any = kind.from_pretrained(
+            loaded: Any = kind.from_pretrained(
                 folder,
                 dtype=dtype if dtype == "auto" else getattr(torch, dtype),
                 trust_remote_code=trust_remote_code,
                 use_safetensors=True,
                 config=part,
+                output_loading_info=True,
                 **quantization_options(quantization, device),
             )
     except PlacementError:
@@ -129,13 +133,25 @@ def load_model(
         raise PlacementError(
             f"{folder} does not load as a language model: {first_line(error)}"
         ) from error
+    model, about = loaded
+    _require_complete(about["missing_keys"], folder)
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":
             # On some CPUs bitsandbytes repacks the weights for bf16 at the first forward pass in
             # evaluation mode: logits would depend (by 0.002) on what the model was used for.
             module.support_avx512bf16_for_cpu = False
-    loaded: PreTrainedModel = (model if quantization else model.to(device)).eval()
-    return loaded.requires_grad_(requires_grad=False)
+    ready: PreTrainedModel = (model if quantization else model.to(device)).eval()
+    return ready.requires_grad_(requires_grad=False)
+
+
+def _require_complete(missing: Iterable[str], folder: Path) -> None:
+    """Stock transformers begins weights that are not in the files at random values."""
+    names = sorted(missing)
+    if names:
+        raise PlacementError(
+            f"{folder} lacks {len(names)} weights of the model that its config.json describes, "
+            f"first {names[0]!r}: transformers would put random values in their place."
+        )
 
 
 @contextmanager
@@ -168,6 +184,16 @@ def quantization_options(
     return {"quantization_config": config, "device_map": {"": device}}
 
 
+def moving_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The tensors of a model that training moves: parameters, and buffers that are saved.
+
+    Each tied tensor is there once. Buffers of integers count or index; they do not move.
+    """
+    saved = model.state_dict()
+    buffers = {n: b for n, b in model.named_buffers() if n in saved and b.is_floating_point()}
+    return {**dict(model.named_parameters()), **buffers}
+
+
 def read_adapter_config(folder: Path) -> PeftConfig:
     """Read an adapter's configuration.
 
@@ -195,7 +221,7 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
 
     Raises:
         CheckpointError: Truncated or not finite.
-        PlacementError: It was trained on another base.
+        PlacementError: PEFT cannot load it, or not all of its tensors.
     """
     stored = read_tensors(folder)
     tensors = without_copies(stored)
@@ -203,13 +229,15 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     overwritten = {plain_name(name) for name in stored if _ORIGINAL in name.split(".")}
     originals = {n: p.clone() for n, p in base.named_parameters() if n in overwritten}
     try:
-        model = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+        with _stock_adapter(folder, tensors) as readable:
+            model = PeftModel.from_pretrained(base, str(readable), is_trainable=True)
     except Exception as error:
+        is_other = "size mismatch" in str(error)
         raise PlacementError(
-            f"the adapter in {folder} does not fit the base: {first_line(error)} "
-            f"Was it trained on another base? {ANOTHER_BASE}"
+            f"the adapter in {folder} does not load on the base: {first_line(error)}"
+            f"{f' It was trained on another base. {ANOTHER_BASE}' if is_other else ''}"
         ) from error
-    _require_all_used(model, tensors, folder)
+    require_all_used(model, tensors, folder)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if _ORIGINAL in name.split(".") and plain_name(name) in originals:
@@ -227,17 +255,39 @@ def without_copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: t for name, t in tensors.items() if copies.isdisjoint(name.split("."))}
 
 
-def _require_all_used(model: PeftModel, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """PEFT silently ignores unknown tensors, and leaves missing ones at random values."""
+@contextmanager
+def _stock_adapter(folder: Path, tensors: Mapping[str, Tensor]) -> Iterator[Path]:
+    """A folder in which PEFT finds the tensors: the adapter's own if it knows the names in it."""
+    if has_stock_names(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="backtrack-adapter-") as temporary:
+        shutil.copy(folder / "adapter_config.json", temporary)
+        save_file(dict(tensors), Path(temporary) / "adapter_model.safetensors")
+        yield Path(temporary)
+
+
+def require_all_used(model: PeftModel, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Raise an error unless PEFT loads every tensor, and has none left to load.
+
+    PEFT silently ignores unknown tensors, and leaves missing ones at random values.
+
+    Raises:
+        PlacementError: With the name of the first such tensor.
+    """
     expected: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
     own = {plain_name(name) for name, _ in model.named_parameters(remove_duplicate=False)}
-    unknown = {name for name in tensors if name not in expected and plain_name(name) not in own}
-    differing = sorted(unknown | (set(expected) - set(tensors)))
-    if differing:
-        side = "missing from the adapter" if differing[0] in expected else "not in the model"
+    unknown = sorted(n for n in tensors if n not in expected and plain_name(n) not in own)
+    missing = sorted(set(expected) - set(tensors))
+    if unknown:
         raise PlacementError(
-            f"{folder}: {len(differing)} tensors do not fit the base, first {differing[0]!r} "
-            f"({side}). Was it trained on another base? {ANOTHER_BASE}"
+            f"{folder} has {len(unknown)} tensors for which the adapted base has no place, first "
+            f"{unknown[0]!r}. {ANOTHER_BASE}"
+        )
+    if missing:
+        raise PlacementError(
+            f"{folder} lacks {len(missing)} tensors that its adapter_config.json describes, first "
+            f"{missing[0]!r}. Save the adapter again, or leave this checkpoint out."
         )
 
 

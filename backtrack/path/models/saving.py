@@ -6,7 +6,7 @@ Exports are written by this module, and so are the files that a vLLM engine meas
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel, PeftType
@@ -17,12 +17,11 @@ from backtrack.path.adapters.rewritten_base import uniform_lora
 from backtrack.path.models.embeddings import untied
 from backtrack.path.models.loading import read_adapter_config
 from backtrack.run.checkpoint_reader import read_tensors
-from backtrack.run.checkpoint_writer import is_adapter
 from backtrack.run.files import write_atomically
 from backtrack.run.model_files import CONFIG, GENERATION, ModelFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
 MAX_SHARD = "5GB"
@@ -43,9 +42,32 @@ def save_model(model: Any, folder: Path, base: str, *, is_untied: bool = False) 
     if isinstance(model, PeftModel):
         for config in model.peft_config.values():
             config.base_model_name_or_path = base
-    with untied(model) if is_untied else nullcontext(), _plain_generation(model):
-        model.save_pretrained(str(folder), max_shard_size=MAX_SHARD)
-    _make_uniform(folder)
+        model.save_pretrained(str(folder))
+        _make_uniform(folder)
+        return
+    with untied(model) if is_untied else nullcontext():
+        save_whole_model(model, folder, max_shard_size=MAX_SHARD)
+
+
+def save_whole_model(model: Any, folder: Path, **options: Any) -> None:
+    """Save a plain model as stock transformers does, with its generation config as it is.
+
+    transformers loads a generation config whose settings contradict each other (a temperature
+    without sampling), but refuses to save it.
+
+    Args:
+        model: A transformers model.
+        folder: Folder to write into; created if missing.
+        options: Passed on to `save_pretrained`.
+    """
+    config = model.generation_config
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    try:
+        model.save_pretrained(folder, **options)
+    finally:
+        model.generation_config = config
+    if config is not None:
+        config.to_json_file(folder / "generation_config.json", keys_to_pop=["compile_config"])
 
 
 def save_files(files: ModelFiles, generation: Mapping[str, Any], folder: Path) -> None:
@@ -61,24 +83,11 @@ def save_files(files: ModelFiles, generation: Mapping[str, Any], folder: Path) -
     write_atomically(folder / GENERATION, json.dumps(generation, indent=2) + "\n")
 
 
-@contextmanager
-def _plain_generation(model: Any) -> Iterator[None]:
-    """Hide the generation config: transformers refuses to save some, such as Llama 2's."""
-    settings = model.generation_config
-    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        model.generation_config = settings
-
-
 def _make_uniform(folder: Path) -> None:
     """Rewrite a LoRA with patterns to one rank and scaling, which every release of vLLM reads.
 
     Releases before 0.32 silently ignore `rank_pattern` and `alpha_pattern`.
     """
-    if not is_adapter(folder):
-        return
     config: Any = read_adapter_config(folder)
     if config.peft_type != PeftType.LORA or not (config.rank_pattern or config.alpha_pattern):
         return

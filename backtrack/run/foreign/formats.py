@@ -6,9 +6,9 @@
 | `zero` | DeepSpeed ZeRO 1 to 3 | `*_model_states.pt`; in stage 3 also `*_optim_states.pt` |
 | `shards` | verl: one file per process | `model_world_size_*_rank_*.pt` |
 
-All are pickles. They are parsed as data (`inert_pickle`, beside this) and never unpickled.
-Whole models only: tensor names must be the base's, under one common prefix. Optimizer states are
-ignored. ZeRO-3's fp32 weights are rounded to the 16-bit dtype named in its configuration.
+All are pickles. They are parsed as data (`inert_pickle`) and never unpickled. Whole models only:
+tensor names must be the base's, under one common prefix. Optimizer states are ignored. ZeRO-3's
+fp32 weights are rounded to the 16-bit dtype named in its configuration.
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from backtrack.errors import CheckpointError
-from backtrack.records.places import ANOTHER_BASE
 from backtrack.run.bits import Bits, bits_of, tensor_of, unsigned
 from backtrack.run.foreign.inert_pickle import (
     Archive,
     Call,
     attributes,
+    count,
+    counts,
     mapping,
     parse,
     sequence,
     tensor_shape,
+    text,
 )
 
 if TYPE_CHECKING:
@@ -136,10 +138,18 @@ def _described(source: Path) -> Iterator[None]:
         ) from error
 
 
+def plain_names(found: Iterable[str]) -> dict[str, str]:
+    """Each stored name without what compilers and wrappers of a model add to all of its names."""
+    names = {name: _WRAPPERS.sub("", name) for name in found}
+    while names and all(plain.startswith("module.") for plain in names.values()):
+        names = {name: plain.removeprefix("module.") for name, plain in names.items()}
+    return names
+
+
 def _by_base(found: Iterable[str], base: Iterable[str]) -> dict[str, str]:
     """The base's name of each stored name, with the prefix that matches most names removed."""
     expected = set(base)
-    plain = {name: _WRAPPERS.sub("", name) for name in found}
+    plain = plain_names(found)
     options = [
         {name: p.removeprefix(prefix) for name, p in plain.items() if p.startswith(prefix)}
         for prefix in _PREFIXES
@@ -148,11 +158,15 @@ def _by_base(found: Iterable[str], base: Iterable[str]) -> dict[str, str]:
     kept = {name: short for name, short in best.items() if short in expected}
     missing = sorted(expected - set(kept.values()))
     if missing:
-        hint = " It is an adapter: save it with PEFT, so that adapter_config.json is beside it."
+        if any("lora_" in name for name in plain):
+            cause = "It is an adapter: save it with PEFT, with adapter_config.json beside it."
+        elif kept:
+            cause = "Save it again, whole; or name the base that has its layers with --base."
+        else:
+            cause = "It has no tensor of the base: name the base it was trained from with --base."
         raise CheckpointError(
-            f"{len(missing)} of the base's tensors are missing, first {missing[0]!r}."
-            f"{hint if any('lora_' in name for name in plain) else ''} Was it trained on another "
-            f"base? {ANOTHER_BASE}"
+            f"{len(missing)} of the base's {len(expected)} tensors are missing, first "
+            f"{missing[0]!r}. {cause}"
         )
     return kept
 
@@ -171,27 +185,27 @@ def _dcp_tensors(source: Path) -> dict[str, dict[str, Any]]:
     """The metadata of each tensor, by name; other objects are ignored."""
     described = mapping(_metadata(source)["state_dict_metadata"])
     return {
-        str(name): dict(attributes(value))
+        text(name): dict(attributes(value))
         for name, value in described.items()
         if isinstance(value, Call) and value.path.endswith(".TensorStorageMetadata")
     }
 
 
 def _dcp_read(source: Path, name: str, about: Mapping[str, Any], parts: Sequence[_Part]) -> Bits:
-    size = sequence(about["size"])
+    size = counts(about["size"])
     dtype = _DTYPES[sequence(about["properties"].state)[0].path]
     result = np.empty(size, unsigned(dtype))
     filled = 0
     for index, info in parts:
-        path = source / str(info["relative_path"])
+        path = source / text(info["relative_path"])
         if path.parent != source:
             raise CheckpointError(f"{source}/.metadata points outside its folder: {path}.")
         part = _dcp_part(path, info["offset"], info["length"])
-        offset = sequence(index.get("offset")) or (0,) * len(size)
+        offset = counts(index.get("offset")) or (0,) * len(size)
         sizes = next(
-            sequence(chunk["sizes"])
+            counts(chunk["sizes"])
             for chunk in map(attributes, about["chunks"])
-            if sequence(chunk["offsets"]) == offset
+            if counts(chunk["offsets"]) == offset
         )
         where = tuple(slice(o, o + n) for o, n in zip(offset, sizes, strict=True))
         result[where] = part.values.reshape(sizes)
@@ -206,7 +220,7 @@ def _dcp_parts(source: Path) -> dict[str, list[_Part]]:
     parts: dict[str, list[_Part]] = {}
     for key, value in mapping(_metadata(source)["storage_data"]).items():
         index = attributes(key)
-        parts.setdefault(str(index["fqn"]), []).append((index, attributes(value)))
+        parts.setdefault(text(index["fqn"]), []).append((index, attributes(value)))
     return parts
 
 
@@ -232,9 +246,18 @@ def _rank(path: Path) -> int:
 def _zero_shapes(source: Path) -> Shapes:
     content = mapping(_zero_states(source, "model")[0].content)
     groups = sequence(content["param_shapes"])
-    shapes = {str(n): sequence(s) for group in groups for n, s in mapping(group).items()}
+    shapes = {text(n): counts(s) for group in groups for n, s in mapping(group).items()}
     frozen = mapping(content.get("frozen_param_shapes") or {})
-    return shapes | {str(name): sequence(shape) for name, shape in frozen.items()}
+    shapes |= {text(name): counts(shape) for name, shape in frozen.items()}
+    buffers = _zero_buffers(content)
+    return shapes | {n: tensor_shape(value, str(source)) for n, value in buffers.items()}
+
+
+def _zero_buffers(content: Mapping[Any, Any]) -> dict[str, Any]:
+    """The parsed buffers, which are whole in every process's file, in all stages."""
+    module = mapping(content["module"])
+    names = map(text, sequence(content.get("buffer_names") or ()))
+    return {name: module[name] for name in names if name in module}
 
 
 def _zero_read(source: Path) -> dict[str, Bits]:
@@ -248,7 +271,7 @@ def _zero_read(source: Path) -> dict[str, Bits]:
     stage = content["ds_config"]["zero_optimization"]["stage"]
     if stage <= 2:  # each process has the whole model
         module = mapping(content["module"])
-        return {str(name): files[0].tensor(value) for name, value in module.items()}
+        return {text(name): files[0].tensor(value) for name, value in module.items()}
     return _joined_partitions(source, files, content)
 
 
@@ -257,10 +280,10 @@ def _joined_partitions(
 ) -> dict[str, Bits]:
     """The tensors of ZeRO-3, each concatenated from the processes' partitions."""
     optimizers = _zero_states(source, "optim")
-    if len(optimizers) != content["dp_world_size"]:
+    world = count(content["dp_world_size"])
+    if len(optimizers) != world:
         raise CheckpointError(
-            f"{source} has the partitions of {len(optimizers)} of {content['dp_world_size']} "
-            "processes."
+            f"{source} has the partitions of {len(optimizers)} of {world} processes."
         )
     partitions = [
         [
@@ -274,14 +297,15 @@ def _joined_partitions(
     for group, shapes in enumerate(sequence(content["param_shapes"])):
         begin = 0
         for name, size in mapping(shapes).items():
-            shape = sequence(size)
+            shape = counts(size)
             length = -(-prod(shape) // len(partitions))
             parts = [partition[group][begin : begin + length] for partition in partitions]
-            tensors[str(name)] = _rounded(
+            tensors[text(name)] = _rounded(
                 Bits("F32", shape, np.concatenate(parts)[: prod(shape)]), dtype
             )
             begin += length
-    return tensors | _frozen(files, content)
+    buffers = {n: files[0].tensor(value) for n, value in _zero_buffers(content).items()}
+    return tensors | _frozen(files, content) | buffers
 
 
 def _frozen(files: list[Archive], content: Mapping[Any, Any]) -> dict[str, Bits]:
@@ -292,8 +316,8 @@ def _frozen(files: list[Archive], content: Mapping[Any, Any]) -> dict[str, Bits]
             file.tensor(mapping(mapping(file.content)["frozen_param_fragments"])[name])
             for file in files
         ]
-        values = np.concatenate([part.values for part in parts])[: prod(sequence(size))]
-        tensors[str(name)] = Bits(parts[0].dtype, sequence(size), values)
+        values = np.concatenate([part.values for part in parts])[: prod(counts(size))]
+        tensors[text(name)] = Bits(parts[0].dtype, counts(size), values)
     return tensors
 
 
@@ -323,7 +347,7 @@ def _rank_states(source: Path) -> list[tuple[Archive, Mapping[Any, Any]]]:
 def _shards_read(source: Path) -> dict[str, Bits]:
     states = _rank_states(source)
     return {
-        str(name): _joined_parts(str(name), [(archive, state[name]) for archive, state in states])
+        text(name): _joined_parts(name, [(archive, state[name]) for archive, state in states])
         for name in states[0][1]
     }
 
@@ -370,13 +394,13 @@ def _local(value: object) -> object:
 
 def _global_size(value: object, where: str = "a shard") -> tuple[int, ...]:
     args = _wrapper(value)
-    return tensor_shape(value, where) if args is None else sequence(args[2][2])
+    return tensor_shape(value, where) if args is None else counts(args[2][2])
 
 
 def _sharded_axis(spec: Mapping[str, Any]) -> int | None:
     """The axis a tensor is sharded on; None if it is replicated."""
     axes = [
-        attributes(placement)["dim"]
+        count(attributes(placement)["dim"])
         for placement in sequence(spec["placements"])
         if isinstance(placement, Call) and placement.path.endswith(".Shard")
     ]
@@ -386,7 +410,7 @@ def _sharded_axis(spec: Mapping[str, Any]) -> int | None:
 
 
 def _dcp_shapes(source: Path) -> Shapes:
-    return {name: sequence(about["size"]) for name, about in _dcp_tensors(source).items()}
+    return {name: counts(about["size"]) for name, about in _dcp_tensors(source).items()}
 
 
 def _dcp_open(source: Path) -> _Tensors:

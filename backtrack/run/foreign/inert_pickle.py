@@ -5,6 +5,16 @@ checkpoints and DeepSpeed's exist in no other form, so their programs are parsed
 run: `pickletools.genops` yields the instructions; containers and numbers are built from them; a
 global becomes a `Name`, a call becomes a `Call`. Nothing is imported and no method is called. Only
 a short list of calls is then understood as a tensor; any other in place of a tensor is an error.
+
+NOTE: torch's own `weights_only` loader (torch 2.13) was tried instead. It refuses `.metadata` of
+distributed checkpoints (a bare pickle with instructions it does not know) and DeepSpeed's
+optimizer states (4 of 4, for their globals), in which ZeRO-3 keeps the weights; it reads
+DeepSpeed's model states, and verl's shards only after importing `torch.distributed.tensor`. Where
+it reads a file, it makes every tensor to learn one shape.
+
+Promised: parsing takes time and memory in proportion to the file. Values of a pickle can be nested
+without end, or be the same one again and again (90 bytes describe 2^40 numbers), so they are never
+hashed, compared or printed before `count`, `counts` or `text` have checked what they are.
 """
 
 from __future__ import annotations
@@ -13,6 +23,7 @@ import io
 import pickletools
 import zipfile
 from dataclasses import dataclass, field
+from itertools import islice
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -80,15 +91,17 @@ def parse(program: bytes, where: str) -> Any:
     """
     reader = _Reader()
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(program)):
-            if opcode.name == "STOP" or count > _MAX_INSTRUCTIONS:
+        for opcode, argument, _ in islice(pickletools.genops(program), _MAX_INSTRUCTIONS):
+            if opcode.name == "STOP":
                 return reader.pop(1)[0]
             reader.take(opcode.name, argument)
     except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{where} is damaged or was not written by torch: {error}."
         ) from error
-    raise CheckpointError(f"{where} is truncated.")
+    raise CheckpointError(
+        f"{where} is truncated, or longer than {_MAX_INSTRUCTIONS} instructions."
+    )
 
 
 class Archive:
@@ -133,7 +146,7 @@ class Archive:
             CheckpointError: The value is not a tensor, or its bytes are missing.
         """
         storage, offset, size, stride, dtype = _tensor_facts(value, self._where)
-        key = str(storage[2])
+        key = text(storage[2])
         try:
             octets = self._read(f"{self._folder}data/{key}")
         except (KeyError, zipfile.BadZipFile, OSError) as error:
@@ -141,7 +154,7 @@ class Archive:
         kind = unsigned(dtype)
         whole = np.frombuffer(octets[: len(octets) // kind.itemsize * kind.itemsize], kind)
         last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-        if prod(size) and not (0 <= offset <= last < whole.size and min((*stride, 0)) >= 0):
+        if prod(size) and not (0 <= offset <= last < whole.size >= prod(size)):
             raise CheckpointError(f"{self._where}: a tensor extends past its bytes.")
         if not prod(size):
             return Bits(dtype, size, np.empty(0, kind))
@@ -181,6 +194,37 @@ def _tensor_facts(
         f"{where}: {what} is in place of a tensor. It is not read, since reading it would mean "
         "running it; save the weights as safetensors where they were made."
     )
+
+
+def count(value: object) -> int:
+    """The value, if it is a number of things.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{type(value).__name__} in place of a number of things")
+    return value
+
+
+def counts(value: object) -> tuple[int, ...]:
+    """The members of a list, tuple or `torch.Size`, each a `count`.
+
+    Raises:
+        ValueError: One is not.
+    """
+    return tuple(count(member) for member in sequence(value))
+
+
+def text(value: object) -> str:
+    """The value, if it is text.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"{type(value).__name__} in place of text")  # noqa: TRY004  # damage
+    return value
 
 
 def _are_counts(*numbers: object) -> bool:
@@ -249,7 +293,7 @@ class _Reader:
         return taken
 
     def name(self) -> None:
-        module, name = self.pop(2)
+        module, name = map(text, self.pop(2))
         self.stack.append(Name(f"{module}.{name}"))
 
     def call(self) -> None:
@@ -287,12 +331,11 @@ class _Reader:
 
 
 def _key(key: object) -> Any:
-    """A hashable key; an unhashable one, which no reader looks up, is replaced by its id."""
-    try:
-        hash(key)
-    except TypeError:
-        return id(key)
-    return key
+    """A key of a dict; one of a type that no reader looks up is replaced by an object.
+
+    Hashing nested tuples overflows the interpreter's stack.
+    """
+    return key if isinstance(key, str | int | float | bytes | Name | Call | None) else object()
 
 
 _CONSTANTS: dict[str, Callable[[], Any]] = {

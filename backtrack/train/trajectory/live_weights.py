@@ -20,6 +20,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging as transformers_logging
 
 from backtrack.errors import UsageError
+from backtrack.path.models.saving import save_whole_model
 from backtrack.run.bits import Bits, bits_of, tensor_of
 from backtrack.train.trajectory.base_model import plain_model
 from backtrack.train.trajectory.live_method import active_config
@@ -133,7 +134,7 @@ class LiveWeights:
                 return {"adapter_config.json": (folder / "adapter_config.json").read_bytes()}
             had_bar = transformers_logging.is_progress_bar_enabled()
             transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-            self._model.save_pretrained(folder, state_dict={})
+            save_whole_model(self._model, folder, state_dict={})
             if had_bar:
                 transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
             files = {

@@ -1,0 +1,1 @@
+"""What adopting other trainers' checkpoints takes: find them, and hold them to one rule."""
