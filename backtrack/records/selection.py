@@ -247,7 +247,8 @@ class Selection(Record):
         candidates: Every measured point, in the order of measuring.
         report: Scores on the report items, keyed `base`, `chosen`, `final`.
         differences: Chosen against base and final, on the report items.
-        optimism: Utility of the chosen point on selection items minus that on report items.
+        optimism: Utility of the chosen point minus the base's, on selection items, less the same
+            on report items: how hard the items are does not count.
         num_items: Items by objective and split.
         level: Level of the intervals.
         num_resamples: Number of bootstrap samples.

@@ -31,11 +31,11 @@ def figures(selection: Selection) -> list[dict[str, str]]:
 
 
 def optimism(selection: Selection) -> str:
-    """How much better the chosen point is on the selection items than on the report items."""
+    """How much larger the chosen point's gain is on selection items than on report items."""
     value = wording.number(selection.optimism, "points", is_signed=True)
     return (
-        f"Optimism: {value} points, the chosen point's utility on the selection items minus that "
-        "on the report items."
+        f"Optimism: {value} points, the chosen point's gain in utility over the base on the "
+        "selection items minus that on the report items."
     )
 
 

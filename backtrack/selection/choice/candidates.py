@@ -121,18 +121,25 @@ def front_hypervolume(outcome: Outcome) -> Interval | None:
     """Compute the share of a box that the front of smoothed scores dominates.
 
     The box reaches from the worse of base and final checkpoint to the best score on each role. The
-    points on the front are the same in every bootstrap sample.
+    points on the front are the same in every bootstrap sample; the box is the sample's own.
     """
     roles = outcome.scores.smoothed
-    corner = roles.smoothed[:, [outcome.base, outcome.final]].min(axis=1)
     on_front = np.flatnonzero(roles.is_on_front)
-    box = float(np.prod(roles.smoothed[:, on_front].max(axis=1) - corner))
-    if box <= _NO_AREA:
+    ends = [outcome.base, outcome.final]
+
+    def box(scores: Floats) -> tuple[Floats, float]:
+        corner = scores[:, ends].min(axis=1)
+        extents = scores[:, on_front].max(axis=1) - corner
+        return corner, float(np.prod(np.maximum(extents, 0)))
+
+    if box(roles.smoothed)[1] <= _NO_AREA:
         return None
 
     def share(scores: Floats) -> float:
+        corner, area = box(scores)
         target, general = scores[:, on_front]
-        return hypervolume(target, general, (corner[0], corner[1])) / box
+        dominated = hypervolume(target, general, (corner[0], corner[1]))
+        return dominated / area if area > _NO_AREA else 0.0
 
     samples = roles.smoothed_samples.swapaxes(0, 1)
     return interval(share(roles.smoothed), np.array([share(sample) for sample in samples]))

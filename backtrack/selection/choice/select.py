@@ -49,11 +49,12 @@ if TYPE_CHECKING:
     from backtrack.point import Point
     from backtrack.recipe import Recipe
     from backtrack.records import Split
-    from backtrack.records.selection import Baseline, BaselineRow
+    from backtrack.records.selection import Baseline, BaselineRow, ReportRow
     from backtrack.records.sweep import Sweep
     from backtrack.run.directory import Run
     from backtrack.selection.choice.candidates import Outcome
     from backtrack.selection.choice.sweep import Answer
+    from backtrack.selection.stats.comparisons import Compared
     from backtrack.selection.stats.scores import WeightedScores
     from backtrack.selection.stats.table import ScoreTable
 
@@ -328,7 +329,7 @@ class _Selector:
             candidates=outcome.candidates,
             report=rows,
             differences=compared,
-            optimism=_optimism(outcome, rows["chosen"].utility.estimate),
+            optimism=_optimism(outcome, rows),
             num_items=num_items,
             level=LEVEL,
             num_resamples=NUM_RESAMPLES,
@@ -385,8 +386,11 @@ def _baseline_rows(
     return tuple(baseline_row(rows, b, column, chosen_column) for b, column in columns.items())
 
 
-def _optimism(outcome: Outcome, reported: float) -> float:
-    return float(outcome.weighted.utilities[outcome.decision.chosen]) - reported
+def _optimism(outcome: Outcome, rows: Mapping[Compared, ReportRow]) -> float:
+    """Compute the gain over the base on selection items minus that on report items."""
+    utilities = outcome.weighted.utilities
+    gain = float(utilities[outcome.decision.chosen] - utilities[outcome.base])
+    return gain - (rows["chosen"].utility.estimate - rows["base"].utility.estimate)
 
 
 def _num_items(selection: ScoreTable, report: ScoreTable) -> dict[str, dict[Split, int]]:

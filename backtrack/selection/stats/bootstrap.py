@@ -123,7 +123,7 @@ def percentile_bounds(samples: Floats) -> list[tuple[float, float]]:
     return list(zip(low.tolist(), high.tolist(), strict=True))
 
 
-def shared_level(num_compared: int, num_free: int) -> float:
+def shared_level(num_compared: int, num_free: float) -> float:
     """Compute the level of each interval at which all comparisons together keep `LEVEL`.
 
     The error is shared equally (Bonferroni). A bootstrap takes the sample's variance for the true
@@ -131,7 +131,7 @@ def shared_level(num_compared: int, num_free: int) -> float:
 
     Args:
         num_compared: Number of comparisons.
-        num_free: Degrees of freedom: items minus means estimated from them.
+        num_free: Degrees of freedom.
     """
     from scipy.special import ndtr, stdtrit
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from backtrack.point import Point
-from backtrack.records import ROLES
 from backtrack.records.selection import BaselineRow, Difference, ReportRow
 from backtrack.selection.stats.bootstrap import LEVEL, interval, shared_level
+from backtrack.selection.stats.utility import utility_slopes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from backtrack.records import Interval
     from backtrack.records.selection import Baseline
-    from backtrack.selection.stats.scores import RoleScores, WeightedScores
+    from backtrack.selection.stats.scores import WeightedScores
 
     Floats = NDArray[np.float64]
 
@@ -77,7 +78,7 @@ def difference(
     scores = weighted.scores
     i, j = scores.table.column(chosen), scores.table.column(other)
     means, samples = scores.table.means, scores.samples
-    level = shared_level(num_compared, _degrees_of_freedom(scores))
+    level = shared_level(num_compared, _degrees_of_freedom(weighted, i, j))
     strict = paired(weighted.utilities, weighted.utility_samples, i, j, level)
     utility = paired(weighted.utilities, weighted.utility_samples, i, j)
     return Difference(
@@ -91,13 +92,20 @@ def difference(
     )
 
 
-def _degrees_of_freedom(scores: RoleScores) -> int:
-    """Count the items of the role that has fewer, minus one for each of its objectives."""
-    setting = scores.table.setting
-    counts = dict.fromkeys(ROLES, 0)
-    for objective in setting.objectives:
-        counts[objective.role] += len(setting.item_ids[objective.name]) - 1
-    return min(counts.values())
+def _degrees_of_freedom(weighted: WeightedScores, column: int, other: int) -> float:
+    """Compute the degrees of freedom of a utility difference (Welch and Satterthwaite).
+
+    An objective of few items counts by what it adds to the variance: 15 items beside 200 are not
+    215 if most of the variance is theirs.
+    """
+    scores = weighted.scores
+    slopes = utility_slopes(scores.objectives, scores.yardsticks, weighted.weight)
+    variances, parts = 0.0, 0.0
+    for name, samples in scores.samples.items():
+        variance = float(np.var(slopes[name] * (samples[:, column] - samples[:, other])))
+        variances += variance
+        parts += variance**2 / (len(scores.table.setting.item_ids[name]) - 1)
+    return variances**2 / parts if parts else 1.0
 
 
 def paired(

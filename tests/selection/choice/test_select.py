@@ -201,12 +201,11 @@ def test_report_items_are_measured_at_base_choice_and_final_only(tmp_path: Path)
     assert choice.selection.num_items["sums"] == {"selection": 200, "report": 200}
 
 
-def test_optimism_is_selection_less_report_utility_of_the_choice(tmp_path: Path):
+def test_optimism_is_that_of_the_gain_over_the_base(tmp_path: Path):
     selection = pick(line(tmp_path / "run"), pair()).selection
-    measured_utility = selection.candidate(selection.chosen).utility
-    assert selection.optimism == pytest.approx(
-        measured_utility - selection.report["chosen"].utility.estimate
-    )
+    chosen, base = (selection.candidate(p) for p in (selection.chosen, selection.base))
+    reported = to(selection, "base").utility.estimate
+    assert selection.optimism == pytest.approx(chosen.utility - base.utility - reported)
 
 
 def test_differences_are_those_of_the_report_rows(tmp_path: Path):
@@ -607,6 +606,7 @@ def test_hypervolume_is_one_where_one_point_has_the_best_of_both(tmp_path: Path)
     assert found is not None
     # Fitted curves round the kink a little.
     assert found.estimate == pytest.approx(1, abs=0.005)
+    assert 0 <= found.low <= found.high <= 1
     flat_ones = pick(line(tmp_path / "flat"), pair(flat(0.4), flat(0.6), is_exact=True))
     assert flat_ones.selection.hypervolume is None
 

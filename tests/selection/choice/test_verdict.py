@@ -8,7 +8,7 @@ from backtrack.point import Point
 from backtrack.records import Interval
 from backtrack.records.selection import Difference, Yardstick
 from backtrack.selection.choice.verdict import verdict
-from backtrack.selection.stats.comparisons import differences
+from backtrack.selection.stats.comparisons import _degrees_of_freedom, differences
 from backtrack.selection.stats.scores import RoleScores, WeightedScores
 from backtrack.selection.stats.table import ScoreTable, SplitSetting
 from tests.selection.fakes import make_info
@@ -45,6 +45,26 @@ def test_a_single_comparison_goes_by_nearly_its_own_interval():
     said = [(d.is_clear, d.utility.low > 0 or d.utility.high < 0) for d, _ in pairs]
     assert sum(clear != excludes for clear, excludes in said) <= 3
     assert not any(to_final.is_clear for _, to_final in pairs)
+
+
+def test_an_objective_of_few_items_counts_by_its_share_of_the_variance():
+    level = {}
+    for num_few in (15, 200):
+        rng = np.random.default_rng(0)
+        infos = (*INFOS, make_info("aime", "target"))
+        counts = {"sums": 200, "law": 200, "aime": num_few}
+        scores = {
+            name: (rng.random((3, num)) < np.array([[0.5], [0.6], [0.5]])).astype(float)
+            for name, num in counts.items()
+        }
+        ids = {name: tuple(f"{name}/{i:04d}" for i in range(num)) for name, num in counts.items()}
+        setting = SplitSetting("report", "attached", "native", infos, ids)
+        table = ScoreTable(setting, POINTS, ("report",) * 3, np.array([0.0, 1.0, 2.0]), scores)
+        yardsticks = {info.name: Yardstick(zero=0, hundred=1) for info in infos}
+        level[num_few] = _degrees_of_freedom(RoleScores(table, yardsticks, 0, 500).at(0.5), 0, 1)
+    # Most of the variance is that of the 15.
+    assert 14 <= level[15] < 40
+    assert 300 < level[200] <= 597
 
 
 def test_a_large_difference_is_clear_and_said():
