@@ -47,7 +47,7 @@ def open_run(
     Raises:
         UsageError: The run asks for code that the user has not allowed.
     """
-    from backtrack.run.adopt import refresh
+    from backtrack.run.adoption.refreshing import refresh
     from backtrack.run.directory import Run
     from backtrack.run.finding import find_run, is_run
     from backtrack.run.trust import allow, require_allowed

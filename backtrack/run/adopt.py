@@ -9,7 +9,6 @@ assembled when they are read. A checkpoint without readable weights is reported 
 from __future__ import annotations
 
 import logging
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +20,19 @@ from backtrack.records.places import base_name
 from backtrack.records.record import now
 from backtrack.run.adoption.fitting import fitting
 from backtrack.run.adoption.folders import find_checkpoints, folder_of_run, plain_weights
+from backtrack.run.adoption.language_model import (
+    require_language_model,
+    trained_architecture,
+    warn_of_rounding,
+)
 from backtrack.run.adoption.last_save import last_save
-from backtrack.run.checkpoint_reader import base_folder, fingerprint, shapes, stored_dtype
+from backtrack.run.adoption.refreshing import tell_replaced
+from backtrack.run.checkpoint_reader import base_folder, fingerprint
 from backtrack.run.checkpoint_writer import (
     describe_checkpoint,
     digest,
     is_adapter,
     latest_change,
-    weight_files,
 )
 from backtrack.run.directory import Run
 from backtrack.run.files import read_record
@@ -38,20 +42,12 @@ from backtrack.run.model_files import keep_model_files
 from backtrack.run.trust import allow, code_of_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
     from backtrack.recipe import Recipe
     from backtrack.records.run import Dtype
 
 logger = logging.getLogger(__name__)
-
-_OTHER_CLASSES = re.compile(
-    r"For(Sequence|Token|Image|Audio)Classification|ForQuestionAnswering|ForMultipleChoice|"
-    r"ForMaskedLM|ForRewardModel|RewardModel"
-)
-"""Classes in `architectures` that are no causal language models."""
-_OTHER_TASKS = {"SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION"}
-"""PEFT's tasks that are not language modelling."""
 
 
 def adopt(  # noqa: PLR0913  # public: every argument but the source is optional
@@ -104,13 +100,13 @@ def adopt(  # noqa: PLR0913  # public: every argument but the source is optional
     settings = read_record(config, dict[str, Any]) if is_adapter(last) else None
     path = Path(runs) / (name or source.name or "adopted")
     model = base or _named_base(last, settings, recipe, _recorded_base(path, source))
-    _require_language_model(last, settings)
+    require_language_model(last, settings)
     reference = _base_reference(model, recipe, _named_revision(model, settings))
     reference = reference.model_copy(update={"dtype": dtype or reference.dtype})
     if settings is None:
-        _warn_of_rounding(entries[-1], reference)
+        warn_of_rounding(entries[-1], reference)
     else:
-        architecture = _trained_architecture(last, base_folder(reference))
+        architecture = trained_architecture(last, base_folder(reference))
         reference = reference.model_copy(update={"architecture": architecture})
     entries, refused = fitting(entries, reference)
     manifest = Manifest(
@@ -187,48 +183,6 @@ def _train_loss(folder: Path, step: int) -> float | None:
         and entry.get("step", 0) <= step
     ]
     return float(losses[-1]) if losses else None
-
-
-def _require_language_model(last: Path, settings: Mapping[str, Any] | None) -> None:
-    """Refuse a classifier, a reward model or a model with an encoder, by the name of its class."""
-    path = last / "config.json"
-    if settings is not None:
-        task = settings.get("task_type")
-        kind = f"an adapter of a model for {task}" if task in _OTHER_TASKS else None
-    else:
-        config = read_record(path, dict[str, Any]) if path.is_file() else {}
-        named = next(iter(config.get("architectures") or ()), "")
-        is_other = _OTHER_CLASSES.search(str(named)) or config.get("is_encoder_decoder")
-        kind = f"a {named}" if is_other else None
-    if kind is not None:
-        raise RunError(
-            f"{last} is {kind}. Only language models that continue a text (causal ones) are "
-            "measured: a classifier, a reward model or an encoder has no such answers."
-        )
-
-
-def _warn_of_rounding(last: CheckpointEntry, reference: BaseModelReference) -> None:
-    """Warn if a whole model is stored in a wider dtype than it is loaded in."""
-    if last.storage != "plain":
-        return
-    stored = stored_dtype(Path(last.folder))
-    is_named = reference.dtype != "auto"
-    live = reference.dtype if is_named else stored_dtype(base_folder(reference))
-    if stored == "float32" and live in {"bfloat16", "float16"}:
-        logger.warning(
-            "%s is stored in float32 and its base in %s, so points are rounded to %s. Keep the "
-            "checkpoint's values with `--dtype float32`.", last.folder, live, live,
-        )  # fmt: skip
-
-
-def _trained_architecture(adapter: Path, base: Path) -> str | None:
-    """The class that an adapter on a base with several parts was trained in, told by its tensors.
-
-    The text part alone, as `AutoModelForCausalLM` loads it, has no `language_model` in its names.
-    """
-    config = read_record(base / "config.json", dict[str, Any])
-    is_whole = any("language_model" in name.split(".") for name in shapes(adapter))
-    return None if is_whole or "text_config" not in config else "AutoModelForCausalLM"
 
 
 def _recorded_base(path: Path, source: Path) -> str | None:
@@ -319,53 +273,8 @@ def _create(
             run.add_entry(entry)
     folders = _folders_around(entries[-1], Path(manifest.source or path))
     keep_model_files(run.path, folders, has_config=manifest.method.kind == "full")
-    _tell_replaced(run, replaced)
+    tell_replaced(run, replaced)
     return run
-
-
-def refresh(run: Run) -> None:
-    """Digest the checkpoints of an adopted run again where their files changed since.
-
-    A checkpoint that was replaced is named in a warning. Measurements name the digest, so its
-    points count as not measured, and those of other checkpoints stay.
-    """
-    if run.manifest.source is None:
-        return
-    replaced = []
-    for entry in run.entries():
-        new = _digested_again(run, entry)
-        if new != entry:
-            run.add_entry(new)
-            replaced += [entry.step] if new.digest != entry.digest else []
-    _tell_replaced(run, replaced)
-
-
-def _digested_again(run: Run, entry: CheckpointEntry) -> CheckpointEntry:
-    """The entry as its files are now; unchanged if they are, or if they cannot be read."""
-    try:
-        folder = run.folder(entry.step)
-        source = Path(entry.source) if entry.source else None
-        files = weight_files_of(entry.storage, source) if source else weight_files(folder)
-        num_bytes = sum(path.stat().st_size for path in files)
-        if (num_bytes, latest_change(files)) == (entry.num_bytes, entry.modified_ns):
-            return entry
-        facts = {
-            "num_bytes": num_bytes,
-            "sha256": {path.name: digest(path) for path in files},
-            "modified_ns": latest_change(files),
-        }
-    except (CheckpointError, RunError, OSError):
-        return entry  # reading the step names the cause
-    return entry.model_copy(update=facts)
-
-
-def _tell_replaced(run: Run, steps: Sequence[int]) -> None:
-    if steps:
-        logger.warning(
-            "%s: the checkpoint%s of step %s changed since it was adopted. Its points are "
-            "measured again; earlier scores are of other weights, and are kept but not used.",
-            run.path, "s" if len(steps) > 1 else "", ", ".join(map(str, steps)),
-        )  # fmt: skip
 
 
 def _folders_around(last: CheckpointEntry, source: Path) -> Iterator[Path]:

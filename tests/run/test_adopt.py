@@ -18,7 +18,8 @@ from backtrack.path.models.loading import probe
 from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.recipe import Recipe
-from backtrack.run.adopt import adopt, refresh
+from backtrack.run.adopt import adopt
+from backtrack.run.adoption.refreshing import refresh
 from backtrack.run.bits import bits_of
 from backtrack.run.checkpoint_reader import base_folder
 from backtrack.run.checkpoint_writer import describe_checkpoint
