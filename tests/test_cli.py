@@ -424,11 +424,12 @@ def test_a_base_given_for_a_run_is_checked_and_recorded(place: Path, tmp_path: P
 
 
 def test_ctrl_c_during_training_leaves_a_run_that_resumes(place: Path) -> None:
-    rows = [{"prompt": f"sums {i}:", "completion": f" {i * 3 % 7}"} for i in range(64)]
+    # Steps of a tenth of a second: time for the signal while a busy disk takes the checkpoints.
+    rows = [{"prompt": f"sums {i}:" * 8, "completion": f" {i * 3 % 7}"} for i in range(256)]
     (place / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (place / "long.yaml").write_text(
         "name: long\nbase: base\nmethod: {kind: lora, r: 2}\ndata: {train: train.jsonl}\n"
-        "sft: {max_steps: 400, per_device_train_batch_size: 32}\ntrajectory: {every_steps: 20}\n"
+        "sft: {max_steps: 60, per_device_train_batch_size: 256}\ntrajectory: {every_steps: 5}\n"
     )
     index = place / "runs" / "long" / "trajectory" / "index.jsonl"
     with started("train", "long.yaml", cwd=place) as training:
@@ -441,7 +442,7 @@ def test_ctrl_c_during_training_leaves_a_run_that_resumes(place: Path) -> None:
     assert "Traceback" not in said
     done = backtrack("train", "long.yaml", "--resume", "--json", cwd=place)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["steps"] == list(range(20, 401, 20))
+    assert json.loads(done.stdout)["steps"] == list(range(5, 61, 5))
 
 
 def test_budgets_and_bounds_on_objectives_are_read_or_refused():

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from backtrack.evaluate.build import build_objectives
+from backtrack.records.setting import setting_digest
 
 
 def test_objectives_come_in_the_recipes_order_with_name_role_and_weight(
@@ -23,29 +24,18 @@ def test_objectives_come_in_the_recipes_order_with_name_role_and_weight(
     ]
 
 
-def test_scores_of_another_engine_are_scores_of_another_objective(recipe_of, jsonl, tokenizer):
+def test_another_engine_is_another_setting_of_the_same_objective(recipe_of, jsonl, tokenizer):
     path = jsonl([{"prompt": "a", "completion": "the cat"}] * 3)
     recipe = recipe_of({"kind": "examples", "path": path})
 
-    def fingerprint(**engine: object) -> str:
+    def digest(**engine: object) -> str:
         changed = recipe.model_validate({**recipe.model_dump(), "engine": engine})
-        return build_objectives(changed, tokenizer)[0].info.fingerprint
+        fingerprint = build_objectives(changed, tokenizer)[0].info.fingerprint
+        return setting_digest("base", "attached", "native", changed.engine.decisive, fingerprint)
 
-    plain = fingerprint(kind="vllm")
-    assert fingerprint(kind="transformers") != plain != fingerprint(kind="vllm", dtype="float16")
-    assert plain == fingerprint(kind="vllm", memory_share=0.2, max_loras=3)
-
-
-def test_the_batch_size_decides_scores_in_this_process_only(recipe_of, jsonl, tokenizer):
-    path = jsonl([{"prompt": "a", "completion": "the cat"}] * 3)
-
-    def fingerprint(batch_size: int, kind: str) -> str:
-        recipe = recipe_of({"kind": "examples", "path": path}, batch_size=batch_size)
-        changed = recipe.model_validate({**recipe.model_dump(), "engine": kind})
-        return build_objectives(changed, tokenizer)[0].info.fingerprint
-
-    assert fingerprint(4, "transformers") != fingerprint(8, "transformers")
-    assert fingerprint(4, "vllm") == fingerprint(8, "vllm")
+    plain = digest(kind="vllm")
+    assert digest(kind="transformers") != plain != digest(kind="vllm", dtype="float16")
+    assert plain == digest(kind="vllm", memory_share=0.2, max_loras=3)
 
 
 def test_importing_it_loads_nothing_heavy():

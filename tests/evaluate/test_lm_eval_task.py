@@ -263,15 +263,14 @@ def test_objectives_of_a_recipe_share_loaded_tasks(toys, recipe_of, tokenizer):
 
 def test_fingerprint_is_stable_and_covers_settings(build):
     kept = build(NEXT).info.fingerprint
-    assert build(NEXT).info.fingerprint == kept
+    assert build(NEXT, batch_size=5).info.fingerprint == kept
     others = [
         build(NEXT, num_fewshot=1),
         build(NEXT, max_gen_toks=9),
         build(NEXT, filter="first-letter"),
-        build(NEXT, batch_size=5),
         build(CHOICE),
     ]
-    assert len({kept, *(other.info.fingerprint for other in others)}) == 6
+    assert len({kept, *(other.info.fingerprint for other in others)}) == 5
 
 
 def test_fingerprint_covers_the_documents(build, toys):

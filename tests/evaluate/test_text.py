@@ -118,14 +118,13 @@ def test_scores_come_in_the_order_asked(build, model, tokenizer):
 
 def test_fingerprint_covers_text_windows_and_tokenizer(build, fresh_tokenizer):
     kept = build().info.fingerprint
-    assert build().info.fingerprint == kept
+    assert build(batch_size=2).info.fingerprint == kept
     others = [
         build(TEXT.replace("cat", "cow")),
         build(window_tokens=8),
-        build(batch_size=2),
         build(tokenizer=fresh_tokenizer(has_bos=False)),
     ]
-    assert len({kept, *(other.info.fingerprint for other in others)}) == 5
+    assert len({kept, *(other.info.fingerprint for other in others)}) == 4
 
 
 def test_too_short_a_text_and_too_long_a_window_are_refused(build, model, tokenizer):
