@@ -188,7 +188,7 @@ class _Arena:
         prepared = next((e for e in self._entrants if e.is_prepared), None)
         if prepared is not None:
             base = prepared.run.base
-            return base.model_copy(update={"model": shown(base.model)})
+            return base.model_copy(update={"model": shown(base.model), "run": None})
         section = self._recipe.entrants[0].recipe.base
         return BaseModelReference.model_validate(section.model_dump())
 

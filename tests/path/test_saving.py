@@ -94,19 +94,6 @@ def test_an_export_of_many_shards_is_read_by_transformers(
     assert torch.equal(probe(loaded), probe(placement.model))
 
 
-def test_a_generation_config_that_transformers_refuses_to_save_is_exported_as_it_is(
-    tmp_path: Path,
-) -> None:
-    base = make_base(tmp_path / "base")
-    run = make_full_run(tmp_path / "run", base)
-    path = base / "generation_config.json"
-    config = json.loads(path.read_text()) | {"do_sample": False, "temperature": 0.9, "top_p": 0.6}
-    path.write_text(json.dumps(config))
-    export(run, Point(step=20, alpha=0.5), tmp_path / "out", form="merged", device="cpu")
-    written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
-    assert (written["temperature"], written["top_p"]) == (0.9, 0.6)
-
-
 def test_a_pattern_from_the_beginning_of_a_name_keeps_its_scaling(tmp_path: Path) -> None:
     lora = LoraConfig(
         task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], r=4, lora_alpha=8,
