@@ -103,12 +103,13 @@ def adopt(  # noqa: PLR0913  # public: every argument but the source is optional
     require_language_model(last, settings)
     reference = _base_reference(model, recipe, _named_revision(model, settings))
     reference = reference.model_copy(update={"dtype": dtype or reference.dtype})
+    entries, refused = fitting(entries, reference)
     if settings is None:
         warn_of_rounding(entries[-1], reference)
     else:
-        architecture = trained_architecture(last, base_folder(reference))
+        kept = Path(entries[-1].folder)
+        architecture = trained_architecture(kept, base_folder(reference))
         reference = reference.model_copy(update={"architecture": architecture})
-    entries, refused = fitting(entries, reference)
     manifest = Manifest(
         name=path.name,
         base=reference,

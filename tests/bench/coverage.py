@@ -36,7 +36,6 @@ import optuna
 from backtrack.errors import SelectionError
 from backtrack.point import Point
 from backtrack.recipe import ChoosingRecipe, Recipe
-from backtrack.records import BaseModelReference
 from backtrack.records.selection import Constraints
 from backtrack.selection.choice.candidates import choose_point
 from backtrack.selection.measure.evaluator import Evaluator
@@ -108,7 +107,7 @@ def one(job: tuple[str, int, bool]) -> dict[str, Any]:
         choosing=ChoosingRecipe(recipe=recipe),
         choose_by=lambda _: None,
         save_choosing=lambda: None,
-        base=BaseModelReference(model="replay"),
+        model_digest="",
         checkpoint_digests=dict,
         steps=table.steps,
         final=Point(step=table.steps[-1]),

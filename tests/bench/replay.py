@@ -41,7 +41,7 @@ from optuna.trial import create_trial
 from backtrack.evaluate.engine import Engine
 from backtrack.point import Point
 from backtrack.recipe import ChoosingRecipe, Recipe, SearchSection
-from backtrack.records import ROLES, Axis, BaseModelReference, Measurement, ObjectiveInfo
+from backtrack.records import ROLES, Axis, Measurement, ObjectiveInfo
 from backtrack.records.search import BegunSearch
 from backtrack.selection.choice.rule import choose
 from backtrack.selection.measure.evaluator import Evaluator
@@ -341,7 +341,7 @@ def ours(replayed: Replayed, cost: float, **section: Any) -> dict[float, Result]
         choosing=ChoosingRecipe(recipe=recipe),
         choose_by=lambda _: None,
         save_choosing=lambda: None,
-        base=BaseModelReference(model="replay"),
+        model_digest="",
         checkpoint_digests=dict,
         steps=table.steps,
         final=Point(step=table.steps[-1]),

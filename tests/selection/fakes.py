@@ -10,7 +10,7 @@ import numpy as np
 
 from backtrack.evaluate.engine import Engine
 from backtrack.point import Point
-from backtrack.recipe import Recipe, TransformersSection
+from backtrack.recipe import ChoosingRecipe, Recipe, TransformersSection
 from backtrack.records import (
     BaseModelReference,
     CheckpointEntry,
@@ -19,8 +19,11 @@ from backtrack.records import (
     Method,
     ObjectiveInfo,
 )
+from backtrack.records.record import short_digest
 from backtrack.records.setting import setting_digest
 from backtrack.run.directory import Run
+from backtrack.selection.measure.evaluator import Evaluator
+from backtrack.selection.measure.settings import SETTINGS, read_settings
 from backtrack.selection.stats.table import SplitSetting
 
 if TYPE_CHECKING:
@@ -149,7 +152,7 @@ def make_run(path: Path, recipe: Recipe | None = None, steps: Sequence[int] = ST
 
 def setting_of(info: ObjectiveInfo) -> str:
     """What measurements by a `FakeEngine` name their setting by."""
-    base = BaseModelReference(model="toy").digest
+    base = short_digest(BaseModelReference(model="toy").digest, {})
     engine = TransformersSection().decisive
     return setting_digest(base, "attached", "native", engine, info.fingerprint)
 
@@ -198,3 +201,13 @@ def measured(
             "seconds": 0.0,
         }
     )
+
+
+def as_if_by_recipe(run: Run, recipe: dict[str, Any]) -> None:
+    """Change the recorded setting to one that a recipe of functions asked for."""
+    run.choose_by(ChoosingRecipe(recipe=Recipe.model_validate(recipe)))
+    run.save_choosing()
+    (setting,) = read_settings(run)
+    request = Evaluator(run, None, None, None)._request()
+    changed = setting.model_copy(update={"request": request, "asked": ("auto", "auto")})
+    (run.path / SETTINGS).write_text(changed.model_dump_json() + "\n")

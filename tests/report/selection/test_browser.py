@@ -20,6 +20,7 @@ from tests.report.browser import Browser, needs_chromium
 from tests.selection.fakes import (
     FakeEngine,
     Formula,
+    as_if_by_recipe,
     make_info,
     make_recipe,
     make_run,
@@ -66,14 +67,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         for candidate in choice.selection.candidates:
             ids = reported[objective.info.name]
             made.record(measured(objective, candidate.point, ids, split="report"))
-    path = made.path / "recipe.resolved.json"
-    settings = json.loads(path.read_text())
-    settings["objectives"] = [
-        {"kind": "python", "function": f"nowhere:{o.info.name}", "role": o.info.role}
-        | {"name": o.info.name}
+    documents = [
+        {"kind": "examples", "path": "nowhere.jsonl", "role": o.info.role, "name": o.info.name}
         for o in objectives
     ]
-    path.write_text(json.dumps(settings))
+    as_if_by_recipe(made, recipe.model_dump() | {"objectives": documents})
     return Run.open(made.path)
 
 

@@ -139,6 +139,6 @@ def test_folders_of_one_name_are_told_the_command_that_names_a_run(
     for parent in ("a", "b"):
         save_steps(tmp_path / parent / "out", adapted(base))
     adopt(tmp_path / "a" / "out", runs=tmp_path / "runs")
-    command = f"backtrack adopt {tmp_path / 'b' / 'out'} --name"
+    command = f"backtrack adopt {tmp_path / 'b' / 'out'} --base .* --name"
     with pytest.raises(RunError, match=command):
         adopt(tmp_path / "b" / "out", runs=tmp_path / "runs")

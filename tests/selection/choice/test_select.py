@@ -22,12 +22,13 @@ from backtrack.run.directory import Run
 from backtrack.selection.choice.rule import INDIFFERENCE
 from backtrack.selection.choice.select import Choice, select
 from backtrack.selection.measure.evaluator import Evaluator
-from backtrack.selection.measure.settings import SETTINGS, read_settings
+from backtrack.selection.measure.settings import read_settings
 from backtrack.selection.search.driver import search
 from backtrack.selection.stats.items import split_items
 from tests.selection.fakes import (
     FakeEngine,
     Formula,
+    as_if_by_recipe,
     entry_of,
     make_info,
     make_recipe,
@@ -248,16 +249,6 @@ NOWHERE = [
     {"kind": "python", "function": f"nowhere:{name}", "role": role, "name": name}
     for name, role in (("sums", "target"), ("prose", "general"))
 ]
-
-
-def as_if_by_recipe(run: Run, recipe: dict[str, Any]) -> None:
-    """Change the recorded setting to one that a recipe of functions asked for."""
-    run.choose_by(ChoosingRecipe(recipe=Recipe.model_validate(recipe)))
-    run.save_choosing()
-    (setting,) = read_settings(run)
-    request = Evaluator(run, None, None, None)._request()
-    changed = setting.model_copy(update={"request": request, "asked": ("auto", "auto")})
-    (run.path / SETTINGS).write_text(changed.model_dump_json() + "\n")
 
 
 def test_the_same_measurements_give_the_same_selection_but_for_its_time(tmp_path: Path):
