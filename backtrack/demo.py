@@ -16,6 +16,8 @@ from backtrack import terminal
 from backtrack.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from backtrack.exporter import Export
     from backtrack.records.selection import Selection
     from backtrack.run.directory import Run
@@ -50,18 +52,21 @@ class Demo:
     next_commands: tuple[str, ...]
 
 
-def run_demo(folder: Path, *, seed: int = 0, is_quiet: bool = False) -> Demo:
+def run_demo(
+    folder: Path, *, seed: int = 0, overrides: Sequence[str] = (), is_quiet: bool = False
+) -> Demo:
     """Run the demo in a new run in `folder`.
 
     Args:
         folder: Folder of the runs.
         seed: Seed of training, item split and search.
+        overrides: Keys of its recipe to set, as `key.inner=value`.
         is_quiet: Show no progress.
 
     Raises:
         BacktrackError: A step failed.
     """
-    recipe = demo_recipe(folder, seed)
+    recipe = demo_recipe(folder, seed, overrides)
     run = _train(recipe, is_quiet=is_quiet)
     # Imported here because they load torch, while the progress bar is shown.
     from backtrack.exporter import export
@@ -87,11 +92,11 @@ def run_demo(folder: Path, *, seed: int = 0, is_quiet: bool = False) -> Demo:
     return Demo(run, choice.selection, page, written, _next_commands(run))
 
 
-def demo_recipe(folder: Path, seed: int) -> Recipe:
+def demo_recipe(folder: Path, seed: int, overrides: Sequence[str] = ()) -> Recipe:
     """The demo's recipe, with a name that is unused in `folder`."""
     name = next(n for n in _names() if not (folder / n).exists())
-    overrides = [f"name={name}", f"output={folder}", f"seed={seed}", f"search.seed={seed}"]
-    return load_recipe(ASSETS / "recipe.yaml", overrides)
+    own = [f"name={name}", f"output={folder}", f"seed={seed}", f"search.seed={seed}"]
+    return load_recipe(ASSETS / "recipe.yaml", [*own, *overrides])
 
 
 def _names() -> list[str]:

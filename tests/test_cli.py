@@ -305,6 +305,7 @@ WRONG = {
     "point": (["export", "mine", "x", "--point", "here"], 2, "STEP:ALPHA"),
     "step": (["export", "mine", "x", "--point", "11:0.5"], 2, "10, 20"),
     "recipe": (["train", "nothing.yaml"], 2, "no such file"),
+    "set": (["demo", "--set", "search.trails=1"], 2, "trails"),
     "unreachable": (["select", "--min-target", "1000"], 1, "min"),
 }
 

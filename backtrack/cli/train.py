@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 def demo(
     folder: Annotated[Path, typer.Argument(help="Folder for the demo's run.")] = Path("runs"),
     seed: Annotated[int, typer.Option(help="Seed of training, item split and search.")] = 0,
+    overrides: SetOption = None,
     *,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
@@ -50,7 +51,7 @@ def demo(
     """Run every step on an embedded tiny model: train, search, select, export, report."""
     from backtrack.demo import run_demo
 
-    shown = run_demo(folder, seed=seed, is_quiet=is_quiet or is_json)
+    shown = run_demo(folder, seed=seed, overrides=overrides or (), is_quiet=is_quiet or is_json)
     if is_json:
         print_json(shown.selection.model_dump(mode="json"))
         return
