@@ -76,6 +76,14 @@ class Run:
     def __init__(
         self, path: Path, manifest: Manifest, recipe: Recipe | None, home: Path | None = None
     ) -> None:
+        """Take what was read; `open` and `create` do the reading and writing.
+
+        Args:
+            path: The directory.
+            manifest: What the run is.
+            recipe: How it was trained.
+            home: Where the directory will be moved before it is opened; None if it stays.
+        """
         self.path = path
         self.manifest = manifest
         self.recipe = recipe
