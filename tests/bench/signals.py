@@ -2,7 +2,7 @@
 
 python tests/bench/signals.py 65
 
-Each command is stopped again and again in one place, by SIGINT, SIGTERM and SIGKILL in turn, until
+Each command is stopped again and again in one place, by SIGINT, SIGTERM and SIGKILL, until
 it ends by itself; then its result is compared with that of the same command undisturbed. Places
 are used until each command was stopped its share of times.
 """
@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -171,14 +170,13 @@ def drill(name: str, num_stops: int, template: Path, folder: Path, rng: random.R
     expected = result_of(folder / "undisturbed")
     stops: Counter[str] = Counter()
     num_places = num_equal = num_twice = 0
-    signals = count()
     while stops.total() < num_stops:
         num_places += 1
         place = folder / f"place-{num_places}"
         shutil.copytree(template, place)
         while True:
             process = start(arguments, place)
-            sent = SIGNALS[next(signals) % len(SIGNALS)]
+            sent = min(SIGNALS, key=lambda each: stops[each.name])
             time.sleep(rng.uniform(0.05, 1.05) * seconds)
             os.kill(process, sent)
             code = ends(process)

@@ -128,7 +128,7 @@ def test_every_objective_scores_item_by_item_as_with_transformers(
         served.place(point)
         reference.place(point)
         for ours, theirs in zip(by_engine, by_hand, strict=True):
-            assert ours.info.fingerprint != theirs.info.fingerprint
+            assert ours.info == theirs.info
             items = ours.item_ids[:20]
             found = ours.measure(served.language_model, items)
             expected = theirs.measure(reference.language_model, items)
@@ -185,7 +185,8 @@ def test_a_search_goes_on_in_a_fresh_engine_when_its_engine_is_killed(
         }
     }  # fmt: skip
     recipe = recipe_of(asked, ENGINE)
-    recipe = recipe.model_validate({**recipe.model_dump(), **section})
+    base = {"model": lora_run.base.model}
+    recipe = recipe.model_validate({**recipe.model_dump(), **section, "base": base})
     starts = served.process.num_starts
     seen: list[Any] = []
 
