@@ -56,10 +56,14 @@ def require_allowed(manifest: Manifest, code: Iterable[str], where: Path) -> Non
 
 def allow(manifest: Manifest, code: Iterable[str]) -> None:
     """Note that this user lets a run use pieces of code."""
-    for piece in code:
+    pieces = tuple(code)
+    known = set(read_lines(_path(), str)) if pieces else set()
+    for digest in (_digest(manifest, piece) for piece in pieces):
+        if digest in known:
+            continue
         try:
             _path().parent.mkdir(parents=True, exist_ok=True)
-            append_line(_path(), json.dumps(_digest(manifest, piece)))
+            append_line(_path(), json.dumps(digest))
         except OSError as error:
             logger.warning("%s: %s. The next command asks again.", _path(), error.strerror)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from backtrack.errors import UsageError
 from backtrack.recipe import Recipe
 from backtrack.records import BaseModelReference, Manifest, Method
 from backtrack.run.directory import Run
+from backtrack.run.trust import code_of_recipe, require_allowed
+from backtrack.selection.measure.evaluator import Evaluator
 
 
 @pytest.fixture
@@ -76,3 +79,14 @@ def test_nothing_is_noted_for_runs_without_code(
     Run.create(tmp_path / "run", manifest)
     open_run(str(tmp_path / "run"), None, None)
     assert not (tmp_path / "state").exists()
+
+
+def test_a_recipe_that_is_given_in_python_is_its_users_own(run: Run) -> None:
+    code = code_of_recipe(run.recipe)
+    with pytest.raises(UsageError):
+        require_allowed(run.manifest, code, run.path)
+    for _ in range(2):
+        Evaluator(run, run.recipe, None, None)
+    require_allowed(run.manifest, code, run.path)
+    state = Path(os.environ["XDG_STATE_HOME"]) / "backtrack" / "allowed-code.jsonl"
+    assert len(state.read_text().splitlines()) == len(code)

@@ -26,6 +26,7 @@ from backtrack.recipe import (
 )
 from backtrack.records import ROLES, Setting
 from backtrack.records.record import now, short_digest
+from backtrack.run.trust import allow, code_of_recipe
 from backtrack.selection.measure.choosing import choose_by
 from backtrack.selection.measure.contamination import record_shared_items
 from backtrack.selection.measure.items import Items
@@ -92,6 +93,7 @@ class Evaluator:
         self.run = run
         if recipe is not None:
             choose_by(run, recipe)
+            allow(run.manifest, code_of_recipe(recipe))
         self.recipe = run.choosing.recipe if run.choosing else None
         self.section = self.recipe.search if self.recipe else SearchSection()
         self._engine: Engine | None = None
