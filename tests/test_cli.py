@@ -23,6 +23,7 @@ from backtrack.cli.search import parse_budget
 from backtrack.cli.select import parse_bounds
 from backtrack.errors import UsageError
 from backtrack.point import Point
+from backtrack.run.checkpoint_writer import write_checkpoint
 from backtrack.run.directory import Run
 from backtrack.selection.search import driver as searching
 from tests.models import make_base, make_peft_run
@@ -295,6 +296,21 @@ def test_a_choice_searches_by_the_workers_that_its_recipe_asks_for(place: Path) 
     measured_by = {trial.user_attrs["worker"].rpartition(":")[2] for trial in study.trials}
     assert str(process.pid) not in measured_by
     assert measured_by
+
+
+def test_an_export_of_a_retrained_checkpoint_has_no_scores_of_the_earlier_one(place: Path) -> None:
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=2)
+    run = make_peft_run(place / "again", place / "base", config)
+    chosen = backtrack("select", "again", "--recipe", "recipe.yaml", "--json", cwd=place)
+    assert chosen.returncode == 0, chosen.stderr
+    other = make_peft_run(place / "other", place / "base", config, steps=(30, 20))
+    write_checkpoint(run, 20, lambda to: shutil.copytree(other.folder(20), to, dirs_exist_ok=True))
+    done = backtrack("export", "again", "stale", "--point", "20:0.5", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "step 20 was replaced after the point was chosen" in done.stderr
+    assert "words" not in (place / "stale" / "README.md").read_text()
+    listed = json.loads(backtrack("runs", ".", "--json", cwd=place).stdout)
+    assert [row["state"] for row in listed if row["run"] == "again"] == ["outdated"]
 
 
 WRONG = {
