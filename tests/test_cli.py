@@ -304,7 +304,11 @@ def test_an_export_of_a_retrained_checkpoint_has_no_scores_of_the_earlier_one(pl
     chosen = backtrack("select", "again", "--recipe", "recipe.yaml", "--json", cwd=place)
     assert chosen.returncode == 0, chosen.stderr
     other = make_peft_run(place / "other", place / "base", config, steps=(30, 20))
-    write_checkpoint(run, 20, lambda to: shutil.copytree(other.folder(20), to, dirs_exist_ok=True))
+
+    def retrain(folder: Path) -> None:
+        shutil.copytree(other.folder(20), folder, dirs_exist_ok=True)
+
+    write_checkpoint(run, 20, retrain)
     done = backtrack("export", "again", "stale", "--point", "20:0.5", cwd=place)
     assert done.returncode == 0, done.stderr
     assert "step 20 was replaced after the point was chosen" in done.stderr
