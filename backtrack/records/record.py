@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from datetime import UTC, datetime
-from typing import Literal
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 Role = Literal["target", "general"]
 Direction = Literal["maximize", "minimize"]
@@ -47,3 +51,14 @@ def short_digest(*parts: object) -> str:
     """Hash of parts as JSON: the first 64 bits of sha256, in hexadecimal."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def installed_versions(libraries: Iterable[str]) -> dict[str, str]:
+    """Versions of those of the libraries that are installed, by name."""
+    versions = {}
+    for name in libraries:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions

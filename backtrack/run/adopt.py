@@ -311,11 +311,6 @@ def _require_same_run(run: Run, manifest: Manifest, entries: list[CheckpointEntr
             f"{path} is already a run of {old.source or 'backtrack'}. "
             f"{_under_another_name(manifest)}"
         )
-    if manifest.base.dtype not in {"auto", old.base.dtype}:
-        raise RunError(
-            f"{path} was adopted with dtype {old.base.dtype}, for which its scores hold. "
-            f"{_under_another_name(manifest)}"
-        )
     is_measured = (path / "measurements.jsonl").exists()
     if is_measured and old.base.fingerprint != manifest.base.fingerprint:
         raise RunError(

@@ -25,14 +25,14 @@ from backtrack.recipe import (
     TransformersSection,
 )
 from backtrack.records import ROLES, Setting
-from backtrack.records.record import now, short_digest
+from backtrack.records.record import installed_versions, now, short_digest
 from backtrack.run.trust import allow, code_of_recipe
 from backtrack.selection.measure.choosing import choose_by
 from backtrack.selection.measure.contamination import record_shared_items
 from backtrack.selection.measure.items import Items
 from backtrack.selection.measure.settings import (
+    LIBRARIES,
     differences,
-    installed_versions,
     read_settings,
     record_setting,
 )
@@ -198,7 +198,7 @@ class Evaluator:
                     | {"report": self._split_items.report},
                     seed=self.section.seed,
                     batch_size=self.section.batch_size,
-                    versions=installed_versions(),
+                    versions=installed_versions(LIBRARIES),
                     created=now(),
                 ),
             )

@@ -9,7 +9,6 @@ changes are used together, and `differences` says so.
 from __future__ import annotations
 
 from collections import defaultdict
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from backtrack.records import Setting
@@ -22,7 +21,8 @@ if TYPE_CHECKING:
     from backtrack.run.directory import Run
 
 SETTINGS = "settings.jsonl"
-_LIBRARIES = ("torch", "transformers", "peft", "lm-eval", "vllm")
+LIBRARIES = ("torch", "transformers", "peft", "lm-eval", "vllm")
+"""What computes scores."""
 
 
 def read_settings(run: Run) -> list[Setting]:
@@ -100,17 +100,6 @@ def _counts(found: Sequence[Measurement], current: Mapping[int, str]) -> dict[st
     }
 
 
-def installed_versions() -> dict[str, str]:
-    """Versions of the libraries that compute scores, of those that are installed."""
-    versions = {}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
-
-
 def differences(settings: Sequence[Setting], current: Setting) -> Iterator[str]:
     """Say what differs by rounding between lines of the same setting."""
     same = [s for s in settings if set(s.digests.values()) & set(current.digests.values())]
@@ -118,7 +107,7 @@ def differences(settings: Sequence[Setting], current: Setting) -> Iterator[str]:
     if len(sizes) > 1:
         listed = " and ".join(str(size) for size in sizes)
         yield f"Measured in batches of {listed}: scores may differ by rounding between them."
-    for name in _LIBRARIES:
+    for name in LIBRARIES:
         versions = sorted({s.versions[name] for s in same if name in s.versions})
         if len(versions) > 1:
             yield (

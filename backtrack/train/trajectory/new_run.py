@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from backtrack.errors import RunError
 from backtrack.records import Manifest
-from backtrack.records.record import now
+from backtrack.records.record import installed_versions, now
 from backtrack.run.directory import INITIAL, MANIFEST, MODEL_FILES, Run
 from backtrack.run.files import sync_folder, write_atomically
 from backtrack.run.model_files import GENERATION
@@ -68,7 +67,7 @@ def create_run(  # noqa: PLR0913  # the facts a manifest needs
             base=base.model_copy(update={"architecture": architecture}),
             method=method_of(model),
             seed=seed,
-            versions=_versions(),
+            versions=installed_versions(_LIBRARIES),
             created=now(),
         )
         run = Run.create(staging / "run", manifest, recipe, recipe_text, home=path)
@@ -109,13 +108,3 @@ def require_free(path: Path, *, hint: str) -> None:
         raise RunError(f"{path} already holds a run. Use another name, or {hint}.")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunError(f"{path} contains other files and no run. Use another name.")
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
