@@ -20,9 +20,11 @@ from peft import LoraConfig, PromptTuningConfig
 
 from backtrack import cli
 from backtrack.cli.search import parse_budget
-from backtrack.cli.select import parse_bounds
+from backtrack.cli.select import add_to_recipe, parse_bounds
 from backtrack.errors import UsageError
 from backtrack.point import Point
+from backtrack.recipe import Recipe
+from backtrack.records.selection import Constraints
 from backtrack.run.checkpoint_writer import write_checkpoint
 from backtrack.run.directory import Run
 from backtrack.selection.search import driver as searching
@@ -464,6 +466,22 @@ def test_ctrl_c_during_training_leaves_a_run_that_resumes(place: Path) -> None:
     done = backtrack("train", "long.yaml", "--resume", "--json", cwd=place)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == list(range(5, 61, 5))
+
+
+def test_bounds_of_the_command_line_are_added_to_the_recipes(capsys: pytest.CaptureFixture[str]):
+    bounds = {"max_general_drop": 2.0, "objectives": {"nq": {"max_drop": 1.0}}}
+    written = Recipe.model_validate({"name": "a", "base": "b", "select": bounds})
+    recipe = Recipe.model_validate_json(written.model_dump_json())  # as a run keeps it
+    more = Constraints.model_validate({"min_target": 30, "objectives": {"nq": {"limit": 20}}})
+    added = add_to_recipe(more, recipe)
+    assert added == Constraints.model_validate(
+        {**bounds, "min_target": 30, "objectives": {"nq": {"max_drop": 1.0, "limit": 20}}}
+    )
+    assert capsys.readouterr().err == ""
+    replaced = add_to_recipe(Constraints(max_general_drop=1.0), recipe)
+    assert replaced == Constraints.model_validate({**bounds, "max_general_drop": 1.0})
+    said = " ".join(capsys.readouterr().err.split())
+    assert "max_general_drop 1 on the command line replaces the recipe's 2" in said
 
 
 def test_budgets_and_bounds_on_objectives_are_read_or_refused():
