@@ -175,8 +175,13 @@ def _list_settings(path: Path, *, is_json: bool) -> None:
     choosing = run.choosing
     changes = ", ".join(choosing.changes) if choosing else ""
     terminal.print_line(f"{run.path} is chosen by {changes or 'the recipe of its training'}.")
-    headings = ("created", "objectives", "items", "form", "curve", "engine", "points", "scores")
-    terminal.print_rows(headings, [[str(row[name]) for name in headings] for row in rows])
+    headings = ("created", "objectives", "items", "form", "curve", "points", "scores", "replaced")
+    cells = [[str(row[name]) for name in headings] for row in rows]
+    for row in cells:
+        row[0] = row[0][:16].replace("T", " ")  # to the minute
+        first, *others = row[1].split(", ")
+        row[1] = f"{first} and {len(others)} more" if len(others) > 1 else row[1]
+    terminal.print_rows(headings, cells)
 
 
 def parse_point(text: str) -> Point:
