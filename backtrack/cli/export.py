@@ -175,7 +175,8 @@ def _list_settings(path: Path, *, is_json: bool) -> None:
     choosing = run.choosing
     changes = ", ".join(choosing.changes) if choosing else ""
     terminal.print_line(f"{run.path} is chosen by {changes or 'the recipe of its training'}.")
-    headings = ("created", "objectives", "items", "form", "curve", "points", "scores", "replaced")
+    headings = ["created", "objectives", "items", "form", "points", "scores"]
+    headings += ["replaced"] if any(row["replaced"] for row in rows) else []
     cells = [[str(row[name]) for name in headings] for row in rows]
     for row in cells:
         row[0] = row[0][:16].replace("T", " ")  # to the minute

@@ -79,7 +79,7 @@ def _summary(
     return {
         "created": setting.created,
         "objectives": ", ".join(setting.digests),
-        "items": f"{selection} + {report}",
+        "items": f"{selection}+{report}",
         "form": setting.form,
         "curve": setting.curve,
         "engine": str(setting.engine["kind"]),
