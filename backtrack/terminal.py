@@ -156,7 +156,7 @@ def print_plan(
 def print_selection(selection: Selection) -> None:
     """Print base, chosen and final, objectives, baselines, the verdict and the cautions."""
     out.print(_before_after(selection))
-    if len(selection.objectives) > 2:
+    if selection.apart_from_role:
         out.print(_by_objective(selection))
     if selection.baselines:
         out.print(_baselines(selection))

@@ -1,10 +1,8 @@
-"""Compare all entrants under one rule: the same items, yardsticks, weight and box.
+"""Compare all entrants under one rule: the same items, weight and box.
 
-YARDSTICKS are shared: unless all objectives are fractions, 0 is the worst score of the base and
-all final checkpoints, and 100 the best score that any entrant reached. The BOX of the hypervolumes
-runs from the worst role scores of the base and all final checkpoints to the best that any entrant
-reached; an entrant's hypervolume is the share of the box that its points dominate. The points on
-an entrant's front are the same in every bootstrap sample.
+The BOX of the hypervolumes runs from the worst role scores of the base and all final checkpoints
+to the best that any entrant reached; an entrant's hypervolume is the share of the box that its
+points dominate. The points on an entrant's front are the same in every bootstrap sample.
 """
 
 from __future__ import annotations
@@ -15,20 +13,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from backtrack.errors import FailureError
-from backtrack.records import ROLES, Axis
+from backtrack.records import ROLES
 from backtrack.records.arena import ArenaPoint
-from backtrack.records.selection import Yardstick
 from backtrack.selection.choice.candidates import choose_point
 from backtrack.selection.choice.verdict import verdict
 from backtrack.selection.measure.progress import Meter
 from backtrack.selection.stats.bootstrap import interval
 from backtrack.selection.stats.comparisons import differences, report_rows
 from backtrack.selection.stats.front import hypervolume, pareto_front
-from backtrack.selection.stats.scores import RoleScores, axes_of
-from backtrack.selection.stats.utility import POINTS, make_yardsticks
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from backtrack.arena.entrants import LiveEntrant
     from backtrack.point import Point
@@ -36,11 +31,10 @@ if TYPE_CHECKING:
     from backtrack.records.arena import Entrant
     from backtrack.records.selection import Candidate, Constraints
     from backtrack.selection.choice.candidates import Outcome
+    from backtrack.selection.stats.scores import RoleScores
     from backtrack.selection.stats.table import ScoreTable
 
     Corner = tuple[float, float]
-
-_POINTS = Axis(unit=POINTS, direction="maximize")
 
 
 @dataclass(frozen=True)
@@ -49,21 +43,15 @@ class Rule:
 
     Attributes:
         weight: Weight of the target.
-        yardsticks: How each objective's score becomes points.
         constraints: Bounds on the chosen point.
         corner: Lower corner of the box: target and general score, in points.
         reach: Upper corner of the box.
     """
 
     weight: float
-    yardsticks: Mapping[str, Yardstick]
     constraints: Constraints
     corner: Corner = (0.0, 0.0)
     reach: Corner = (0.0, 0.0)
-
-    def scores(self, entrant: LiveEntrant, table: ScoreTable) -> RoleScores:
-        """An entrant's scores by the rule's yardsticks."""
-        return RoleScores(table, self.yardsticks, entrant.evaluator.section.seed)
 
 
 def require_comparable(first: LiveEntrant, other: LiveEntrant) -> None:
@@ -91,26 +79,13 @@ def require_comparable(first: LiveEntrant, other: LiveEntrant) -> None:
 def make_rule(entrants: Sequence[LiveEntrant]) -> Rule:
     """Make the rule from the scores of all entrants that were measured."""
     section = entrants[0].spec.recipe.select
-    rule = Rule(section.weight, _yardsticks(entrants), section)
+    rule = Rule(section.weight, section)
     worst, best = [], []
     for role in ROLES:
-        scores = [(e, rule.scores(e, e.table).role_points(role)) for e in entrants]
+        scores = [(e, e.scores(e.table).role(role)) for e in entrants]
         worst.append(min(float(points[list(e.ends)].min()) for e, points in scores))
         best.append(max(float(points[_whole(e.table)].max()) for e, points in scores))
     return replace(rule, corner=(worst[0], worst[1]), reach=(best[0], best[1]))
-
-
-def _yardsticks(entrants: Sequence[LiveEntrant]) -> dict[str, Yardstick]:
-    objectives = entrants[0].table.setting.objectives
-    own = [make_yardsticks(objectives, e.table.means, *e.ends) for e in entrants]
-    shared = {}
-    for o in objectives:
-        zeros = [yardsticks[o.name].zero for yardsticks in own]
-        hundreds = [yardsticks[o.name].hundred for yardsticks in own]
-        is_more = own[0][o.name].hundred >= own[0][o.name].zero and o.direction == "maximize"
-        worst, best = (min, max) if is_more else (max, min)
-        shared[o.name] = Yardstick(zero=worst(zeros), hundred=best(hundreds))
-    return shared
 
 
 def _whole(table: ScoreTable) -> list[int]:
@@ -127,10 +102,10 @@ def compare(entrant: LiveEntrant, record: Entrant, rule: Rule) -> Entrant:
         SelectionError: None of its points meets the constraints.
     """
     base, final = entrant.evaluator.ends
-    scores = rule.scores(entrant, entrant.table)
+    scores = entrant.scores(entrant.table)
     outcome = choose_point(scores, final, rule.weight, rule.constraints)
     chosen = outcome.chosen
-    report = rule.scores(entrant, _report_table(entrant, chosen)).at(rule.weight)
+    report = entrant.scores(_report_table(entrant, chosen)).at(rule.weight)
     compared = differences(report, chosen, final)
     return record.model_copy(
         update={
@@ -168,7 +143,7 @@ def _points(outcome: Outcome) -> tuple[ArenaPoint, ...]:
     target, general = (outcome.scores.role(role) for role in ROLES)
     whole = _whole(table)
     is_on_front = np.zeros(len(table.points), dtype=bool)
-    is_on_front[whole] = pareto_front(target[whole], general[whole], axes_of(table))
+    is_on_front[whole] = pareto_front(target[whole], general[whole])
     return tuple(
         _point(candidate, is_on_front=bool(flag))
         for candidate, flag in zip(outcome.candidates, is_on_front, strict=True)
@@ -192,11 +167,10 @@ def _hypervolume(scores: RoleScores, rule: Rule) -> Interval | None:
     box = (rule.reach[0] - rule.corner[0]) * (rule.reach[1] - rule.corner[1])
     if box <= 0:
         return None
-    target, general = (scores.role_points(role) for role in ROLES)
-    target_samples, general_samples = (scores.role_point_samples(role) for role in ROLES)
+    target, general = (scores.role(role) for role in ROLES)
+    target_samples, general_samples = (scores.role_samples(role) for role in ROLES)
     whole = np.array(_whole(scores.table))
-    axes = dict.fromkeys(ROLES, _POINTS)
-    columns = whole[pareto_front(target[whole], general[whole], axes)]
+    columns = whole[pareto_front(target[whole], general[whole])]
     estimate = hypervolume(target[columns], general[columns], rule.corner) / box
     samples = [
         hypervolume(t, g, rule.corner) / box

@@ -217,7 +217,7 @@ def _results(first: LiveEntrant, entrants: Sequence[Entrant], rule: Rule) -> Map
     return {
         "objectives": setting.objectives,
         "axes": axes,
-        "yardsticks": dict(rule.yardsticks),
+        "yardsticks": dict(first.table.yardsticks),
         "corner": rule.corner,
         "reach": rule.reach,
         "base_report": next((e.report["base"] for e in entrants if e.report), None),

@@ -20,6 +20,7 @@ from backtrack.run.directory import MANIFEST, Run
 from backtrack.run.files import read_lines, read_record
 from backtrack.run.finding import is_run
 from backtrack.selection.measure.evaluator import Evaluator
+from backtrack.selection.stats.scores import RoleScores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -121,6 +122,10 @@ class LiveEntrant:
         if setting is None:
             raise FailureError(f"{self.folder}: base and final checkpoint are not measured yet.")
         return self.evaluator.table(setting)
+
+    def scores(self, table: ScoreTable) -> RoleScores:
+        """Scores of a table by role."""
+        return RoleScores(table, self.evaluator.section.seed)
 
     @property
     def ends(self) -> tuple[int, int]:

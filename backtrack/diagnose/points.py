@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backtrack.records.diagnosis import ModuleGeometry
-    from backtrack.records.selection import Candidate, Selection
+    from backtrack.records.selection import Selection
     from backtrack.run.directory import Run
 
 PATH_ALPHAS = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -50,7 +50,9 @@ def forgetting(
     """Forgetting of each diagnosed point that was measured on all selection items."""
     if selection is None:
         return ()
-    general = {c.point: general_points(selection, c) for c in selection.candidates if c.share == 1}
+    # Selections of an older version have a mean loss as the general score.
+    sign = 1 if selection.axes["general"].direction == "maximize" else -1
+    general = {c.point: sign * c.general for c in selection.candidates if c.share == 1}
     base = general.get(Point.base())
     if base is None:
         return ()
@@ -64,19 +66,6 @@ def forgetting(
         for point in points
         if point in general and not point.is_base
     )
-
-
-def general_points(selection: Selection, candidate: Candidate) -> float:
-    """A candidate's general score in points, by the selection's yardsticks."""
-    members = [o for o in selection.objectives if o.role == "general"]
-    total = sum(o.weight for o in members)
-    points = 0.0
-    for o in members:
-        yardstick = selection.yardsticks[o.name]
-        width = yardstick.hundred - yardstick.zero
-        share = (candidate.scores[o.name] - yardstick.zero) / width if width else 1.0
-        points += 100 * share * o.weight / total
-    return points
 
 
 def notes(

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from backtrack.errors import ObjectiveError
-from backtrack.records import Measurement
+from backtrack.records import FRACTION, Measurement
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from backtrack.evaluate.engine import Engine
     from backtrack.evaluate.objectives.objective import Objective
     from backtrack.point import Point
-    from backtrack.records import Split
+    from backtrack.records import ObjectiveInfo, Split
 
 
 def measure(  # noqa: PLR0913  # the last four are facts of the record
@@ -40,11 +40,12 @@ def measure(  # noqa: PLR0913  # the last four are facts of the record
         checkpoint: Digest of the point's checkpoint; empty at the base.
 
     Raises:
-        ObjectiveError: The items cannot be scored, or a score is missing or not finite.
+        ObjectiveError: The items cannot be scored, or a score is missing, not finite, or outside
+            its unit.
     """
     begin, tokens_before = time.perf_counter(), engine.language_model.num_tokens
     scores = objective.measure(engine.language_model, item_ids)
-    require_scores(objective.info.name, engine.point, item_ids, scores)
+    require_scores(objective.info, engine.point, item_ids, scores)
     num_tokens = engine.language_model.num_tokens - tokens_before
     return Measurement(
         point=engine.point,
@@ -64,13 +65,14 @@ def measure(  # noqa: PLR0913  # the last four are facts of the record
 
 
 def require_scores(
-    name: str, where: Point | str, item_ids: Sequence[str], scores: Sequence[float]
+    info: ObjectiveInfo, where: Point | str, item_ids: Sequence[str], scores: Sequence[float]
 ) -> None:
-    """Refuse scores that are not one finite number per item.
+    """Refuse scores that are not one finite number per item, and fractions outside [0, 1].
 
     Raises:
         ObjectiveError: Names the objective, the item and where it was measured.
     """
+    name = info.name
     if len(scores) != len(item_ids):
         raise ObjectiveError(
             f"objective {name!r} gave {len(scores)} scores for {len(item_ids)} items at {where}. "
@@ -81,4 +83,10 @@ def require_scores(
             raise ObjectiveError(
                 f"objective {name!r} gave {score} for item {item_id!r} at {where}. "
                 "Scores must be finite: bound them, or lower `search.max_alpha`."
+            )
+        if info.unit == FRACTION and not 0 <= score <= 1:
+            raise ObjectiveError(
+                f"objective {name!r} gave {score:g} for item {item_id!r} at {where}, but a "
+                "`fraction` lies between 0 and 1. Give it another `unit`, and "
+                "`range: [worst, best]`: the scores that count as 0 and 100 points."
             )

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from backtrack.recipe.engine import SamplingSection
 from backtrack.recipe.kinds import KindSection, OfKind
-from backtrack.records import Direction, Role
+from backtrack.records import BITS, FRACTION, NATS, Axis, Direction, ObjectiveInfo, Role
 
 
 class ObjectiveSection(KindSection):
@@ -31,6 +31,45 @@ class ObjectiveSection(KindSection):
     """Unique; the default is the task or the file's stem."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Share in the role's mean, relative to the role's other objectives."""
+    range: tuple[float, float] | None = None
+    """The scores that count as 0 and 100 points in the utility, worst and best. A `fraction` and
+    a loss in `nats a token` or `bits a byte` need none: a loss counts as the probability it stands
+    for. Any other unit does."""
+
+    @model_validator(mode="after")
+    def _has_scale(self) -> ObjectiveSection:
+        unit, is_more = self.axis.unit, self.axis.direction == "maximize"
+        if self.range is None:
+            if unit != FRACTION and (unit not in (NATS, BITS) or is_more):
+                raise ValueError(needs_range(unit))
+        elif (self.range[1] > self.range[0]) != is_more or self.range[0] == self.range[1]:
+            raise ValueError(
+                f"range {list(self.range)} must run from the worst score to the best, and "
+                f"{'more' if is_more else 'less'} is better"
+            )
+        return self
+
+    @property
+    def axis(self) -> Axis:
+        """Unit and direction of its scores."""
+        return Axis(unit=FRACTION, direction="maximize")
+
+    def info(self, fingerprint: str) -> ObjectiveInfo:
+        """The record of the objective.
+
+        Args:
+            fingerprint: Digest of all that decides a score except the model.
+        """
+        return ObjectiveInfo(
+            name=self.name or self.default_name,
+            role=self.role,
+            kind=self.kind,
+            direction=self.axis.direction,
+            unit=self.axis.unit,
+            range=self.range,
+            weight=self.weight,
+            fingerprint=fingerprint,
+        )
 
     @property
     def default_name(self) -> str:
@@ -84,8 +123,9 @@ class LmEvalObjective(ObjectiveSection):
     """Filter of the task's outputs, such as `strict-match`."""
     direction: Direction = "maximize"
     """Whether more or less is better."""
-    unit: str = "fraction"
-    """`fraction` for scores between 0 and 1; else a label for the axis."""
+    unit: str = FRACTION
+    """`fraction` for scores between 0 and 1, `nats a token` or `bits a byte` for losses; any other
+    is a label, and needs `range`."""
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     """Examples in the prompt; the default is the task's."""
     include_path: str | None = None
@@ -99,6 +139,11 @@ class LmEvalObjective(ObjectiveSection):
     sampling: SamplingSection | None = None
     """For tasks that generate: the mean over sampled answers. None is as the task says, which is
     nearly always greedy."""
+
+    @property
+    def axis(self) -> Axis:
+        """As the recipe says."""
+        return Axis(unit=self.unit, direction=self.direction)
 
     @property
     def code(self) -> str | None:
@@ -139,6 +184,13 @@ class ExamplesObjective(_DocumentsObjective):
     sampling: SamplingSection | None = None
     """For `exact_match`: the mean over sampled completions."""
 
+    @property
+    def axis(self) -> Axis:
+        """A loss, or the share of right completions."""
+        if self.score == "nll":
+            return Axis(unit=NATS, direction="minimize")
+        return Axis(unit=FRACTION, direction="maximize")
+
     @model_validator(mode="after")
     def _sampled_completions(self) -> ExamplesObjective:
         if self.sampling is not None and self.score != "exact_match":
@@ -161,6 +213,11 @@ class TextObjective(_DocumentsObjective):
     max_items: Annotated[int, Field(ge=1)] = 1000
     """Windows at most, evenly spaced."""
 
+    @property
+    def axis(self) -> Axis:
+        """A loss."""
+        return Axis(unit=BITS, direction="minimize")
+
 
 class PythonObjective(ObjectiveSection):
     """A function of yours: `function(model, tokenizer, item_ids) -> scores`."""
@@ -175,8 +232,14 @@ class PythonObjective(ObjectiveSection):
     """Number of items, if the function does not list them."""
     direction: Direction = "maximize"
     """Whether more or less is better."""
-    unit: str = "fraction"
-    """`fraction` for scores between 0 and 1; else a label for the axis."""
+    unit: str = FRACTION
+    """`fraction` for scores between 0 and 1, `nats a token` or `bits a byte` for losses; any other
+    is a label, and needs `range`."""
+
+    @property
+    def axis(self) -> Axis:
+        """As the recipe says."""
+        return Axis(unit=self.unit, direction=self.direction)
 
     @property
     def code(self) -> str | None:
@@ -187,6 +250,14 @@ class PythonObjective(ObjectiveSection):
     def default_name(self) -> str:
         """The function."""
         return self.function.rpartition(":")[2]
+
+
+def needs_range(unit: str) -> str:
+    """Why scores in a unit cannot be weighed against others, and what to do."""
+    return (
+        f"scores in {unit!r} have no scale to weigh them by: write `range: [worst, best]`, the "
+        "scores that count as 0 and 100 points"
+    )
 
 
 Objective = Annotated[ObjectiveSection, OfKind(ObjectiveSection)]

@@ -14,7 +14,7 @@ the wrong field. Nothing here imports torch: a report can be drawn on a laptop f
     arena        several runs compared under one rule
 """
 
-from backtrack.records.measurement import Measurement, ObjectiveInfo
+from backtrack.records.measurement import BITS, FRACTION, NATS, Measurement, ObjectiveInfo
 from backtrack.records.record import (
     ROLES,
     Axis,
@@ -30,6 +30,9 @@ from backtrack.records.run import BaseModelReference, CheckpointEntry, Manifest,
 from backtrack.records.setting import Setting
 
 __all__ = [
+    "BITS",
+    "FRACTION",
+    "NATS",
     "ROLES",
     "Axis",
     "BaseModelReference",

@@ -1,7 +1,7 @@
 """The record of `backtrack arena`, `arena.json`: several runs measured under one rule.
 
-All entrants are measured on the same items by the same objectives. Scores become points by one set
-of yardsticks and hypervolumes are shares of one box, so that entrants can be compared.
+All entrants are measured on the same items by the same objectives, and hypervolumes are shares of
+one box, so that entrants can be compared.
 """
 
 from __future__ import annotations

@@ -9,6 +9,11 @@ from pydantic import ConfigDict, Field, model_validator
 from backtrack.point import Point
 from backtrack.records.record import CurveName, Direction, Form, Record, Role, Split
 
+FRACTION = "fraction"
+NATS = "nats a token"
+BITS = "bits a byte"
+"""Units with a scale of their own; any other needs a range."""
+
 
 class ObjectiveInfo(Record):
     """Describes an objective: one number measured from a model.
@@ -19,6 +24,8 @@ class ObjectiveInfo(Record):
         kind: `lm_eval`, `examples`, `text` or `python`.
         direction: Whether higher or lower is better. Values are never negated.
         unit: `fraction` for scores from 0 to 1; else a label such as `nats a token`.
+        range: The scores worth 0 and 100 points, worst and best; None if the unit has a scale of
+            its own.
         weight: Share in its role's mean, relative to the role's other objectives.
         fingerprint: Digest of all that decides a score except the model: settings, documents,
             prompts.
@@ -29,6 +36,7 @@ class ObjectiveInfo(Record):
     kind: str
     direction: Direction
     unit: str
+    range: tuple[float, float] | None = None
     weight: Annotated[float, Field(gt=0)] = 1.0
     fingerprint: str
 

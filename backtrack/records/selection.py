@@ -20,9 +20,17 @@ from backtrack.records import (
 
 
 class Yardstick(Record):
-    """Convert an objective's score to points: `100 * (score - zero) / (hundred - zero)`."""
+    """Convert the score of an item to points, of which more is better.
 
-    zero: float
+    Attributes:
+        scale: `linear`: `100 * (score - zero) / (hundred - zero)`; `nats`: `100 * exp(-score)`;
+            `bits`: `100 * 2^-score`.
+        zero: The score worth 0 points; None if there is none.
+        hundred: The score worth 100 points.
+    """
+
+    scale: Literal["linear", "nats", "bits"] = "linear"
+    zero: float | None
     hundred: float
 
 
@@ -243,7 +251,7 @@ class Selection(Record):
             for that of training.
         objectives: The measured objectives.
         axes: Unit and direction of each role.
-        yardsticks: Conversion of each objective's score to points.
+        yardsticks: Conversion of the scores of each objective's items to points.
         candidates: Every measured point, in the order of measuring.
         report: Scores on the report items, keyed `base`, `chosen`, `final`.
         differences: Chosen against base and final, on the report items.
@@ -300,6 +308,19 @@ class Selection(Record):
     def tied(self) -> tuple[Point, ...]:
         """Points that cannot be told apart from the point of highest utility."""
         return tuple(candidate.point for candidate in self.candidates if candidate.is_tied)
+
+    @property
+    def apart_from_role(self) -> tuple[int, ...]:
+        """Indices of the objectives whose score is not their role's.
+
+        The role has others too, or the score counts in it as the points it stands for.
+        """
+        roles = [objective.role for objective in self.objectives]
+        return tuple(
+            i
+            for i, o in enumerate(self.objectives)
+            if roles.count(o.role) > 1 or self.axes[o.role].unit not in ("%", o.unit)
+        )
 
     def candidate(self, point: Point) -> Candidate:
         """Return the candidate at `point`.

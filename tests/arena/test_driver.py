@@ -108,20 +108,18 @@ def test_entrants_are_measured_under_one_rule_and_a_failed_one_says_why(workspac
     assert {o.name for o in arena.objectives} == {"sums", "words"}
 
 
-def test_yardsticks_run_from_the_worst_end_to_the_best_score_of_any_entrant(finished):
+def test_the_box_runs_from_the_worst_end_to_the_best_score_of_any_entrant(finished):
     arena = finished[1]
-    scores = [e.points for e in arena.entrants if e.points]
-    for role, name in (("target", "sums"), ("general", "words")):
-        yardstick = arena.yardsticks[name]
-        every = [getattr(p, role) for points in scores for p in points]
+    for i, role in enumerate(("target", "general")):
+        every = [getattr(p, role) for e in arena.entrants for p in e.points if p.share == 1]
         ends = [
             getattr(p, role)
             for e in arena.entrants
             for p in e.points
             if p.point.is_base or p.point == e.final
         ]
-        assert yardstick.hundred == pytest.approx(min(every))
-        assert yardstick.zero == pytest.approx(max(ends))
+        assert arena.reach[i] == pytest.approx(max(every))
+        assert arena.corner[i] == pytest.approx(min(ends))
 
 
 def test_trainable_parameters_are_counted(finished):

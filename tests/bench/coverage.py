@@ -126,13 +126,13 @@ def one(job: tuple[str, int, bool]) -> dict[str, Any]:
     ledger: Any = InMemory()
     Worker(evaluator, ledger, Budget(recipe.search.budget), begun(4), None, is_alone=True).work()
     selection = evaluator.table(evaluator.setting("selection"))
-    scores = RoleScores.of_selection(selection, run.final, seed)
+    scores = RoleScores(selection, seed)
     outcome = choose_point(scores, run.final, 0.5, recipe.select)
     meter = Meter(0, None)
     for point in dict.fromkeys([*evaluator.ends, outcome.chosen]):
         evaluator.measure(point, "report", "report", meter)
     report = evaluator.table(evaluator.setting("report"))
-    weighted = RoleScores(report, scores.yardsticks, seed).at(0.5)
+    weighted = RoleScores(report, seed).at(0.5)
     chosen = outcome.chosen
     own = truth_of(table, chosen, is_equal=is_equal)
     found: dict[str, Any] = {"covered": [], "claims": False, "wins": False}
@@ -169,7 +169,7 @@ def breaks(bounds: Constraints, num_items: int, seed: int) -> bool:
 
     The choice is the point of least general loss under a bound on the target, and the reverse.
     """
-    scores = RoleScores.of_selection(TRADED.draw(num_items, seed), paths.FINAL, seed, 1000)
+    scores = RoleScores(TRADED.draw(num_items, seed), seed, 1000)
     weight = 1.0 if bounds.max_general_drop is not None else 0.0
     try:
         chosen = choose_point(scores, paths.FINAL, weight, bounds).chosen

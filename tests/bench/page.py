@@ -72,7 +72,7 @@ def make_selection(points: list[Point], seed: int = 0) -> Selection:
     noisy = truth(points) + np.random.default_rng(seed).normal(0, 0.01, (3, len(points)))
     target, general = 100 * noisy[0], 50 * (noisy[1] + noisy[2])
     utility = (target + general) / 2
-    on_front = pareto_front(target, general, {"target": AXIS, "general": AXIS})
+    on_front = pareto_front(target, general)
     candidates = tuple(
         Candidate(
             point=point,
@@ -131,7 +131,7 @@ def make_swept(points: list[Point], seed: int = 0) -> tuple[Selection, Sweep]:
     setting = SplitSetting("selection", "attached", "native", INFOS, ids)
     table = ScoreTable(setting, tuple(points), ("sampler",) * len(points), distances, scores)
     begin = time.perf_counter()
-    role_scores = RoleScores.of_selection(table, points[-1], seed)
+    role_scores = RoleScores(table, seed)
     outcome = choose_point(role_scores, points[-1], 0.5, Constraints())
     chosen_at = time.perf_counter()
     selection = make_selection(points).model_copy(

@@ -56,7 +56,7 @@ def regrets(job: Job) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for seed in seeds:
         table = path.draw(num_items, seed)
-        roles = RoleScores.of_selection(table, FINAL, seed, NUM_RESAMPLES).smoothed
+        roles = RoleScores(table, seed, NUM_RESAMPLES).smoothed
         scores = roles.at(path.weight)
         decision = choose(scores, is_feasible)
         named = {

@@ -211,7 +211,7 @@ def by_measured(replayed: Replayed, points: Sequence[Point]) -> Result:
     for weight in WEIGHTS:
         utilities = weight * roles[:, 0] + (1 - weight) * roles[:, 1]
         named.append(points[int(utilities.argmax())])
-    on_front = pareto_front(roles[:, 0], roles[:, 1], AXES)
+    on_front = pareto_front(roles[:, 0], roles[:, 1])
     return result_of(replayed, named, [p for p, f in zip(points, on_front, strict=True) if f])
 
 
@@ -367,7 +367,7 @@ def begun(trials: int) -> BegunSearch:
 def by_rule(replayed: Replayed, evaluator: Evaluator) -> Result:
     """The points `select` names for each weight, and all it names or shows on the front."""
     table = evaluator.table(evaluator.setting("selection"))
-    scores = RoleScores.of_selection(table, evaluator.run.final, replayed.seed, 1000)
+    scores = RoleScores(table, replayed.seed, 1000)
     is_feasible = np.ones(len(table.points), dtype=bool)
     chosen = {
         w: table.points[choose(scores.smoothed.at(w), is_feasible).chosen]

@@ -50,7 +50,7 @@ def table_of(rows: dict[Point, tuple[Any, int]], num_items: int = 200):
 
 
 def scores_of(rows: dict[Point, tuple[Any, int]]):
-    return RoleScores.of_selection(table_of(rows), FINAL, 0, 500)
+    return RoleScores(table_of(rows), 0, 500)
 
 
 ENDS = {Point.base(): ((0.2, 0.9), 200), FINAL: ((0.7, 0.4), 200)}
@@ -84,7 +84,7 @@ def test_equal_points_are_dropped_at_most_as_often_as_the_level_says():
         for scores in table.scores.values():
             is_measured = np.isfinite(scores)
             scores[is_measured] = rng.random(is_measured.sum()) < 0.5
-        num_dropped += int(dropped(RoleScores.of_selection(table, FINAL, 0, 500), 0.95).sum())
+        num_dropped += int(dropped(RoleScores(table, 0, 500), 0.95).sum())
     assert num_dropped <= 0.05 * 40 * 6
 
 

@@ -33,7 +33,7 @@
   function row(id, kind, more = {}) {
     const values = { id, kind, alpha: candidates.alpha[id], is_feasible: state.isFeasible[id] };
     for (const role of ROLES) values[role] = candidates[role][id];
-    for (const i of drawing.sharing_role) {
+    for (const i of drawing.apart_from_role) {
       const score = candidates.scores[i][id];
       values[`score_${i}`] = page.objectives[i].unit === "fraction" ? 100 * score : score;
     }

@@ -20,7 +20,6 @@ from backtrack.evaluate.language_model import CompletionLimits, Sampling
 from backtrack.evaluate.objectives.documents import load_records, render
 from backtrack.evaluate.objectives.items import digest, finite, in_order, positions
 from backtrack.evaluate.objectives.objective import Objective
-from backtrack.records import ObjectiveInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -69,16 +68,7 @@ class ExampleScores(Objective):
             _example(section, record, tokenizer, item_id)
             for record, item_id in zip(records, self.item_ids, strict=True)
         )
-        is_loss = section.score == "nll"
-        self.info = ObjectiveInfo(
-            name=name,
-            role=section.role,
-            kind=section.kind,
-            direction="minimize" if is_loss else "maximize",
-            unit="nats a token" if is_loss else "fraction",
-            weight=section.weight,
-            fingerprint=self._fingerprint(),
-        )
+        self.info = section.info(self._fingerprint())
 
     @override
     def measure(self, model: LanguageModel, item_ids: Sequence[str]) -> tuple[float, ...]:

@@ -19,7 +19,6 @@ from backtrack.errors import BacktrackError, ObjectiveError
 from backtrack.evaluate.objectives.items import digest, finite, in_order, positions
 from backtrack.evaluate.objectives.objective import Objective
 from backtrack.recipe import nearest
-from backtrack.records import ObjectiveInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -38,15 +37,8 @@ class FunctionScores(Objective):
         self._own_ids = _own_ids(self._function, section)
         name = section.name or section.default_name
         self.item_ids = tuple(key if "/" in key else f"{name}/{key}" for key in self._own_ids)
-        self.info = ObjectiveInfo(
-            name=name,
-            role=section.role,
-            kind=section.kind,
-            direction=section.direction,
-            unit=section.unit,
-            weight=section.weight,
-            fingerprint=digest("python", self._spec, _source(self._function), self.item_ids),
-        )
+        source = _source(self._function)
+        self.info = section.info(digest("python", self._spec, source, self.item_ids))
 
     @override
     def measure(self, model: LanguageModel, item_ids: Sequence[str]) -> tuple[float, ...]:

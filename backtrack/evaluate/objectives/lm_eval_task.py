@@ -25,7 +25,6 @@ from backtrack.evaluate.objectives.items import digest, finite, positions
 from backtrack.evaluate.objectives.lm_eval_lengths import CHARACTERS_PER_TOKEN, TASK_LENGTHS
 from backtrack.evaluate.objectives.lm_eval_settle import SEED, task_digest
 from backtrack.evaluate.objectives.objective import Objective
-from backtrack.records import ObjectiveInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -59,15 +58,7 @@ class LmEvalScores(Objective):
             for name, task in self._tasks.items()
             for number in range(len(task.eval_docs))
         )
-        self.info = ObjectiveInfo(
-            name=section.name or section.default_name,
-            role=section.role,
-            kind=section.kind,
-            direction=section.direction,
-            unit=section.unit,
-            weight=section.weight,
-            fingerprint=self._fingerprint(),
-        )
+        self.info = section.info(self._fingerprint())
 
     @override
     def measure(self, model: LanguageModel, item_ids: Sequence[str]) -> tuple[float, ...]:

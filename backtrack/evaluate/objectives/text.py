@@ -22,7 +22,6 @@ from backtrack.evaluate.language_model import ScoredSequence
 from backtrack.evaluate.objectives.documents import JSONL_SUFFIXES, load_records, render
 from backtrack.evaluate.objectives.items import digest, finite, in_order, positions
 from backtrack.evaluate.objectives.objective import Objective
-from backtrack.records import ObjectiveInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -60,15 +59,7 @@ class BitsPerByte(Objective):
         name = section.name or section.default_name
         self.item_ids = tuple(f"{name}/{window.number}" for window in self._windows)
         windows = [[w.number, w.ids, w.num_bytes] for w in self._windows]
-        self.info = ObjectiveInfo(
-            name=name,
-            role=section.role,
-            kind=section.kind,
-            direction="minimize",
-            unit="bits a byte",
-            weight=section.weight,
-            fingerprint=digest("text", self._opening, self.item_ids, windows),
-        )
+        self.info = section.info(digest("text", self._opening, self.item_ids, windows))
 
     @override
     def measure(self, model: LanguageModel, item_ids: Sequence[str]) -> tuple[float, ...]:

@@ -150,7 +150,7 @@ class Drawing:
     def row(self, index: int, kind: str) -> Row:
         """A mark of a candidate."""
         candidate = self.candidate(index)
-        fields = ("target", "general", *(f"score_{i}" for i in self.sharing_role))
+        fields = ("target", "general", *(f"score_{i}" for i in self.selection.apart_from_role))
         return {
             "id": index,
             "kind": kind,
@@ -168,12 +168,6 @@ class Drawing:
         score = candidate.scores.get(info.name, math.nan)
         shown = formatting.shown_unit(info.unit)[1] * score
         return shown if math.isfinite(shown) else None
-
-    @property
-    def sharing_role(self) -> tuple[int, ...]:
-        """Indices of objectives whose role has others too: the role's score is not theirs."""
-        roles = [objective.role for objective in self.selection.objectives]
-        return tuple(i for i, role in enumerate(roles) if roles.count(role) > 1)
 
     def domain(self, field: str, ids: Iterable[int] | None = None) -> list[float]:
         """Lowest and highest value of an axis, with some room.

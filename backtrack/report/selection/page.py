@@ -59,7 +59,10 @@ def write_report(
         "facts": facts.facts(selection, measurements, entries),
         "figures": facts.figures(selection),
         "charts": facts.captions(selection),
-        "small": [(f"score_{i}", drawing.axis(f"score_{i}")[0]) for i in drawing.sharing_role],
+        "small": [
+            (f"score_{i}", drawing.axis(f"score_{i}")[0])
+            for i in drawing.selection.apart_from_role
+        ],
         "is_live": sweep is not None,
         "bounds": tables.bounds(selection),
         "geometry": geometry,

@@ -116,7 +116,7 @@ def _drawing(drawing: Drawing) -> Values:
             if (ends := band(drawing.candidate(i)))
         },
         "alpha_ids": drawing.alpha_ids(),
-        "sharing_role": drawing.sharing_role,
+        "apart_from_role": drawing.selection.apart_from_role,
         "kinds": {
             "tied": mark_kinds.TIED,
             "chosen": mark_kinds.CHOSEN,
@@ -140,7 +140,7 @@ def _charts(drawing: Drawing, *, is_live: bool) -> Values:
         "plane": [charts.plane_spec(drawing, layout, is_live=is_live) for layout in layouts],
         "alpha": [charts.alpha_spec(drawing, layout, is_live=is_live) for layout in layouts],
     }
-    for i in drawing.sharing_role:
+    for i in drawing.selection.apart_from_role:
         specs[f"score_{i}"] = [charts.objective_spec(drawing, i, is_live=is_live)]
     for spec in (spec for by_layout in specs.values() for spec in by_layout):
         datasets = spec["datasets"]

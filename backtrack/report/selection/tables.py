@@ -22,7 +22,7 @@ MAX_ROWS = 400
 
 def report(selection: Selection) -> Table:
     """Base, chosen and final on the report items; also each objective of roles with several."""
-    sharing = _sharing_role(selection)
+    sharing = _apart_from_role(selection)
     heads = [*_role_heads(selection), *(_objective_head(o) for o in sharing)]
     rows = [
         {
@@ -98,7 +98,7 @@ def candidates(selection: Selection) -> Table:
     heads = [(head, "") for head in _role_heads(selection)[:-1]]
     heads += [("Utility", "utility"), ("Smoothed", "smoothed")]
     heads += [("Chance best", "chance"), ("Distance", "")]
-    heads += [(_objective_head(o), "") for o in _sharing_role(selection)]
+    heads += [(_objective_head(o), "") for o in _apart_from_role(selection)]
     ordered = sorted(enumerate(selection.candidates), key=lambda pair: _by_smoothed(pair[1]))
     caption = (
         "Utility in points. Smoothed: utility of the smoothed scores, which decides the choice. "
@@ -152,10 +152,8 @@ def _role_heads(selection: Selection) -> list[str]:
     return [*heads, f"Utility ({POINTS})"]
 
 
-def _sharing_role(selection: Selection) -> list[ObjectiveInfo]:
-    """Objectives whose role has others too: the role's score is not theirs."""
-    roles = [objective.role for objective in selection.objectives]
-    return [o for o in selection.objectives if roles.count(o.role) > 1]
+def _apart_from_role(selection: Selection) -> list[ObjectiveInfo]:
+    return [selection.objectives[i] for i in selection.apart_from_role]
 
 
 def _objective_head(objective: ObjectiveInfo) -> str:
@@ -173,7 +171,7 @@ def _report_cells(selection: Selection, row: ReportRow) -> list[str]:
         wording.interval(row.target, axes["target"].unit),
         wording.interval(row.general, axes["general"].unit),
         wording.interval(row.utility, POINTS),
-        *(_objective_cell(row.scores, o) for o in _sharing_role(selection)),
+        *(_objective_cell(row.scores, o) for o in _apart_from_role(selection)),
     ]
 
 
@@ -212,7 +210,7 @@ def _candidate_row(selection: Selection, candidate: Candidate) -> Table:
             wording.number(candidate.smoothed, POINTS),
             formatting.share(candidate.chance_best),
             wording.number(candidate.distance, ""),
-            *(_objective_cell(candidate.scores, o) for o in _sharing_role(selection)),
+            *(_objective_cell(candidate.scores, o) for o in _apart_from_role(selection)),
         ],
     }
 
@@ -226,4 +224,7 @@ def _yardstick_ends(selection: Selection, objective: ObjectiveInfo) -> list[str]
     yardstick = selection.yardsticks.get(objective.name)
     if yardstick is None:
         return [NO_NUMBER] * 2
-    return [wording.with_unit(end, objective.unit) for end in (yardstick.zero, yardstick.hundred)]
+    return [
+        NO_NUMBER if end is None else wording.with_unit(end, objective.unit)
+        for end in (yardstick.zero, yardstick.hundred)
+    ]

@@ -249,7 +249,7 @@ class _Selector:
         evaluator = self._evaluator
         final, seed = evaluator.run.final, evaluator.section.seed
         table = self._table()
-        scores = RoleScores.of_selection(table, final, seed)
+        scores = RoleScores(table, seed)
         weight = knee(scores) if is_knee else weight
         return choose_point(
             scores, final, weight, self._constraints, is_cautious=self._is_cautious
@@ -306,7 +306,7 @@ class _Selector:
         evaluator, table, chosen = self._evaluator, outcome.scores.table, outcome.chosen
         base, final = evaluator.ends
         weight, seed = outcome.weighted.weight, evaluator.section.seed
-        scores = RoleScores(report.table, outcome.scores.yardsticks, seed)
+        scores = RoleScores(report.table, seed)
         weighted = scores.at(weight)
         rows = report_rows(weighted, {"base": base, "chosen": chosen, "final": final})
         compared = differences(weighted, chosen, final)
@@ -325,7 +325,7 @@ class _Selector:
             changes=evaluator.run.choosing.changes if evaluator.run.choosing else (),
             objectives=table.setting.objectives,
             axes=axes_of(table),
-            yardsticks=dict(scores.yardsticks),
+            yardsticks=dict(report.table.yardsticks),
             candidates=outcome.candidates,
             report=rows,
             differences=compared,

@@ -116,7 +116,7 @@ def make_sweep(outcome: Outcome, answers: Mapping[float, Answer], created: str) 
         created=created,
         base=outcome.base,
         final=outcome.final,
-        points={role: tuple(map(float, scores.role_points(role))) for role in ROLES},
+        points={role: tuple(map(float, scores.role(role))) for role in ROLES},
         bounded_roles={r: _bounded_record(outcome, scores.bounded_role(r)) for r in ROLES},
         bounded_objectives={
             o.name: _bounded_record(outcome, scores.bounded_objective(o.name))
@@ -193,7 +193,7 @@ def _bounded_record(outcome: Outcome, score: BoundedScore) -> BoundedScores:
 
 def _gaps(scores: RoleScores, columns: NDArray[np.int64], end: int) -> dict[str, Floats]:
     """Subtract an end's role points from those of columns, by sample, [resamples, columns]."""
-    samples = {role: scores.role_point_samples(role) for role in ROLES}
+    samples = {role: scores.role_samples(role) for role in ROLES}
     return {role: values[:, columns] - values[:, [end]] for role, values in samples.items()}
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from backtrack import formatting
-from backtrack.selection.stats.utility import POINTS, is_degenerate
+from backtrack.selection.stats.utility import POINTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -91,12 +91,6 @@ def cautions(outcome: Outcome, constraints: Constraints) -> Iterator[str]:
     """List what a reader should know about the choice on the selection items."""
     if outcome.decision.is_tied[outcome.base]:
         yield _tied_with_base(outcome)
-    for name, yardstick in outcome.scores.yardsticks.items():
-        if is_degenerate(yardstick):
-            yield (
-                f"No point scores better on {name} than the worse of base and final checkpoint: "
-                "it does not count in the utility."
-            )
     yield from _bound_not_shown(outcome, constraints)
     target = outcome.scores.bounded_role("target")
     if constraints.keep_gain is not None and not target.gain(outcome.base, outcome.final):

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
     from backtrack.evaluate.objectives.objective import Objective
     from backtrack.path.placement import Placement
-    from backtrack.recipe import ObjectiveSection
     from backtrack.records import Measurement, ObjectiveInfo, Split
     from backtrack.run.directory import Run
     from backtrack.selection.measure.progress import Meter
@@ -218,10 +217,11 @@ class Evaluator:
         return None
 
     def _part(self, setting: Setting, split: Split) -> SplitSetting:
-        """One split of a setting, with the roles and weights that are asked for now."""
-        now_asked = {o.name: {"role": o.role, "weight": o.weight} for o in self._asked_objectives}
+        """One split of a setting, with the roles, weights and scales that are asked for now."""
+        asked = {info.name: info for info in self._asked_infos}
         objectives = tuple(
-            info.model_copy(update=now_asked.get(info.name, {})) for info in setting.objectives
+            asked.get(info.name, info).model_copy(update={"fingerprint": info.fingerprint})
+            for info in setting.objectives
         )
         return SplitSetting.of(setting, split, objectives, self.run.checkpoint_digests())
 
@@ -229,8 +229,8 @@ class Evaluator:
         """Digest of what is to be measured, known before anything is built."""
         objectives: list[object] = [o.info.fingerprint for o in self._given or ()]
         if self._given is None:
-            incidental = {"role", "weight"}
-            asked = self._asked_objectives
+            incidental = {"role", "weight", "unit", "range"}
+            asked = self.recipe.objectives if self.recipe else ()
             objectives = [o.model_dump(mode="json", exclude=incidental) for o in asked]
         items, seed = self.section.items.model_dump(), self.section.seed
         return short_digest(objectives, items, seed, self._engine_section.decisive)
@@ -375,14 +375,14 @@ class Evaluator:
         return self._items
 
     @property
-    def _asked_objectives(self) -> Sequence[ObjectiveInfo | ObjectiveSection]:
-        """The objectives with their roles and weights now, before or after they are built."""
+    def _asked_infos(self) -> list[ObjectiveInfo]:
+        """The objectives as they are asked for now; those of a recipe without a fingerprint."""
         if self._given is not None:
             return [objective.info for objective in self._given]
-        return self.recipe.objectives if self.recipe else ()
+        return [section.info("") for section in self.recipe.objectives] if self.recipe else []
 
     def _require_roles(self) -> None:
-        requested = self._asked_objectives
+        requested = self._asked_infos
         if not requested:
             raise UsageError(_NO_OBJECTIVES.format(path=self.run.path))
         missing = [role for role in ROLES if role not in {each.role for each in requested}]

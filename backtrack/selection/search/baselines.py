@@ -37,7 +37,7 @@ def measure_baselines(evaluator: Evaluator, ledger: Ledger) -> None:
             return
         scores = measure_missing(evaluator, table.setting, baselines)
         joined = replace(table, scores=with_rows(table, list(scores.values())))
-        by_role = RoleScores.of_selection(joined, evaluator.run.final, evaluator.section.seed)
+        by_role = RoleScores(joined, evaluator.section.seed)
         known = ledger.known()
         for column, baseline in enumerate(scores, start=len(table.points)):
             if str(baseline) not in known:

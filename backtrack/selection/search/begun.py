@@ -30,7 +30,7 @@ def search_key(section: SearchSection, setting: SplitSetting) -> str:
     space = section.model_dump(
         include={"alphas", "checkpoints", "max_alpha", "profiles", "multipliers", "sampler"}
     )
-    objectives = [(o.name, o.role, o.weight) for o in setting.objectives]
+    objectives = [(o.name, o.role, o.weight, o.unit, o.range) for o in setting.objectives]
     checkpoints = {str(step): digest for step, digest in setting.checkpoints.items()}
     digests = dict(setting.digests)
     return short_digest(space, objectives, digests, setting.item_ids, checkpoints, section.seed)

@@ -35,7 +35,7 @@ class Observations:
     def by_role(self, table: ScoreTable) -> RoleScores:
         """Scores of a table by role; base and final checkpoint must be in it."""
         seed = self._evaluator.section.seed
-        return RoleScores.of_selection(table, self._evaluator.run.final, seed, NUM_RESAMPLES)
+        return RoleScores(table, seed, NUM_RESAMPLES)
 
     def has_ends(self, table: ScoreTable) -> bool:
         """Whether base and final checkpoint are measured, which all scores are related to."""

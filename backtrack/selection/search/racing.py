@@ -72,7 +72,7 @@ def dropped(scores: RoleScores, level: float) -> Flags:
     is_partial = scores.table.shares < 1
     is_worse = np.ones((len(is_partial), len(is_partial)), dtype=bool)
     for role in ROLES:
-        samples = scores.role_point_samples(role)
+        samples = scores.role_samples(role)
         for i in np.flatnonzero(is_partial):
             low = np.quantile(samples - samples[:, [i]], tail, axis=0)
             is_worse[i] &= low > 0

@@ -9,7 +9,7 @@ import numpy as np
 from backtrack.point import Point
 from backtrack.records.selection import BaselineRow, Difference, ReportRow
 from backtrack.selection.stats.bootstrap import LEVEL, interval, shared_level
-from backtrack.selection.stats.utility import utility_slopes
+from backtrack.selection.stats.utility import utility_shares
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -99,10 +99,10 @@ def _degrees_of_freedom(weighted: WeightedScores, column: int, other: int) -> fl
     215 if most of the variance is theirs.
     """
     scores = weighted.scores
-    slopes = utility_slopes(scores.objectives, scores.yardsticks, weighted.weight)
+    shares = utility_shares(scores.objectives, weighted.weight)
     variances, parts = 0.0, 0.0
-    for name, samples in scores.samples.items():
-        variance = float(np.var(slopes[name] * (samples[:, column] - samples[:, other])))
+    for name, samples in scores.point_samples.items():
+        variance = float(np.var(shares[name] * (samples[:, column] - samples[:, other])))
         variances += variance
         parts += variance**2 / (len(scores.table.setting.item_ids[name]) - 1)
     return variances**2 / parts if parts else 1.0

@@ -19,7 +19,7 @@ some observations are missing, JASA 52 (1957).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +78,11 @@ class ScoreEstimates:
 
     groups: tuple[ItemGroup, ...]
     covariance: Floats
+
+    def scaled(self, factor: float, offset: float) -> ScoreEstimates:
+        """Estimates of the means of `factor * score + offset`."""
+        groups = tuple(replace(g, scores=factor * g.scores + offset) for g in self.groups)
+        return ScoreEstimates(groups, factor**2 * self.covariance)
 
     @property
     def means(self) -> Floats:

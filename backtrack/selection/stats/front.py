@@ -7,33 +7,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
-
-    from backtrack.records import Axis, Role
 
     Floats = NDArray[np.float64]
     Flags = NDArray[np.bool_]
 
 
-def pareto_front(target: Floats, general: Floats, axes: Mapping[Role, Axis]) -> Flags:
+def pareto_front(target: Floats, general: Floats) -> Flags:
     """Whether no other point is at least as good on both roles and better on one, [points].
 
     Args:
-        target: Target scores, [points].
-        general: General scores, [points].
-        axes: Direction of each role.
+        target: Target scores in points, [points].
+        general: General scores in points, [points].
     """
-    is_ahead = _ahead(target, axes["target"]) | _ahead(general, axes["general"])
+    is_ahead = _ahead(target) | _ahead(general)
     dominates = is_ahead & ~is_ahead.T
     return np.asarray(~dominates.any(axis=0))
 
 
-def _ahead(scores: Floats, axis: Axis) -> Flags:
+def _ahead(scores: Floats) -> Flags:
     """Whether the row's point is better than the column's, [points, points]."""
-    better = np.greater if axis.direction == "maximize" else np.less
-    return np.asarray(better(scores[:, None], scores[None, :]))
+    return np.asarray(scores[:, None] > scores[None, :])
 
 
 def hypervolume(target: Floats, general: Floats, reference: tuple[float, float]) -> float:

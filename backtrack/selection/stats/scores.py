@@ -1,7 +1,6 @@
 """Scores of a table by role, with bootstrap samples, and their utility under a weight. Pure.
 
-Yardsticks are made once, from the selection items, and used for the report items too; the
-bootstrap holds them fixed.
+Role scores and utility are in points: each item's score is converted first, see `utility`.
 """
 
 from __future__ import annotations
@@ -12,8 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from backtrack.point import Point
-from backtrack.records import ROLES, Axis
+from backtrack.records import FRACTION, ROLES, Axis
 from backtrack.selection.stats.bootstrap import (
     NUM_RESAMPLES,
     deviation,
@@ -30,14 +28,13 @@ from backtrack.selection.stats.bounds import (
 from backtrack.selection.stats.gaussian_process import fit_smoother
 from backtrack.selection.stats.smoothed import SmoothedRoles
 from backtrack.selection.stats.utility import (
-    FRACTION,
-    make_yardsticks,
     of_role,
     role_axis,
     role_points,
-    role_scores,
+    role_shares,
+    to_points,
     utility,
-    utility_slopes,
+    utility_shares,
 )
 
 if TYPE_CHECKING:
@@ -46,8 +43,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from backtrack.records import ObjectiveInfo, Role
-    from backtrack.records.selection import Constraints, Yardstick
+    from backtrack.records.selection import Constraints
     from backtrack.selection.stats.bounds import Bound
+    from backtrack.selection.stats.estimates import ScoreEstimates
     from backtrack.selection.stats.table import ScoreTable
 
     Floats = NDArray[np.float64]
@@ -59,24 +57,13 @@ class RoleScores:
 
     Attributes:
         table: The scores.
-        yardsticks: Yardstick of each objective by name.
         seed: Seed of the bootstrap.
         num_resamples: Number of bootstrap samples.
     """
 
     table: ScoreTable
-    yardsticks: Mapping[str, Yardstick]
     seed: int
     num_resamples: int = NUM_RESAMPLES
-
-    @classmethod
-    def of_selection(
-        cls, table: ScoreTable, final: Point, seed: int, num_resamples: int = NUM_RESAMPLES
-    ) -> RoleScores:
-        """Make the scores of a table of selection items, with the yardsticks it defines."""
-        ends = table.column(Point.base()), table.column(final)
-        yardsticks = make_yardsticks(table.setting.objectives, table.means, *ends)
-        return cls(table, yardsticks, seed, num_resamples)
 
     def at(self, weight: float) -> WeightedScores:
         """Weigh the scores; samples and smoothers are shared by all weights."""
@@ -84,15 +71,18 @@ class RoleScores:
 
     @cached_property
     def samples(self) -> dict[str, Floats]:
-        """Bootstrap samples of the means by objective's name, [resamples, points]."""
-        setting = self.table.setting
-        samples: dict[str, Floats] = {}
-        for name, estimates in self.table.estimates.items():
-            stream = f"{setting.split}/{name}"
-            item_ids = tuple(setting.item_ids[name])
-            weights = item_weights(item_ids, self.seed, stream, self.num_resamples)
-            samples[name] = estimates.resampled_means(weights)
-        return samples
+        """Bootstrap samples of the mean scores by objective's name, [resamples, points]."""
+        return self._resampled(self.table.estimates)
+
+    @cached_property
+    def point_samples(self) -> dict[str, Floats]:
+        """Bootstrap samples of the mean points by objective's name, [resamples, points]."""
+        return self._resampled(self.table.in_points)
+
+    @cached_property
+    def point_means(self) -> dict[str, Floats]:
+        """Mean points over all items by objective's name, [points]."""
+        return {name: estimates.means for name, estimates in self.table.in_points.items()}
 
     @cached_property
     def smoothed(self) -> SmoothedRoles:
@@ -101,26 +91,18 @@ class RoleScores:
             points=self.table.points,
             distances=self.table.distances,
             shares=self.table.shares,
-            scores=np.stack([self.role_points(role) for role in ROLES]),
-            samples=np.stack([self.role_point_samples(role) for role in ROLES]),
+            scores=np.stack([self.role(role) for role in ROLES]),
+            samples=np.stack([self.role_samples(role) for role in ROLES]),
             errors=np.stack([self._role_errors(role) for role in ROLES]),
         )
 
     def role(self, role: Role) -> Floats:
-        """Role scores in the unit of the axis, [points]."""
-        return role_scores(self.table.means, self.objectives, self.yardsticks, role)
+        """Role scores, in points, [points]."""
+        return role_points(self.point_means, self.objectives, role)
 
     def role_samples(self, role: Role) -> Floats:
         """Bootstrap samples of `role`, [resamples, points]."""
-        return role_scores(self.samples, self.objectives, self.yardsticks, role)
-
-    def role_points(self, role: Role) -> Floats:
-        """Role scores in points, [points]."""
-        return role_points(self.table.means, self.objectives, self.yardsticks, role)
-
-    def role_point_samples(self, role: Role) -> Floats:
-        """Bootstrap samples of `role_points`, [resamples, points]."""
-        return role_points(self.samples, self.objectives, self.yardsticks, role)
+        return role_points(self.point_samples, self.objectives, role)
 
     def bounds(self, base: int, final: int, constraints: Constraints) -> tuple[Bound, ...]:
         """Make the bounds that the constraints set on the smoothed scores.
@@ -146,14 +128,12 @@ class RoleScores:
     def bounded_objective(self, name: str) -> BoundedScore:
         """Smoothed score of an objective, as bounds take it (see `objective_bounds`)."""
         (objective,) = [o for o in self.objectives if o.name == name]
-        yardstick, estimates = self.yardsticks[name], self.table.estimates[name]
-        slope = 100 / (yardstick.hundred - yardstick.zero or 1.0)
-        in_points, errors = slope * estimates.means, slope**2 * estimates.covariance
-        matrix = fit_smoother(self.table.points, in_points, errors).matrix
+        in_points, means = self.table.in_points[name], self.table.means[name]
+        matrix = fit_smoother(self.table.points, in_points.means, in_points.covariance).matrix
         scale = 100.0 if objective.unit == FRACTION else 1.0
         scale *= 1.0 if objective.direction == "maximize" else -1.0
         return BoundedScore(
-            scale * (matrix @ estimates.means),
+            scale * (matrix @ means),
             scale * (self.samples[name] @ matrix.T),
             len(self.table.setting.item_ids[name]),
         )
@@ -164,10 +144,20 @@ class RoleScores:
 
     def _role_errors(self, role: Role) -> Floats:
         """Covariance of the errors of role scores, in squared points, [points, points]."""
-        slopes = utility_slopes(self.objectives, self.yardsticks, float(role == "target"))
-        estimates = self.table.estimates
-        terms = [slope**2 * estimates[name].covariance for name, slope in slopes.items() if slope]
-        return sum(terms, start=np.zeros((len(self.table.points),) * 2))
+        shares, estimates = role_shares(self.objectives, role), self.table.in_points
+        terms = [share**2 * estimates[name].covariance for name, share in shares.items()]
+        return sum(terms[1:], terms[0])
+
+    def _resampled(self, estimates: Mapping[str, ScoreEstimates]) -> dict[str, Floats]:
+        """Bootstrap samples of estimates; an objective's items are drawn alike at each call."""
+        setting = self.table.setting
+        samples: dict[str, Floats] = {}
+        for name, of_objective in estimates.items():
+            stream = f"{setting.split}/{name}"
+            item_ids = tuple(setting.item_ids[name])
+            weights = item_weights(item_ids, self.seed, stream, self.num_resamples)
+            samples[name] = of_objective.resampled_means(weights)
+        return samples
 
 
 @dataclass(frozen=True)
@@ -186,25 +176,26 @@ class WeightedScores:
     def utilities(self) -> Floats:
         """Utility of the measured scores, in points, [points]."""
         scores = self.scores
-        return utility(scores.table.means, scores.objectives, scores.yardsticks, self.weight)
+        return utility(scores.point_means, scores.objectives, self.weight)
 
     @cached_property
     def utility_samples(self) -> Floats:
         """Bootstrap samples of `utilities`, [resamples, points]."""
         scores = self.scores
-        return utility(scores.samples, scores.objectives, scores.yardsticks, self.weight)
+        return utility(scores.point_samples, scores.objectives, self.weight)
 
     def items_to_settle(self, column: int, other: int, difference: float) -> int | None:
         """Compute the items per role needed to detect a utility difference of two points."""
         scores = self.scores
-        slopes = utility_slopes(scores.objectives, scores.yardsticks, self.weight)
+        shares, table = utility_shares(scores.objectives, self.weight), scores.table
         deviations: dict[str, float] = {}
-        for name, matrix in scores.table.scores.items():
-            gaps = matrix[column] - matrix[other]
-            item_ids = np.array(scores.table.setting.item_ids[name])
+        for name, matrix in table.scores.items():
+            chosen, compared = to_points(matrix[[column, other]], table.yardsticks[name])
+            gaps = chosen - compared
+            item_ids = np.array(table.setting.item_ids[name])
             is_shared = np.isfinite(gaps)
             spread = deviation(gaps[is_shared], item_ids[is_shared].tolist())
-            deviations[name] = abs(slopes[name]) * spread
+            deviations[name] = shares[name] * spread
         num_sharing = {o.name: len(of_role(scores.objectives, o.role)) for o in scores.objectives}
         return items_to_settle(pooled_deviation(deviations, num_sharing), difference)
 

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from backtrack.point import Point
-from backtrack.records import ROLES, Axis
 from backtrack.selection.stats.front import pareto_front
 from backtrack.selection.stats.gaussian_process import fit_smoother, is_on_curve
-from backtrack.selection.stats.utility import POINTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,8 +21,6 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
     Flags = NDArray[np.bool_]
-
-_IN_POINTS = dict.fromkeys(ROLES, Axis(unit=POINTS, direction="maximize"))
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,7 @@ class SmoothedRoles:
         eligible = np.flatnonzero(self.is_eligible)
         target, general = self.smoothed[:, eligible]
         flags = np.zeros(len(self.points), dtype=bool)
-        flags[eligible] = pareto_front(target, general, _IN_POINTS)
+        flags[eligible] = pareto_front(target, general)
         return flags
 
     @cached_property

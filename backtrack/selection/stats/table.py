@@ -17,6 +17,7 @@ import numpy as np
 
 from backtrack.selection.stats.estimates import estimate_means, fit_correlations
 from backtrack.selection.stats.items import MIN_ITEMS
+from backtrack.selection.stats.utility import make_yardstick, to_points
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from backtrack.point import Point
     from backtrack.records import CurveName, Form, Measurement, ObjectiveInfo, Setting, Split
+    from backtrack.records.selection import Yardstick
     from backtrack.selection.stats.estimates import ScoreEstimates
 
     Floats = NDArray[np.float64]
@@ -111,14 +113,19 @@ class ScoreTable:
     scores: dict[str, Floats]
 
     @cached_property
+    def yardsticks(self) -> dict[str, Yardstick]:
+        """How the scores of each objective's items become points."""
+        return {o.name: make_yardstick(o) for o in self.setting.objectives}
+
+    @cached_property
     def estimates(self) -> dict[str, ScoreEstimates]:
         """Estimates of mean scores over all items, by objective's name."""
-        # No correlation is assumed between a baseline that is no point and anything else.
-        num_points, num_rows = len(self.points), len(next(iter(self.scores.values())))
-        correlations = np.eye(num_rows)
-        at_points = [scores[:num_points] for scores in self.scores.values()]
-        correlations[:num_points, :num_points] = fit_correlations(self.points, at_points)
-        return {n: estimate_means(scores, correlations) for n, scores in self.scores.items()}
+        return {n: estimate_means(s, self._correlations) for n, s in self.scores.items()}
+
+    @cached_property
+    def in_points(self) -> dict[str, ScoreEstimates]:
+        """Estimates of mean points over all items, by objective's name."""
+        return {name: self._in_points(name, y) for name, y in self.yardsticks.items()}
 
     @cached_property
     def means(self) -> dict[str, Floats]:
@@ -131,6 +138,21 @@ class ScoreTable:
         shares = [np.isfinite(scores).mean(axis=1) for scores in self.scores.values()]
         lowest: Floats = np.min(shares, axis=0)
         return lowest
+
+    @cached_property
+    def _correlations(self) -> Floats:
+        # No correlation is assumed between a baseline that is no point and anything else.
+        num_points, num_rows = len(self.points), len(next(iter(self.scores.values())))
+        correlations = np.eye(num_rows)
+        at_points = [scores[:num_points] for scores in self.scores.values()]
+        correlations[:num_points, :num_points] = fit_correlations(self.points, at_points)
+        return correlations
+
+    def _in_points(self, name: str, yardstick: Yardstick) -> ScoreEstimates:
+        if yardstick.zero is None:
+            return estimate_means(to_points(self.scores[name], yardstick), self._correlations)
+        offset, top = to_points(np.array([0.0, 1.0]), yardstick)
+        return self.estimates[name].scaled(float(top - offset), float(offset))
 
     def column(self, point: Point) -> int:
         """Return the index of a point.

@@ -31,11 +31,11 @@ from backtrack.errors import UsageError
 from backtrack.evaluate.build import build_objectives
 from backtrack.evaluate.measure import require_scores
 from backtrack.evaluate.torch_model import TorchModel
-from backtrack.records import ROLES, Interval, Record
+from backtrack.records import FRACTION, ROLES, Interval, Record
 from backtrack.run.files import append_line, read_lines, write_atomically
 from backtrack.selection.stats.bootstrap import LEVEL, NUM_RESAMPLES, interval, resample_means
 from backtrack.selection.stats.items import nested_order, split_items
-from backtrack.selection.stats.utility import FRACTION, of_role, role_shares
+from backtrack.selection.stats.utility import of_role, role_shares
 from backtrack.train.trainers.trajectory_log import log_extra_values
 from backtrack.train.trajectory.snapshot import is_sharded
 
@@ -175,8 +175,9 @@ class ProbeCallback(TrainerCallback):
             scores = {
                 o.info.name: o.measure(asked, self._items[o.info.name]) for o in self._objectives
             }
-        for name, item_scores in scores.items():
-            require_scores(name, f"step {state.global_step}", self._items[name], item_scores)
+        for info in self._infos:
+            where, items = f"step {state.global_step}", self._items[info.name]
+            require_scores(info, where, items, scores[info.name])
         evaluation = self._summarize(state.global_step, scores, time.perf_counter() - begin)
         append_line(self._path, evaluation.model_dump_json())
         log_extra_values(self._trainer, control, logged_values(evaluation))

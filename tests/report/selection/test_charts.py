@@ -124,14 +124,14 @@ def test_the_cross_is_the_report_items_interval_around_its_estimate(percents):
 
 def test_an_objective_that_shares_its_role_has_a_panel_of_its_own(nats, percents):
     found = Drawing(nats)
-    assert [found.axis(f"score_{i}")[0] for i in found.sharing_role] == [
+    assert [found.axis(f"score_{i}")[0] for i in found.selection.apart_from_role] == [
         "wikitext",
         "pile of laws",
     ]
-    spec = charts.objective_spec(found, found.sharing_role[0])
+    spec = charts.objective_spec(found, found.selection.apart_from_role[0])
     (title,) = {" ".join(layer["encoding"]["y"]["title"]) for layer in spec["layer"][1:]}
     assert title.startswith("wikitext (nats a token) less is better")
-    assert Drawing(percents).sharing_role == ()
+    assert Drawing(percents).selection.apart_from_role == ()
 
 
 def test_bands_along_alpha_are_the_candidates_intervals_and_lie_inside_the_axis(percents):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from itertools import pairwise
@@ -17,7 +18,7 @@ from backtrack.recipe import (
     Recipe,
     SelectSection,
 )
-from backtrack.records.selection import Constraints
+from backtrack.records.selection import Constraints, Yardstick
 from backtrack.run.directory import Run
 from backtrack.selection.choice.rule import INDIFFERENCE
 from backtrack.selection.choice.select import Choice, select
@@ -38,6 +39,7 @@ from tests.selection.fakes import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from backtrack.records.selection import Difference, Selection
@@ -267,27 +269,56 @@ def test_the_selection_is_on_disk_and_the_choice_points_to_its_report(tmp_path: 
     assert choice.report == run.path / "report.html"
 
 
-def test_losses_are_ranged_and_a_lower_one_is_better(tmp_path: Path):
-    loss = Formula(
-        make_info("loss", "general", unit="nats a token", direction="minimize"),
-        lambda x: 2 + x**4,
-        is_exact=True,
-    )
+def loss_of(mean, unit: str = "nats a token", **given) -> Formula:
+    info = make_info("loss", "general", unit=unit, direction="minimize", **given)
+    return Formula(info, mean, is_exact=True)
+
+
+def test_a_lower_loss_is_better_and_counts_as_a_probability(tmp_path: Path):
+    loss = loss_of(lambda x: 2 + x**4)
     selection = pick(line(tmp_path / "run"), (pair()[0], loss)).selection
-    assert selection.axes["general"].direction == "minimize"
-    assert selection.yardsticks["loss"].zero == pytest.approx(3.0, abs=0.01)
-    assert selection.yardsticks["loss"].hundred == pytest.approx(2.0, abs=0.01)
+    assert selection.yardsticks["loss"] == Yardstick(scale="nats", zero=None, hundred=0)
     assert 0.3 <= selection.chosen.alpha <= 0.8
-    assert to(selection, "final").general.high < 0
-    assert selection.axes["general"].unit == "nats a token"
+    assert to(selection, "final").general.low > 0
+    assert to(selection, "final").scores["loss"].high < 0
+    base = selection.report["base"]
+    assert base.scores["loss"] == pytest.approx(2, abs=0.01)
+    assert base.general.estimate == pytest.approx(100 * math.exp(-2), rel=0.01)
 
 
-def test_a_loss_that_never_moves_is_noted(tmp_path: Path):
-    loss = Formula(
-        make_info("loss", "general", unit="nats", direction="minimize"), flat(2.0), is_exact=True
-    )
-    selection = pick(line(tmp_path / "run"), (pair()[0], loss)).selection
-    assert any("does not count" in note for note in selection.notes)
+class EasyAndHard(Formula):
+    """Every second item has a loss of 1, the others of 3."""
+
+    def measure(self, model: Any, item_ids: Sequence[str]) -> tuple[float, ...]:
+        return tuple(1.0 + 2 * (int(item_id.rpartition("/")[2]) % 2) for item_id in item_ids)
+
+
+def test_each_item_counts_as_its_own_probability(tmp_path: Path):
+    """A mean of probabilities is not the probability of the mean loss."""
+    info = loss_of(flat(2.0)).info
+    selection = pick(line(tmp_path / "run"), (pair()[0], EasyAndHard(info, flat(2.0)))).selection
+    base = selection.report["base"]
+    share_hard = (base.scores["loss"] - 1) / 2
+    expected = 100 * ((1 - share_hard) * math.exp(-1) + share_hard * math.exp(-3))
+    assert base.general.estimate == pytest.approx(expected)
+
+
+def test_a_loss_beside_them_leaves_accuracies_on_their_scale(tmp_path: Path):
+    """A small drop of an accuracy stays small where a loss is measured too."""
+    target, general = pair()
+    alone = pick(line(tmp_path / "alone"), (target, general)).selection
+    beside = pick(line(tmp_path / "both"), (target, general, loss_of(flat(0.0)))).selection
+    for role in ("base", "final"):
+        mean = (alone.report[role].general.estimate + 100) / 2
+        assert beside.report[role].general.estimate == pytest.approx(mean, abs=0.6)
+        assert beside.report[role].target == alone.report[role].target
+
+
+def test_a_loss_that_never_moves_adds_no_noise(tmp_path: Path):
+    selection = pick(line(tmp_path / "run"), (pair()[0], loss_of(flat(2.0)))).selection
+    gap = to(selection, "base").general
+    assert max(abs(gap.low), abs(gap.high)) < 0.2
+    assert selection.chosen.alpha > 0.5
 
 
 def test_objectives_of_a_role_may_have_different_numbers_of_items(tmp_path: Path):

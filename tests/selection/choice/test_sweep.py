@@ -46,7 +46,7 @@ def make_scores(points, objectives, num_items, seed=0) -> RoleScores:
     distances = np.array([point.alpha * point.step for point in points])
     origins = ("anchor",) * len(points)
     table = ScoreTable(setting, tuple(points), origins, distances, scores)
-    return RoleScores.of_selection(table, FINAL, seed)
+    return RoleScores(table, seed)
 
 
 def make(outcome: Outcome, **given: bool):

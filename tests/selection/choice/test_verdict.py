@@ -6,7 +6,7 @@ import numpy as np
 
 from backtrack.point import Point
 from backtrack.records import Interval
-from backtrack.records.selection import Difference, Yardstick
+from backtrack.records.selection import Difference
 from backtrack.selection.choice.verdict import verdict
 from backtrack.selection.stats.comparisons import _degrees_of_freedom, differences
 from backtrack.selection.stats.scores import RoleScores, WeightedScores
@@ -16,7 +16,6 @@ from tests.selection.fakes import make_info
 FINAL, CHOSEN = Point(step=40), Point(step=40, alpha=0.5)
 POINTS = (Point.base(), CHOSEN, FINAL)
 INFOS = (make_info("sums", "target"), make_info("law", "general"))
-YARDSTICKS = {info.name: Yardstick(zero=0, hundred=1) for info in INFOS}
 
 
 def weighted_scores(rates, seed: int, num_items: int = 100) -> WeightedScores:
@@ -27,7 +26,7 @@ def weighted_scores(rates, seed: int, num_items: int = 100) -> WeightedScores:
     ids = {o.name: tuple(f"{o.name}/{i:04d}" for i in range(num_items)) for o in INFOS}
     setting = SplitSetting("report", "attached", "native", INFOS, ids)
     table = ScoreTable(setting, POINTS, ("report",) * 3, np.array([0.0, 1.0, 2.0]), scores)
-    return RoleScores(table, YARDSTICKS, seed, 1000).at(0.5)
+    return RoleScores(table, seed, 1000).at(0.5)
 
 
 def test_two_comparisons_together_rarely_claim_a_difference_that_is_none():
@@ -60,8 +59,7 @@ def test_an_objective_of_few_items_counts_by_its_share_of_the_variance():
         ids = {name: tuple(f"{name}/{i:04d}" for i in range(num)) for name, num in counts.items()}
         setting = SplitSetting("report", "attached", "native", infos, ids)
         table = ScoreTable(setting, POINTS, ("report",) * 3, np.array([0.0, 1.0, 2.0]), scores)
-        yardsticks = {info.name: Yardstick(zero=0, hundred=1) for info in infos}
-        level[num_few] = _degrees_of_freedom(RoleScores(table, yardsticks, 0, 500).at(0.5), 0, 1)
+        level[num_few] = _degrees_of_freedom(RoleScores(table, 0, 500).at(0.5), 0, 1)
     # Most of the variance is that of the 15.
     assert 14 <= level[15] < 40
     assert 300 < level[200] <= 597
