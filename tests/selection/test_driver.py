@@ -324,6 +324,14 @@ def test_a_score_that_is_not_finite_is_refused_and_not_recorded(tmp_path: Path):
     assert run.measurements() == []
 
 
+def test_a_fraction_above_one_is_refused_and_told_what_to_write(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    target = Formula(make_info("sums", "target"), lambda x: 38.1, is_exact=True)
+    with pytest.raises(ObjectiveError, match=r"'sums' gave 38\.\d+ .*`range: \[worst, best\]`"):
+        seek(run, (target, pair()[1]))
+    assert run.measurements() == []
+
+
 def test_optunas_own_verbosity_is_left_as_it_was(tmp_path: Path):
     before = optuna.logging.get_verbosity()
     seek(make_run(tmp_path / "run"), pair())

@@ -31,7 +31,8 @@
   // --- Rows of the charts -------------------------------------------------------------------
 
   function row(id, kind, more = {}) {
-    const values = { id, kind, alpha: candidates.alpha[id], is_feasible: state.isFeasible[id] };
+    const { alpha, is_whole } = candidates;
+    const values = { id, kind, alpha: alpha[id], is_whole: is_whole[id], is_feasible: state.isFeasible[id] };
     for (const role of ROLES) values[role] = candidates[role][id];
     for (const i of drawing.apart_from_role) {
       const score = candidates.scores[i][id];

@@ -156,6 +156,7 @@ class Drawing:
             "kind": kind,
             "alpha": candidate.point.alpha,
             "is_feasible": candidate.is_feasible,
+            "is_whole": candidate.share == 1,
             **{field: self.value(index, field) for field in fields},
         }
 
@@ -183,7 +184,12 @@ class Drawing:
         if ids is None and self.chosen_report is not None:
             interval: Interval = getattr(self.chosen_report, field)
             values += [interval.low, interval.high]
-        return padded(values)
+        low, high = padded(values)
+        return (
+            [max(low, 0.0), min(high, 100.0)]
+            if self.axis(field)[1] == formatting.PERCENT
+            else [low, high]
+        )
 
     def axis(self, field: str) -> tuple[str, str, bool]:
         """Name and unit of an axis, and whether its scale is reversed since less is better."""

@@ -83,6 +83,8 @@ def captions(selection: Selection) -> dict[str, tuple[str, str]]:
     faded = ""
     if any(not c.is_feasible for c in selection.candidates):
         faded = " Faded points miss a constraint."
+    if any(c.share < 1 for c in selection.candidates):
+        faded += " Hollow marks are estimates from some of the items."
     plane = (
         "Each mark is a measured point, on the selection items; right and up is better. The front "
         "is that of the smoothed scores, drawn at the measured ones. The cross is the chosen "

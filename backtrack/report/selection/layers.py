@@ -84,10 +84,12 @@ def mark_layer(
     """Points of a dataset, with the legend of their kinds."""
     legend = _legend(has_legend=has_legend)
     return _encoded(
-        _named(name).mark_point(filled=True, opacity=1),
+        _named(name).mark_point(filled=True, opacity=1, strokeWidth=1),
         color=alt.Color("kind:N", scale=_scale(kinds, "colour"), legend=legend),
         shape=alt.Shape("kind:N", scale=_scale(kinds, "shape"), legend=legend),
         size=alt.Size("kind:O", scale=_scale(kinds, "size"), legend=legend),
+        stroke=alt.Stroke("kind:N", scale=_scale(kinds, "colour"), legend=legend),
+        fillOpacity=alt.condition("datum.is_whole", alt.value(1.0), alt.value(0.15)),
         opacity=alt.condition("datum.is_feasible", alt.value(1.0), alt.value(0.35)),
         tooltip=alt.Tooltip("id:Q"),
         **encoding,

@@ -74,6 +74,7 @@ def _candidates(selection: Selection) -> Values:
         "general": [_finite(c.general) for c in candidates],
         "utility": [_finite(c.utility) for c in candidates],
         "is_feasible": [c.is_feasible for c in candidates],
+        "is_whole": [c.share == 1 for c in candidates],
         "is_tied": [c.is_tied for c in candidates],
         "is_on_front": [c.is_on_front for c in candidates],
         "scores": [[_finite(c.scores.get(n, math.nan)) for c in candidates] for n in names],

@@ -15,6 +15,8 @@ from backtrack.selection.choice.rule import choose
 from backtrack.selection.stats.bootstrap import interval, percentile_bounds
 from backtrack.selection.stats.bounds import margin_of, meets_all
 from backtrack.selection.stats.front import hypervolume, knee_weight
+from backtrack.selection.stats.scores import axes_of
+from backtrack.selection.stats.utility import within
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -168,17 +170,16 @@ def _candidates(
     weighted: WeightedScores, decision: Decision, is_feasible: Flags
 ) -> tuple[Candidate, ...]:
     scores, table = weighted.scores, weighted.scores.table
-    target, general = scores.role("target"), scores.role("general")
-    matrices = [smoother.matrix for smoother in scores.smoothed.smoothers]
-    smoothed = [matrix @ role for matrix, role in zip(matrices, (target, general), strict=True)]
-    bands = [
-        percentile_bounds(scores.role_samples(role) @ matrix.T)
-        for matrix, role in zip(matrices, ROLES, strict=True)
-    ]
+    axes, roles = axes_of(table), scores.smoothed
+    target, general = (within(axes[role].unit, scores.role(role)) for role in ROLES)
+    pairs = tuple(zip(ROLES, roles.smoothed, roles.smoothed_samples, strict=True))
+    smoothed = [within(axes[role].unit, means) for role, means, _ in pairs]
+    bands = [percentile_bounds(within(axes[role].unit, samples)) for role, _, samples in pairs]
+    means = {o.name: within(o.unit, table.means[o.name]) for o in scores.objectives}
     return tuple(
         Candidate(
             point=point,
-            scores={name: float(means[i]) for name, means in table.means.items()},
+            scores={name: float(values[i]) for name, values in means.items()},
             target=float(target[i]),
             general=float(general[i]),
             utility=float(weighted.utilities[i]),

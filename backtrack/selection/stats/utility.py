@@ -87,6 +87,12 @@ def to_points(scores: Floats, yardstick: Yardstick) -> Floats:
     return 100 * (scores - yardstick.zero) / (yardstick.hundred - yardstick.zero)
 
 
+def within(unit: str, values: Floats) -> Floats:
+    """Clip values to the ends of their unit, which estimates and smoothed scores may pass."""
+    ends = {FRACTION: (0.0, 1.0), PERCENT: (0.0, 100.0)}.get(unit)
+    return np.clip(values, *ends) if ends else values
+
+
 def role_points(means: Means, objectives: Sequence[ObjectiveInfo], role: Role) -> Floats:
     """Compute the role's weighted mean, in points."""
     parts = [share * means[name] for name, share in role_shares(objectives, role).items()]
