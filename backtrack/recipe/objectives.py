@@ -33,8 +33,8 @@ class ObjectiveSection(KindSection):
     """Share in the role's mean, relative to the role's other objectives."""
     range: tuple[float, float] | None = None
     """The scores that count as 0 and 100 points in the utility, worst and best. A `fraction` and
-    a loss in `nats a token` or `bits a byte` need none: a loss counts as the probability it stands
-    for. Any other unit does."""
+    a loss in `nats a token` or `bits a byte` need none: a loss counts as the probability it
+    implies. Any other unit does."""
 
     @model_validator(mode="after")
     def _has_scale(self) -> ObjectiveSection:

@@ -313,7 +313,7 @@ class Selection(Record):
     def apart_from_role(self) -> tuple[int, ...]:
         """Indices of the objectives whose score is not their role's.
 
-        The role has others too, or the score counts in it as the points it stands for.
+        The role has others too, or the score counts in it as the points it is worth.
         """
         roles = [objective.role for objective in self.objectives]
         return tuple(

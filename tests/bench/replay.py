@@ -64,7 +64,6 @@ TABLES = Path(__file__).resolve().parent / "tables"
 WEIGHTS = (0.3, 0.5, 0.7)
 COSTS = (2.5, 3.3, 4.4, 6.6, 8.8, 11.0)
 SELECTION_ITEMS = 200
-AXES = {role: Axis(unit="points", direction="maximize") for role in ROLES}
 METHODS = ("grid", "random", "tpe", "nsga2", "gp", "ours")
 PROFILES = ("uniform", "depth", "modules")
 

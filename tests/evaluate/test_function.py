@@ -67,7 +67,7 @@ def test_scores_come_in_the_order_asked(build, model):
 
 
 def test_items_can_be_counted_instead_of_named(build, model):
-    objective = build("counted", items=12, direction="minimize", unit="words")
+    objective = build("counted", items=12, direction="minimize", unit="words", range=[9, 0])
     assert objective.measure(as_model(model, None), ["counted/11", "counted/2"]) == (11, 2)
     assert (objective.info.direction, objective.info.unit) == ("minimize", "words")
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 YARDSTICK = (
     "A score becomes points as 100 \N{MULTIPLICATION SIGN} (score \N{MINUS SIGN} zero) / "
     "(hundred \N{MINUS SIGN} zero), so that objectives of any scale can be weighed together. "
-    "A loss has no zero: each item counts as 100 times the probability its loss stands for."
+    "A loss has no zero: each item counts as 100 times the probability its loss implies."
 )
 
 

@@ -57,7 +57,7 @@ def make(outcome: Outcome, **given: bool):
 
 def make_objectives(seed: int):
     loss = Formula(
-        make_info("loss", "general", unit="nats", direction="minimize"),
+        make_info("loss", "general", unit="nats a token", direction="minimize"),
         lambda x: 2 + x**3,
         is_exact=True,
         seed=seed,
