@@ -41,7 +41,7 @@ from optuna.trial import create_trial
 from backtrack.evaluate.engine import Engine
 from backtrack.point import Point
 from backtrack.recipe import ChoosingRecipe, Recipe, SearchSection
-from backtrack.records import ROLES, Axis, Measurement, ObjectiveInfo
+from backtrack.records import Measurement, ObjectiveInfo
 from backtrack.records.search import BegunSearch
 from backtrack.selection.choice.rule import choose
 from backtrack.selection.measure.evaluator import Evaluator
