@@ -134,26 +134,35 @@ def _opened(run: Run, found: list[Placement]) -> str:
 
 def _compare_points(row: Row, run: Run, placement: Placement, base: Path) -> None:
     """Fill the columns of alpha 0, 1 and 0.5, at every step; the largest difference counts."""
-    dtype = placement.model.dtype
     start = probe(_stock(base))
     placement.place(Point.base())
-    row.fill_difference("alpha 0", _logits(placement, start), start, dtype)
+    row.fill_difference("alpha 0", _logits(placement, start), start, placement.model.dtype)
     for step in run.steps:
-        stock = _stock_checkpoint(run, step, base)
-        end = probe(stock)
-        placement.place(Point(step=step, alpha=1.0))
-        row.fill_difference("alpha 1", _logits(placement, end), end, dtype)
-        is_same = torch.equal(_generated(placement.model), _generated(stock))
-        row.cells["text"] = "same" if is_same else "DIFFERS"
-        row.is_wrong |= not is_same
-        placement.place(Point(step=step, alpha=0.5))
-        half = _logits(placement, end)
-        middle = _independent_middle(run, step, base)
-        if middle is not None:
-            row.fill_difference("alpha 0.5", half, middle[..., : half.shape[-1]], dtype)
+        try:
+            placement.place(Point(step=step, alpha=1.0))
+        except BacktrackError as error:
+            row.cells["adopt"] += f"; step {step} refused: {row.quote(str(error))}"
         else:
-            row.cells["alpha 0.5"] = "moves"
-            row.is_wrong |= torch.equal(half, end)
+            _compare_step(row, run, placement, step, base)
+
+
+def _compare_step(row: Row, run: Run, placement: Placement, step: int, base: Path) -> None:
+    """Compare a placement at alpha 1 of a step, and then at 0.5."""
+    dtype = placement.model.dtype
+    stock = _stock_checkpoint(run, step, base)
+    end = probe(stock)
+    row.fill_difference("alpha 1", _logits(placement, end), end, dtype)
+    is_same = torch.equal(_generated(placement.model), _generated(stock))
+    row.cells["text"] = "same" if is_same else "DIFFERS"
+    row.is_wrong |= not is_same
+    placement.place(Point(step=step, alpha=0.5))
+    half = _logits(placement, end)
+    middle = _independent_middle(run, step, base)
+    if middle is not None:
+        row.fill_difference("alpha 0.5", half, middle[..., : half.shape[-1]], dtype)
+    else:
+        row.cells["alpha 0.5"] = "moves"
+        row.is_wrong |= torch.equal(half, end)
 
 
 def _logits(placement: Placement, like: torch.Tensor) -> torch.Tensor:
@@ -245,16 +254,20 @@ def _independent_middle(run: Run, step: int, base: Path) -> torch.Tensor | None:
     return probe(end)
 
 
-@torch.no_grad()
 def _mixed(start: Any, end: Any) -> torch.Tensor | None:
-    trained = {**dict(end.named_parameters()), **dict(end.named_buffers())}
-    live = {**dict(start.named_parameters()), **dict(start.named_buffers())}
-    if trained.keys() != live.keys():
+    """Logits of the mean of two models; if only one of them ties its head, the mean does not."""
+    trained, base = end.state_dict(), start.state_dict()
+    if any(base[n].shape != t.shape if n in base else True for n, t in trained.items()):
         return None
-    for name, tensor in live.items():
-        if tensor.is_floating_point():
-            tensor.copy_(torch.lerp(tensor.float(), trained[name].float(), 0.5))
-    return probe(start)
+    halves = {
+        name: torch.lerp(base[name].float(), tensor.float(), 0.5).to(base[name].dtype)
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in trained.items()
+    }
+    model = max(start, end, key=lambda m: len(dict(m.named_parameters())))
+    model.load_state_dict(halves)
+    return probe(model)
 
 
 if __name__ == "__main__":

@@ -187,10 +187,10 @@ def quantization_options(
 def moving_weights(model: PreTrainedModel) -> dict[str, Tensor]:
     """The tensors of a model that training moves: parameters, and buffers that are saved.
 
-    Each tied tensor is there once. Buffers of integers count or index; they do not move.
+    Each tied tensor is there once.
     """
     saved = model.state_dict()
-    buffers = {n: b for n, b in model.named_buffers() if n in saved and b.is_floating_point()}
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved}
     return {**dict(model.named_parameters()), **buffers}
 
 
