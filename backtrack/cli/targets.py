@@ -93,7 +93,7 @@ def adopt_folder(
     dtype: Dtype | None = None,
     is_quiet: bool = False,
 ) -> Run:
-    """Adopt a folder, and print what was skipped."""
+    """Adopt a folder, and print what was skipped and what a reader should know."""
     from backtrack.run.adopt import adopt as adopt_folder
 
     loaded = load_named(recipe_path(recipe)) if recipe is not None else None
@@ -105,6 +105,7 @@ def adopt_folder(
         initial=initial,
         dtype=dtype,
         on_skip=lambda text: None if is_quiet else terminal.print_note(f"skipped: {text}"),
+        on_note=lambda text: None if is_quiet else terminal.print_note(text),
     )
 
 

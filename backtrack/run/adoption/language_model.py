@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backtrack.errors import RunError
-from backtrack.run.checkpoint_reader import base_folder, shapes, stored_dtype
+from backtrack.run.checkpoint_reader import shapes
 from backtrack.run.files import read_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from backtrack.records import BaseModelReference, CheckpointEntry
-
-logger = logging.getLogger(__name__)
+    from pathlib import Path
 
 _OTHER_CLASSES = re.compile(
     r"For(Sequence|Token|Image|Audio)Classification|ForQuestionAnswering|ForMultipleChoice|"
@@ -43,20 +38,6 @@ def require_language_model(last: Path, settings: Mapping[str, Any] | None) -> No
             f"{last} is {kind}. Only language models that continue a text (causal ones) are "
             "measured: a classifier, a reward model or an encoder has no such answers."
         )
-
-
-def warn_of_rounding(last: CheckpointEntry, reference: BaseModelReference) -> None:
-    """Warn if a whole model is stored in a wider dtype than it is loaded in."""
-    if last.storage != "plain":
-        return
-    stored = stored_dtype(Path(last.folder))
-    is_named = reference.dtype != "auto"
-    live = reference.dtype if is_named else stored_dtype(base_folder(reference))
-    if stored == "float32" and live in {"bfloat16", "float16"}:
-        logger.warning(
-            "%s is stored in float32 and its base in %s, so points are rounded to %s. Keep the "
-            "checkpoint's values with `--dtype float32`.", last.folder, live, live,
-        )  # fmt: skip
 
 
 def trained_architecture(adapter: Path, base: Path) -> str | None:
