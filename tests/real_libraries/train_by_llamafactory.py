@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
-from llamafactory.train.tuner import run_exp
+# It imports torchaudio at once, for data with sounds; that has no build for CPUs on PyPI.
+sys.modules["torchaudio"] = importlib.util.module_from_spec(ModuleSpec("torchaudio", None))
+
+from llamafactory.train.tuner import run_exp  # noqa: E402
 
 SETTINGS: dict[str, Any] = {
     "do_train": True, "template": "default", "cutoff_len": 64, "max_steps": 2, "save_steps": 1,
@@ -15,10 +20,6 @@ SETTINGS: dict[str, Any] = {
     "use_cpu": True, "bf16": False, "overwrite_output_dir": True, "preprocessing_num_workers": 1,
     "dataloader_num_workers": 0,
 }  # fmt: skip
-MESSAGES = {"messages": "messages"}
-TAGS = {"role_tag": "role", "content_tag": "content", "user_tag": "user"} | {
-    "assistant_tag": "assistant"
-}
 DATASETS: dict[str, dict[str, Any]] = {
     "sums": {"file_name": "alpaca.jsonl"},
     "pairs": {

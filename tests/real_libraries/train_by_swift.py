@@ -8,7 +8,7 @@ from pathlib import Path
 
 COMMON = (
     "--max_steps", "2", "--save_steps", "1", "--per_device_train_batch_size", "2",
-    "--learning_rate", "1e-3", "--max_length", "64", "--report_to", "none", "--use_cpu", "true",
+    "--learning_rate", "1e-3", "--max_length", "128", "--report_to", "none", "--use_cpu", "true",
     "--torch_dtype", "float32", "--model_type", "llama", "--template", "default",
     "--dataset_num_proc", "1", "--dataloader_num_workers", "0", "--split_dataset_ratio", "0",
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What TRL's trainers leave: `python train_by_trl.py BASE DATA OUT` writes a folder of OUT for each run.
+"""What TRL's trainers leave: `python train_by_trl.py BASE DATA OUT`, a folder a run.
 
 SFT, DPO, KTO, ORPO and GRPO train the base whole and by LoRA, a reward model is a classifier.
 """
@@ -32,7 +32,9 @@ TRAINERS: dict[str, tuple[Any, Any, str, dict[str, Any]]] = {
     "dpo": (DPOTrainer, DPOConfig, "pairs", {"max_length": 64}),
     "kto": (KTOTrainer, KTOConfig, "labelled", {"max_length": 64}),
     "orpo": (ORPOTrainer, ORPOConfig, "pairs", {"max_length": 64}),
-    "grpo": (GRPOTrainer, GRPOConfig, "prompts", {"max_completion_length": 8, "num_generations": 2}),
+    "grpo": (
+        GRPOTrainer, GRPOConfig, "prompts", {"max_completion_length": 8, "num_generations": 2},
+    ),
     "reward": (RewardTrainer, RewardConfig, "pairs", {"max_length": 64}),
 }  # fmt: skip
 

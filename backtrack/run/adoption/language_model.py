@@ -22,12 +22,19 @@ _OTHER_TASKS = {"SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "SEQ_2_SEQ_LM", "FEATURE
 """PEFT's tasks that are not language modelling."""
 
 
+_OTHER_HEADS = {"score", "classifier", "classification_head", "qa_outputs", "reward_head"}
+"""Modules that models for these tasks have in the place of a language model's head."""
+
+
 def require_language_model(last: Path, settings: Mapping[str, Any] | None) -> None:
-    """Refuse a classifier, a reward model or a model with an encoder, by the name of its class."""
+    """Refuse a classifier, a reward model or a model with an encoder.
+
+    A whole model is told by the name of its class, an adapter by its task, or by its tensors where
+    it names no task.
+    """
     path = last / "config.json"
     if settings is not None:
-        task = settings.get("task_type")
-        kind = f"an adapter of a model for {task}" if task in _OTHER_TASKS else None
+        kind = _other_task(last, settings)
     else:
         config = read_record(path, dict[str, Any]) if path.is_file() else {}
         named = next(iter(config.get("architectures") or ()), "")
@@ -38,6 +45,14 @@ def require_language_model(last: Path, settings: Mapping[str, Any] | None) -> No
             f"{last} is {kind}. Only language models that continue a text (causal ones) are "
             "measured: a classifier, a reward model or an encoder has no such answers."
         )
+
+
+def _other_task(adapter: Path, settings: Mapping[str, Any]) -> str | None:
+    """What an adapter is, if it is not a language model's."""
+    if (task := settings.get("task_type")) in _OTHER_TASKS:
+        return f"an adapter of a model for {task}"
+    heads = sorted(name for name in shapes(adapter) if _OTHER_HEADS & set(name.split(".")))
+    return f"an adapter of a classifier or a reward model ({heads[0]})" if heads else None
 
 
 def trained_architecture(adapter: Path, base: Path) -> str | None:

@@ -36,7 +36,7 @@ def adoption_notes(run: Run) -> tuple[str, ...]:
 
 def _rounding(run: Run, found: Headers, source: Path) -> str | None:
     """That a whole model is stored in a wider dtype than it is loaded in."""
-    stored, live = stored_dtype(found.values()), run.base.dtype
+    stored, live = stored_dtype(found.values()), str(run.base.dtype)
     if live == "auto":
         live = stored_dtype(headers(base_folder(run.base)).values())
     if is_adapter(source) or stored != "float32" or live not in {"bfloat16", "float16"}:

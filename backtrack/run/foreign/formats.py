@@ -169,7 +169,10 @@ def _by_base(found: Iterable[str], base: Iterable[str]) -> dict[str, str]:
     missing = sorted(expected - set(kept.values()))
     if missing:
         if any("lora_" in name for name in plain):
-            cause = "It is an adapter: save it with PEFT, with adapter_config.json beside it."
+            cause = (
+                "It is an adapter: save it with PEFT, with adapter_config.json beside it; verl's, "
+                "convert by `python -m verl.model_merger merge`."
+            )
         elif kept:
             cause = "Save it again, whole; or name the base that has its layers with --base."
         else:
