@@ -26,6 +26,7 @@ from backtrack.path.backends.row_strengths import RowStrengths, can_scale_rows
 from backtrack.path.curves import rounding
 from backtrack.path.form_and_curve import resolve_form_and_curve
 from backtrack.path.models.architecture import unwrapped
+from backtrack.path.models.embeddings import vocabulary_size
 from backtrack.path.models.loading import pick_device, probe
 from backtrack.path.models.saving import save_files, save_model
 from backtrack.path.profiles import block_strengths, multipliers, parse
@@ -128,6 +129,11 @@ class Placement:
                 "weights were written. Place it again."
             )
         return self._point
+
+    @property
+    def resized_rows(self) -> int | None:
+        """Rows of the embedding at every point, if training changed their number; else None."""
+        return vocabulary_size(self.model) if self._backend.is_resized else None
 
     @torch.no_grad()
     def place(self, point: Point) -> None:
