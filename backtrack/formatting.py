@@ -33,6 +33,13 @@ _BRIEF.maxlevel = 3
 _BRIEF.maxstring = _BRIEF.maxlong = _BRIEF.maxother = 60
 
 
+def one_line(error: Exception) -> str:
+    """The text of a library's error in one line of at most 300 characters, as a sentence."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines)[:300] if lines else type(error).__name__
+    return text if text.endswith(".") else f"{text}."
+
+
 def command(*arguments: object) -> str:
     """A command of this package in backticks, to be pasted into a shell: names are quoted."""
     return f"`{shlex.join(['backtrack', *map(str, arguments)])}`"

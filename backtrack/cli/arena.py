@@ -9,10 +9,17 @@ import typer
 
 from backtrack import terminal
 from backtrack.cli.app import app
-from backtrack.cli.options import JsonOption, QuietOption, SetOption, VerboseOption
-from backtrack.cli.targets import command_line, draw_report, print_json, recipe_path
+from backtrack.cli.options import JsonOption, QuietOption, SetOption, TrustOption, VerboseOption
+from backtrack.cli.targets import (
+    command_line,
+    draw_report,
+    print_json,
+    recipe_path,
+    require_trust,
+)
 
 if TYPE_CHECKING:
+    from backtrack.recipe.arena import ArenaRecipe
     from backtrack.records.arena import Arena
 
 
@@ -25,6 +32,7 @@ def arena(
     overrides: SetOption = None,
     *,
     is_retry: Annotated[bool, typer.Option("--retry", help="Retry entrants that failed.")] = False,
+    may_run_code: TrustOption = False,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
     _verbosity: VerboseOption = 0,
@@ -35,9 +43,10 @@ def arena(
 
         folder, found = recipe, read_arena(recipe)
     else:
-        folder, found = _run(
-            recipe_path(recipe), overrides, is_retry=is_retry, is_quiet=is_quiet or is_json
-        )
+        path = recipe_path(recipe)
+        loaded = _load(path, overrides, may_run_code=may_run_code)
+        folder = Path(loaded.output) / loaded.name
+        found = _run(loaded, path, is_retry=is_retry, is_quiet=is_quiet or is_json)
     from backtrack.report.arena.figures import write_arena_figures
     from backtrack.report.arena.page import write_arena_page
 
@@ -73,24 +82,31 @@ def _draw_entrants(folder: Path, found: Arena) -> list[Path]:
     return pages
 
 
-def _run(
-    path: Path, overrides: list[str] | None, *, is_retry: bool, is_quiet: bool
-) -> tuple[Path, Arena]:
+def _load(path: Path, overrides: list[str] | None, *, may_run_code: bool) -> ArenaRecipe:
+    """The recipe of an arena; runs that its directory already has may use code if allowed."""
     from backtrack.recipe.arena import load_arena
+    from backtrack.run.directory import Run
+    from backtrack.run.finding import is_run
+    from backtrack.train.trainers.check import library_faults
 
+    loaded = load_arena(path, overrides or (), checks=[library_faults])
+    folders = (Path(spec.recipe.output) / spec.label for spec in loaded.entrants)
+    for folder in filter(is_run, folders):
+        require_trust(Run.open(folder), may_run_code=may_run_code)
+    return loaded
+
+
+def _run(recipe: ArenaRecipe, path: Path, *, is_retry: bool, is_quiet: bool) -> Arena:
     with terminal.progress("arena", is_quiet=is_quiet) as report:
         from backtrack.arena.driver import run_arena
-        from backtrack.train.trainers.check import library_faults
 
-        loaded = load_arena(path, overrides or (), checks=[library_faults])
-        found = run_arena(
-            loaded,
+        return run_arena(
+            recipe,
             recipe_text=path.read_text(encoding="utf-8"),
             retry=is_retry,
             on_progress=report,
             command=command_line(),
         )
-    return Path(loaded.output) / loaded.name, found
 
 
 def _print(found: Arena) -> None:

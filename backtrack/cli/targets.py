@@ -50,7 +50,6 @@ def open_run(
     from backtrack.run.adoption.refreshing import refresh
     from backtrack.run.directory import Run
     from backtrack.run.finding import find_run, is_run
-    from backtrack.run.trust import allow, require_allowed
 
     path = find_run(name)
     if is_run(path) and base is not None:
@@ -58,11 +57,22 @@ def open_run(
     run = Run.open(path) if is_run(path) else adopt_folder(path, base, None, recipe)
     refresh(run)
     set_choosing(run, recipe, overrides or ())
+    if may_run_code is not None:
+        require_trust(run, may_run_code=may_run_code)
+    return run
+
+
+def require_trust(run: Run, *, may_run_code: bool) -> None:
+    """Refuse a run from elsewhere that asks for code, unless the user allows it now or did before.
+
+    Raises:
+        UsageError: Names the code.
+    """
+    from backtrack.run.trust import allow, require_allowed
+
     if may_run_code:
         allow(run.manifest, run.code)
-    if may_run_code is not None:
-        require_allowed(run.manifest, run.code, run.path)
-    return run
+    require_allowed(run.manifest, run.code, run.path)
 
 
 def set_choosing(run: Run, recipe: Path | None, overrides: Sequence[str]) -> None:
@@ -93,7 +103,7 @@ def adopt_folder(
     dtype: Dtype | None = None,
     is_quiet: bool = False,
 ) -> Run:
-    """Adopt a folder, and print what was skipped."""
+    """Adopt a folder, and print what was skipped and what a reader should know."""
     from backtrack.run.adopt import adopt as adopt_folder
 
     loaded = load_named(recipe_path(recipe)) if recipe is not None else None
@@ -105,6 +115,7 @@ def adopt_folder(
         initial=initial,
         dtype=dtype,
         on_skip=lambda text: None if is_quiet else terminal.print_note(f"skipped: {text}"),
+        on_note=lambda text: None if is_quiet else terminal.print_note(text),
     )
 
 

@@ -42,6 +42,8 @@ class Card:
         measured: Measurements repeated in the form of this export.
         command: The command that repeats this export; empty if unknown.
         loader: Class of transformers that loads the model, or the base of an adapter.
+        rows: Rows of the embedding that the base must be given before an adapter is loaded; None
+            if it has them.
     """
 
     run: Run
@@ -51,6 +53,7 @@ class Card:
     measured: tuple[Measurement, ...] = ()
     command: str = ""
     loader: str = "AutoModelForCausalLM"
+    rows: int | None = None
 
     def text(self) -> str:
         """The card, in Markdown."""
@@ -119,7 +122,7 @@ class Card:
             "## Loading",
             "",
             "```python",
-            *_loading(base, self.form, self.loader),
+            *self._loading(),
             "```",
             "",
         ]
@@ -147,6 +150,26 @@ class Card:
         elif PLACEMENT_FORMS[self.form] != selection.form:
             lines += [f"Measured {selection.form} only, not in the form of this export.", ""]
         return lines
+
+    def _loading(self) -> list[str]:
+        """The lines of Python that load the export."""
+        loader, tokenizer = self.loader, 'tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER")'
+        if self.form == "merged":
+            return [
+                f"from transformers import {loader}, AutoTokenizer",
+                f'model = {loader}.from_pretrained("THIS FOLDER")',
+                tokenizer,
+            ]
+        resize = f"base.resize_token_embeddings({self.rows}, mean_resizing=False)"
+        return [
+            "from peft import PeftModel",
+            f"from transformers import {loader}, AutoTokenizer, GenerationConfig",
+            f"base = {loader}.from_pretrained({self.run.base.model!r})",
+            *([resize] if self.rows else []),
+            'base.generation_config = GenerationConfig.from_pretrained("THIS FOLDER")',
+            'model = PeftModel.from_pretrained(base, "THIS FOLDER")',
+            tokenizer,
+        ]
 
 
 def _numbers(value: float, base: float) -> dict[str, Any]:
@@ -206,20 +229,3 @@ def vllm_note(folder: Path) -> str:
     if not unread:
         return "\nOne rank and scaling everywhere, so vLLM reads it too (`LoRARequest`).\n"
     return f"\nvLLM does not read {unread}: to serve this point there, export it merged.\n"
-
-
-def _loading(base: str, form: AsForm, loader: str) -> list[str]:
-    if form == "merged":
-        return [
-            f"from transformers import {loader}, AutoTokenizer",
-            f'model = {loader}.from_pretrained("THIS FOLDER")',
-            'tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER")',
-        ]
-    return [
-        "from peft import PeftModel",
-        f"from transformers import {loader}, AutoTokenizer, GenerationConfig",
-        f"base = {loader}.from_pretrained({base!r})",
-        'base.generation_config = GenerationConfig.from_pretrained("THIS FOLDER")',
-        'model = PeftModel.from_pretrained(base, "THIS FOLDER")',
-        'tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER")',
-    ]

@@ -106,7 +106,8 @@ def export(  # noqa: PLR0913  # every argument but the first three is optional
         placement.save(partial)
         placement.save_files(partial)
         loader = loader_name(placement.model)
-        card = Card(run, point, form, selection, measured, command, loader)
+        rows = placement.resized_rows
+        card = Card(run, point, form, selection, measured, command, loader, rows)
         (partial / "README.md").write_text(card.text() + vllm_note(partial), encoding="utf-8")
         on_stage("loading it back")
         _verify(run, partial, form, placement)

@@ -25,11 +25,12 @@ def line(base: Tensor, tuned: Tensor, alpha: float, *, out: Tensor) -> None:
     """Write `base + alpha * (tuned - base)` into `out`.
 
     Computed in fp32 and rounded once, into the dtype of `out`. All three have one shape; they may
-    differ in dtype and device. If they do not, one pass reads both ends and writes `out`.
+    differ in dtype and device. If they do not, one pass reads both ends and writes `out`. Integers
+    count or index, so nothing is between two of them: they are the tuned ones from the base on.
     """
     if alpha == 0:
         out.copy_(base)
-    elif alpha == 1:
+    elif alpha == 1 or not out.is_floating_point():
         out.copy_(tuned)
     elif base.dtype == tuned.dtype == out.dtype and base.device == tuned.device == out.device:
         torch.lerp(base, tuned, alpha, out=out)

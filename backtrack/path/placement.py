@@ -17,6 +17,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from transformers import GenerationConfig
 
 from backtrack.errors import PlacementError, PointError
 from backtrack.path.backends.attached import Attached
@@ -24,11 +25,13 @@ from backtrack.path.backends.backend import build_backend
 from backtrack.path.backends.row_strengths import RowStrengths, can_scale_rows
 from backtrack.path.curves import rounding
 from backtrack.path.form_and_curve import resolve_form_and_curve
-from backtrack.path.models.generation import generation_settings, load_tokenizer, set_generation
+from backtrack.path.models.architecture import unwrapped
+from backtrack.path.models.embeddings import vocabulary_size
 from backtrack.path.models.loading import pick_device, probe
 from backtrack.path.models.saving import save_files, save_model
 from backtrack.path.profiles import block_strengths, multipliers, parse
 from backtrack.point import Point
+from backtrack.run.answers import generation_settings, load_tokenizer
 from backtrack.run.model_files import model_files
 
 if TYPE_CHECKING:
@@ -104,8 +107,9 @@ class Placement:
                 "takes as long as reading them.", run.path, _SLOW_STORAGE[self.keep],
             )  # fmt: skip
         self._files = model_files(run)
-        self._generation = generation_settings(run, self.model.config, self.tokenizer)
-        set_generation(self.model, self._generation)
+        self._generation = generation_settings(run, self.tokenizer)
+        generation = GenerationConfig.from_dict(self._generation)
+        self.model.generation_config = unwrapped(self.model).generation_config = generation
         self._point: Point | None = None
         self._check_ends(run)
         self.row_strengths: RowStrengths | None = None
@@ -125,6 +129,11 @@ class Placement:
                 "weights were written. Place it again."
             )
         return self._point
+
+    @property
+    def resized_rows(self) -> int | None:
+        """Rows of the embedding at every point, if training changed their number; else None."""
+        return vocabulary_size(self.model) if self._backend.is_resized else None
 
     @torch.no_grad()
     def place(self, point: Point) -> None:

@@ -28,15 +28,16 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, assert_never
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, assert_never
 
 from backtrack.errors import PointError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from backtrack.path.curves import Law
 
+Key = TypeVar("Key")
 Kind = Literal["uniform", "depth", "blocks", "modules", "safe", "min"]
 Part = Literal["attention", "mlp", "other"]
 
@@ -178,13 +179,18 @@ def _by_part(values: tuple[float, ...], part: Part) -> float:
 
 def block_strengths(strengths: Mapping[str, Strength]) -> dict[int, float]:
     """Strength of each block, by ascending index; the formula is in the module's docstring."""
-    sums: dict[int, Strength] = {}
-    for module, (moved, size) in strengths.items():
-        block = block_of(module)
-        if block is not None:
-            old = sums.get(block, Strength(0.0, 0.0))
-            sums[block] = Strength(old.moved + moved, old.size + size)
+    blocks = ((block_of(module), strength) for module, strength in strengths.items())
+    sums = summed((block, strength) for block, strength in blocks if block is not None)
     return {b: math.sqrt(s.moved / s.size) if s.size else 0.0 for b, s in sorted(sums.items())}
+
+
+def summed(strengths: Iterable[tuple[Key, Strength]]) -> dict[Key, Strength]:
+    """The strengths of each key as one: both of their numbers are sums over weights."""
+    sums: dict[Key, Strength] = {}
+    for key, (moved, size) in strengths:
+        old = sums.get(key, Strength(0.0, 0.0))
+        sums[key] = Strength(old.moved + moved, old.size + size)
+    return sums
 
 
 def _scales(

@@ -86,6 +86,7 @@ class Manifest(Record):
         source: Folder of an adopted run's checkpoints; None for a run trained by backtrack.
         initial: Folder of the adapter saved before the first step, if its initialization rewrote
             the base; else None.
+        notes: What adoption found that a reader of the scores should know, in sentences.
         folders: Folders that the run was in whenever paths were written, oldest first.
         created: Time of creation, ISO 8601 in UTC.
     """
@@ -98,6 +99,7 @@ class Manifest(Record):
     versions: dict[str, str] = Field(default_factory=dict)
     source: str | None = None
     initial: str | None = None
+    notes: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
     created: str
 

@@ -23,9 +23,9 @@ from backtrack.run.adoption.folders import find_checkpoints, folder_of_run, plai
 from backtrack.run.adoption.language_model import (
     require_language_model,
     trained_architecture,
-    warn_of_rounding,
 )
 from backtrack.run.adoption.last_save import last_save
+from backtrack.run.adoption.notes import adoption_notes
 from backtrack.run.adoption.refreshing import tell_replaced
 from backtrack.run.checkpoint_reader import base_folder, fingerprint
 from backtrack.run.checkpoint_writer import (
@@ -60,6 +60,7 @@ def adopt(  # noqa: PLR0913  # public: every argument but the source is optional
     initial: str | Path | None = None,
     dtype: Dtype | None = None,
     on_skip: Callable[[str], None] = logger.warning,
+    on_note: Callable[[str], None] = logger.warning,
 ) -> Run:
     """Make a run from a folder of checkpoints, one adapter, or one fine-tuned model.
 
@@ -76,6 +77,8 @@ def adopt(  # noqa: PLR0913  # public: every argument but the source is optional
         dtype: Dtype that the base and whole models are loaded in; the default is the recipe's, or
             that of the base's files.
         on_skip: Called with a message for each checkpoint that cannot be read and is skipped.
+        on_note: Called with each sentence that a reader of the scores should know: what is left
+            out or rounded, and where answers end. The manifest keeps them.
 
     Returns:
         The run, opened; if the same folder was adopted before, that run with newer checkpoints,
@@ -104,9 +107,7 @@ def adopt(  # noqa: PLR0913  # public: every argument but the source is optional
     reference = _base_reference(model, recipe, _named_revision(model, settings))
     reference = reference.model_copy(update={"dtype": dtype or reference.dtype})
     entries, refused = fitting(entries, reference)
-    if settings is None:
-        warn_of_rounding(entries[-1], reference)
-    else:
+    if settings is not None:
         kept = Path(entries[-1].folder)
         architecture = trained_architecture(kept, base_folder(reference))
         reference = reference.model_copy(update={"architecture": architecture})
@@ -122,7 +123,16 @@ def adopt(  # noqa: PLR0913  # public: every argument but the source is optional
     logger.info("adopted %s as %s: %d checkpoints", source, run.path, len(run.steps))
     for sentence in (*skipped, *refused):
         on_skip(sentence)
+    _keep_notes(run, on_note)
     return run
+
+
+def _keep_notes(run: Run, on_note: Callable[[str], None]) -> None:
+    notes = adoption_notes(run)
+    if notes != run.manifest.notes:
+        run.write_manifest(run.manifest.model_copy(update={"notes": notes}))
+    for note in notes:
+        on_note(note)
 
 
 def _require_adapter(folder: Path) -> Path:

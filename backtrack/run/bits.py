@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,18 @@ TORCH_NAMES = {
 }  # fmt: skip
 """Torch's name of a dtype, by safetensors' name."""
 _SAFETENSORS_NAMES = {name: key for key, name in TORCH_NAMES.items()}
+
+
+class Header(NamedTuple):
+    """What is known of a stored tensor without reading its values.
+
+    Attributes:
+        shape: Shape of the tensor.
+        dtype: Safetensors' name of its dtype, such as `BF16` or `F32`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
 
 
 @dataclass(frozen=True)

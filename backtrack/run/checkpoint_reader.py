@@ -18,14 +18,14 @@ from safetensors import SafetensorError, safe_open
 
 from backtrack.errors import CheckpointError, RunError
 from backtrack.formatting import command
-from backtrack.run.bits import TORCH_NAMES, tensor_of
+from backtrack.run.bits import TORCH_NAMES, Header, tensor_of
 from backtrack.run.checkpoint_writer import weight_files
 from backtrack.run.codec import CODED_FILE
 from backtrack.run.coded_chain import read_bits, verified_folder
 from backtrack.run.foreign.formats import plain_names, read_foreign
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from torch import Tensor
 
@@ -89,21 +89,31 @@ def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         CheckpointError: No weights, or truncated files.
     """
-    found = _stored_shapes(folder)
+    return {name: header.shape for name, header in headers(folder).items()}
+
+
+def headers(folder: Path) -> dict[str, Header]:
+    """Shape and dtype of every tensor in a folder's safetensors files, as `shapes`.
+
+    Raises:
+        CheckpointError: No weights, or truncated files.
+    """
+    found = _stored_headers(folder)
     return {plain: found[name] for name, plain in plain_names(found).items()}
 
 
 def has_stock_names(folder: Path) -> bool:
     """Whether stock libraries know the tensors of a folder under the names in its files."""
-    return all(name == plain for name, plain in plain_names(_stored_shapes(folder)).items())
+    return all(name == plain for name, plain in plain_names(_stored_headers(folder)).items())
 
 
-def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    result: dict[str, tuple[int, ...]] = {}
+def _stored_headers(folder: Path) -> dict[str, Header]:
+    result: dict[str, Header] = {}
     for path in weight_files(folder):
         with _opened(path) as file:
             for name in file.keys():  # noqa: SIM118
-                result[name] = tuple(file.get_slice(name).get_shape())
+                tensor = file.get_slice(name)
+                result[name] = Header(tuple(tensor.get_shape()), tensor.get_dtype())
     return result
 
 
@@ -119,18 +129,11 @@ def _opened(path: Path) -> Iterator[Any]:
         ) from error
 
 
-def stored_dtype(folder: Path) -> str:
-    """Torch's name of the dtype of most values in a folder's safetensors files.
-
-    Raises:
-        CheckpointError: No weights, or truncated files.
-    """
+def stored_dtype(found: Iterable[Header]) -> str:
+    """Torch's name of the dtype of most values among stored tensors."""
     num_values: Counter[str] = Counter()
-    for path in weight_files(folder):
-        with _opened(path) as file:
-            for name in file.keys():  # noqa: SIM118
-                tensor = file.get_slice(name)
-                num_values[tensor.get_dtype()] += math.prod(tensor.get_shape())
+    for shape, dtype in found:
+        num_values[dtype] += math.prod(shape)
     return TORCH_NAMES[num_values.most_common(1)[0][0]]
 
 

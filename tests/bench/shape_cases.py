@@ -274,10 +274,28 @@ def _wide_checkpoint(folder: Path) -> Folder:
     return Folder(base, folder / "out")
 
 
-def _untied(folder: Path) -> Folder:
-    base = make_base(folder / "base", tied=False)
-    save_steps(folder / "out", base)
-    return Folder(base, folder / "out")
+def _headed(folder: Path, *, base: bool, steps: tuple[bool, bool]) -> Folder:
+    """Whether the head is tied to the embedding: in the base, and in steps 10 and 20."""
+    found = make_base(folder / "base", tied=base)
+    model: Any = AutoModelForCausalLM.from_pretrained(found)
+    for step, is_tied in zip((10, 20), steps, strict=True):
+        embedding = model.get_input_embeddings().weight
+        own = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+        model.lm_head.weight = embedding if is_tied else own
+        model.config.tie_word_embeddings = is_tied
+        jitter(model, 0.05, seed=step, only_trainable=False)
+        model.save_pretrained(folder / "out" / f"checkpoint-{step}")
+    return Folder(found, folder / "out")
+
+
+def _ties_by_name_only(folder: Path) -> Folder:
+    """Configurations that tie a head whose file has another: transformers then unties it."""
+    made = _headed(folder, base=False, steps=(False, False))
+    for path in (made.base, *made.source.glob("checkpoint-*")):
+        config = path / "config.json"
+        fields = json.loads(config.read_text()) | {"tie_word_embeddings": True}
+        config.write_text(json.dumps(fields))
+    return made
 
 
 def _stacked(folder: Path) -> Folder:
@@ -316,7 +334,12 @@ _OTHERS: dict[str, Make] = {
     "llama, bf16, LoRA": functools.partial(_typed, dtype="bfloat16", is_lora=True),
     "llama, fp16, whole": functools.partial(_typed, dtype="float16"),
     "llama, fp32 over a bf16 base": _wide_checkpoint,
-    "llama, untied": _untied,
+    "llama, untied": functools.partial(_headed, base=False, steps=(False, False)),
+    "llama, untied in training": functools.partial(_headed, base=True, steps=(False, False)),
+    "llama, tied in training": functools.partial(_headed, base=False, steps=(True, True)),
+    "llama, untied after step 10": functools.partial(_headed, base=True, steps=(True, False)),
+    "llama, tied after step 10": functools.partial(_headed, base=True, steps=(False, True)),
+    "llama, tied by its config only": _ties_by_name_only,
     "LoRA over an adapter": _stacked,
     "a classifier": _classifier,
     "another base": _other_base,

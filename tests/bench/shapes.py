@@ -18,7 +18,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -40,7 +40,7 @@ from backtrack.run.adopt import adopt
 from backtrack.run.checkpoint_reader import read_checkpoint
 from backtrack.run.checkpoint_writer import is_adapter
 from backtrack.run.directory import Run
-from tests.bench.shape_cases import Folder, all_shapes
+from tests.bench.shape_cases import Folder, Make, all_shapes
 
 COLUMNS = ("adopt", "alpha 0", "alpha 1", "text", "alpha 0.5", "adapter", "merged")
 LONGEST_QUOTE = 160
@@ -56,6 +56,12 @@ class Row:
     folder: Path
     cells: dict[str, str] = field(default_factory=dict)
     is_wrong: bool = False
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether no point could be measured, in words."""
+        is_measured = "alpha 1" in self.cells
+        return not self.is_wrong and not is_measured
 
     def fill(self, column: str, measure: Callable[[], str]) -> None:
         """Fill a cell with what `measure` returns, or with the refusal that it raises."""
@@ -83,22 +89,32 @@ class Row:
 
 
 def main() -> None:
+    parts = sys.argv[1:] or [""]
+    shapes = {n: m for n, m in all_shapes().items() if any(part in n for part in parts)}
+    sys.exit(print_table(shapes))
+
+
+def print_table(shapes: Mapping[str, Make]) -> bool:
+    """Print a row for each shape; return whether one is wrong."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(1)
-    parts = sys.argv[1:] or [""]
-    shapes = {n: m for n, m in all_shapes().items() if any(part in n for part in parts)}
     print(f"| shape | {' | '.join(COLUMNS)} |\n|{'---|' * (len(COLUMNS) + 1)}")
-    wrong = []
+    wrong, refused = [], []
     for name, make in shapes.items():
         with tempfile.TemporaryDirectory() as folder:
             row = measured(make(Path(folder)), Path(folder))
         cells = (row.cells.get(column, "") for column in COLUMNS)
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
         wrong += [name] if row.is_wrong else []
-    print(f"\n{len(shapes)} shapes, {len(wrong)} wrong{': ' if wrong else ''}{'; '.join(wrong)}")
-    sys.exit(bool(wrong))
+        refused += [name] if row.is_refused else []
+    num_exact = len(shapes) - len(wrong) - len(refused)
+    print(
+        f"\n{len(shapes)} shapes: {num_exact} exact, {len(refused)} refused with the cause, "
+        f"{len(wrong)} wrong{': ' if wrong else ''}{'; '.join(wrong)}"
+    )
+    return bool(wrong)
 
 
 def measured(shape: Folder, folder: Path) -> Row:
@@ -134,26 +150,35 @@ def _opened(run: Run, found: list[Placement]) -> str:
 
 def _compare_points(row: Row, run: Run, placement: Placement, base: Path) -> None:
     """Fill the columns of alpha 0, 1 and 0.5, at every step; the largest difference counts."""
-    dtype = placement.model.dtype
     start = probe(_stock(base))
     placement.place(Point.base())
-    row.fill_difference("alpha 0", _logits(placement, start), start, dtype)
+    row.fill_difference("alpha 0", _logits(placement, start), start, placement.model.dtype)
     for step in run.steps:
-        stock = _stock_checkpoint(run, step, base)
-        end = probe(stock)
-        placement.place(Point(step=step, alpha=1.0))
-        row.fill_difference("alpha 1", _logits(placement, end), end, dtype)
-        is_same = torch.equal(_generated(placement.model), _generated(stock))
-        row.cells["text"] = "same" if is_same else "DIFFERS"
-        row.is_wrong |= not is_same
-        placement.place(Point(step=step, alpha=0.5))
-        half = _logits(placement, end)
-        middle = _independent_middle(run, step, base)
-        if middle is not None:
-            row.fill_difference("alpha 0.5", half, middle[..., : half.shape[-1]], dtype)
+        try:
+            placement.place(Point(step=step, alpha=1.0))
+        except BacktrackError as error:
+            row.cells["adopt"] += f"; step {step} refused: {row.quote(str(error))}"
         else:
-            row.cells["alpha 0.5"] = "moves"
-            row.is_wrong |= torch.equal(half, end)
+            _compare_step(row, run, placement, step, base)
+
+
+def _compare_step(row: Row, run: Run, placement: Placement, step: int, base: Path) -> None:
+    """Compare a placement at alpha 1 of a step, and then at 0.5."""
+    dtype = placement.model.dtype
+    stock = _stock_checkpoint(run, step, base)
+    end = probe(stock)
+    row.fill_difference("alpha 1", _logits(placement, end), end, dtype)
+    is_same = torch.equal(_generated(placement.model), _generated(stock))
+    row.cells["text"] = "same" if is_same else "DIFFERS"
+    row.is_wrong |= not is_same
+    placement.place(Point(step=step, alpha=0.5))
+    half = _logits(placement, end)
+    middle = _independent_middle(run, step, base)
+    if middle is not None:
+        row.fill_difference("alpha 0.5", half, middle[..., : half.shape[-1]], dtype)
+    else:
+        row.cells["alpha 0.5"] = "moves"
+        row.is_wrong |= torch.equal(half, end)
 
 
 def _logits(placement: Placement, like: torch.Tensor) -> torch.Tensor:
@@ -245,16 +270,20 @@ def _independent_middle(run: Run, step: int, base: Path) -> torch.Tensor | None:
     return probe(end)
 
 
-@torch.no_grad()
 def _mixed(start: Any, end: Any) -> torch.Tensor | None:
-    trained = {**dict(end.named_parameters()), **dict(end.named_buffers())}
-    live = {**dict(start.named_parameters()), **dict(start.named_buffers())}
-    if trained.keys() != live.keys():
+    """Logits of the mean of two models; if only one of them ties its head, the mean does not."""
+    trained, base = end.state_dict(), start.state_dict()
+    if any(base[n].shape != t.shape if n in base else True for n, t in trained.items()):
         return None
-    for name, tensor in live.items():
-        if tensor.is_floating_point():
-            tensor.copy_(torch.lerp(tensor.float(), trained[name].float(), 0.5))
-    return probe(start)
+    halves = {
+        name: torch.lerp(base[name].float(), tensor.float(), 0.5).to(base[name].dtype)
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in trained.items()
+    }
+    model = max(start, end, key=lambda m: len(dict(m.named_parameters())))
+    model.load_state_dict(halves)
+    return probe(model)
 
 
 if __name__ == "__main__":

@@ -117,10 +117,13 @@ def test_a_classifier_and_an_encoder_are_refused_by_the_name_of_their_class(
         adopt(tmp_path / "classifier", base=str(base), runs=tmp_path / "runs")
 
 
-def test_a_reward_adapter_is_refused_by_its_task(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("task", "named"), [("SEQ_CLS", "SEQ_CLS"), (None, r"score\.lora_A")])
+def test_a_reward_adapter_is_refused_by_its_task_or_by_its_head(
+    task: Any, named: str, tmp_path: Path
+) -> None:
     base = make_base(tmp_path / "base")
     model: Any = LlamaForSequenceClassification.from_pretrained(base, num_labels=1)
-    config = LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], r=4)
+    config = LoraConfig(task_type=task, target_modules=["q_proj", "score"], r=4)
     get_peft_model(model, config).save_pretrained(str(tmp_path / "reward"))
-    with pytest.raises(RunError, match="SEQ_CLS"):
+    with pytest.raises(RunError, match=f"is an adapter of a .*{named}"):
         adopt(tmp_path / "reward", base=str(base), runs=tmp_path / "runs")

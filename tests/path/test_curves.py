@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from backtrack.path.backends.line_mixture import LineMixture
 from backtrack.path.curves import angles, line, turn
+from backtrack.path.models.loading import moving_weights
+from backtrack.point import Point
 
 
 def test_ends_of_different_types_are_mixed_in_fp32_and_rounded_once() -> None:
@@ -28,6 +33,26 @@ def test_the_line_is_computed_in_fp32_and_rounded_once() -> None:
     line(base, tuned, 0.3, out=out)
     exact = base.double() + 0.3 * (tuned.double() - base.double())
     assert torch.equal(out, exact.float().bfloat16())
+
+
+def test_nothing_is_between_integers_and_they_are_the_tuned_ones_from_the_base_on() -> None:
+    base, tuned = torch.tensor([3, 1 << 40]), torch.tensor([8, 5])
+    out = torch.empty_like(base)
+    for alpha, expected in ((0.0, base), (0.01, tuned), (0.5, tuned), (1.0, tuned), (1.5, tuned)):
+        line(base, tuned, alpha, out=out)
+        assert torch.equal(out, expected)
+
+
+def test_a_buffer_of_integers_moves_with_the_weights_and_has_no_distance() -> None:
+    model: Any = torch.nn.BatchNorm1d(2)
+    live = moving_weights(model)
+    tuned = {name: tensor.detach() + 3 for name, tensor in live.items()}
+    mixture = LineMixture(live, "device", torch.device("cpu"), lambda _step: tuned)
+    assert mixture.distance(Point(step=10), {}) == pytest.approx(3 * 8**0.5)
+    for alpha, expected in ((0.5, 3), (1.0, 3), (0.0, 0)):
+        with torch.no_grad():
+            mixture.write(Point(step=10, alpha=alpha) if alpha else Point.base(), {})
+        assert int(model.num_batches_tracked) == expected
 
 
 def test_half_a_rotation_by_reflections_is_half_its_angle() -> None:

@@ -71,6 +71,21 @@ def test_a_vocabulary_grown_under_lora_moves_with_the_other_weights(
     check_grown(run, base, model.eval())
 
 
+def test_the_card_of_an_adapter_on_a_grown_vocabulary_loads_it(base: Path, tmp_path: Path) -> None:
+    model = get_peft_model(grown(base), LoraConfig(target_modules=["q_proj"], r=4))
+    jitter(model, 0.05, seed=1)
+    run = Run.create(tmp_path / "run", make_manifest(base, "lora"))
+    write_checkpoint(
+        run, 20, lambda path: model.save_pretrained(str(path), save_embedding_layers=True)
+    )
+    folder = tmp_path / "adapter"
+    export(run, run.final, folder, form="adapter", device="cpu")
+    card = (folder / "README.md").read_text()
+    loaded: dict[str, Any] = {}
+    exec(card.split("```python\n")[1].split("```")[0].replace("THIS FOLDER", str(folder)), loaded)
+    assert torch.equal(probe(loaded["model"].eval()), probe(model.eval()))
+
+
 def test_a_vocabulary_grown_in_full_fine_tuning_moves_with_the_other_weights(
     base: Path, tmp_path: Path
 ) -> None:

@@ -81,6 +81,24 @@ def test_both_projections_move_from_the_base_to_the_checkpoint(
     )
 
 
+@pytest.mark.parametrize("form", ["attached", "merged"])
+def test_the_strength_of_a_block_counts_its_experts(
+    run: Run, form: Literal["attached", "merged"]
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(run.base.model)
+    base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    adapted: Any = PeftModel.from_pretrained(model, str(run.folder(20)))
+    tuned = adapted.merge_and_unload().state_dict()
+    moved = [name for name in base if not torch.equal(base[name], tuned[name])]
+    assert sum("experts" in name for name in moved) == 4
+    found = Placement(run, form=form, device="cpu").strengths(20)
+    for block in (0, 1):
+        names = [name for name in moved if f".layers.{block}." in name]
+        delta = sum(float((tuned[name] - base[name]).square().sum()) for name in names)
+        size = sum(float(base[name].square().sum()) for name in names)
+        assert found[block] == pytest.approx((delta / size) ** 0.5, rel=1e-4)
+
+
 @pytest.mark.parametrize("curve", ["native", "line"])
 def test_points_between_are_the_same_in_both_forms_and_exported(
     run: Run, curve: Literal["native", "line"], tmp_path: Path

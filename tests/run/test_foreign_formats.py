@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -166,8 +166,6 @@ def test_a_torchtune_adapter_is_taken_and_the_merged_model_beside_it_is_not(
 
 
 def test_verl_adapters_are_plain_peft_folders(base: Path, tmp_path: Path) -> None:
-    from peft import LoraConfig, get_peft_model
-
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(base),
         LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"),
@@ -178,6 +176,19 @@ def test_verl_adapters_are_plain_peft_folders(base: Path, tmp_path: Path) -> Non
     (actor / "model_world_size_1_rank_0.pt").write_bytes(b"never read")
     run = adopt(tmp_path / "out", runs=tmp_path / "runs")
     assert (run.steps, run.manifest.method.kind) == ((3,), "lora")
+
+
+def test_the_base_that_verls_merger_writes_around_an_adapter_is_not_the_checkpoint(
+    base: Path, tmp_path: Path
+) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(base)
+    merged = tmp_path / "out" / "global_step_3"
+    model.save_pretrained(merged)
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+    jitter(adapted, 0.1, seed=0)
+    adapted.save_pretrained(str(merged / "lora_adapter"))
+    run = adopt(tmp_path / "out", base=str(base), runs=tmp_path / "runs")
+    assert (run.folder(3), run.manifest.method.kind) == (merged / "lora_adapter", "lora")
 
 
 def flip_the_middle(path: Path) -> None:

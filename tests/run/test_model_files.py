@@ -132,7 +132,7 @@ def test_where_base_and_checkpoint_end_differently_both_end_an_answer(
     caplog.clear()
     placement = Placement(run, device="cpu")
     assert placement.model.generation_config.eos_token_id == [len(make_tokenizer()), 1]
-    assert "an answer ends at <|end|>, and also at </s>" in caplog.text
+    assert "An answer ends at <|end|>, and also at </s>" in caplog.text
 
 
 def test_a_checkpoint_that_ends_as_its_base_does_changes_nothing_and_says_nothing(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from backtrack.cli import app
 from backtrack.cli.targets import open_run
 from backtrack.errors import UsageError
 from backtrack.recipe import Recipe
@@ -68,6 +69,22 @@ def test_a_recipe_of_ones_own_does_not_allow_the_code_of_the_base(
 
 def test_a_report_is_drawn_without_a_yes(run: Run) -> None:
     open_run(str(run.path), None, None, may_run_code=None)
+
+
+def test_an_arena_asks_before_it_goes_on_with_runs_from_elsewhere(
+    run: Run, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "arena.yaml"
+    recipe.write_text(
+        f"name: small\noutput: {tmp_path}\nbase: org/model\n"
+        "entrants: [{name: theirs, run: elsewhere}]\n"
+    )
+    (tmp_path / "small" / "runs").mkdir(parents=True)
+    run.path.rename(tmp_path / "small" / "runs" / "theirs")
+    with pytest.raises(UsageError, match=r"small/runs/theirs was not made here.*--trust-code"):
+        app(args=["arena", str(recipe)], standalone_mode=False)
+    app(args=["arena", str(recipe), "--trust-code"], standalone_mode=False)
+    app(args=["arena", str(recipe)], standalone_mode=False)
 
 
 def test_nothing_is_noted_for_runs_without_code(

@@ -13,8 +13,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from backtrack.errors import RecipeError, RunError, UsageError
-from backtrack.path.models.generation import load_tokenizer
 from backtrack.path.placement import Placement
+from backtrack.run.answers import load_tokenizer
 from backtrack.run.checkpoint_reader import fingerprint, read_checkpoint
 from backtrack.run.directory import MODEL_FILES, Run
 from backtrack.train.trainers.train import TrainingProgress, train

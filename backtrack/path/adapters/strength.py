@@ -17,7 +17,7 @@ from backtrack.errors import PointError
 from backtrack.path.adapters.effective_weights import module_weights, overwritten_weights
 from backtrack.path.adapters.handles import plain_name
 from backtrack.path.curves import angles
-from backtrack.path.profiles import Strength
+from backtrack.path.profiles import Strength, summed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
     from backtrack.path.adapters.effective_weights import WeightWriter
     from backtrack.path.adapters.handles import Handle
+
+
+STACKED_DIMENSIONS = 3
+"""Dimensions of the weights of all experts of a layer in one tensor: [experts, ...]."""
 
 
 def displacement(handle: Handle, trained: Tensor) -> Tensor:
@@ -63,14 +67,15 @@ def delta_strengths(
         PointError: A layer's base is quantized, and its delta is not LoRA's.
     """
     adapter = model.active_adapter
-    strengths: dict[str, Strength] = {}
+    strengths: list[tuple[str, Strength]] = []
     for path, module in model.named_modules():
         if isinstance(module, LoraLayer) and _is_plain_product(module, adapter):
-            strengths[plain_name(path)] = _product_strength(module, adapter)
+            strengths.append((plain_name(path), _product_strength(module, adapter)))
         else:
             _require_unquantized(path, module)
-            strengths |= _weight_strengths(module_weights(path, module, adapter), base_value)
-    return strengths | _weight_strengths(overwritten_weights(model, extra_names), base_value)
+            strengths += _weight_strengths(module_weights(path, module, adapter), base_value)
+    strengths += _weight_strengths(overwritten_weights(model, extra_names), base_value)
+    return summed(strengths)
 
 
 def _is_plain_product(layer: Any, adapter: str) -> bool:
@@ -103,16 +108,18 @@ def _require_unquantized(path: str, module: Any) -> None:
 
 def _weight_strengths(
     writers: Iterator[WeightWriter], base_value: Callable[[str], Tensor]
-) -> dict[str, Strength]:
-    strengths = {}
+) -> Iterator[tuple[str, Strength]]:
     for name, write in writers:
-        module, _, kind = name.rpartition(".")
-        if kind == "weight":
-            base = base_value(name)
+        base = base_value(name)
+        if is_weight(name, base):
             weight = torch.empty_like(base, dtype=torch.float32)
             write(weight)
-            strengths[module] = relative_strength(weight, base)
-    return strengths
+            yield name.rpartition(".")[0], relative_strength(weight, base)
+
+
+def is_weight(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor counts in its block's strength: a `weight`, or those of stacked experts."""
+    return name.endswith(".weight") or tensor.ndim == STACKED_DIMENSIONS
 
 
 def relative_strength(weight: Tensor, base: Tensor) -> Strength:

@@ -6,9 +6,10 @@ import math
 from typing import TYPE_CHECKING
 
 from backtrack.errors import PlacementError
-from backtrack.path.adapters.strength import relative_strength
+from backtrack.path.adapters.strength import is_weight, relative_strength
 from backtrack.path.backends.end_storage import store_end
 from backtrack.path.curves import line
+from backtrack.path.profiles import summed
 from backtrack.records.places import ANOTHER_BASE
 
 if TYPE_CHECKING:
@@ -89,15 +90,16 @@ class LineMixture:
     def distance(self, point: Point, multipliers: Mapping[str, float]) -> float:
         self.load(point.step)
         if not self._norms:
-            self._norms = {n: math.sqrt(self._strength(n).moved) for n in self._trained}
+            moving = [n for n, value in self._trained.items() if value.is_floating_point()]
+            self._norms = {n: math.sqrt(self._strength(n).moved) for n in moving}
         scaled = (n * multipliers.get(_module(name), 1.0) for name, n in self._norms.items())
         return point.alpha * math.hypot(*scaled)
 
     def strengths(self, step: int) -> dict[str, Strength]:
         """Strength of each module's weight at alpha 1; see `profiles`."""
         self.load(step)
-        weights = [name for name in self._trained if name.endswith(".weight")]
-        return {_module(name): self._strength(name) for name in weights}
+        weights = [name for name, value in self._trained.items() if is_weight(name, value)]
+        return summed((_module(name), self._strength(name)) for name in weights)
 
     def _strength(self, name: str) -> Strength:
         base, trained = (tensors[name].to(self._device) for tensors in (self._base, self._trained))

@@ -22,8 +22,10 @@ from backtrack.path.models.configuration import load_as_checkpoint
 from backtrack.path.models.embeddings import (
     embedding_names,
     fit_vocabulary,
+    is_tied,
     trained_rows,
     untie,
+    untie_head,
     vocabulary_size,
 )
 from backtrack.path.models.full_checkpoint import FullCheckpoint
@@ -73,11 +75,13 @@ class MergedFullModel(_MergedOnLine):
     def __init__(self, run: Run, device: torch.device, storage: EndStorage | None) -> None:
         self.model: PreTrainedModel = load_as_checkpoint(run, device)
         final = FullCheckpoint.read(run, run.final.step)
+        stock = final.load(str(self.model.dtype).removeprefix("torch."), device)
+        if not is_tied(stock):
+            untie_head(self.model)
         trained = final.weights(self.model)
         rows = vocabulary_size(self.model), trained_rows(self.model, trained)
         self.vocabulary, self.is_resized = min(rows), len(set(rows)) > 1
         self.probe_base = probe(self.model, self.vocabulary)
-        stock = final.load(str(self.model.dtype).removeprefix("torch."), device)
         self.probe_final = probe(stock, self.vocabulary)
         del stock, final  # free their memory before the ends are stored
         fit_vocabulary(self.model, trained)

@@ -1,14 +1,13 @@
 """The configuration of whole models between a base and a checkpoint: the checkpoint's.
 
 What describes the base's weights in its files (dtype, rows of the embedding, a tied head) is
-taken from the base, to load them; the model is then resized and untied as the checkpoint is.
+taken from the base, to load them; the backend then resizes and unties the model.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from backtrack.path.models.embeddings import untie_head
 from backtrack.path.models.loading import load_base, read_config
 from backtrack.run.checkpoint_reader import base_folder
 from backtrack.run.model_files import model_files
@@ -32,14 +31,10 @@ def load_as_checkpoint(run: Run, device: torch.device) -> PreTrainedModel:
     code = run.base.trust_remote_code
     with model_files(run).in_folder() as folder:
         config = read_config(folder, trust_remote_code=code)
-    is_tied = config.get_text_config(decoder=True).tie_word_embeddings
     base = read_config(base_folder(run.base), trust_remote_code=code)
     _describe_stored(config, base)
     _describe_stored(config.get_text_config(decoder=True), base.get_text_config(decoder=True))
-    model = load_base(run.base, device, config)
-    if not is_tied:
-        untie_head(model)
-    return model
+    return load_base(run.base, device, config)
 
 
 def _describe_stored(config: Any, base: Any) -> None:

@@ -81,12 +81,19 @@ def untie(model: PreTrainedModel, trained: Mapping[str, Tensor]) -> None:
         untie_head(model)
 
 
-def untie_head(model: PreTrainedModel) -> None:
-    """Give a head that is tied to the embedding a weight of its own, of the same value."""
+def is_tied(model: PreTrainedModel) -> bool:
+    """Whether a model's head is its embedding."""
     loaded: Any = model
     head = loaded.get_output_embeddings()
-    if head is None or head.weight is not loaded.get_input_embeddings().weight:
+    return head is not None and head.weight is loaded.get_input_embeddings().weight
+
+
+def untie_head(model: PreTrainedModel) -> None:
+    """Give a head that is tied to the embedding a weight of its own, of the same value."""
+    if not is_tied(model):
         return
+    loaded: Any = model
+    head = loaded.get_output_embeddings()
     head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
     model.config.tie_word_embeddings = False
     model.config.get_text_config(decoder=True).tie_word_embeddings = False
@@ -98,11 +105,11 @@ def untied(model: PreTrainedModel) -> Iterator[None]:
 
     Needed for vLLM, which updates a tied embedding in place and keeps the old head.
     """
-    loaded: Any = model
-    head, embedding = loaded.get_output_embeddings(), loaded.get_input_embeddings()
-    if head is None or head.weight is not embedding.weight:
+    if not is_tied(model):
         yield
         return
+    loaded: Any = model
+    head = loaded.get_output_embeddings()
     configs = [model.config, model.config.get_text_config(decoder=True)]
     tied = head.weight
     head.weight = torch.nn.Parameter(tied.detach().clone(), requires_grad=False)

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from backtrack.errors import PlacementError
+from backtrack.path.models.embeddings import embedding_names
 from backtrack.path.models.loading import load_model, moving_weights
 from backtrack.records.places import ANOTHER_BASE
 from backtrack.run.checkpoint_reader import has_stock_names, read_checkpoint
@@ -50,7 +51,8 @@ class FullCheckpoint:
         """The weights that move, by the base's names, in the type of the checkpoint's files.
 
         Names in the files that are the base's are taken as they are; others, such as those of
-        another release, as transformers reads them. Both are on the CPU.
+        another release, as transformers reads them. A head that the checkpoint ties is its
+        embedding. All are on the CPU.
 
         Raises:
             PlacementError: Weights are missing, or the model has others than the base.
@@ -59,16 +61,29 @@ class FullCheckpoint:
         aliases = set(base.state_dict()) - names
         if names <= set(self.tensors) <= names | aliases and not self._has_own(aliases, base):
             return {name: self.tensors[name] for name in moving_weights(base)}
-        trained = moving_weights(self.load("auto", torch.device("cpu")))
-        differing = sorted(set(trained) ^ names)
-        if differing:
-            side = "base" if differing[0] in names else "checkpoint"
+        loaded = self.load("auto", torch.device("cpu"))
+        self._require_same_model(base, loaded)
+        trained = loaded.state_dict()
+        return {name: trained[name] for name in moving_weights(base)}
+
+    def _require_same_model(self, base: PreTrainedModel, loaded: PreTrainedModel) -> None:
+        """Raise an error unless each model has all weights that move in the other."""
+        moving, trained = moving_weights(base), moving_weights(loaded)
+        differing = sorted(
+            moving.keys() - loaded.state_dict().keys() | trained.keys() - moving.keys()
+        )
+        if not differing:
+            return
+        if embedding_names(loaded).issuperset(differing):
             raise PlacementError(
-                f"{self.run.folder(self.step)} and the base are different models: "
-                f"{differing[0]!r} is only in the {side} ({len(differing)} weights differ). "
-                f"{ANOTHER_BASE}"
+                f"{self.run.folder(self.step)} has a head of its own, which the run's last "
+                "checkpoint ties to the embedding. Adopt it as a run of its own."
             )
-        return {name: weight.detach() for name, weight in trained.items()}
+        side = "base" if differing[0] in moving else "checkpoint"
+        raise PlacementError(
+            f"{self.run.folder(self.step)} and the base are different models: {differing[0]!r} "
+            f"is only in the {side} ({len(differing)} weights differ). {ANOTHER_BASE}"
+        )
 
     def _has_own(self, aliases: Iterable[str], base: PreTrainedModel) -> bool:
         """Whether a tensor that is tied in the base has values of its own in the checkpoint."""

@@ -15,6 +15,7 @@ from transformers import AutoConfig, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from backtrack.errors import PlacementError
+from backtrack.formatting import one_line
 from backtrack.path.adapters.handles import plain_name
 from backtrack.path.adapters.tuners import tuner_of
 from backtrack.path.models.architecture import class_and_config
@@ -81,7 +82,7 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises many unrelated types
-        raise PlacementError(f"{folder}/config.json does not load: {first_line(error)}") from error
+        raise PlacementError(f"{folder}/config.json does not load: {one_line(error)}") from error
 
 
 def is_quantized(reference: BaseModelReference) -> bool:
@@ -131,7 +132,7 @@ def load_model(
         raise
     except Exception as error:  # transformers raises many unrelated types
         raise PlacementError(
-            f"{folder} does not load as a language model: {first_line(error)}"
+            f"{folder} does not load as a language model: {one_line(error)}"
         ) from error
     model, about = loaded
     _require_complete(about["missing_keys"], folder)
@@ -187,10 +188,10 @@ def quantization_options(
 def moving_weights(model: PreTrainedModel) -> dict[str, Tensor]:
     """The tensors of a model that training moves: parameters, and buffers that are saved.
 
-    Each tied tensor is there once. Buffers of integers count or index; they do not move.
+    Each tied tensor is there once.
     """
     saved = model.state_dict()
-    buffers = {n: b for n, b in model.named_buffers() if n in saved and b.is_floating_point()}
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved}
     return {**dict(model.named_parameters()), **buffers}
 
 
@@ -204,7 +205,7 @@ def read_adapter_config(folder: Path) -> PeftConfig:
         config: PeftConfig = PeftConfig.from_pretrained(str(folder))
     except Exception as error:
         raise PlacementError(
-            f"{folder}/adapter_config.json is not readable: {first_line(error)}"
+            f"{folder}/adapter_config.json is not readable: {one_line(error)}"
         ) from error
     try:
         tuner_of(config)
@@ -234,7 +235,7 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     except Exception as error:
         is_other = "size mismatch" in str(error)
         raise PlacementError(
-            f"the adapter in {folder} does not load on the base: {first_line(error)}"
+            f"the adapter in {folder} does not load on the base: {one_line(error)}"
             f"{f' It was trained on another base. {ANOTHER_BASE}' if is_other else ''}"
         ) from error
     require_all_used(model, tensors, folder)
@@ -307,10 +308,3 @@ def probe(model: Any, vocabulary: int | None = None) -> Tensor:
     ids = torch.randint(vocabulary, PROBE_SHAPE, generator=generator)
     logits: Tensor = model(input_ids=ids.to(model.device), use_cache=False).logits
     return logits[..., :vocabulary].float().cpu()
-
-
-def first_line(error: Exception) -> str:
-    """The text of a library's error in one line of at most 300 characters, as a sentence."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines)[:300] if lines else type(error).__name__
-    return text if text.endswith(".") else f"{text}."

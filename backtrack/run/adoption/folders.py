@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _CHECKPOINT = re.compile(r"^(checkpoint|step|global_step|epoch)[-_]?(\d+)$")
-_SUBFOLDERS = (".", "actor/lora_adapter", "lora_adapter", "actor/huggingface", "huggingface")
-"""Subfolders of a checkpoint that may have its safetensors; all but the first are verl's."""
+_SUBFOLDERS = ("actor/lora_adapter", "lora_adapter", ".", "actor/huggingface", "huggingface")
+"""Subfolders of a checkpoint that may have its safetensors; all but its own are verl's.
+
+The model that verl's merger writes around an adapter is the base.
+"""
 
 
 def folder_of_run(source: Path) -> Path:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backtrack.errors import RunError
-from backtrack.run.checkpoint_reader import base_folder, shapes, stored_dtype
+from backtrack.run.checkpoint_reader import shapes
 from backtrack.run.files import read_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from backtrack.records import BaseModelReference, CheckpointEntry
-
-logger = logging.getLogger(__name__)
+    from pathlib import Path
 
 _OTHER_CLASSES = re.compile(
     r"For(Sequence|Token|Image|Audio)Classification|ForQuestionAnswering|ForMultipleChoice|"
@@ -27,12 +22,19 @@ _OTHER_TASKS = {"SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "SEQ_2_SEQ_LM", "FEATURE
 """PEFT's tasks that are not language modelling."""
 
 
+_OTHER_HEADS = {"score", "classifier", "classification_head", "qa_outputs", "reward_head"}
+"""Modules that models for these tasks have in the place of a language model's head."""
+
+
 def require_language_model(last: Path, settings: Mapping[str, Any] | None) -> None:
-    """Refuse a classifier, a reward model or a model with an encoder, by the name of its class."""
+    """Refuse a classifier, a reward model or a model with an encoder.
+
+    A whole model is told by the name of its class, an adapter by its task, or by its tensors where
+    it names no task.
+    """
     path = last / "config.json"
     if settings is not None:
-        task = settings.get("task_type")
-        kind = f"an adapter of a model for {task}" if task in _OTHER_TASKS else None
+        kind = _other_task(last, settings)
     else:
         config = read_record(path, dict[str, Any]) if path.is_file() else {}
         named = next(iter(config.get("architectures") or ()), "")
@@ -45,18 +47,12 @@ def require_language_model(last: Path, settings: Mapping[str, Any] | None) -> No
         )
 
 
-def warn_of_rounding(last: CheckpointEntry, reference: BaseModelReference) -> None:
-    """Warn if a whole model is stored in a wider dtype than it is loaded in."""
-    if last.storage != "plain":
-        return
-    stored = stored_dtype(Path(last.folder))
-    is_named = reference.dtype != "auto"
-    live = reference.dtype if is_named else stored_dtype(base_folder(reference))
-    if stored == "float32" and live in {"bfloat16", "float16"}:
-        logger.warning(
-            "%s is stored in float32 and its base in %s, so points are rounded to %s. Keep the "
-            "checkpoint's values with `--dtype float32`.", last.folder, live, live,
-        )  # fmt: skip
+def _other_task(adapter: Path, settings: Mapping[str, Any]) -> str | None:
+    """What an adapter is, if it is not a language model's."""
+    if (task := settings.get("task_type")) in _OTHER_TASKS:
+        return f"an adapter of a model for {task}"
+    heads = sorted(name for name in shapes(adapter) if _OTHER_HEADS & set(name.split(".")))
+    return f"an adapter of a classifier or a reward model ({heads[0]})" if heads else None
 
 
 def trained_architecture(adapter: Path, base: Path) -> str | None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from backtrack.errors import CheckpointError
-from backtrack.run.bits import Bits, bits_of, tensor_of, unsigned
+from backtrack.run.bits import Bits, Header, bits_of, tensor_of, unsigned
 from backtrack.run.foreign.inert_pickle import (
     Archive,
     Call,
@@ -34,7 +34,7 @@ from backtrack.run.foreign.inert_pickle import (
     mapping,
     parse,
     sequence,
-    tensor_shape,
+    tensor_header,
     text,
 )
 
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     _Part = tuple[Mapping[str, Any], Mapping[str, Any]]
 
+Headers = dict[str, Header]
 Shapes = dict[str, tuple[int, ...]]
 
 _RANK = re.compile(r"rank_(\d+)")
@@ -72,13 +73,13 @@ class _Format:
     Attributes:
         marks: Patterns of files that a folder of this format has, each at least once.
         files: Patterns of all files with weights.
-        shapes: Returns the shape of each tensor, without reading weights.
+        headers: Returns shape and dtype of each tensor, without reading weights.
         open: Returns the tensors.
     """
 
     marks: tuple[str, ...]
     files: tuple[str, ...]
-    shapes: Callable[[Path], Shapes]
+    headers: Callable[[Path], Headers]
     open: Callable[[Path], _Tensors]
 
 
@@ -104,9 +105,18 @@ def foreign_shapes(storage: Storage, source: Path, base: Iterable[str]) -> Shape
     Raises:
         CheckpointError: Damaged or foreign files, or names that are not the base's.
     """
+    found = foreign_headers(storage, source)
+    return {short: found[name].shape for name, short in _by_base(found, base).items()}
+
+
+def foreign_headers(storage: Storage, source: Path) -> Headers:
+    """Shape and dtype of each tensor, by the name in the files; no weights are read.
+
+    Raises:
+        CheckpointError: Damaged or foreign files.
+    """
     with _described(source):
-        found = _FORMATS[storage].shapes(source)
-    return {short: found[name] for name, short in _by_base(found, base).items()}
+        return _FORMATS[storage].headers(source)
 
 
 def read_foreign(storage: Storage, source: Path, base: Iterable[str]) -> dict[str, Bits]:
@@ -159,7 +169,10 @@ def _by_base(found: Iterable[str], base: Iterable[str]) -> dict[str, str]:
     missing = sorted(expected - set(kept.values()))
     if missing:
         if any("lora_" in name for name in plain):
-            cause = "It is an adapter: save it with PEFT, with adapter_config.json beside it."
+            cause = (
+                "It is an adapter: save it with PEFT, with adapter_config.json beside it; verl's, "
+                "convert by `python -m verl.model_merger merge`."
+            )
         elif kept:
             cause = "Save it again, whole; or name the base that has its layers with --base."
         else:
@@ -191,9 +204,13 @@ def _dcp_tensors(source: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def _dcp_read(source: Path, name: str, about: Mapping[str, Any], parts: Sequence[_Part]) -> Bits:
-    size = counts(about["size"])
+def _dcp_header(about: Mapping[str, Any]) -> Header:
     dtype = _DTYPES[sequence(about["properties"].state)[0].path]
+    return Header(counts(about["size"]), dtype)
+
+
+def _dcp_read(source: Path, name: str, about: Mapping[str, Any], parts: Sequence[_Part]) -> Bits:
+    size, dtype = _dcp_header(about)
     result = np.empty(size, unsigned(dtype))
     filled = 0
     for index, info in parts:
@@ -243,14 +260,20 @@ def _rank(path: Path) -> int:
     return int(match.group(1)) if match else 0
 
 
-def _zero_shapes(source: Path) -> Shapes:
+def _zero_headers(source: Path) -> Headers:
     content = mapping(_zero_states(source, "model")[0].content)
-    groups = sequence(content["param_shapes"])
+    groups = [*sequence(content["param_shapes"]), content.get("frozen_param_shapes") or {}]
     shapes = {text(n): counts(s) for group in groups for n, s in mapping(group).items()}
-    frozen = mapping(content.get("frozen_param_shapes") or {})
-    shapes |= {text(name): counts(shape) for name, shape in frozen.items()}
-    buffers = _zero_buffers(content)
-    return shapes | {n: tensor_shape(value, str(source)) for n, value in buffers.items()}
+    rounded = _DTYPES[f"torch.{_training_dtype(content['ds_config'])}"]
+    is_whole, module = _is_whole(content), mapping(content["module"])
+    whole = {text(n): v for n, v in module.items()} if is_whole else _zero_buffers(content)
+    headers = {name: tensor_header(value, str(source)) for name, value in whole.items()}
+    return {name: Header(shape, rounded) for name, shape in shapes.items()} | headers
+
+
+def _is_whole(content: Mapping[Any, Any]) -> bool:
+    """Whether each process's file has the whole model, as in stages 1 and 2."""
+    return bool(content["ds_config"]["zero_optimization"]["stage"] <= 2)
 
 
 def _zero_buffers(content: Mapping[Any, Any]) -> dict[str, Any]:
@@ -268,8 +291,7 @@ def _zero_read(source: Path) -> dict[str, Bits]:
             f"{source} is split by tensor parallelism, which is not read. Convert it where it was "
             "made: `model.save_pretrained(FOLDER)`."
         )
-    stage = content["ds_config"]["zero_optimization"]["stage"]
-    if stage <= 2:  # each process has the whole model
+    if _is_whole(content):
         module = mapping(content["module"])
         return {text(name): files[0].tensor(value) for name, value in module.items()}
     return _joined_partitions(source, files, content)
@@ -358,7 +380,7 @@ def _joined_parts(name: str, parts: list[tuple[Archive, Any]]) -> Bits:
     spec = _dtensor_spec(first)
     if spec is None:
         return archive.tensor(first)
-    size, axis = _global_size(first), _sharded_axis(spec)
+    size, axis = _global_header(first).shape, _sharded_axis(spec)
     if axis is None:
         return archive.tensor(_local(first))
     pieces: list[Bits] = []
@@ -392,9 +414,9 @@ def _local(value: object) -> object:
     return value if args is None else args[3][1]["_local_tensor"]
 
 
-def _global_size(value: object, where: str = "a shard") -> tuple[int, ...]:
-    args = _wrapper(value)
-    return tensor_shape(value, where) if args is None else counts(args[2][2])
+def _global_header(value: object, where: str = "a shard") -> Header:
+    args, local = _wrapper(value), tensor_header(_local(value), where)
+    return local if args is None else Header(counts(args[2][2]), local.dtype)
 
 
 def _sharded_axis(spec: Mapping[str, Any]) -> int | None:
@@ -409,8 +431,8 @@ def _sharded_axis(spec: Mapping[str, Any]) -> int | None:
     return axes[0] if axes else None
 
 
-def _dcp_shapes(source: Path) -> Shapes:
-    return {name: counts(about["size"]) for name, about in _dcp_tensors(source).items()}
+def _dcp_headers(source: Path) -> Headers:
+    return {name: _dcp_header(about) for name, about in _dcp_tensors(source).items()}
 
 
 def _dcp_open(source: Path) -> _Tensors:
@@ -425,8 +447,8 @@ def _zero_open(source: Path) -> _Tensors:
     return _Tensors(found, found.__getitem__)
 
 
-def _shards_shapes(source: Path) -> Shapes:
-    return {name: _global_size(value) for name, value in _rank_states(source)[0][1].items()}
+def _shards_headers(source: Path) -> Headers:
+    return {name: _global_header(value) for name, value in _rank_states(source)[0][1].items()}
 
 
 def _shards_open(source: Path) -> _Tensors:
@@ -438,8 +460,8 @@ _ZERO_FILES = ("*_model_states.pt", "*_optim_states.pt")
 _SHARD_FILES = ("model_world_size_*_rank_*.pt",)
 
 _FORMATS: Mapping[Storage, _Format] = {
-    "dcp": _Format((".metadata", "*.distcp"), (".metadata", "*.distcp"), _dcp_shapes, _dcp_open),
-    "zero": _Format(_ZERO_FILES[:1], _ZERO_FILES, _zero_shapes, _zero_open),
-    "shards": _Format(_SHARD_FILES, _SHARD_FILES, _shards_shapes, _shards_open),
+    "dcp": _Format((".metadata", "*.distcp"), (".metadata", "*.distcp"), _dcp_headers, _dcp_open),
+    "zero": _Format(_ZERO_FILES[:1], _ZERO_FILES, _zero_headers, _zero_open),
+    "shards": _Format(_SHARD_FILES, _SHARD_FILES, _shards_headers, _shards_open),
 }
 """A new format is a row here and its name in `records.run.Storage`."""

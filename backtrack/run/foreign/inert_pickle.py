@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from backtrack.errors import CheckpointError
-from backtrack.run.bits import Bits, unsigned
+from backtrack.run.bits import Bits, Header, unsigned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -164,13 +164,14 @@ class Archive:
         return Bits(dtype, size, np.array(view).reshape(-1))
 
 
-def tensor_shape(value: object, where: str) -> tuple[int, ...]:
-    """The shape of the tensor that a parsed call describes.
+def tensor_header(value: object, where: str) -> Header:
+    """Shape and dtype of the tensor that a parsed call describes.
 
     Raises:
         CheckpointError: The value is not a tensor.
     """
-    return _tensor_facts(value, where)[2]
+    _, _, size, _, dtype = _tensor_facts(value, where)
+    return Header(size, dtype)
 
 
 def _tensor_facts(

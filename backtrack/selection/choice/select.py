@@ -336,6 +336,7 @@ class _Selector:
             seed=seed,
             verdict=verdict(chosen, final, compared, outcome.cautious),
             notes=(
+                *evaluator.run.manifest.notes,
                 *([_KNEE.format(weight=weight)] if is_knee else []),
                 *cautions(outcome, self._constraints),
                 *broken_on_report(weighted, chosen, base, final, self._constraints),

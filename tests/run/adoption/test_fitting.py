@@ -255,18 +255,30 @@ def test_a_model_whose_files_lack_weights_is_refused_not_filled(
         Placement(run, device="cpu")
 
 
+def with_a_head(tensors: Tensors) -> Tensors:
+    return {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"] * 1.5}
+
+
 def test_a_head_with_values_of_its_own_is_not_taken_for_a_tied_one(
     base: Path, tmp_path: Path
 ) -> None:
     source = save_steps(tmp_path / "out", base, is_peft=False)
-
-    def untied(tensors: Tensors) -> Tensors:
-        return {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"] + 1}
-
-    change(source / "checkpoint-20", untied)
+    change(source / "checkpoint-20", with_a_head)
     run = adopted(source, base)
-    with pytest.raises(PlacementError, match="lm_head"):
-        Placement(run, device="cpu")
+    for step in run.steps:
+        stock = AutoModelForCausalLM.from_pretrained(source / f"checkpoint-{step}")
+        assert torch.equal(placed(run, step), logits(stock))
+
+
+def test_a_step_whose_head_the_last_one_ties_is_refused_when_it_is_visited(
+    base: Path, tmp_path: Path
+) -> None:
+    source = save_steps(tmp_path / "out", base, is_peft=False)
+    change(source / "checkpoint-10", with_a_head)
+    placement = Placement(adopted(source, base), device="cpu")
+    with pytest.raises(PlacementError, match=r"checkpoint-10 has a head of its own, which the"):
+        placement.place(Point(step=10))
+    placement.place(Point(step=20))
 
 
 def test_buffers_that_training_moves_are_moved(tmp_path: Path) -> None:

@@ -90,6 +90,13 @@ def test_the_choice_is_the_nearest_to_the_base_of_those_nearly_as_good_as_the_to
     assert choice.selection.candidate(choice.point).distance == min(c.distance for c in worth)
 
 
+def test_what_adoption_found_is_among_the_notes(tmp_path: Path) -> None:
+    run = line(tmp_path / "run")
+    note = "checkpoint-20 has a value head, which is left out."
+    run.write_manifest(run.manifest.model_copy(update={"notes": (note,)}))
+    assert note in pick(run, pair(flat(0.4), flat(0.6))).selection.notes
+
+
 def test_without_any_effect_nothing_is_claimed_and_the_cautious_rule_takes_the_base(
     tmp_path: Path,
 ):

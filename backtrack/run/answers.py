@@ -8,19 +8,14 @@ its answers at other tokens, those end them too, since points near the base writ
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-from transformers import AutoTokenizer, GenerationConfig
-
 from backtrack.errors import PlacementError
-from backtrack.path.models.architecture import unwrapped
-from backtrack.path.models.loading import first_line
-from backtrack.run.model_files import CONFIG, GENERATION, base_files, model_files
+from backtrack.formatting import one_line
+from backtrack.run.model_files import GENERATION, base_files, model_files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
     from backtrack.run.directory import Run
     from backtrack.run.model_files import ModelFiles
 
@@ -28,6 +23,82 @@ logger = logging.getLogger(__name__)
 
 _ANSWER = "answer"
 _TURNS = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _ANSWER}]
+
+
+@dataclass(frozen=True)
+class AnswerEnds:
+    """The tokens at which an answer of a run's model ends, at every point.
+
+    Attributes:
+        own: Ids by the checkpoint's generation config.
+        added: Ids that end an answer too: by the tokenizer, the chat template or the base.
+        tokenizer: The run's tokenizer.
+    """
+
+    own: tuple[int, ...]
+    added: tuple[int, ...]
+    tokenizer: Any
+
+    def __str__(self) -> str:
+        return (
+            f"An answer ends at {self._named(self.own)}, and also at {self._named(self.added)}, "
+            "which ends one by the tokenizer, the chat template or the base."
+        )
+
+    def _named(self, tokens: tuple[int, ...]) -> str:
+        names = self.tokenizer.convert_ids_to_tokens(list(tokens))
+        return ", ".join(map(str, names)) or "no token"
+
+
+def answer_ends(run: Run, tokenizer: Any) -> AnswerEnds:
+    """The tokens at which an answer of a run's model ends.
+
+    Args:
+        run: The run.
+        tokenizer: Its tokenizer.
+    """
+    files = model_files(run)
+    own = _listed(_settings(files, run).get("eos_token_id"))
+    others = [tokenizer.eos_token_id, _closing_token(tokenizer), *_of_base(run, files, tokenizer)]
+    added = [t for t in dict.fromkeys(others) if t is not None and t not in own]
+    return AnswerEnds(tuple(own), tuple(added), tokenizer)
+
+
+def generation_settings(run: Run, tokenizer: Any) -> dict[str, Any]:
+    """The content of generation_config.json at every point of a run's path.
+
+    Args:
+        run: The run.
+        tokenizer: Its tokenizer.
+
+    Returns:
+        The checkpoint's settings; `eos_token_id` lists every token that ends an answer.
+    """
+    settings, ends = _settings(model_files(run), run), answer_ends(run, tokenizer)
+    if ends.added:
+        logger.warning("%s: %s", run.path, ends)
+        settings["eos_token_id"] = [*ends.own, *ends.added]
+    return settings
+
+
+def _settings(files: ModelFiles, run: Run) -> dict[str, Any]:
+    """The generation config, or the one that transformers makes of a model's configuration."""
+    from transformers import AutoConfig, GenerationConfig
+
+    if settings := files.read(GENERATION):
+        return settings
+    with files.in_folder() as folder:
+        try:
+            config = AutoConfig.from_pretrained(
+                folder, trust_remote_code=run.base.trust_remote_code
+            )
+        except Exception as error:  # transformers raises many unrelated types
+            reason = one_line(error).replace(str(folder), run.base.model)
+            raise PlacementError(
+                f"the configuration of {run.path} does not load: {reason}"
+            ) from error
+    made: dict[str, Any] = GenerationConfig.from_model_config(config).to_diff_dict()
+    return made
 
 
 def load_tokenizer(run: Run) -> Any:
@@ -43,6 +114,8 @@ def load_tokenizer(run: Run) -> Any:
 
 
 def _load(files: ModelFiles, run: Run) -> Any:
+    from transformers import AutoTokenizer
+
     with files.in_folder() as folder:
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(
@@ -51,49 +124,16 @@ def _load(files: ModelFiles, run: Run) -> Any:
         except Exception as error:  # transformers raises many unrelated types
             where = files.paths.get("tokenizer_config.json")
             name = run.base.model if where is None else where.parent
-            reason = first_line(error).replace(str(folder), str(name))
+            reason = one_line(error).replace(str(folder), str(name))
             raise PlacementError(f"{name} has no tokenizer that loads: {reason}") from error
     tokenizer.name_or_path = run.base.model
     return tokenizer
 
 
-def generation_settings(run: Run, config: Any, tokenizer: Any) -> dict[str, Any]:
-    """The content of generation_config.json at every point of a run's path.
-
-    Args:
-        run: The run.
-        config: The model's configuration, which says how a model without the file generates.
-        tokenizer: The run's tokenizer.
-
-    Returns:
-        The checkpoint's settings; `eos_token_id` lists every token that ends an answer.
-    """
-    files = model_files(run)
-    settings = files.read(GENERATION) or GenerationConfig.from_model_config(config).to_diff_dict()
-    own = _listed(settings.get("eos_token_id"))
-    others = [tokenizer.eos_token_id, _closing_token(tokenizer)]
-    others += _of_base(run, files, tokenizer)
-    added = [t for t in dict.fromkeys(others) if t is not None and t not in own]
-    if added:
-        logger.warning(
-            "%s: an answer ends at %s, and also at %s, which ends one by the tokenizer, the chat "
-            "template or the base.", run.path, _named(own, tokenizer), _named(added, tokenizer),
-        )  # fmt: skip
-        settings["eos_token_id"] = [*own, *added]
-    return settings
-
-
-def set_generation(model: Any, settings: Mapping[str, Any]) -> None:
-    """Have a live model generate by the settings of a run."""
-    generation = GenerationConfig.from_dict(dict(settings))
-    model.generation_config = unwrapped(model).generation_config = generation
-
-
 def _of_base(run: Run, files: ModelFiles, tokenizer: Any) -> list[int]:
     """The ids in the run's tokenizer of the tokens that end an answer of the base."""
     base = base_files(run)
-    settings = base.read(GENERATION) or base.read(CONFIG)
-    ids = _listed(settings.get("eos_token_id"))
+    ids = _listed(_settings(base, run).get("eos_token_id"))
     if base.paths.get("tokenizer_config.json") == files.paths.get("tokenizer_config.json"):
         return ids
     try:
@@ -107,6 +147,8 @@ def _of_base(run: Run, files: ModelFiles, tokenizer: Any) -> list[int]:
 
 def _closing_token(tokenizer: Any) -> int | None:
     """The token that closes an answer in the chat template; None if no one token does."""
+    from jinja2 import TemplateError
+
     if tokenizer.chat_template is None:
         return None
     try:
@@ -123,7 +165,3 @@ def _listed(tokens: int | list[int] | None) -> list[int]:
     if tokens is None:
         return []
     return tokens if isinstance(tokens, list) else [tokens]
-
-
-def _named(tokens: Iterable[int], tokenizer: Any) -> str:
-    return ", ".join(map(str, tokenizer.convert_ids_to_tokens(list(tokens)))) or "no token"
