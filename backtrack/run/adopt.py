@@ -21,6 +21,7 @@ from backtrack.records.record import now
 from backtrack.run.adoption.fitting import fitting
 from backtrack.run.adoption.folders import find_checkpoints, folder_of_run, plain_weights
 from backtrack.run.adoption.language_model import (
+    require_language_head,
     require_language_model,
     trained_architecture,
 )
@@ -109,6 +110,7 @@ def adopt(  # noqa: PLR0913  # public: every argument but the source is optional
     entries, refused = fitting(entries, reference)
     if settings is not None:
         kept = Path(entries[-1].folder)
+        require_language_head(kept)
         architecture = trained_architecture(kept, base_folder(reference))
         reference = reference.model_copy(update={"architecture": architecture})
     manifest = Manifest(

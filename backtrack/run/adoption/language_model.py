@@ -26,33 +26,35 @@ _OTHER_HEADS = {"score", "classifier", "classification_head", "qa_outputs", "rew
 """Modules that models for these tasks have in the place of a language model's head."""
 
 
-def require_language_model(last: Path, settings: Mapping[str, Any] | None) -> None:
-    """Refuse a classifier, a reward model or a model with an encoder.
+_NO_ANSWERS = (
+    "Only language models that continue a text (causal ones) are measured: a classifier, a reward "
+    "model or an encoder has no such answers."
+)
 
-    A whole model is told by the name of its class, an adapter by its task, or by its tensors where
-    it names no task.
-    """
+
+def require_language_model(last: Path, settings: Mapping[str, Any] | None) -> None:
+    """Refuse a classifier, a reward model or a model with an encoder, by the name of its class."""
     path = last / "config.json"
     if settings is not None:
-        kind = _other_task(last, settings)
+        task = settings.get("task_type")
+        kind = f"an adapter of a model for {task}" if task in _OTHER_TASKS else None
     else:
         config = read_record(path, dict[str, Any]) if path.is_file() else {}
         named = next(iter(config.get("architectures") or ()), "")
         is_other = _OTHER_CLASSES.search(str(named)) or config.get("is_encoder_decoder")
         kind = f"a {named}" if is_other else None
     if kind is not None:
-        raise RunError(
-            f"{last} is {kind}. Only language models that continue a text (causal ones) are "
-            "measured: a classifier, a reward model or an encoder has no such answers."
-        )
+        raise RunError(f"{last} is {kind}. {_NO_ANSWERS}")
 
 
-def _other_task(adapter: Path, settings: Mapping[str, Any]) -> str | None:
-    """What an adapter is, if it is not a language model's."""
-    if (task := settings.get("task_type")) in _OTHER_TASKS:
-        return f"an adapter of a model for {task}"
+def require_language_head(adapter: Path) -> None:
+    """Refuse an adapter that trains the head of another task, if its settings name no task."""
     heads = sorted(name for name in shapes(adapter) if _OTHER_HEADS & set(name.split(".")))
-    return f"an adapter of a classifier or a reward model ({heads[0]})" if heads else None
+    if heads:
+        raise RunError(
+            f"{adapter} is an adapter of a classifier or a reward model: it trains {heads[0]}. "
+            f"{_NO_ANSWERS}"
+        )
 
 
 def trained_architecture(adapter: Path, base: Path) -> str | None:

@@ -42,8 +42,8 @@ def _rounding(run: Run, found: Headers, source: Path) -> str | None:
     if is_adapter(source) or stored != "float32" or live not in {"bfloat16", "float16"}:
         return None
     return (
-        f"{source} is stored in float32 and its base in {live}, so points are rounded to {live}. "
-        "Keep the checkpoint's values with `--dtype float32`."
+        f"The checkpoints are stored in float32 and their base in {live}, so points are rounded "
+        f"to {live}. Keep the checkpoints' values with `--dtype float32`."
     )
 
 
@@ -54,8 +54,8 @@ def _value_head(found: Headers, source: Path) -> str | None:
     if not names:
         return None
     return (
-        f"{source} has a value head ({names[0]}), which is no part of a language model: it is "
-        "left out, as transformers and PEFT leave it out."
+        f"The checkpoints have a value head ({names[0]}), which is no part of a language model: "
+        "it is left out, as transformers and PEFT leave it out."
     )
 
 

@@ -65,7 +65,7 @@ def test_it_is_said_that_fp32_is_rounded_over_a_bf16_base(
     said: list[str] = []
     run = adopt(tmp_path / "out", base=str(base), runs=tmp_path / "runs", on_note=said.append)
     (note,) = said
-    assert "is stored in float32 and its base in bfloat16" in note
+    assert "are stored in float32 and their base in bfloat16" in note
     assert Run.open(run.path).manifest.notes == (note,)
     wide = adopt(
         tmp_path / "out", base=str(base), runs=tmp_path / "runs", name="wide", dtype="float32"
@@ -78,7 +78,7 @@ def test_it_is_said_that_a_value_head_is_left_out(base: Path, tmp_path: Path) ->
     as_model({**state, "v_head.summary.weight": torch.ones(1, 32)}, tmp_path / "out", base)
     run = adopt(tmp_path / "out", base=str(base), runs=tmp_path / "runs")
     (note,) = run.manifest.notes
-    assert "has a value head (v_head.summary.weight)" in note
+    assert "have a value head (v_head.summary.weight)" in note
 
 
 def test_a_value_head_in_a_file_beside_an_adapter_is_named(base: Path, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_value_head_in_a_file_beside_an_adapter_is_named(base: Path, tmp_path:
     adapted.save_pretrained(str(tmp_path / "out"))
     save_file({"v_head.summary.weight": torch.ones(1)}, tmp_path / "out/value_head.safetensors")
     run = adopt(tmp_path / "out", base=str(base), runs=tmp_path / "runs")
-    assert "has a value head (value_head.safetensors)" in run.manifest.notes[0]
+    assert "have a value head (value_head.safetensors)" in run.manifest.notes[0]
 
 
 def test_other_ends_of_answers_are_printed_and_kept(
