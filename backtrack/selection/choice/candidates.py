@@ -47,6 +47,7 @@ class Outcome:
         bounds: The constraints as bounds on the smoothed scores.
         margin: Margin of the bounds, in standard errors.
         is_feasible: Whether each point meets every bound, [points].
+        front: Columns of the front of the points that meet every bound.
         decision: Result of the rule.
         candidates: All points as records, in the order of the columns.
     """
@@ -57,6 +58,7 @@ class Outcome:
     bounds: tuple[Bound, ...]
     margin: float
     is_feasible: Flags
+    front: tuple[int, ...]
     decision: Decision
     candidates: tuple[Candidate, ...]
 
@@ -76,7 +78,7 @@ class Outcome:
 def choose_point(
     scores: RoleScores,
     final: Point,
-    weight: float,
+    weight: float | None,
     constraints: Constraints,
     *,
     is_cautious: bool = False,
@@ -86,7 +88,7 @@ def choose_point(
     Args:
         scores: Scores of the selection items; base and final checkpoint are measured on all items.
         final: The final checkpoint.
-        weight: Weight of the target in the utility.
+        weight: Weight of the target in the utility; None for the weight of the knee.
         constraints: Bounds a point must meet.
         is_cautious: Choose by the cautious rule.
 
@@ -99,6 +101,9 @@ def choose_point(
     is_feasible = meets_all(bounds, len(points))
     if not (is_feasible & scores.smoothed.is_eligible).any():
         raise SelectionError(_out_of_reach(bounds, points, constraints.bound_confidence))
+    front = scores.smoothed.front_of(is_feasible)
+    if weight is None:
+        weight = knee_weight(*scores.smoothed.smoothed[:, front])
     decision = choose(scores.smoothed.at(weight), is_feasible, is_cautious=is_cautious)
     weighted = scores.at(weight)
     return Outcome(
@@ -108,15 +113,10 @@ def choose_point(
         bounds=bounds,
         margin=margin_of(constraints),
         is_feasible=is_feasible,
+        front=tuple(map(int, np.flatnonzero(front))),
         decision=decision,
         candidates=_candidates(weighted, decision, is_feasible),
     )
-
-
-def knee(scores: RoleScores) -> float:
-    """Compute the weight at which the point of highest utility is the knee of the front."""
-    target, general = scores.smoothed.smoothed
-    return knee_weight(target, general, scores.smoothed.is_on_front)
 
 
 def front_hypervolume(outcome: Outcome) -> Interval | None:

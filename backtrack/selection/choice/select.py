@@ -18,9 +18,15 @@ from backtrack.errors import SelectionError, UsageError
 from backtrack.recipe import SelectSection
 from backtrack.records.record import now
 from backtrack.records.selection import Constraints, Selection
-from backtrack.selection.choice.candidates import choose_point, front_hypervolume, knee
+from backtrack.selection.choice.candidates import choose_point, front_hypervolume
 from backtrack.selection.choice.sweep import answer_weights, make_sweep, weight_ranges
-from backtrack.selection.choice.verdict import broken_on_report, cautions, few_items, verdict
+from backtrack.selection.choice.verdict import (
+    broken_on_report,
+    cautions,
+    few_items,
+    knee_note,
+    verdict,
+)
 from backtrack.selection.measure.baselines import (
     measure_missing,
     off_the_path,
@@ -250,10 +256,8 @@ class _Selector:
         final, seed = evaluator.run.final, evaluator.section.seed
         table = self._table()
         scores = RoleScores(table, seed)
-        weight = knee(scores) if is_knee else weight
-        return choose_point(
-            scores, final, weight, self._constraints, is_cautious=self._is_cautious
-        )
+        asked = None if is_knee else weight
+        return choose_point(scores, final, asked, self._constraints, is_cautious=self._is_cautious)
 
     def _table(self) -> ScoreTable:
         """Scores on the selection items, when the search is finished unless it must not be."""
@@ -337,7 +341,7 @@ class _Selector:
             verdict=verdict(chosen, final, compared, outcome.cautious),
             notes=(
                 *evaluator.run.manifest.notes,
-                *([_KNEE.format(weight=weight)] if is_knee else []),
+                *([knee_note(outcome)] if is_knee else []),
                 *cautions(outcome, self._constraints),
                 *broken_on_report(weighted, chosen, base, final, self._constraints),
                 *few_items(num_items),
@@ -357,12 +361,6 @@ class _Selector:
             is_cautious=self._is_cautious,
             cautious=outcome.cautious,
         )
-
-
-_KNEE = (
-    "The weight {weight:.2f} was taken from the front: both its ends have the same utility there, "
-    "so the choice is its knee."
-)
 
 
 def _require_share(weight: float) -> float:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from backtrack import formatting
+from backtrack.selection.choice.rule import INDIFFERENCE
 from backtrack.selection.stats.utility import POINTS
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 FEW_ITEMS = 50
 """With fewer items, intervals cover less often than their level; figures in `stats.bootstrap`."""
+_NO_KNEE = 0.05
+"""Points of utility above the ends of the front that are shown as none."""
 
 
 def verdict(
@@ -125,14 +128,44 @@ def _tied_with_base(outcome: Outcome) -> str:
     decision = outcome.decision
     top, base = decision.top, outcome.base
     if top == base:
-        return "No point that meets the constraints has a higher utility than the base."
+        measured = "point that meets the constraints" if outcome.bounds else "measured point"
+        return f"No {measured} has a higher utility than the base."
     gap = float(decision.smoothed[top] - decision.smoothed[base])
     needed = outcome.weighted.items_to_settle(top, base, gap)
-    more = f"; about {needed} items a role would" if needed else ""
+    more = f"; about {needed:,} items a role would" if needed else ""
     return (
         f"The items cannot tell {outcome.scores.table.points[top]} from the base "
         f"(utility {gap:+.1f} points){more}."
     )
+
+
+def knee_note(outcome: Outcome) -> str:
+    """Say where the weight of the knee comes from, and whether the choice is the knee."""
+    points, decision = outcome.scores.table.points, outcome.decision
+    roles, front = outcome.scores.smoothed.smoothed, list(outcome.front)
+    if not np.ptp(roles[:, front], axis=1).all():
+        return (
+            "No point of the front trades one role for the other, so there is no knee: "
+            f"the weight is {outcome.weighted.weight:.2f}."
+        )
+    ends = [front[int(scores[front].argmax())] for scores in roles]
+    said = f"At weight {outcome.weighted.weight:.2f} both ends of the front have the same utility"
+    above = float(decision.smoothed[decision.top] - decision.smoothed[ends].max())
+    if above < _NO_KNEE:
+        return f"{said}, and no point between them has more: the front has no knee."
+    knee = f"{said}; its knee, {points[decision.top]}, has {above:.1f} points more"
+    if decision.chosen == decision.top:
+        return f"{knee} and is the choice."
+    return f"{knee}. The choice is nearer to the base: {_why_not_top(outcome)}."
+
+
+def _why_not_top(outcome: Outcome) -> str:
+    """Say why the rule takes another point than the top."""
+    decision, base = outcome.decision, outcome.base
+    below = float(decision.smoothed[decision.top] - decision.smoothed[decision.chosen])
+    if decision.chosen == base and below > INDIFFERENCE:
+        return "the knee does not lead it by enough"
+    return f"its utility is only {below:.1f} points lower"
 
 
 def broken_on_report(

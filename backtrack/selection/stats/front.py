@@ -46,16 +46,15 @@ def hypervolume(target: Floats, general: Floats, reference: tuple[float, float])
     return area
 
 
-def knee_weight(target: Floats, general: Floats, is_on_front: Flags) -> float:
-    """Compute the weight at which both ends of the front have the same utility.
+def knee_weight(target: Floats, general: Floats) -> float:
+    """Compute the weight at which both ends of a front have the same utility.
 
     The point of highest utility at this weight is the knee: the front's farthest point from the
     chord between its ends (Das 1999). The weight is 0.5 if the front has no extent on a role.
 
     Args:
-        target: Target scores in points, [points].
-        general: General scores in points, [points].
-        is_on_front: Whether each point is on the front, [points].
+        target: Target scores of the front's points, in points.
+        general: General scores of these, in points.
     """
-    extents = [float(np.ptp(values[is_on_front])) for values in (target, general)]
+    extents = [float(np.ptp(scores)) for scores in (target, general)]
     return extents[1] / sum(extents) if min(extents) > 0 else 0.5

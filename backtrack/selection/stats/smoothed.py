@@ -57,7 +57,9 @@ class SmoothedRoles:
     def smoothed(self) -> Floats:
         """Smoothed target and general, in points, [roles, points]."""
         pairs = zip(self.smoothers, self.scores, strict=True)
-        return np.stack([smoother.matrix @ scores for smoother, scores in pairs])
+        exact = np.stack([smoother.matrix @ scores for smoother, scores in pairs])
+        # Rounding errors would otherwise rank points whose scores are equal.
+        return np.round(exact, 9)
 
     @cached_property
     def smoothed_samples(self) -> Floats:
@@ -82,14 +84,18 @@ class SmoothedRoles:
 
     @cached_property
     def is_on_front(self) -> Flags:
-        """Whether each point is eligible and on the front of the eligible ones, [points].
+        """Whether each point is eligible and on the front of the eligible ones, [points]."""
+        return self.front_of(np.ones(len(self.points), dtype=bool))
+
+    def front_of(self, is_open: Flags) -> Flags:
+        """Whether each point is on the front of the open ones that are eligible, [points].
 
         The front is that of the smoothed scores.
         """
-        eligible = np.flatnonzero(self.is_eligible)
-        target, general = self.smoothed[:, eligible]
+        columns = np.flatnonzero(is_open & self.is_eligible)
+        target, general = self.smoothed[:, columns]
         flags = np.zeros(len(self.points), dtype=bool)
-        flags[eligible] = pareto_front(target, general)
+        flags[columns] = pareto_front(target, general)
         return flags
 
     @cached_property

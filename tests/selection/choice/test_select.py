@@ -618,15 +618,6 @@ def test_ranges_of_weight_cover_zero_to_one_and_agree_with_choosing_at_each(tmp_
         assert pick(run, pair(num_items=1000), weight=weight).point == served
 
 
-def test_the_knee_is_where_both_ends_of_the_front_are_worth_the_same(tmp_path: Path):
-    bend = lambda x: 0.2 + 0.4 * min(2 * x, 1) + 0.1 * x  # noqa: E731
-    objectives = pair(bend, lambda x: 0.8 - 0.4 * x**2, is_exact=True)
-    selection = pick(line(tmp_path / "run"), objectives, is_knee=True).selection
-    assert selection.weight == pytest.approx(40 / (40 + 50), abs=0.02)
-    assert selection.chosen.alpha == 0.5
-    assert any("is its knee" in note for note in selection.notes)
-
-
 def test_hypervolume_is_one_where_one_point_has_the_best_of_both(tmp_path: Path):
     objectives = pair(lambda x: 0.2 + 0.5 * min(2 * x, 1), lambda x: 0.8 - max(x - 0.5, 0))
     for objective in objectives:
