@@ -59,7 +59,7 @@ class SearchSection(Section):
     )
     """Alphas of the last checkpoint that are always measured, besides 0 and 1."""
     checkpoints: Annotated[int, Field(ge=0)] = 4
-    """Number of earlier checkpoints that are always measured at alpha 1, evenly spaced."""
+    """Earlier checkpoints, evenly spaced, that are always measured, at alphas 0.5 and 1."""
     trials: Annotated[int, Field(ge=0)] = 12
     """Points the sampler adds."""
     max_alpha: Annotated[float, Field(gt=0, le=MAX_ALPHA)] = 1.2

@@ -13,9 +13,9 @@ them; a method then spends item evaluations and names a point for each weight.
     profiles ours, over `depth` and `modules` too; for the tables `lora-profiles`, `full-profiles`
 
 REGRET is the true utility of the best point of the table less that of the named point, in percent
-points, a mean over weights 0.3, 0.5 and 0.7. HYPERVOLUME is that of the points the method
-holds for its front, by their true scores, as a share of the table's own. Cost is in
-full points: 1 is all selection items of all objectives at one point.
+points, a mean over weights 0.3, 0.5 and 0.7, and AT THE ENDS, over 0, 0.1, 0.9 and 1. HYPERVOLUME
+is that of the points the method holds for its front, by their true scores, as a share of the
+table's own. Cost is in full points: 1 is all selection items of all objectives at one point.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from backtrack.selection.stats.front import hypervolume, pareto_front
 from backtrack.selection.stats.scores import RoleScores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 
 TABLES = Path(__file__).resolve().parent / "tables"
 WEIGHTS = (0.3, 0.5, 0.7)
+END_WEIGHTS = (0.0, 0.1, 0.9, 1.0)
 COSTS = (2.5, 3.3, 4.4, 6.6, 8.8, 11.0)
 SELECTION_ITEMS = 200
 METHODS = ("grid", "random", "tpe", "nsga2", "gp", "ours")
@@ -179,37 +180,41 @@ class Replayed:
 
 
 class Result(NamedTuple):
-    """Mean regret of the points named for each weight, share of the hypervolume held, and how
-    often the base was named."""
+    """Mean regret of the points named for the weights inside and at the ends, share of the
+    hypervolume held, and how often the base was named for the weights inside."""
 
     regret: float
+    at_ends: float
     share: float
     is_base: float
 
 
-def result_of(replayed: Replayed, named: Sequence[Point], held: Sequence[Point]) -> Result:
-    """What the named and held points are truly worth."""
+def result_of(replayed: Replayed, named: Mapping[float, Point], held: Sequence[Point]) -> Result:
+    """What the points named by weight and those held are truly worth."""
     table, truth = replayed.table, replayed.table.truth
-    regrets = []
-    for weight, point in zip(WEIGHTS, named, strict=True):
-        utilities = weight * truth[0] + (1 - weight) * truth[1]
-        regrets.append(float(utilities.max() - utilities[table.points.index(point)]))
+
+    def regret(weights: Sequence[float]) -> float:
+        utilities = {w: w * truth[0] + (1 - w) * truth[1] for w in weights}
+        columns = {w: table.points.index(named[w]) for w in weights}
+        return statistics.mean(float(u.max() - u[columns[w]]) for w, u in utilities.items())
+
     ends = [0, table.points.index(Point(step=table.steps[-1], alpha=1.0))]
     corner = float(truth[0, ends].min()), float(truth[1, ends].min())
     columns = [table.points.index(point) for point in held]
     held_truth = truth[:, columns]
     share = hypervolume(held_truth[0], held_truth[1], corner)
     share /= hypervolume(truth[0], truth[1], corner)
-    return Result(statistics.mean(regrets), share, statistics.mean(p.is_base for p in named))
+    is_base = statistics.mean(named[w].is_base for w in WEIGHTS)
+    return Result(regret(WEIGHTS), regret(END_WEIGHTS), share, is_base)
 
 
 def by_measured(replayed: Replayed, points: Sequence[Point]) -> Result:
     """What people do: the highest measured utility, and the measured front."""
     roles = replayed.roles(points)
-    named = []
-    for weight in WEIGHTS:
-        utilities = weight * roles[:, 0] + (1 - weight) * roles[:, 1]
-        named.append(points[int(utilities.argmax())])
+    named = {
+        w: points[int((w * roles[:, 0] + (1 - w) * roles[:, 1]).argmax())]
+        for w in (*WEIGHTS, *END_WEIGHTS)
+    }
     on_front = pareto_front(roles[:, 0], roles[:, 1])
     return result_of(replayed, named, [p for p, f in zip(points, on_front, strict=True) if f])
 
@@ -370,11 +375,11 @@ def by_rule(replayed: Replayed, evaluator: Evaluator) -> Result:
     is_feasible = np.ones(len(table.points), dtype=bool)
     chosen = {
         w: table.points[choose(scores.smoothed.at(w), is_feasible).chosen]
-        for w in sorted({*WEIGHTS, *np.linspace(0, 1, 11).round(1).tolist()})
+        for w in sorted({*WEIGHTS, *END_WEIGHTS, *np.linspace(0, 1, 11).round(1).tolist()})
     }
     on_front = np.flatnonzero(scores.smoothed.is_on_front)
     held = dict.fromkeys([*chosen.values(), *(table.points[i] for i in on_front)])
-    named = [near(replayed.table.name, chosen[w]) for w in WEIGHTS]
+    named = {w: near(replayed.table.name, point) for w, point in chosen.items()}
     return result_of(replayed, named, [near(replayed.table.name, p) for p in held])
 
 
@@ -398,16 +403,14 @@ def one(job: tuple[str, str, int, float]) -> tuple[str, str, dict[float, Result]
 
 
 def show(results: dict[tuple[str, str, float], list[Result]]) -> None:
-    """Mean regret and hypervolume by table, method and cost, with standard errors."""
-    print("table         method   cost   n   regret (points)   hypervolume share   base named")
+    """Means of the results by table, method and cost, with standard errors."""
+    heads = ("regret", "at the ends", "hypervolume", "base named")
+    print(f"{'table':<13} {'method':<8} cost    n" + "".join(f"{head:>18}" for head in heads))
     for (table, method, cost), values in sorted(results.items()):
-        regret, share, is_base = np.array(values).T
-        errors = [v.std(ddof=1) / math.sqrt(len(v)) if len(v) > 1 else 0 for v in (regret, share)]
-        print(
-            f"{table:<13} {method:<8} {cost:4.1f} {len(values):4d}   "
-            f"{regret.mean():5.2f} +- {errors[0]:.2f}     {share.mean():.4f} +- {errors[1]:.4f}   "
-            f"{100 * is_base.mean():8.1f}%"
-        )
+        columns = np.array(values).T
+        errors = columns.std(axis=1, ddof=min(1, len(values) - 1)) / math.sqrt(len(values))
+        cells = [f"{m:9.3f} +- {e:.3f}" for m, e in zip(columns.mean(axis=1), errors, strict=True)]
+        print(f"{table:<13} {method:<8} {cost:4.1f} {len(values):4d}" + "".join(cells))
 
 
 def main() -> None:

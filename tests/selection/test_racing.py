@@ -15,10 +15,12 @@ from backtrack.selection.search.driver import search
 from backtrack.selection.search.racing import (
     Evaluation,
     dropped,
+    likeliest_first,
     next_anchor,
     next_rung,
     probability_best,
 )
+from backtrack.selection.search.scheduler import SAMPLER_EVERY
 from backtrack.selection.search.space import anchors
 from backtrack.selection.stats.scores import RoleScores
 from backtrack.selection.stats.table import tabulate
@@ -33,6 +35,7 @@ from tests.selection.fakes import (
 )
 
 FINAL = Point(step=40)
+ALPHAS = tuple(i / 10 for i in range(1, 10))
 
 
 def table_of(rows: dict[Point, tuple[Any, int]], num_items: int = 200):
@@ -107,6 +110,40 @@ def test_anchors_are_taken_in_order_and_not_twice():
     assert next_anchor(points, points, ()) is None
 
 
+def test_of_the_points_not_measured_the_one_between_the_best_comes_first():
+    curve = {0.2: (0.4, 0.9), 0.4: (0.6, 0.88), 0.6: (0.68, 0.85), 0.8: (0.7, 0.6)}
+    rows = {**ENDS, **{Point(step=40, alpha=a): (means, 50) for a, means in curve.items()}}
+    near, low, high = (Point(step=40, alpha=alpha) for alpha in (0.5, 0.1, 1.2))
+    scores = scores_of(rows)
+    assert likeliest_first(scores, [low, high, near])[0] == near
+    # A point that is not measured says nothing of those that are.
+    roles = scores.smoothed
+    wider = roles.with_unmeasured([low, high, near])
+    np.testing.assert_allclose(wider.smoothed[:, : len(rows)], roles.smoothed, atol=1e-3)
+
+
+def test_a_budget_leaves_earlier_steps_and_the_sampler_their_share(tmp_path: Path):
+    racing = {"shares": [0.125, 0.5]}
+    items, budget = {"selection": 200, "report": 200}, {"items": 1760}
+    recipe = make_recipe(
+        alphas=ALPHAS, checkpoints=3, trials=12, racing=racing, items=items, budget=budget
+    )
+    objectives: Any = pair(num_items=400)
+    placement: Any = FakeEngine()
+    found = search(
+        make_run(tmp_path / "run", recipe),
+        placement=placement,
+        objectives=objectives,
+    )
+    new = list({m.point: m.origin for m in found}.items())[2:]
+    assert len(new) >= 9
+    for count in range(1, len(new) + 1):
+        num_sampled = [origin for _, origin in new[:count]].count("sampler")
+        assert num_sampled == count // SAMPLER_EVERY
+    looks = [point for point, origin in new[:6] if origin == "anchor"]
+    assert any(point.step < FINAL.step and 0 < point.alpha < 1 for point in looks)
+
+
 def items_scored(path: Path, **given: Any) -> int:
     """Items scored by a search where the target falls again beyond alpha 1."""
     recipe = make_recipe(items={"selection": 200, "report": 200}, **given)
@@ -120,7 +157,7 @@ def test_racing_scores_fewer_items_than_measuring_all(tmp_path: Path):
     alphas = {"alphas": [0.3, 1.5, 2.0, 2.5], "trials": 0}
     whole = items_scored(tmp_path / "whole", racing={"shares": []}, **alphas)
     raced = items_scored(tmp_path / "raced", racing={"shares": [0.125, 0.5]}, **alphas)
-    assert whole == 8 * 400
+    assert whole == 10 * 400
     assert raced < whole
 
 

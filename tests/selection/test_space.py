@@ -30,6 +30,10 @@ def test_anchors_are_base_final_the_alphas_and_even_checkpoints_in_this_order():
         "step 40 alpha 1",
         "step 60 alpha 1",
         "step 80 alpha 1",
+        "step 20 alpha 0.5",
+        "step 40 alpha 0.5",
+        "step 60 alpha 0.5",
+        "step 80 alpha 0.5",
     ]
 
 
@@ -39,7 +43,9 @@ def test_earlier_checkpoints_are_distinct_and_as_even_as_the_steps_allow(
     num_steps: int, checkpoints: int
 ):
     section = SearchSection(alphas=(), checkpoints=checkpoints)
-    picked = [point.step for point in anchors(range(1, num_steps + 1), section)[2:]]
+    earlier = anchors(range(1, num_steps + 1), section)[2:]
+    picked = [point.step for point in earlier if point.alpha == 1]
+    assert [point.step for point in earlier if point.alpha == 0.5] == picked
     assert len(picked) == len(set(picked)) == min(checkpoints, num_steps - 1)
     gaps = [b - a for a, b in pairwise([0, *picked, num_steps])]
     assert max(gaps) - min(gaps) <= 1
@@ -108,13 +114,21 @@ def test_profiles_safe_and_min_are_anchors_at_alpha_one():
     assert [str(point) for point in anchors(STEPS, section)][2:] == ["step 100 alpha 1 safe"]
 
 
-def test_under_a_budget_the_first_few_anchors_lie_far_apart():
-    found = anchors(STEPS, SearchSection(checkpoints=2))
+def test_under_a_budget_the_first_anchors_lie_far_apart_in_step_and_alpha():
+    found = anchors(STEPS, SearchSection(profiles=("uniform", "safe")))
     ordered = farthest_first(found)
     assert sorted(map(str, ordered)) == sorted(map(str, found))
     assert ordered[:2] == found[:2]
-    assert [point.alpha for point in ordered[2:5]] == [0.5, 0.8, 0.3]
-    assert [point.step for point in ordered[-2:]] == [point.step for point in found[-2:]]
+    first = ordered[2:8]
+    assert {point.alpha for point in first if point.step == 100} == {0.3, 0.5, 0.8}
+    assert {point.alpha for point in first if point.step < 100} == {0.5, 1.0}
+    assert ordered[-1] == Point(step=100, profile="safe")
+
+
+def test_under_a_budget_steps_are_apart_by_their_doublings_and_less_so_near_the_base():
+    ordered = farthest_first(anchors(STEPS, SearchSection(alphas=(), checkpoints=9)))
+    assert [point.step for point in ordered if point.alpha == 1][:3] == [100, 10, 30]
+    assert ordered.index(Point(step=30)) < ordered.index(Point(step=30, alpha=0.5))
 
 
 @pytest.mark.parametrize(

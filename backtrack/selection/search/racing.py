@@ -4,6 +4,7 @@ The selection items are split into rungs, the same at every point, as in success
 EVALUATION is one point and the next rung it lacks:
 
 1. Every anchor, base and final checkpoint first, then every point of the sampler, gets rung 0.
+   With a budget, these take turns (see `scheduler`).
 2. A point is DROPPED once it is significantly worse than another point on both roles: on each, the
    one-sided paired bootstrap interval of the difference lies above zero, at the recipe's level
    divided by the number of rungs after which a point is tested (Bonferroni). Its measurements
@@ -81,8 +82,11 @@ def dropped(scores: RoleScores, level: float) -> Flags:
 
 def probability_best(scores: RoleScores, weights: Sequence[float] = WEIGHTS) -> Floats:
     """Probability of each point to have the highest utility, summed over weights, [points]."""
-    roles = scores.smoothed
-    samples = _posterior_samples(roles, scores.seed)
+    return _chances_best(scores.smoothed, scores.seed, weights)
+
+
+def _chances_best(roles: SmoothedRoles, seed: int, weights: Sequence[float]) -> Floats:
+    samples = _posterior_samples(roles, seed)
     total = np.zeros(len(roles.points))
     for weight in weights:
         total += chances_best(roles.at(weight).weigh(samples))
@@ -140,3 +144,15 @@ def next_anchor(
         if point not in known and point not in running:
             return Evaluation(point, 0, "anchor")
     return None
+
+
+def likeliest_first(scores: RoleScores, points: Sequence[Point]) -> list[Point]:
+    """Sort points that are not measured: the one most likely to be the best of all first.
+
+    Args:
+        scores: Scores of the selection items at the measured points.
+        points: The points; equally likely ones keep their order.
+    """
+    chances = _chances_best(scores.smoothed.with_unmeasured(points), scores.seed, WEIGHTS)
+    unmeasured = chances[len(chances) - len(points) :]
+    return [points[i] for i in np.argsort(-unmeasured, kind="stable")]

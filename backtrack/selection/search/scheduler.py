@@ -4,6 +4,9 @@ One decision, from the recorded measurements alone:
 
 1. While the budget allows the first rung of one more point (`EXPLORATION_SHARE`): the first anchor
    that nobody has measured; after the last anchor the sampler's next proposal, `trials` in all.
+   With a budget, which may end before the last anchor, the first `FIRST_LOOKS` points lie far
+   apart, the next anchor is then the one most likely to be the best (see `racing`), and every
+   fourth new point is the sampler's (`SAMPLER_EVERY`).
 2. Otherwise, if base and final checkpoint are measured: the next rung of the point most likely to
    be the best (see `racing`).
 3. Otherwise nothing: the search ends when no other worker is measuring.
@@ -19,6 +22,7 @@ from backtrack.selection.search.budget import Budget, Cost, Plan
 from backtrack.selection.search.racing import (
     EXPLORATION_SHARE,
     Evaluation,
+    likeliest_first,
     next_anchor,
     next_rung,
 )
@@ -36,6 +40,11 @@ if TYPE_CHECKING:
     from backtrack.selection.search.study import Ledger
     from backtrack.selection.stats.table import ScoreTable
 
+FIRST_LOOKS = 6
+"""Points that lie far apart, base and final checkpoint among them, before the likeliest ones."""
+SAMPLER_EVERY = 4
+"""Of the points that a budget allows besides base and final checkpoint, every fourth is the
+sampler's."""
 MAX_REPEATS = 40
 """Random proposals, after the sampler proposed a known point, before the space is exhausted."""
 
@@ -117,14 +126,29 @@ class Scheduler:
         table = self._observations.table()
         has_ends = self._observations.has_ends(table)
         if self._may_explore(table, has_ends=has_ends):
-            anchor = next_anchor(self.anchors, table.points, running)
-            if anchor is not None:
-                return Decision(anchor)
-            if has_ends:
-                proposal = self._propose(table, running)
-                if proposal is not None:
-                    return proposal
+            kinds = [self._next_anchor, self._propose] if has_ends else [self._next_anchor]
+            if self._is_turn_of_sampler(table):
+                kinds.reverse()
+            for kind in kinds:
+                decision = kind(table, running)
+                if decision is not None:
+                    return decision
         return self._next_rung(table, running) if has_ends else None
+
+    def _is_turn_of_sampler(self, table: ScoreTable) -> bool:
+        """Whether the sampler would have less than its share with one more anchor."""
+        num_after = len(table.points) - len(self._evaluator.ends) + 1
+        due = num_after // SAMPLER_EVERY
+        return self._budget.is_bounded and table.origins.count("sampler") < due
+
+    def _next_anchor(self, table: ScoreTable, running: Sequence[Point]) -> Decision | None:
+        order: Sequence[Point] = self.anchors
+        is_by_chance = self._budget.is_bounded and len(table.points) >= FIRST_LOOKS
+        if is_by_chance and self._observations.has_ends(table):
+            left = [point for point in order if point not in table.points]
+            order = likeliest_first(self._observations.by_role(table), left) if left else ()
+        anchor = next_anchor(order, table.points, running)
+        return None if anchor is None else Decision(anchor)
 
     def _may_explore(self, table: ScoreTable, *, has_ends: bool) -> bool:
         """Whether the budget allows one more first rung without using the share of later rungs."""

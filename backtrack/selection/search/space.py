@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
     Value = int | float | str
 
+EARLIER_ALPHAS = (0.5,)
+"""Alphas of earlier checkpoints that are always measured, besides 1."""
+DOUBLING = 0.3
+"""Alphas that a doubling of the steps counts as at alpha 1."""
 ALPHA_STEP = 0.01
 MULTIPLIER_STEP = 0.05
 STEP, ALPHA, PROFILE = "step", "alpha", "profile"
@@ -35,17 +39,20 @@ MULTIPLIERS: dict[str, tuple[str, ...]] = {
 def anchors(steps: Sequence[int], section: SearchSection) -> tuple[Point, ...]:
     """Points that are always measured: base, final checkpoint, its alphas, earlier checkpoints.
 
-    The profiles `safe` and `min`, if the search may propose them, are measured at alpha 1: they
-    are designed to need no search for alpha.
+    Earlier checkpoints are measured at alpha 1 and at `EARLIER_ALPHAS`: where training went too
+    far, the best point lies at one of them, and not at its full strength. The profiles `safe` and
+    `min`, if the search may propose them, are measured at alpha 1: they are designed to need no
+    search for alpha.
 
     Args:
         steps: The run's steps, ascending; at least one.
         section: The recipe's search section: alphas, number of checkpoints, profiles.
     """
     final = steps[-1]
+    earlier = _evenly_spaced(steps, section.checkpoints)
     points = [Point.base(), Point(step=final)]
     points += [Point(step=final, alpha=alpha) for alpha in section.alphas]
-    points += [Point(step=step) for step in _evenly_spaced(steps, section.checkpoints)]
+    points += [Point(step=step, alpha=a) for a in (1.0, *EARLIER_ALPHAS) for step in earlier]
     points += [Point(step=final, profile=p) for p in section.profiles if p in ("safe", "min")]
     return tuple(dict.fromkeys(points))
 
@@ -53,25 +60,32 @@ def anchors(steps: Sequence[int], section: SearchSection) -> tuple[Point, ...]:
 def farthest_first(points: Sequence[Point]) -> tuple[Point, ...]:
     """Sort the anchors so that any first few lie far apart, for a budget that may run out.
 
-    Base and final checkpoint come first. Then alphas of the final checkpoint by farthest-first
-    traversal: always the one farthest from those before, the larger of two equals. Then the others
-    in their order.
+    Base and final checkpoint come first. Then the uniform ones by farthest-first traversal:
+    always the one farthest from those before, the larger alpha of two equals. Two points are
+    apart by their alphas and by what training changed in between: `DOUBLING` for each doubling of
+    the steps, times the smaller alpha. Then the others in their order.
 
     Args:
         points: The result of `anchors`.
     """
-    ends, final = points[:2], points[1]
-    rest = [p for p in points[2:] if (p.step, p.profile) == (final.step, final.profile)]
+    ordered = list(points[:2])
+    rest = [p for p in points[2:] if p.profile == "uniform"]
     others = [p for p in points[2:] if p not in rest]
-    ordered = list(ends)
 
     def distance(point: Point) -> tuple[float, float]:
-        return round(min(abs(point.alpha - p.alpha) for p in ordered), 9), point.alpha
+        return round(min(_distance(point, p) for p in ordered), 9), point.alpha
 
     while rest:
         ordered.append(max(rest, key=distance))
         rest.remove(ordered[-1])
     return (*ordered, *others)
+
+
+def _distance(point: Point, other: Point) -> float:
+    """How far apart two uniform points lie, in alphas; all steps meet in the base."""
+    shared = min(point.alpha, other.alpha)
+    doublings = abs(math.log2(point.step / other.step)) if shared else 0.0
+    return abs(point.alpha - other.alpha) + DOUBLING * shared * doublings
 
 
 def _evenly_spaced(steps: Sequence[int], count: int) -> list[int]:

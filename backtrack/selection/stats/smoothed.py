@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
     Flags = NDArray[np.bool_]
+
+UNMEASURED = 1e4
+"""Error of a score that says nothing, in points."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,30 @@ class SmoothedRoles:
     def at(self, weight: float) -> SmoothedScores:
         """Weigh the scores; smoothers and samples are shared by all weights."""
         return SmoothedScores(self, weight)
+
+    def with_unmeasured(self, points: Sequence[Point]) -> SmoothedRoles:
+        """The same scores, smoothed over further points that are not measured.
+
+        Such a point has a score of no weight, as one measured with an error of `UNMEASURED`.
+        """
+        more, known = len(points), len(self.points)
+
+        def padded(values: Floats) -> Floats:
+            return np.concatenate([values, np.zeros((*values.shape[:-1], more))], axis=-1)
+
+        errors = np.zeros((len(self.errors), known + more, known + more))
+        errors[:, :known, :known] = self.errors
+        unmeasured = np.arange(known, known + more)
+        errors[:, unmeasured, unmeasured] = UNMEASURED**2
+        return replace(
+            self,
+            points=(*self.points, *points),
+            distances=padded(self.distances),
+            shares=padded(self.shares),
+            scores=padded(self.scores),
+            samples=padded(self.samples),
+            errors=errors,
+        )
 
     @cached_property
     def smoothers(self) -> tuple[Smoother, ...]:
