@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from backtrack.errors import ObjectiveError
 from backtrack.evaluate.language_model import ScoredSequence
+from backtrack.evaluate.shared_reading.prefix_tree import num_shared
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +46,7 @@ def encode_continuations(
     """
     prompt_ids = encode(tokenizer, prompt, is_templated=is_templated)
     sequences = [encode(tokenizer, prompt + c, is_templated=is_templated) for c in completions]
-    first = min(_num_shared(prompt_ids, ids) for ids in sequences)
+    first = min(num_shared(prompt_ids, ids) for ids in sequences)
     if first > 0:
         return [ScoredSequence(ids, first) for ids in sequences]
     opening = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
@@ -55,12 +56,6 @@ def encode_continuations(
             "an EOS token to read first. Give every item a prompt."
         )
     return [ScoredSequence([opening, *ids], 1) for ids in sequences]
-
-
-def _num_shared(left: Sequence[int], right: Sequence[int]) -> int:
-    """Length of the common prefix."""
-    pairs = zip(left, right, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
 
 
 def user_turn(tokenizer: Any, text: str) -> str:

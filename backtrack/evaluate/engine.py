@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from backtrack.evaluate.language_model import LanguageModel
     from backtrack.point import Point
     from backtrack.recipe import PlacementSection
-    from backtrack.records import BaseModelReference, CurveName, Form
+    from backtrack.records import BaseModelReference, BatchSize, CurveName, Form
 
 
 class RowStrengths(Protocol):
@@ -31,7 +31,7 @@ class RowStrengths(Protocol):
 
     def shared(self, here: Point, points: Sequence[Point]) -> tuple[Point, ...]: ...
 
-    def by_row(self, points: Sequence[Point], num_rows: int) -> AbstractContextManager[None]: ...
+    def by_row(self, points: Sequence[Point]) -> AbstractContextManager[None]: ...
 
 
 class PlacedModel(Protocol):
@@ -71,7 +71,7 @@ class RunFacts:
     base: BaseModelReference
     final: Point
     folder: Path
-    batch_size: int
+    batch_size: BatchSize
 
 
 class Engine(ABC):

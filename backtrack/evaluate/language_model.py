@@ -178,7 +178,7 @@ class LanguageModel(ABC):
         Raises:
             ObjectiveError: `max_new_tokens` leaves no room for any prompt.
         """
-        ending = self._ending_tokens()
+        ending = self._ending_tokens(limits.stop)
         completions = self._complete(self._with_room(prompts, limits), limits, ending, sampling)
         return [[self._text(ids, ending, limits.stop) for ids in each] for each in completions]
 
@@ -210,12 +210,21 @@ class LanguageModel(ABC):
             )
         return [ids if room is None else ids[-room:] for ids in prompts]
 
-    def _ending_tokens(self) -> list[int]:
-        """EOS tokens of the model's generation config and of the tokenizer, ascending."""
+    def _ending_tokens(self, stop: Sequence[str]) -> list[int]:
+        """Tokens that end a completion, ascending.
+
+        They are the EOS tokens of the model's generation config and of the tokenizer, and stop
+        texts that are special tokens, which no decoded text ever shows.
+        """
         of_model = getattr(self._generation_config, "eos_token_id", None)
         listed = of_model if isinstance(of_model, list) else [of_model]
-        every = {*listed, self.tokenizer.eos_token_id}
+        of_texts = [token for token, text in self._special_tokens().items() if text in stop]
+        every = {*listed, *of_texts, self.tokenizer.eos_token_id}
         return sorted(token for token in every if token is not None)
+
+    def _special_tokens(self) -> dict[int, str]:
+        added = self.tokenizer.added_tokens_decoder
+        return {token: each.content for token, each in added.items() if each.special}
 
     def _text(self, ids: Sequence[int], ending: Sequence[int], stop: Iterable[str]) -> str:
         end = next((index for index, token in enumerate(ids) if token in ending), len(ids))

@@ -12,21 +12,23 @@ the bound and sharing gains nothing, are decoded alone.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
 from backtrack.evaluate.answers_ahead import AnswersAhead
 from backtrack.evaluate.engine import Engine
+from backtrack.evaluate.token_choice import TokenChoice
 from backtrack.evaluate.torch_model import TorchModel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from backtrack.evaluate.engine import PlacedModel, RowStrengths, RunFacts
-    from backtrack.evaluate.language_model import CompletionLimits, LanguageModel
-    from backtrack.evaluate.torch_model import SeededSampling
+    from backtrack.evaluate.language_model import CompletionLimits, LanguageModel, Sampling
     from backtrack.point import Point
+    from backtrack.records import BatchSize
 
 
 class TransformersEngine(Engine):
@@ -65,48 +67,44 @@ class TransformersEngine(Engine):
 
 
 class SharedStrengthsModel(TorchModel):
-    """Decodes each batch at several strengths of one LoRA.
+    """Completes prompts at several strengths of one LoRA.
 
     Attributes:
-        answers: Token ids of the batches decoded so far, by point.
+        answers: Token ids of the completions so far, by point.
     """
 
-    def __init__(self, placed: PlacedModel, strengths: RowStrengths, batch_size: int) -> None:
+    def __init__(
+        self, placed: PlacedModel, strengths: RowStrengths, batch_size: BatchSize
+    ) -> None:
         super().__init__(placed.model, placed.tokenizer, batch_size)
         self._strengths = strengths
-        self.answers: AnswersAhead[list[list[int]]] = AnswersAhead(placed.point)
+        self.answers: AnswersAhead[list[Sequence[int]]] = AnswersAhead(placed.point)
 
     @override
-    def _generate(
+    def _continue(
         self,
         prompts: Sequence[list[int]],
         limits: CompletionLimits,
         ending: Sequence[int],
-        processors: list[SeededSampling] | None,
-    ) -> list[list[int]]:
-        if processors is not None:
-            return super()._generate(prompts, limits, ending, processors)
+        sampling: Sampling | None,
+        seeds: Sequence[int],
+    ) -> list[Sequence[int]]:
+        if sampling is not None or not self.reads_trees:
+            return super()._continue(prompts, limits, ending, sampling, seeds)
         request = (tuple(map(tuple, prompts)), limits, tuple(ending))
         if not self.answers.has(self.answers.point, request):
-            self._decode(request, prompts, limits, ending)
+            self._decode(request, prompts, TokenChoice(self.tokenizer, limits, ending))
         return self.answers.here(request)
 
     def _decode(
-        self,
-        request: tuple[object, ...],
-        prompts: Sequence[list[int]],
-        limits: CompletionLimits,
-        ending: Sequence[int],
+        self, request: tuple[object, ...], prompts: Sequence[list[int]], choice: TokenChoice
     ) -> None:
-        """Decode a batch at the current point and at as many others as there is room for."""
+        """Complete prompts at the current point and at as many others as there is room for."""
         here, *others = self.answers.points
-        num_others = max(self._strengths.max_rows // len(prompts) - 1, 0)
+        num_rows = min(len(prompts), self.budget(prompts).rows)
+        num_others = max(self._strengths.max_rows // max(num_rows, 1) - 1, 0)
         points = (here, *self._strengths.shared(here, others)[:num_others])
-        if len(points) == 1:
-            rows = super()._generate(prompts, limits, ending, None)
-        else:
-            with self._strengths.by_row(points, len(prompts)):
-                rows = super()._generate(list(prompts) * len(points), limits, ending, None)
+        with self._strengths.by_row(points) if len(points) > 1 else nullcontext():
+            written = self._written(prompts, lambda _: choice, len(points))
         for index, point in enumerate(points):
-            start = index * len(prompts)
-            self.answers.keep(point, request, rows[start : start + len(prompts)])
+            self.answers.keep(point, request, [copies[index] for copies in written])

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from backtrack.point import MAX_ALPHA
 from backtrack.recipe.sections import Section
+from backtrack.records import BatchSize
 from backtrack.records.selection import Constraints
 
 
@@ -88,8 +89,9 @@ class SearchSection(Section):
     costs all selection and report items once, outside the budget."""
     mean_of: Annotated[int, Field(ge=2)] = 3
     """How many of the last checkpoints the baseline `mean` averages."""
-    batch_size: Annotated[int, Field(ge=1)] = 16
-    """Sequences per forward pass; fixed, since batch composition changes scores slightly."""
+    batch_size: BatchSize = "auto"
+    """Sequences at a time; `auto` is what fits the memory. The same at every point, since batch
+    composition changes scores slightly."""
     seed: int = 0
     """Seed of the item split, the sampler and the bootstrap."""
 

@@ -27,7 +27,7 @@ from backtrack.records.record import (
     Split,
 )
 from backtrack.records.run import BaseModelReference, CheckpointEntry, Manifest, Method, Storage
-from backtrack.records.setting import Setting
+from backtrack.records.setting import BatchSize, Setting
 
 __all__ = [
     "BITS",
@@ -36,6 +36,7 @@ __all__ = [
     "ROLES",
     "Axis",
     "BaseModelReference",
+    "BatchSize",
     "CheckpointEntry",
     "CurveName",
     "Direction",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,9 @@ from backtrack.records.record import CurveName, Form, Record, Split, short_diges
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+BatchSize = Literal["auto"] | Annotated[int, Field(ge=1)]
+"""Sequences at a time; `auto` for what fits the memory."""
 
 
 class Setting(Record):
@@ -31,7 +34,7 @@ class Setting(Record):
         objectives: The objectives, with fingerprints.
         items: Ids of all items by split and objective's name, sorted.
         seed: Seed of the split.
-        batch_size: Sequences a forward pass. Like the versions and unlike all above it moves
+        batch_size: Sequences at a time. Like the versions and unlike all above it moves
             scores by rounding only, and is no part of a digest.
         versions: Versions of what computes scores, by library.
         created: Time of creation, ISO 8601 in UTC.
@@ -46,7 +49,7 @@ class Setting(Record):
     objectives: tuple[ObjectiveInfo, ...]
     items: dict[Split, dict[str, tuple[str, ...]]]
     seed: int
-    batch_size: int
+    batch_size: BatchSize
     versions: dict[str, str] = Field(default_factory=dict)
     created: str
 

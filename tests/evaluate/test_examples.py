@@ -126,12 +126,12 @@ def test_a_completion_ends_before_the_first_stop_string(build, successor, tokeni
 
 
 def test_generation_stops_once_every_row_has_written_a_stop_string(build, successor, tokenizer):
-    steps = []
+    asked, steps = as_model(successor, tokenizer), []
     successor.register_forward_pre_hook(lambda *_: steps.append(1))
     records = [{"prompt": "say x", "completion": "yz"}, {"prompt": "y", "completion": "z"}]
     objective = build(records, max_new_tokens=200, stop=["ab"])
-    objective.measure(as_model(successor, tokenizer), ["items/0", "items/1"])
-    assert len(steps) == 4
+    objective.measure(asked, ["items/0", "items/1"])
+    assert len(steps) == 1 + 4  # both prompts in one pass, then a token of each in a pass
 
 
 def test_an_end_token_ends_a_completion(build, successor, tokenizer):
@@ -198,13 +198,13 @@ def test_tokens_are_sampled_by_their_probability(model, tokenizer):
 
 
 def test_sequences_that_differ_in_their_last_token_are_read_once(build, model, tokenizer):
-    shapes = []
+    asked, shapes = as_model(model, tokenizer), []
     model.register_forward_pre_hook(
         lambda _m, _a, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
     records = [{"prompt": "the cat", "choices": ["x", "q", "m"], "completion": "q"}] * 2
     objective = build(records, score="choice")
-    objective.measure(as_model(model, tokenizer), ["items/0"])
+    objective.measure(asked, ["items/0"])
     assert [rows for rows, _ in shapes] == [1]
 
 
@@ -300,9 +300,9 @@ def test_the_chat_template_makes_the_prompt(build, successor, fresh_tokenizer):
         "<s>{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{% endfor %}"
         "{% if add_generation_prompt %} say k{% endif %}"
     )
-    seen = []
+    asked, seen = as_model(successor, tokenizer), []
     successor.register_forward_pre_hook(
-        lambda _m, _a, kwargs: seen.append(kwargs["input_ids"][0].tolist()), with_kwargs=True
+        lambda _m, _a, kwargs: seen.extend(kwargs["input_ids"][0].tolist()), with_kwargs=True
     )
     objective = build(
         [{"prompt": "x", "completion": "lmn"}] * 2,
@@ -310,8 +310,8 @@ def test_the_chat_template_makes_the_prompt(build, successor, fresh_tokenizer):
         apply_chat_template=True,
         max_new_tokens=3,
     )
-    assert objective.measure(as_model(successor, tokenizer), ["items/0"]) == (1,)
-    assert tokenizer.decode(seen[0]) == "<s>[user] x say k"
+    assert objective.measure(asked, ["items/0"]) == (1,)
+    assert tokenizer.decode(seen) == "<s>[user] x say klm"
 
 
 def test_items_are_named_by_distinct_ids_without_slash_else_by_index(build):

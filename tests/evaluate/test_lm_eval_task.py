@@ -140,15 +140,15 @@ def test_weights_changed_in_place_change_the_scores_and_back(build, successor, t
     assert objective.measure(as_model(successor, tokenizer), asked) == before
 
 
-def test_the_batch_size_is_the_recipes_and_the_batches_repeat(build, model, tokenizer):
+def test_the_batches_repeat_in_whatever_order_documents_are_asked_for(build, model, tokenizer):
     objective = build(CHOICE)
     asked = numbered("toy_choice", *range(7))
+    with_model = as_model(model, tokenizer, 1)
     shapes = batches_of(model)
-    first = objective.measure(as_model(model, tokenizer, 3), asked)
+    first = objective.measure(with_model, asked)
     num_first = len(shapes)
-    again = objective.measure(as_model(model, tokenizer, 3), asked[::-1])
-    assert {rows for rows, _ in shapes[:-1]} <= {1, 2, 3}
-    assert max(rows for rows, _ in shapes) == 3
+    again = objective.measure(with_model, asked[::-1])
+    assert num_first > 1
     assert shapes[num_first:] == shapes[:num_first]
     assert again == first[::-1]
 

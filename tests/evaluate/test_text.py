@@ -71,12 +71,12 @@ def test_a_uniform_model_spends_the_bits_of_its_vocabulary(build, model, tokeniz
 
 def test_no_opening_token_is_read_where_the_tokenizer_has_none(build, model, fresh_tokenizer):
     bare = fresh_tokenizer(has_bos=False)
-    seen = []
+    asked, seen = as_model(model, bare), []
     model.register_forward_pre_hook(
         lambda _m, _a, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
     )
     objective = build(tokenizer=bare)
-    objective.measure(as_model(model, bare), objective.item_ids[:1])
+    objective.measure(asked, objective.item_ids[:1])
     assert seen[0].tolist() == [bare(TEXT)["input_ids"][:15]]  # the 16th is scored, not read
 
 

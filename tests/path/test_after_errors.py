@@ -188,6 +188,6 @@ def test_an_error_in_a_batch_of_several_strengths_leaves_the_model_where_it_was(
     before = probe(placement.model)
     rows = placement.row_strengths
     assert rows is not None
-    with pytest.raises(RuntimeError, match="stop"), rows.by_row([HERE, Point(step=60)], 1):
+    with pytest.raises(RuntimeError, match="stop"), rows.by_row([HERE, Point(step=60)]):
         raise RuntimeError("stop")
     assert torch.equal(probe(placement.model), before)

@@ -43,8 +43,8 @@ class RowStrengths:
         return tuple(point for point in alike if point != here)
 
     @contextmanager
-    def by_row(self, points: Sequence[Point], num_rows: int) -> Iterator[None]:
-        """Scale a batch that holds `num_rows` rows for each of the points, point by point.
+    def by_row(self, points: Sequence[Point]) -> Iterator[None]:
+        """Scale a batch that holds one row for each of the points.
 
         Afterwards the model is at the first point.
         """
@@ -53,7 +53,7 @@ class RowStrengths:
         layers = _tuner_layers(model)
         scalings = [layer.scaling[adapter] for layer in layers]
         alphas = torch.tensor([point.alpha for point in points], device=model.device)
-        strengths = alphas.repeat_interleave(num_rows)[:, None, None]
+        strengths = alphas[:, None, None]
         try:
             self._place(points[0].model_copy(update={"alpha": 1.0}))
             for layer, scaling in zip(layers, scalings, strict=True):

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     ByName = dict[str, tuple[str, ...]]
 
+RUNG_UNIT = 16
+"""Items that a rung is a multiple of where the batch size is left open."""
+
 
 class Items:
     """Ids of the items of a run's objectives, by objective's name.
@@ -54,8 +57,9 @@ class Items:
         if split not in self._rungs:
             section = self._section
             shares = section.racing.shares if split == "selection" else ()
+            unit = RUNG_UNIT if section.batch_size == "auto" else section.batch_size
             by_name = {
-                name: nested_rungs(ids, shares, section.seed, section.batch_size)
+                name: nested_rungs(ids, shares, section.seed, unit)
                 for name, ids in self.of(split).items()
             }
             count = max(len(rungs) for rungs in by_name.values())

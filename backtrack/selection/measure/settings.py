@@ -103,9 +103,9 @@ def _counts(found: Sequence[Measurement], current: Mapping[int, str]) -> dict[st
 def differences(settings: Sequence[Setting], current: Setting) -> Iterator[str]:
     """Say what differs by rounding between lines of the same setting."""
     same = [s for s in settings if set(s.digests.values()) & set(current.digests.values())]
-    sizes = sorted({s.batch_size for s in same})
+    sizes = sorted({str(s.batch_size) for s in same}, key=lambda size: (len(size), size))
     if len(sizes) > 1:
-        listed = " and ".join(str(size) for size in sizes)
+        listed = " and ".join(sizes)
         yield f"Measured in batches of {listed}: scores may differ by rounding between them."
     for name in LIBRARIES:
         versions = sorted({s.versions[name] for s in same if name in s.versions})

@@ -1,0 +1,1 @@
+"""Reading many token sequences with each shared prefix read once."""
