@@ -20,7 +20,7 @@ from backtrack.errors import ObjectiveError
 from backtrack.evaluate import plain_decoding
 from backtrack.evaluate.language_model import LanguageModel
 from backtrack.evaluate.shared_reading import memory
-from backtrack.evaluate.shared_reading.decoding import completions
+from backtrack.evaluate.shared_reading.decoding import completions, share_much
 from backtrack.evaluate.shared_reading.scoring import likelihoods
 from backtrack.evaluate.shared_reading.support import reads_trees
 from backtrack.evaluate.token_choice import TokenChoice
@@ -199,8 +199,10 @@ class TorchModel(LanguageModel):
             waiting: Sequence[int], budget: Budget
         ) -> Iterator[tuple[int, list[list[int]]]]:
             asked = [prompts[index] for index in waiting]
-            if is_shared:
+            if is_shared and (copies > 1 or share_much(asked)):
                 return completions(self._model, asked, choice(waiting), budget, copies)
+            # NOTE: 16 prompts that share nothing take 1.3 times as long beside each other as in
+            # rows of their own, since each step compares all with all.
             return plain_decoding.completions(self._model, asked, choice(waiting), budget)
 
         return self._answers(prompts, answer)

@@ -131,7 +131,7 @@ def test_generation_stops_once_every_row_has_written_a_stop_string(build, succes
     records = [{"prompt": "say x", "completion": "yz"}, {"prompt": "y", "completion": "z"}]
     objective = build(records, max_new_tokens=200, stop=["ab"])
     objective.measure(asked, ["items/0", "items/1"])
-    assert len(steps) == 1 + 4  # both prompts in one pass, then a token of each in a pass
+    assert len(steps) == 4
 
 
 def test_an_end_token_ends_a_completion(build, successor, tokenizer):
@@ -141,14 +141,16 @@ def test_an_end_token_ends_a_completion(build, successor, tokenizer):
     assert objective.measure(as_model(successor, tokenizer), ["items/0"]) == (1,)
 
 
-def test_sampling_settings_of_the_model_do_not_count(build, successor, tokenizer):
+@pytest.mark.parametrize("openings", ["xxxx", "abcd"], ids=["shared", "each whole"])
+def test_sampling_settings_of_the_model_do_not_count(build, successor, tokenizer, openings):
     with torch.no_grad():
         successor.lm_head.weight.add_(1.0)  # Leaves a penalty something to prefer.
     successor.generation_config.do_sample = True
     successor.generation_config.temperature = 50.0
     successor.generation_config.repetition_penalty = 1000.0
+    successor.generation_config.suppress_tokens = [tokenizer.convert_tokens_to_ids("z")]
     successor.generation_config.max_length = 3
-    records = [{"prompt": "xyz say x", "completion": "yzabcdefgh"}] * 4
+    records = [{"prompt": f"{o}yz say x", "completion": "yzabcdefgh"} for o in openings]
     objective = build(records, max_new_tokens=10)
     assert objective.measure(as_model(successor, tokenizer), objective.item_ids) == (1, 1, 1, 1)
     assert successor.generation_config.temperature == 50.0

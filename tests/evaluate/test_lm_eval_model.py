@@ -144,3 +144,24 @@ def test_what_no_engine_offers_is_refused_by_name(both: tuple[Any, Any]) -> None
     asked = requests("generate_until", [("the cat", {"num_beams": 4, "max_gen_toks": 3})])
     with pytest.raises(ObjectiveError, match="set 'num_beams' to 4, which is not supported"):
         both[1].generate_until(asked)
+
+
+def test_a_stop_text_that_is_a_special_token_ends_a_completion(
+    model: Any, fresh_tokenizer: Callable[..., Any]
+) -> None:
+    tokenizer = fresh_tokenizer()
+    prompts = texts(6)
+    plain = AskedByLmEval(as_model(model, tokenizer), None)
+    whole = plain.generate_until(
+        requests("generate_until", [(text, {"until": [], "max_gen_toks": 20}) for text in prompts])
+    )
+    # A token of the answers becomes the one that closes a turn.
+    closing = max(tokenizer.tokenize(whole[0])[1:], key=whole[0].count)
+    tokenizer.add_special_tokens({"additional_special_tokens": [closing]})
+    stopping = {"until": [closing], "max_gen_toks": 20}
+    asked = requests("generate_until", [(text, stopping) for text in prompts])
+    # In larger batches it goes on until all rows have stopped, and does not cut what follows.
+    stock = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=1)
+    found = AskedByLmEval(as_model(model, tokenizer), None).generate_until(asked)
+    assert found == stock.generate_until(asked, disable_tqdm=True)
+    assert len(found[0]) < len(whole[0])

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from backtrack.errors import ObjectiveError
 from backtrack.evaluate.build import build_objectives
 from backtrack.evaluate.objectives import lm_eval_library as library
+from tests.bench import reading
 from tests.evaluate.asking import as_model
 
 if TYPE_CHECKING:
@@ -136,3 +137,23 @@ def test_the_small_model_finds_its_own_language_likelier_than_noise(documents, e
     )
     assert all(1.0 < score < 3.5 for score in bits)
     assert all(2.0 < score < 5.5 for score in nats)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "bbh_tasks", "num_documents"),
+    [("bbh", "[cdlr]*", 1), ("gsm8k", "*", 2), ("nq_open", "*", 6)],
+)
+def test_answers_are_those_of_lm_evals_own_model_in_fp32(
+    documents, shared, name, bbh_tasks, num_documents
+):
+    model, tokenizer = reading.load(shared / "models" / "tiny-en", "float32")
+    tasks = reading.load_tasks(name, bbh_tasks, max_gen_toks=12)
+    ours, stock = (
+        reading.answer(lm, model, tasks, num_documents)
+        for lm in (reading.our_model(model, tokenizer), reading.stock_model(model, tokenizer, 2))
+    )
+    assert len(ours.responses) >= num_documents
+    assert reading.gap(ours, stock) < 1e-4
+    assert reading.num_equal(ours, stock) == len(stock.responses)
+    assert ours.num_tokens < stock.num_tokens if name == "bbh" else True

@@ -66,9 +66,13 @@ def counted(engine: TransformersEngine) -> list[int]:
 
 
 def decoding_of(num_strengths: int, limits: CompletionLimits = LIMITS) -> list[int]:
-    """Tokens of each pass when both prompts are read, all but the last tokens first."""
+    """Tokens of each pass when both prompts are completed at several strengths at once."""
     read = sum(len(prompt) - 1 for prompt in PROMPTS)
     return [read * num_strengths, *[2 * num_strengths] * limits.max_new_tokens]
+
+
+ALONE = [8, *[2] * (LIMITS.max_new_tokens - 1)]
+"""Likewise at one: the prompts share nothing, so they are padded to a batch of two rows."""
 
 
 def test_expected_points_are_decoded_with_the_first_and_are_the_same(run: Run) -> None:
@@ -115,7 +119,7 @@ def test_sampled_completions_are_decoded_alone_and_the_same_at_any_time(run: Run
     sampling = Sampling(2, temperature=1.0)
     first = ask(engine, sampling=sampling)
     # Two samples of each prompt, which is read once.
-    assert rows == [*decoding_of(1)[:1], *[4] * LIMITS.max_new_tokens]
+    assert rows == [5, *[4] * LIMITS.max_new_tokens]
     assert ask(engine, sampling=sampling) == first
 
 
@@ -128,7 +132,7 @@ def test_a_batch_that_fills_the_device_is_decoded_alone(
     engine.expect(POINTS)
     engine.place(POINTS[0])
     ask(engine)
-    assert rows == decoding_of(1)
+    assert rows == ALONE
 
 
 @pytest.mark.parametrize(
@@ -173,4 +177,4 @@ def test_the_base_is_decoded_alone(run: Run) -> None:
     rows = counted(engine)
     engine.expect(POINTS)
     assert ask(engine) == alone(Placement(run, device="cpu"), Point.base())
-    assert rows == decoding_of(1)
+    assert rows == ALONE

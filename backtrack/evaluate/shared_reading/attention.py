@@ -55,9 +55,10 @@ def attention_mask(model: Any, visible: Tensor, keys: Tensor, queries: Tensor) -
 
 
 def _formed(visible: Tensor, model: Any) -> Tensor:
-    """A mask with a dimension for heads: truth values for SDPA, else what is added to scores."""
-    if _implementation(model) == "sdpa":
-        return visible[:, None]
+    """What is added to attention scores, with a dimension for heads.
+
+    Truth values would be turned into it in every layer.
+    """
     added = torch.zeros(visible.shape, dtype=model.dtype, device=visible.device)
     return added.masked_fill(~visible, torch.finfo(model.dtype).min)[:, None]
 

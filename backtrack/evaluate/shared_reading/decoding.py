@@ -1,7 +1,7 @@
 """Completions of prompts that share what they begin with, written beside each other.
 
 The prompts of a batch are one tree, read once; what is written after each is a branch of its own.
-All branches are one row: the shared prefix is held and looked up once, not once a prompt.
+All branches are one row: the shared prefix is held once, not once a prompt.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from backtrack.evaluate.shared_reading.passes import Budget
 
 
+MOST_OWN = 0.75
+"""Share of the prompts' tokens that may be nobody else's, for them to be written side by side."""
+
+
 class Decoding(Protocol):
     """How the next tokens are chosen, and where a completion ends."""
 
@@ -35,6 +39,11 @@ class Decoding(Protocol):
     def is_over(self, written: Sequence[int]) -> bool:
         """Whether new tokens end a completion."""
         ...
+
+
+def share_much(prompts: Sequence[list[int]]) -> bool:
+    """Whether prompts share enough to be completed as branches of one tree."""
+    return len(PrefixTree.of(prompts).tokens) <= MOST_OWN * sum(map(len, prompts))
 
 
 def completions(
