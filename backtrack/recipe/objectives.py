@@ -96,6 +96,9 @@ class _DocumentsObjective(ObjectiveSection):
     """Configuration name of a data set that has several."""
     split: str = "test"
     """Split, with slices as in `datasets`: `test[:500]`."""
+    cluster: str | None = None
+    """Format or name of a field that several items share, such as a passage. Items that share it
+    are drawn, resampled and counted together."""
 
     @property
     def default_name(self) -> str:
@@ -136,6 +139,9 @@ class LmEvalObjective(ObjectiveSection):
     """Give few-shot examples as turns of a chat."""
     max_gen_toks: Annotated[int, Field(ge=1)] | None = None
     """New tokens at most; lm-eval's own default of 256 cuts long chains of thought."""
+    cluster: str | None = None
+    """Format or name of a field that several documents share, such as a passage. Documents that
+    share it are drawn, resampled and counted together."""
     sampling: SamplingSection | None = None
     """For tasks that generate: the mean over sampled answers. None is as the task says, which is
     nearly always greedy."""
@@ -230,6 +236,9 @@ class PythonObjective(ObjectiveSection):
     """`module:function`; `function.item_ids()` lists the items, or `items` says how many."""
     items: Annotated[int, Field(ge=1)] | None = None
     """Number of items, if the function does not list them."""
+    cluster: str | None = None
+    """`module:function` from an item's id to the name of what it shares with others. Items that
+    share it are drawn, resampled and counted together."""
     direction: Direction = "maximize"
     """Whether more or less is better."""
     unit: str = FRACTION
@@ -243,7 +252,9 @@ class PythonObjective(ObjectiveSection):
 
     @property
     def code(self) -> str | None:
-        """The function."""
+        """Its functions."""
+        if self.cluster is not None:
+            return f"the functions {self.function} and {self.cluster}"
         return f"the function {self.function}"
 
     @property

@@ -28,7 +28,7 @@ class Record(BaseModel):
 
 
 class Interval(Record):
-    """An estimate with a two-sided bootstrap interval."""
+    """An estimate with a two-sided interval, see `backtrack.selection.stats.intervals`."""
 
     estimate: float
     low: float

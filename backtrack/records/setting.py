@@ -33,6 +33,10 @@ class Setting(Record):
         engine: What of the engine decides its scores.
         objectives: The objectives, with fingerprints.
         items: Ids of all items by split and objective's name, sorted.
+        clusters: First item of each item's cluster, by item, of the objectives whose items share
+            something, by name.
+        shared_fields: Field whose long text several items share though the recipe names no
+            cluster, by objective's name.
         seed: Seed of the split.
         batch_size: Sequences at a time. Like the versions and unlike all above it moves
             scores by rounding only, and is no part of a digest.
@@ -48,6 +52,8 @@ class Setting(Record):
     engine: dict[str, Any]
     objectives: tuple[ObjectiveInfo, ...]
     items: dict[Split, dict[str, tuple[str, ...]]]
+    clusters: dict[str, dict[str, str]] = Field(default_factory=dict)
+    shared_fields: dict[str, str] = Field(default_factory=dict)
     seed: int
     batch_size: BatchSize
     versions: dict[str, str] = Field(default_factory=dict)

@@ -1,6 +1,6 @@
 """Check coverage and false claims: whole selections on items drawn from recorded tables.
 
-    python tests/bench/coverage.py [--selections 600] [--table lora]
+    python tests/bench/coverage.py [--selections 600] [--tables full,lora,oft] [--draws 400]
 
 A selection draws 150 selection items and 150 report items per role from a recorded table, searches
 and chooses as `select` does, racing included, and reports. The truth is the mean over all items of
@@ -14,6 +14,9 @@ claims     with all points made equal (each item's score is drawn anew at every 
            of selections whose verdict says that it does better than one of them
 bounds     share of choices that truly break a bound, which the path truly meets up to alpha 0.5,
            one of the anchors, and no further
+known truth  coverage of the chosen point's own target and of differences, and claims, for rates of
+           0.01 to 0.99, 50 to 200 items, single or in clusters of five, and for a target of 15
+           items beside 200 (see `coverage_cells`)
 bias       mean of reported less true utility of the chosen point, on report items, in points;
            beside it the same on selection items, the optimism that report items avoid
 """
@@ -34,6 +37,7 @@ import numpy as np
 import optuna
 
 from backtrack.errors import SelectionError
+from backtrack.evaluate.objectives.objective import Objective
 from backtrack.point import Point
 from backtrack.recipe import ChoosingRecipe, Recipe
 from backtrack.records.selection import Constraints
@@ -46,12 +50,13 @@ from backtrack.selection.search.driver import Worker
 from backtrack.selection.stats.comparisons import differences
 from backtrack.selection.stats.scores import RoleScores
 from tests.bench import paths
+from tests.bench.coverage_cells import CLUSTER_SIZES, show_cells, show_equals
 from tests.bench.replay import InMemory, Recorded, RecordedEngine, begun, load, near
 
 ITEMS = 150
 
 
-class Drawn:
+class Drawn(Objective):
     """An objective over items drawn with replacement; item `i` is row `i` of the draw."""
 
     def __init__(self, table: Recorded, info: Any, seed: int, *, is_equal: bool) -> None:
@@ -164,12 +169,13 @@ TRADED = paths.Path("flat", 0.0, 0.5, trade=40.0)
 """Target rises and general falls by 20 points, with the square of the strength."""
 
 
-def breaks(bounds: Constraints, num_items: int, seed: int) -> bool:
+def breaks(bounds: Constraints, num_items: int, per_cluster: int, seed: int) -> bool:
     """Whether a choice under bounds truly breaks one of them.
 
     The choice is the point of least general loss under a bound on the target, and the reverse.
     """
-    scores = RoleScores(TRADED.draw(num_items, seed), seed, 1000)
+    table = TRADED.draw(num_items, seed, per_cluster=per_cluster)
+    scores = RoleScores(table, seed, 1000)
     weight = 1.0 if bounds.max_general_drop is not None else 0.0
     try:
         chosen = choose_point(scores, paths.FINAL, weight, bounds).chosen
@@ -182,13 +188,14 @@ def breaks(bounds: Constraints, num_items: int, seed: int) -> bool:
 def show_bounds(num_seeds: int) -> None:
     """Share of choices that truly break a bound, with the margin and without."""
     print("truly broken bounds, with 95% confidence and without (50%)")
-    for (name, bounds), num_items in product(BOUNDS.items(), (50, 200)):
+    for (name, bounds), num_items, size in product(BOUNDS.items(), (50, 200), CLUSTER_SIZES):
         plain = bounds.model_copy(update={"bound_confidence": 0.5})
         shares = [
-            np.mean([breaks(each, num_items, seed) for seed in range(num_seeds)])
+            np.mean([breaks(each, num_items, size, seed) for seed in range(num_seeds)])
             for each in (bounds, plain)
         ]
-        print(f"  {name:<20} {num_items:4d} items  " + "  ".join(f"{s:6.1%}" for s in shares))
+        items = f"{num_items:4d} items, {size} a cluster"
+        print(f"  {name:<20} {items}  " + "  ".join(f"{s:6.1%}" for s in shares), flush=True)
 
 
 def main() -> None:
@@ -198,8 +205,11 @@ def main() -> None:
     parser.add_argument("--selections", type=int, default=600)
     parser.add_argument("--tables", default="full,lora,oft")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--draws", type=int, default=400)
     asked = parser.parse_args()
     names = asked.tables.split(",")
+    show_cells(asked.draws)
+    show_equals(min(asked.draws, 200))
     show_bounds(min(asked.selections, 200))
     for is_equal in (False, True):
         jobs = [(names[i % len(names)], i, is_equal) for i in range(asked.selections)]

@@ -43,6 +43,8 @@ POINTS = anchors(STEPS, SearchSection())
 BASE_RATES: dict[Role, float] = {"target": 0.45, "general": 0.6}
 TRADE = 10.0
 STEP_POWER = 0.5
+SHARED = 0.6
+"""Share of an item's latent variance that it has in common with its cluster."""
 
 SHAPES: dict[str, Callable[[Floats], Floats]] = {
     "inside": lambda x: 1 - ((x - 0.6) / 0.6) ** 2,
@@ -91,16 +93,20 @@ class Path:
         rates = BASE_RATES[role] + (self.utilities(points) + change) / 100
         return np.clip(rates, 0.01, 0.99)
 
-    def draw(self, num_items: int, seed: int, points: Sequence[Point] = POINTS) -> ScoreTable:
+    def draw(
+        self, num_items: int, seed: int, points: Sequence[Point] = POINTS, per_cluster: int = 1
+    ) -> ScoreTable:
         """Scores of so many selection items a role."""
         scores: dict[str, Floats] = {}
         for number, role in enumerate(ROLES):
             # Each path has items of its own: shared luck would not average out over paths.
             own = zlib.crc32(f"{self.shape}/{self.gain}/{self.weight}".encode())
             rng = np.random.default_rng([seed, number, num_items, own])
-            latent = _root(tuple(points)) @ rng.standard_normal((len(points), num_items))
+            latent = _root(tuple(points)) @ normals(rng, len(points), num_items, per_cluster)
             scores[role] = (latent < ndtri(self.rates(role, points))[:, None]).astype(float)
-        setting = SplitSetting("selection", "attached", "native", INFOS, item_ids(num_items))
+        ids = item_ids(num_items)
+        clusters = {name: clusters_of(of, per_cluster) for name, of in ids.items()}
+        setting = SplitSetting("selection", "attached", "native", INFOS, ids, clusters=clusters)
         origins = ("anchor",) * len(points)
         return ScoreTable(setting, tuple(points), origins, strengths(points), scores)
 
@@ -123,6 +129,25 @@ INFOS = tuple(
 def item_ids(num_items: int) -> dict[str, tuple[str, ...]]:
     """Ids of the items by objective's name."""
     return {role: tuple(f"{role}/{i:05d}" for i in range(num_items)) for role in ROLES}
+
+
+def clusters_of(ids: Sequence[str], per_cluster: int) -> dict[str, str]:
+    """Cluster of each item: so many consecutive ones share it."""
+    if per_cluster == 1:
+        return {}
+    return {each: ids[i // per_cluster * per_cluster] for i, each in enumerate(ids)}
+
+
+def normals(
+    rng: np.random.Generator, num_rows: int, num_items: int, per_cluster: int = 1
+) -> Floats:
+    """Draw normal numbers; a cluster shares `SHARED` of their variance, [rows, items]."""
+    own = rng.standard_normal((num_rows, num_items))
+    if per_cluster == 1:
+        return own
+    shared = rng.standard_normal((num_rows, -(-num_items // per_cluster)))
+    by_item = shared.repeat(per_cluster, axis=1)[:, :num_items]
+    return np.asarray(np.sqrt(SHARED) * by_item + np.sqrt(1 - SHARED) * own)
 
 
 def strengths(points: Sequence[Point]) -> Floats:

@@ -39,6 +39,7 @@ import optuna
 from optuna.trial import create_trial
 
 from backtrack.evaluate.engine import Engine
+from backtrack.evaluate.objectives.objective import Objective
 from backtrack.point import Point
 from backtrack.recipe import ChoosingRecipe, Recipe, SearchSection
 from backtrack.records import Measurement, ObjectiveInfo
@@ -278,7 +279,7 @@ class RecordedEngine(Engine):
         return float(self.table.distances[row])
 
 
-class Rows:
+class Rows(Objective):
     """An objective that reads its scores from the table."""
 
     def __init__(self, info: ObjectiveInfo, replayed: Replayed) -> None:

@@ -380,3 +380,34 @@ def test_items_are_encoded_once_for_a_tokenizer_and_anew_for_another():
     asked = [("a", 0), ("a", 1), ("a", 0), ("b", 0), ("a", 0)]
     assert [encoded.get(*each, make) for each in asked] == ["a0", "a1", "a0", "b0", "a0"]
     assert calls == [("a", 0), ("a", 1), ("b", 0), ("a", 0)]
+
+
+PASSAGES = [{"id": f"p{i // 3}/{i % 3}", "passage": f"{i // 3} " + "long " * 60,
+             "prompt": f"question {i}", "completion": " yes"} for i in range(9)]  # fmt: skip
+
+
+@pytest.mark.parametrize("cluster", ["passage", "{passage}", "passage {passage}"])
+def test_items_with_the_same_field_are_a_cluster(build, cluster):
+    objective = build(PASSAGES, name="read", cluster=cluster)
+    first = [f"read/p{i // 3}:0" for i in range(9)]
+    assert objective.clusters == dict(zip(objective.item_ids, first, strict=True))
+    assert objective.shared_field is None
+    assert objective.info.fingerprint != build(PASSAGES, name="read").info.fingerprint
+
+
+def test_ids_with_a_passage_are_all_of_one_stratum(build):
+    items = build(PASSAGES, name="read").item_ids
+    assert items[:4] == ("read/p0:0", "read/p0:1", "read/p0:2", "read/p1:0")
+
+
+def test_a_passage_that_items_share_unsaid_is_found(build):
+    assert build(PASSAGES).shared_field == "passage"
+    same = [{**record, "passage": PASSAGES[0]["passage"]} for record in PASSAGES]
+    assert build(same).shared_field is None, "what all items share tells none apart"
+    own = [{**record, "passage": f"{i} " + "long " * 60} for i, record in enumerate(PASSAGES)]
+    assert build(own).shared_field is None
+
+
+def test_a_cluster_names_a_field_that_documents_have(build):
+    with pytest.raises(ObjectiveError, match=r"no field 'pasage'.*passage"):
+        build(PASSAGES, cluster="pasage")

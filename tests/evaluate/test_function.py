@@ -36,10 +36,26 @@ def endless(model, tokenizer, item_ids):
 def broken(model, tokenizer, item_ids):
     raise RuntimeError("no luck")
 
+def passage(item_id):
+    return item_id.rpartition("/")[0]
+
+def unsure(item_id):
+    raise KeyError(item_id)
+
 def repeated(model, tokenizer, item_ids):
     return []
 
 repeated.item_ids = lambda: ["a", "a"]
+
+def passages(model, tokenizer, item_ids):
+    return []
+
+passages.item_ids = lambda: ["a/1", "a/2", "b/1", "c"]
+
+def alike(model, tokenizer, item_ids):
+    return []
+
+alike.item_ids = lambda: ["a/b", "a:b"]
 """
 
 
@@ -62,8 +78,9 @@ def build(tmp_path: Path, monkeypatch, recipe_of, request):
 
 def test_scores_come_in_the_order_asked(build, model):
     objective = build("named")
-    assert objective.item_ids == ("named/b", "named/a", "deep/c")
-    assert objective.measure(as_model(model, None), ["deep/c", "named/b", "named/a"]) == (3, 2, 1)
+    assert objective.item_ids == ("named/b", "named/a", "named/deep:c")
+    asked = ["named/deep:c", "named/b", "named/a"]
+    assert objective.measure(as_model(model, None), asked) == (3, 2, 1)
 
 
 def test_items_can_be_counted_instead_of_named(build, model):
@@ -116,3 +133,21 @@ def test_what_a_function_gets_wrong_is_named(build, model, function, message):
     with pytest.raises(ObjectiveError, match=message):
         objective.measure(as_model(model, None), objective.item_ids)
     assert not model.training
+
+
+def test_a_function_says_what_items_share(build, request):
+    module = f"mine_{abs(hash(request.node.name))}"
+    objective = build("passages", cluster=f"{module}:passage")
+    assert objective.item_ids == ("passages/a:1", "passages/a:2", "passages/b:1", "passages/c")
+    assert objective.clusters == {
+        "passages/a:1": "passages/a:1",
+        "passages/a:2": "passages/a:1",
+        "passages/b:1": "passages/b:1",
+    }
+    assert objective.info.fingerprint != build("passages").info.fingerprint
+    with pytest.raises(ObjectiveError, match=r"unsure failed: KeyError.* what the item shares"):
+        build("passages", cluster=f"{module}:unsure")
+
+
+def test_ids_that_differ_in_a_slash_only_are_numbered(build):
+    assert build("alike").item_ids == ("alike/0", "alike/1")

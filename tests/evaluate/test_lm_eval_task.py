@@ -359,3 +359,14 @@ def test_chat_prompts_go_through_the_template(
     prompt = prompts(calls[0])["toy_next/0"][0]
     assert prompt.count("[user]") == 3
     assert prompt.endswith("[assistant]")
+
+
+def test_documents_with_the_same_field_are_a_cluster_of_their_task(build):
+    objective = build({**CHOICE, "task": "toys"}, cluster="label")
+    tasks = {item.rpartition("/")[0] for item in objective.clusters}
+    clusters = set(objective.clusters.values())
+    assert tasks == {cluster.rpartition("/")[0] for cluster in clusters}
+    assert all(i.rpartition("/")[0] == c.rpartition("/")[0] for i, c in objective.clusters.items())
+    assert objective.info.fingerprint != build({**CHOICE, "task": "toys"}).info.fingerprint
+    with pytest.raises(ObjectiveError, match=r"toy_choice/0 has no field 'passage'"):
+        build(CHOICE, cluster="passage")

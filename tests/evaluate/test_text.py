@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -141,3 +142,23 @@ def test_a_text_that_is_not_utf_8_is_refused(recipe_of, tmp_path, tokenizer):
     settings = {"kind": "text", "path": str(path), "window_tokens": 16}
     with pytest.raises(ObjectiveError, match=r"latin.txt cannot be read as UTF-8 text"):
         build_objectives(recipe_of(settings), tokenizer)
+
+
+def test_windows_that_begin_in_records_of_a_book_are_a_cluster(build, tmp_path):
+    lines = [{"text": "the cat sat on the mat. " * 8, "book": f"book {i // 2}"} for i in range(6)]
+    path = tmp_path / "books.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    objective = build(path=str(path), cluster="book", start=0.2)
+    clusters = [objective.clusters[item_id] for item_id in objective.item_ids]
+    assert clusters == sorted(clusters, key=objective.item_ids.index)
+    assert len(set(clusters)) == 3
+    shares = [clusters.count(cluster) / len(clusters) for cluster in dict.fromkeys(clusters)]
+    assert shares == pytest.approx([0.13 / 0.8, 0.33 / 0.8, 0.33 / 0.8], abs=0.08)
+    plain = build(path=str(path), start=0.2)
+    assert not plain.clusters
+    assert plain.info.fingerprint != objective.info.fingerprint
+
+
+def test_a_file_without_fields_has_no_clusters(build):
+    with pytest.raises(ObjectiveError, match="plain text without fields"):
+        build(cluster="book")

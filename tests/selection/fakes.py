@@ -27,7 +27,7 @@ from backtrack.selection.measure.settings import SETTINGS, read_settings
 from backtrack.selection.stats.table import SplitSetting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from backtrack.records import Split
@@ -85,6 +85,8 @@ class Formula:
     is_exact: bool = False
     calls: list[tuple[Point, tuple[str, ...]]] = field(default_factory=list)
     breaks_at: int | None = None
+    clusters: Mapping[str, str] = field(default_factory=dict)
+    shared_field: str | None = None
 
     @property
     def item_ids(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from backtrack.evaluate.objectives.objective import Objective
 from backtrack.run.directory import Run
 from backtrack.selection.search.driver import search
 from tests.selection.fakes import FakeEngine, Formula, pair
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-class Slow:
+class Slow(Objective):
     """A formula that sleeps, as a process does while a GPU of its own measures."""
 
     def __init__(self, inner: Formula, seconds: float) -> None:

@@ -12,6 +12,7 @@ import pytest
 from transformers import TrainerControl, TrainerState
 
 from backtrack.errors import UsageError
+from backtrack.evaluate.objectives.objective import Objective
 from backtrack.records import ObjectiveInfo
 from backtrack.run.directory import Run
 from backtrack.run.files import read_lines
@@ -111,7 +112,7 @@ def test_probe_evaluations_leave_training_unchanged_and_resume(
     ]
 
 
-class _Coin:
+class _Coin(Objective):
     """An objective whose items are correct at random, with a chance for each evaluation."""
 
     def __init__(self, role: Any, chance: list[float], seed: int) -> None:
@@ -123,7 +124,7 @@ class _Coin:
         self._chance = iter(chance)
         self._generator = np.random.default_rng(seed)
 
-    def measure(self, model: Any, item_ids: tuple[str, ...]) -> tuple[float, ...]:
+    def measure(self, model: Any, item_ids: Any) -> tuple[float, ...]:
         right = self._generator.random(len(item_ids)) < next(self._chance)
         return tuple(map(float, right))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,10 @@ from backtrack.errors import ObjectiveError
 from backtrack.recipe import nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
+MIN_SHARED_CHARACTERS = 200
+"""A text this long that several records share is taken for a passage."""
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 _SLICE = re.compile(r"^[\w.-]*(?:\[(?P<first>-?\d+%?)?:(?P<last>-?\d+%?)?\])?$")
 
@@ -77,6 +80,30 @@ def render(form: str, record: Mapping[str, Any], where: str) -> str:
             f"{where}: {form!r} is not a valid format of its fields ({error}). "
             "Write {field} for a field, {{ and }} for braces."
         ) from error
+
+
+def render_field(name: str, record: Mapping[str, Any], where: str) -> str:
+    """Fill a format with the fields of a record; a name without braces is that field.
+
+    Raises:
+        ObjectiveError: As by `render`.
+    """
+    return render(name if "{" in name else f"{{{name}}}", record, where)
+
+
+def shared_field(records: Iterable[Mapping[str, Any]]) -> str | None:
+    """Find a field whose long text most records share with another, though not all of them do."""
+    num_records, counts = 0, defaultdict[str, Counter[str]](Counter)
+    for record in records:
+        num_records += 1
+        for field, value in record.items():
+            if isinstance(value, str) and len(value) >= MIN_SHARED_CHARACTERS:
+                counts[field][value] += 1
+    for field, texts in counts.items():
+        num_sharing = sum(count for count in texts.values() if count > 1)
+        if len(texts) > 1 and 2 * num_sharing > num_records:
+            return field
+    return None
 
 
 def _iter_jsonl(path: Path, split: str) -> Iterator[dict[str, Any]]:

@@ -17,8 +17,21 @@ from typing_extensions import override
 from backtrack.errors import BacktrackError, ObjectiveError
 from backtrack.evaluate.encoding import encode, encode_continuations, user_turn
 from backtrack.evaluate.language_model import CompletionLimits, Sampling
-from backtrack.evaluate.objectives.documents import load_records, render
-from backtrack.evaluate.objectives.items import digest, finite, in_order, positions
+from backtrack.evaluate.objectives.documents import (
+    load_records,
+    render,
+    render_field,
+    shared_field,
+)
+from backtrack.evaluate.objectives.items import (
+    cluster_items,
+    digest,
+    finite,
+    in_order,
+    name_items,
+    positions,
+    with_clusters,
+)
 from backtrack.evaluate.objectives.objective import Objective
 
 if TYPE_CHECKING:
@@ -63,11 +76,21 @@ class ExampleScores(Objective):
         self._encoded = _EncodedOnce()
         records = load_records(section.path, section.subset, section.split)
         name = section.name or section.default_name
-        self.item_ids = tuple(f"{name}/{key}" for key in _keys(records))
+        self.item_ids = name_items(name, _keys(records))
         self._examples = tuple(
             _example(section, record, tokenizer, item_id)
             for record, item_id in zip(records, self.item_ids, strict=True)
         )
+        if section.cluster is None:
+            self.shared_field = shared_field(records)
+        else:
+            self.clusters = cluster_items(
+                self.item_ids,
+                [
+                    render_field(section.cluster, record, item_id)
+                    for record, item_id in zip(records, self.item_ids, strict=True)
+                ],
+            )
         self.info = section.info(self._fingerprint())
 
     @override
@@ -174,7 +197,8 @@ class ExampleScores(Objective):
         if self._section.sampling is not None:
             decides["sampling"] = self._section.sampling.model_dump()
         documents = [[e.prompt, e.completion, e.choices] for e in self._examples]
-        return digest("examples", decides, self.item_ids, documents)
+        fingerprint = digest("examples", decides, self.item_ids, documents)
+        return with_clusters(fingerprint, self.clusters)
 
 
 class _EncodedOnce:
@@ -194,12 +218,9 @@ class _EncodedOnce:
 
 
 def _keys(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The records' own ids if each has a distinct one, else their indices.
-
-    Ids with a slash are not taken: what comes before it would become a stratum of its own.
-    """
+    """The records' own ids if each has a distinct one, else their indices."""
     ids = [str(record.get("id", "")) for record in records]
-    is_usable = all(ids) and len(set(ids)) == len(ids) and not any("/" in key for key in ids)
+    is_usable = all(ids) and len(set(ids)) == len(ids)
     return ids if is_usable else [str(index) for index in range(len(records))]
 
 

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from backtrack.errors import BacktrackError, ObjectiveError
-from backtrack.evaluate.objectives.items import digest, finite, in_order, positions
+from backtrack.evaluate.objectives.items import (
+    cluster_items,
+    digest,
+    finite,
+    in_order,
+    name_items,
+    positions,
+    with_clusters,
+)
 from backtrack.evaluate.objectives.objective import Objective
 from backtrack.recipe import nearest
 
@@ -36,9 +44,11 @@ class FunctionScores(Objective):
         self._function = lookup(section.function)
         self._own_ids = _own_ids(self._function, section)
         name = section.name or section.default_name
-        self.item_ids = tuple(key if "/" in key else f"{name}/{key}" for key in self._own_ids)
-        source = _source(self._function)
-        self.info = section.info(digest("python", self._spec, source, self.item_ids))
+        self.item_ids = name_items(name, self._own_ids)
+        if section.cluster is not None:
+            self.clusters = cluster_items(self.item_ids, self._shared(section.cluster))
+        fingerprint = digest("python", self._spec, _source(self._function), self.item_ids)
+        self.info = section.info(with_clusters(fingerprint, self.clusters))
 
     @override
     def measure(self, model: LanguageModel, item_ids: Sequence[str]) -> tuple[float, ...]:
@@ -55,6 +65,18 @@ class FunctionScores(Objective):
         with importable(Path.cwd()), model.in_process() as torch_model:
             scores = self._call(torch_model, model.tokenizer, own_ids)
         return finite(in_order(asked, scores), item_ids, self.info.name)
+
+    def _shared(self, spec: str) -> list[str]:
+        """What each item shares, by the function that the recipe names for it."""
+        function = lookup(spec)
+        try:
+            with importable(Path.cwd()):
+                return [str(function(item_id)) for item_id in self._own_ids]
+        except Exception as error:
+            raise ObjectiveError(
+                f"{spec} failed: {type(error).__name__}: {error}. As a `cluster` it is called "
+                "with an item's id and returns the name of what the item shares with others."
+            ) from error
 
     def _call(self, model: Any, tokenizer: Any, own_ids: list[str]) -> list[float]:
         import torch

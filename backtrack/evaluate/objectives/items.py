@@ -1,4 +1,4 @@
-"""Check and order items and scores, and digest what an objective is made of."""
+"""Name, cluster, check and order items and scores, and digest what an objective is made of."""
 
 from __future__ import annotations
 
@@ -11,7 +11,37 @@ from backtrack.errors import ObjectiveError
 from backtrack.recipe import nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+
+def name_items(name: str, keys: Sequence[str]) -> tuple[str, ...]:
+    """Name an objective's items by keys of their own, all in the stratum `name`.
+
+    A slash in a key is written as a colon, since what comes before it would be a stratum.
+    """
+    own = [key.replace("/", ":") for key in keys]
+    is_distinct = len(set(own)) == len(own)
+    return tuple(f"{name}/{key}" for key in (own if is_distinct else range(len(own))))
+
+
+def cluster_items(item_ids: Sequence[str], shared: Sequence[str]) -> dict[str, str]:
+    """Name each item's cluster by its first item; items of different strata share nothing.
+
+    Args:
+        item_ids: The items.
+        shared: What each item shares with those that have the same; empty if nothing.
+    """
+    first: dict[tuple[str, str], str] = {}
+    clusters: dict[str, str] = {}
+    for item_id, key in zip(item_ids, shared, strict=True):
+        if key:
+            clusters[item_id] = first.setdefault((item_id.rpartition("/")[0], key), item_id)
+    return clusters
+
+
+def with_clusters(fingerprint: str, clusters: Mapping[str, str]) -> str:
+    """Add the clusters to a fingerprint: they decide which items are drawn together."""
+    return digest(fingerprint, dict(clusters)) if clusters else fingerprint
 
 
 def positions(asked: Sequence[str], known: Sequence[str], name: str) -> list[int]:

@@ -21,7 +21,14 @@ from typing_extensions import override
 from backtrack.errors import ObjectiveError
 from backtrack.evaluate.encoding import user_turn
 from backtrack.evaluate.language_model import Sampling
-from backtrack.evaluate.objectives.items import digest, finite, positions
+from backtrack.evaluate.objectives.documents import render_field, shared_field
+from backtrack.evaluate.objectives.items import (
+    cluster_items,
+    digest,
+    finite,
+    positions,
+    with_clusters,
+)
 from backtrack.evaluate.objectives.lm_eval_lengths import CHARACTERS_PER_TOKEN, TASK_LENGTHS
 from backtrack.evaluate.objectives.lm_eval_settle import SEED, task_digest
 from backtrack.evaluate.objectives.objective import Objective
@@ -58,6 +65,10 @@ class LmEvalScores(Objective):
             for name, task in self._tasks.items()
             for number in range(len(task.eval_docs))
         )
+        if section.cluster is None:
+            self.shared_field = self._shared_field()
+        else:
+            self.clusters = cluster_items(self.item_ids, self._shared(section.cluster))
         self.info = section.info(self._fingerprint())
 
     @override
@@ -118,6 +129,16 @@ class LmEvalScores(Objective):
             num_written = section.max_gen_toks
         return num_read / CHARACTERS_PER_TOKEN + num_written
 
+    def _shared(self, cluster: str) -> list[str]:
+        """What each document shares, by the recipe's field or format."""
+        documents = [d for task in self._tasks.values() for d in task.eval_docs]
+        pairs = zip(documents, self.item_ids, strict=True)
+        return [render_field(cluster, document, item_id) for document, item_id in pairs]
+
+    def _shared_field(self) -> str | None:
+        fields = (shared_field(task.eval_docs) for task in self._tasks.values())
+        return next((field for field in fields if field), None)
+
     def _scores(self, records: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
         """The metric by item, of the section's filter."""
         return {
@@ -163,4 +184,5 @@ class LmEvalScores(Objective):
         template = self._tokenizer.chat_template if decides["apply_chat_template"] else None
         versions = {name: importlib.metadata.version(name) for name in ("lm-eval", "datasets")}
         tasks = {name: task_digest(task) for name, task in self._tasks.items()}
-        return digest("lm_eval", decides, template, versions, SEED, tasks)
+        fingerprint = digest("lm_eval", decides, template, versions, SEED, tasks)
+        return with_clusters(fingerprint, self.clusters)

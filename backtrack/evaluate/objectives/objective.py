@@ -11,10 +11,11 @@ prompts and token estimate, and a section of the recipe that names it
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from backtrack.evaluate.language_model import LanguageModel
     from backtrack.records import ObjectiveInfo
@@ -26,11 +27,17 @@ class Objective(ABC):
     Attributes:
         info: What the number is; its fingerprint covers everything that decides a score except
             the weights and the engine.
-        item_ids: Every item, `stratum/item`, in a fixed order.
+        item_ids: Every item, `stratum/item`, in a fixed order. A stratum is drawn from in
+            proportion to its size, like a task of several; what items share is in `clusters`.
+        clusters: First item of each item's cluster, by item; empty where items share nothing. The
+            fingerprint covers it (see `items.with_clusters`).
+        shared_field: Field whose long text several items share though `clusters` is empty, if any.
     """
 
     info: ObjectiveInfo
     item_ids: tuple[str, ...]
+    clusters: Mapping[str, str] = MappingProxyType({})
+    shared_field: str | None = None
 
     @classmethod
     def build_all(cls, sections: Sequence[Any], tokenizer: Any) -> list[Self]:

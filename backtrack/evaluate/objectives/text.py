@@ -10,7 +10,9 @@ encode; the bytes of a character shared by two windows count in the first.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from bisect import bisect_right
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +21,15 @@ from typing_extensions import override
 from backtrack.errors import ObjectiveError
 from backtrack.evaluate.encoding import encode
 from backtrack.evaluate.language_model import ScoredSequence
-from backtrack.evaluate.objectives.documents import JSONL_SUFFIXES, load_records, render
-from backtrack.evaluate.objectives.items import digest, finite, in_order, positions
+from backtrack.evaluate.objectives.documents import JSONL_SUFFIXES, load_records, render_field
+from backtrack.evaluate.objectives.items import (
+    cluster_items,
+    digest,
+    finite,
+    in_order,
+    positions,
+    with_clusters,
+)
 from backtrack.evaluate.objectives.objective import Objective
 
 if TYPE_CHECKING:
@@ -40,13 +49,34 @@ class Window:
         number: Index among all windows of the text.
         ids: Token ids; the first is not scored.
         num_bytes: UTF-8 bytes that the scored tokens encode.
+        begin: Where in the running text it begins.
         text: The text of all tokens.
     """
 
     number: int
     ids: tuple[int, ...]
     num_bytes: int
+    begin: int
     text: str
+
+
+@dataclass(frozen=True)
+class _RunningText:
+    """The text that windows are cut from.
+
+    Attributes:
+        text: The text.
+        begins: Where each record begins, ascending; empty if records share nothing.
+        shared: What each record shares with others, see `TextObjective.cluster`.
+    """
+
+    text: str
+    begins: tuple[int, ...] = ()
+    shared: tuple[str, ...] = ()
+
+    def shared_at(self, position: int) -> str:
+        """What the record at a position shares; empty if nothing."""
+        return self.shared[bisect_right(self.begins, position) - 1] if self.shared else ""
 
 
 class BitsPerByte(Objective):
@@ -54,12 +84,17 @@ class BitsPerByte(Objective):
 
     @override
     def __init__(self, section: TextObjective, tokenizer: Any) -> None:
-        self._windows = _windows(_running_text(section), tokenizer, section)
+        text = _running_text(section)
+        self._windows = _windows(text.text, tokenizer, section)
         self._opening = _opening(tokenizer)
         name = section.name or section.default_name
         self.item_ids = tuple(f"{name}/{window.number}" for window in self._windows)
+        self.clusters = cluster_items(
+            self.item_ids, [text.shared_at(w.begin) for w in self._windows]
+        )
         windows = [[w.number, w.ids, w.num_bytes] for w in self._windows]
-        self.info = section.info(digest("text", self._opening, self.item_ids, windows))
+        fingerprint = digest("text", self._opening, self.item_ids, windows)
+        self.info = section.info(with_clusters(fingerprint, self.clusters))
 
     @override
     def measure(self, model: LanguageModel, item_ids: Sequence[str]) -> tuple[float, ...]:
@@ -103,22 +138,42 @@ class BitsPerByte(Objective):
             )
 
 
-def _running_text(section: TextObjective) -> str:
+def _running_text(section: TextObjective) -> _RunningText:
     """The text from the fraction `start` on; records are joined by an empty line."""
     path = Path(section.path)
     if path.is_file() and path.suffix not in JSONL_SUFFIXES:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ObjectiveError(f"{path} cannot be read as UTF-8 text: {error}.") from error
-    else:
-        form = section.field if "{" in section.field else f"{{{section.field}}}"
-        records = load_records(section.path, section.subset, section.split)
-        text = SEPARATOR.join(
-            render(form, record, f"{section.path} record {index}")
-            for index, record in enumerate(records)
+        return _from(_text_of_file(path, section), section.start)
+    records = load_records(section.path, section.subset, section.split)
+    named = [(record, f"{path} record {index}") for index, record in enumerate(records)]
+    texts = [render_field(section.field, record, where) for record, where in named]
+    whole = _RunningText(SEPARATOR.join(texts))
+    if section.cluster is not None:
+        lengths = [len(text) + len(SEPARATOR) for text in texts]
+        whole = replace(
+            whole,
+            begins=(0, *accumulate(lengths[:-1])),
+            shared=tuple(render_field(section.cluster, record, where) for record, where in named),
         )
-    return text[int(len(text) * section.start) :]
+    return _from(whole, section.start)
+
+
+def _text_of_file(path: Path, section: TextObjective) -> _RunningText:
+    if section.cluster is not None:
+        raise ObjectiveError(
+            f"{path} is plain text without fields, so `cluster: {section.cluster}` names nothing. "
+            "Leave it out, or give a JSONL file."
+        )
+    try:
+        return _RunningText(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ObjectiveError(f"{path} cannot be read as UTF-8 text: {error}.") from error
+
+
+def _from(whole: _RunningText, start: float) -> _RunningText:
+    """Cut off a fraction of the text at its beginning."""
+    cut = int(len(whole.text) * start)
+    begins = tuple(begin - cut for begin in whole.begins)
+    return _RunningText(whole.text[cut:], begins, whole.shared)
 
 
 def _windows(text: str, tokenizer: Any, section: TextObjective) -> tuple[Window, ...]:
@@ -145,6 +200,7 @@ def _windows(text: str, tokenizer: Any, section: TextObjective) -> tuple[Window,
             start // size,
             tuple(ids[start : start + size]),
             len(text[ends[start] : ends[start + size - 1]].encode()),
+            offsets[start][0],
             text[offsets[start][0] : ends[start + size - 1]],
         )
         for start in starts

@@ -344,13 +344,13 @@ class _Selector:
                 *([knee_note(outcome)] if is_knee else []),
                 *cautions(outcome, self._constraints),
                 *broken_on_report(weighted, chosen, base, final, self._constraints),
-                *few_items(num_items),
+                *few_items([table.setting, report.table.setting]),
                 *contamination_notes(
                     evaluator.run.path, evaluator.recipe, _item_ids(table, report.table)
                 ),
                 *unfinished(evaluator, table),
                 *_points_left_out(evaluator, table),
-                *evaluator.rounding_notes(),
+                *evaluator.setting_notes(),
                 *self._left_out,
             ),
             baselines=_baseline_rows(report, weighted, chosen),

@@ -23,12 +23,14 @@ from backtrack.records.selection import WeightRange
 from backtrack.records.sweep import BoundedScores, Sweep, SweptWeight
 from backtrack.selection.choice.rule import first_open, tied_with, worth_choosing
 from backtrack.selection.stats.bootstrap import percentile_bounds
+from backtrack.selection.stats.comparisons import role_interval
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from backtrack.records import Role
     from backtrack.selection.choice.candidates import Outcome
     from backtrack.selection.stats.bounds import BoundedScore
     from backtrack.selection.stats.scores import RoleScores
@@ -123,7 +125,7 @@ def make_sweep(outcome: Outcome, answers: Mapping[float, Answer], created: str) 
             for o in scores.objectives
         },
         margin=outcome.margin,
-        intervals={role: _rounded_bounds(scores.role_samples(role)) for role in ROLES},
+        intervals={role: _role_intervals(scores, role) for role in ROLES},
         preferred=tuple(scores.smoothed.preferred),
         choosable=tuple(map(int, choosable)),
         weights=tuple(_record(weight, answer, gaps) for weight, answer in answers.items()),
@@ -189,6 +191,11 @@ def _bounded_record(outcome: Outcome, score: BoundedScore) -> BoundedScores:
         gap_errors=tuple(gaps.errors.tolist()),
         gap_covariances=tuple((to_final @ gaps.samples / len(to_final)).tolist()),
     )
+
+
+def _role_intervals(scores: RoleScores, role: Role) -> tuple[tuple[float, float], ...]:
+    intervals = [role_interval(scores, role, i) for i in range(len(scores.table.points))]
+    return tuple((round(each.low, 6), round(each.high, 6)) for each in intervals)
 
 
 def _gaps(scores: RoleScores, columns: NDArray[np.int64], end: int) -> dict[str, Floats]:

@@ -11,13 +11,14 @@ from backtrack.selection.choice.rule import INDIFFERENCE
 from backtrack.selection.stats.utility import POINTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from backtrack.point import Point
-    from backtrack.records import Interval, Split
+    from backtrack.records import Interval
     from backtrack.records.selection import Constraints, Difference
     from backtrack.selection.choice.candidates import Outcome
     from backtrack.selection.stats.scores import WeightedScores
+    from backtrack.selection.stats.table import SplitSetting
 
 FEW_ITEMS = 50
 """With fewer items, intervals cover less often than their level; figures in `stats.bootstrap`."""
@@ -184,9 +185,12 @@ def broken_on_report(
             )
 
 
-def few_items(num_items: Mapping[str, Mapping[Split, int]]) -> Iterator[str]:
-    """List the objectives with too few items for intervals to keep their level."""
-    for name, by_split in num_items.items():
-        fewest = min(by_split.values())
-        if fewest < FEW_ITEMS:
-            yield f"{name} has only {fewest} items per split: its intervals are rough."
+def few_items(splits: Sequence[SplitSetting]) -> Iterator[str]:
+    """List the objectives with too few items, or clusters, for intervals to keep their level."""
+    for name in splits[0].item_ids:
+        num_items = min(len(split.item_ids[name]) for split in splits)
+        num_clusters = min(len(set(split.item_clusters[name])) for split in splits)
+        if num_clusters < FEW_ITEMS:
+            items = f"{num_items} items"
+            counted = items if num_clusters == num_items else f"{num_clusters} clusters ({items})"
+            yield f"{name} has only {counted} per split: its intervals are rough."

@@ -35,6 +35,7 @@ from backtrack.selection.measure.settings import (
     differences,
     read_settings,
     record_setting,
+    shared_texts,
 )
 from backtrack.selection.stats.table import SplitSetting, tabulate
 
@@ -170,10 +171,12 @@ class Evaluator:
         found = self._find_recorded()
         return None if found is None else self._part(found, split)
 
-    def rounding_notes(self) -> list[str]:
-        """Say what differs by rounding between measurements that are used together."""
+    def setting_notes(self) -> list[str]:
+        """Say what items share unnoticed, and what differs by rounding between measurements."""
         found = self._built or self._find_recorded()
-        return [] if found is None else list(differences(read_settings(self.run), found))
+        if found is None:
+            return []
+        return [*shared_texts(found), *differences(read_settings(self.run), found)]
 
     @property
     def is_from_recipe(self) -> bool:
@@ -195,6 +198,10 @@ class Evaluator:
                     objectives=tuple(objective.info for objective in self.objectives),
                     items={"selection": self._split_items.selection}
                     | {"report": self._split_items.report},
+                    clusters=self._split_items.clusters,
+                    shared_fields={
+                        o.info.name: o.shared_field for o in self.objectives if o.shared_field
+                    },
                     seed=self.section.seed,
                     batch_size=self.section.batch_size,
                     versions=installed_versions(LIBRARIES),
@@ -231,7 +238,10 @@ class Evaluator:
         if self._given is None:
             incidental = {"role", "weight", "unit", "range"}
             asked = self.recipe.objectives if self.recipe else ()
-            objectives = [o.model_dump(mode="json", exclude=incidental) for o in asked]
+            # Without defaults, a key that a later version adds leaves older settings as they are.
+            objectives = [
+                o.model_dump(mode="json", exclude=incidental, exclude_defaults=True) for o in asked
+            ]
         items, seed = self.section.items.model_dump(), self.section.seed
         return short_digest(objectives, items, seed, self._engine_section.decisive)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from backtrack.errors import ObjectiveError
-from backtrack.selection.stats.items import nested_rungs, split_items
+from backtrack.selection.stats.items import NO_CLUSTERS, nested_rungs, split_items
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from backtrack.evaluate.objectives.objective import Objective
     from backtrack.recipe import SearchSection
@@ -28,11 +28,28 @@ class Items:
         report: Items of the report, sorted; the search never sees them.
     """
 
-    def __init__(self, section: SearchSection, selection: ByName, report: ByName) -> None:
+    def __init__(
+        self,
+        section: SearchSection,
+        selection: ByName,
+        report: ByName,
+        clusters: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
         self._section = section
         self.selection = selection
         self.report = report
+        self._clusters = clusters or {}
         self._rungs: dict[Split, list[ByName]] = {}
+
+    @property
+    def clusters(self) -> dict[str, dict[str, str]]:
+        """Cluster by item, of the objectives whose items share something."""
+        found: dict[str, dict[str, str]] = {}
+        for name, clusters in self._clusters.items():
+            if clusters:
+                drawn = (*self.selection[name], *self.report[name])
+                found[name] = {i: clusters[i] for i in drawn if i in clusters}
+        return found
 
     @classmethod
     def split(cls, section: SearchSection, objectives: Sequence[Objective]) -> Items:
@@ -46,6 +63,7 @@ class Items:
             section,
             {name: selection for name, (selection, _) in pairs.items()},
             {name: report for name, (_, report) in pairs.items()},
+            {o.info.name: o.clusters for o in objectives},
         )
 
     def of(self, split: Split) -> ByName:
@@ -59,7 +77,9 @@ class Items:
             shares = section.racing.shares if split == "selection" else ()
             unit = RUNG_UNIT if section.batch_size == "auto" else section.batch_size
             by_name = {
-                name: nested_rungs(ids, shares, section.seed, unit)
+                name: nested_rungs(
+                    ids, shares, section.seed, unit, self._clusters.get(name, NO_CLUSTERS)
+                )
                 for name, ids in self.of(split).items()
             }
             count = max(len(rungs) for rungs in by_name.values())
@@ -73,8 +93,8 @@ class Items:
 def _split_objective(
     section: SearchSection, objective: Objective
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    items = section.items
+    items, ids = section.items, objective.item_ids
     try:
-        return split_items(objective.item_ids, items.selection, items.report, section.seed)
+        return split_items(ids, items.selection, items.report, section.seed, objective.clusters)
     except ObjectiveError as error:
         raise ObjectiveError(f"objective {objective.info.name!r}: {error}") from error

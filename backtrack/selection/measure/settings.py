@@ -114,3 +114,12 @@ def differences(settings: Sequence[Setting], current: Setting) -> Iterator[str]:
                 f"Measured with {name} {' and '.join(versions)}: scores may differ slightly "
                 "between them. To measure all with one, give the search another `search.seed`."
             )
+
+
+def shared_texts(setting: Setting) -> Iterator[str]:
+    """Say which objectives have items that share a passage, though the recipe does not say so."""
+    for name, field in setting.shared_fields.items():
+        yield (
+            f"Items of {name} share long texts in the field {field!r} and count as independent: "
+            f"intervals are too narrow. Add `cluster: {field}` to the objective."
+        )

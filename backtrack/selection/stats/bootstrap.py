@@ -1,6 +1,7 @@
 """Paired bootstrap over items: resampled means, intervals and power. Pure.
 
-A SCORES matrix has one row per point and one column per item, the same items at every point.
+A SCORES matrix has one row per point and one column per item, the same items at every point. What
+is resampled are clusters, whole: items that share something (see `items`), else single items.
 
 Promised: every function gives the same result for the same items and seed, in any order of the
 items. One resample of items is used at every point, so differences between points are paired.
@@ -37,7 +38,7 @@ _SIZE_AND_POWER = (1.96 + 0.84) ** 2
 
 def resample_means(
     scores: Floats,
-    item_ids: Sequence[str],
+    clusters: Sequence[str],
     *,
     seed: int,
     name: str,
@@ -47,7 +48,7 @@ def resample_means(
 
     Args:
         scores: [points, items], none missing.
-        item_ids: Ids of the columns.
+        clusters: Cluster of each column; the item's id where it shares nothing.
         seed: Seed of the resampling.
         name: Objective's name; each objective is resampled independently.
         num_resamples: Number of bootstrap samples.
@@ -55,39 +56,39 @@ def resample_means(
     Returns:
         [resamples, points]
     """
-    weights = item_weights(tuple(item_ids), seed, name, num_resamples)
+    weights = item_weights(tuple(clusters), seed, name, num_resamples)
     means: Floats = weights @ scores.T / weights.sum(axis=1, keepdims=True)
     return means
 
 
 @lru_cache(maxsize=64)
-def item_weights(item_ids: tuple[str, ...], seed: int, name: str, num_resamples: int) -> Floats:
+def item_weights(clusters: tuple[str, ...], seed: int, name: str, num_resamples: int) -> Floats:
     """Draw each item's weight in each bootstrap sample, [resamples, items]; 1 on average.
 
-    Items are resampled within strata. A stratum of n items gives n - 1 draws (Rao and Wu 1988),
-    which makes the variance of the mean unbiased; n draws would make it too small by (n - 1) / n.
-    Strata of one item are pooled, since alone they would seem to have no variance.
+    Clusters are resampled within strata. A stratum of n gives n - 1 draws (Rao and Wu 1988), which
+    makes the variance of the mean unbiased; n draws would make it too small by (n - 1) / n. Strata
+    of one cluster are pooled, since alone they would seem to have no variance.
 
     Args:
-        item_ids: Ids of the columns.
+        clusters: Cluster of each column; the item's id where it shares nothing.
         seed: Seed of the resampling.
         name: Objective's name; each objective is resampled independently.
         num_resamples: Number of bootstrap samples.
     """
-    order = np.argsort(np.array(item_ids))
+    drawn, of_item = np.unique(clusters, return_inverse=True)
     generator = named_generator(seed, "bootstrap", name)
-    weights = np.zeros((num_resamples, len(item_ids)))
-    for columns in _resampling_groups([item_ids[i] for i in order]):
+    weights = np.zeros((num_resamples, len(drawn)))
+    for columns in _resampling_groups(drawn.tolist()):
         num = len(columns)
         counts = _draw_counts(generator, num_resamples, num)
-        weights[:, order[columns]] = num / max(num - 1, 1) * counts
-    return weights
+        weights[:, columns] = num / max(num - 1, 1) * counts
+    return weights.take(of_item, axis=1)
 
 
-def _resampling_groups(item_ids: Sequence[str]) -> list[list[int]]:
-    """List columns by stratum; strata of one item are pooled, a single one joins the first."""
-    column = {item_id: i for i, item_id in enumerate(item_ids)}
-    groups = [[column[item_id] for item_id in ids] for ids in strata(item_ids).values()]
+def _resampling_groups(clusters: Sequence[str]) -> list[list[int]]:
+    """List columns by stratum; strata of one cluster are pooled, a single one joins the first."""
+    column = {cluster: i for i, cluster in enumerate(clusters)}
+    groups = [[column[cluster] for cluster in names] for names in strata(clusters).values()]
     whole = [group for group in groups if len(group) > 1]
     pooled = [i for group in groups if len(group) == 1 for i in group]
     if len(pooled) > 1 or not whole:
@@ -96,19 +97,19 @@ def _resampling_groups(item_ids: Sequence[str]) -> list[list[int]]:
     return whole
 
 
-def _draw_counts(generator: np.random.Generator, num_resamples: int, num_items: int) -> Floats:
-    """Count how often each item is drawn in n - 1 draws, [resamples, items]."""
-    num_draws = max(num_items - 1, 1)
-    draws = generator.integers(0, num_items, (num_resamples, num_draws))
-    draws += num_items * np.arange(num_resamples)[:, None]
-    counts = np.bincount(draws.ravel(), minlength=num_resamples * num_items)
-    return counts.reshape(num_resamples, num_items).astype(np.float64)
+def _draw_counts(generator: np.random.Generator, num_resamples: int, num: int) -> Floats:
+    """Count how often each of `num` clusters is drawn in n - 1 draws, [resamples, clusters]."""
+    draws = generator.integers(0, num, (num_resamples, max(num - 1, 1)))
+    draws += num * np.arange(num_resamples)[:, None]
+    counts = np.bincount(draws.ravel(), minlength=num_resamples * num)
+    return counts.reshape(num_resamples, num).astype(np.float64)
 
 
 def interval(estimate: float, samples: Floats, level: float = LEVEL) -> Interval:
     """Make the two-sided percentile interval of bootstrap `samples` around `estimate`."""
     tail = (1 - level) / 2
-    low, high = np.quantile(samples, (tail, 1 - tail))
+    # Rounding errors would otherwise exclude zero where samples are of equal scores.
+    low, high = np.quantile(samples, (tail, 1 - tail)).round(12)
     return Interval(estimate=float(estimate), low=float(low), high=float(high))
 
 
@@ -121,22 +122,6 @@ def percentile_bounds(samples: Floats) -> list[tuple[float, float]]:
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(samples, (tail, 1 - tail), axis=0)
     return list(zip(low.tolist(), high.tolist(), strict=True))
-
-
-def shared_level(num_compared: int, num_free: float) -> float:
-    """Compute the level of each interval at which all comparisons together keep `LEVEL`.
-
-    The error is shared equally (Bonferroni). A bootstrap takes the sample's variance for the true
-    one; Student's quantile in place of the normal one makes up for that on few items.
-
-    Args:
-        num_compared: Number of comparisons.
-        num_free: Degrees of freedom.
-    """
-    from scipy.special import ndtr, stdtrit
-
-    tail = (1 - LEVEL) / 2 / max(num_compared, 1)
-    return float(2 * ndtr(stdtrit(max(num_free, 1), 1 - tail)) - 1)
 
 
 def chances_best(utilities: Floats) -> Floats:
@@ -153,21 +138,24 @@ def chances_best(utilities: Floats) -> Floats:
     return shares
 
 
-def deviation(differences: Floats, item_ids: Sequence[str]) -> float:
+def deviation(differences: Floats, clusters: Sequence[str]) -> float:
     """Compute the standard deviation of paired per-item differences within strata.
+
+    What items of a cluster share is in it: its square over the number of items is the variance of
+    the mean.
 
     Args:
         differences: [items]
-        item_ids: Ids of the items.
+        clusters: Cluster of each item; the item's id where it shares nothing.
     """
-    order = np.argsort(np.array(item_ids))
-    ordered = differences[order]
-    variances = [
-        len(columns) * float(np.var(ordered[columns], ddof=1))
-        for columns in _resampling_groups([item_ids[i] for i in order])
-        if len(columns) > 1
-    ]
-    return math.sqrt(sum(variances) / len(ordered))
+    drawn, of_item = np.unique(clusters, return_inverse=True)
+    total = 0.0
+    for columns in _resampling_groups(drawn.tolist()):
+        is_in = np.isin(of_item, columns)
+        gaps = np.where(is_in, differences - differences[is_in].mean(), 0.0)
+        sums = np.bincount(of_item, gaps, len(drawn))
+        total += len(columns) / max(len(columns) - 1, 1) * float((sums**2).sum())
+    return math.sqrt(total / len(differences))
 
 
 def pooled_deviation(deviations: Mapping[str, float], num_sharing: Mapping[str, int]) -> float:
@@ -184,7 +172,8 @@ def items_to_settle(sd: float, difference: float) -> int | None:
     """Compute the items needed to detect a difference: n = (1.96 + 0.84)^2 sd^2 / difference^2.
 
     Args:
-        sd: Deviation of the paired per-item differences, in the unit of `difference`.
+        sd: Deviation of the paired per-item differences, in the unit of `difference`; of clusters
+            as large as those it was taken from, see `deviation`.
         difference: Difference of the two means.
 
     Returns:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from backtrack.point import Point
+from backtrack.records import ROLES
 from backtrack.records.selection import BaselineRow, Difference, ReportRow
-from backtrack.selection.stats.bootstrap import LEVEL, interval, shared_level
-from backtrack.selection.stats.utility import utility_shares
+from backtrack.selection.stats.intervals import Part, difference_interval, reserve
+from backtrack.selection.stats.utility import (
+    highest_points,
+    highest_score,
+    role_shares,
+    to_points,
+    utility_shares,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy as np
     from numpy.typing import NDArray
 
-    from backtrack.records import Interval
+    from backtrack.records import Interval, ObjectiveInfo, Role
     from backtrack.records.selection import Baseline
-    from backtrack.selection.stats.scores import WeightedScores
+    from backtrack.selection.stats.scores import RoleScores, WeightedScores
 
     Floats = NDArray[np.float64]
 
@@ -34,16 +40,14 @@ def report_rows(
 
 def _report_row(weighted: WeightedScores, point: Point) -> ReportRow:
     scores = weighted.scores
-    means, column = scores.table.means, scores.table.column(point)
+    column = scores.table.column(point)
     return ReportRow(
         point=point,
-        scores={name: float(values[column]) for name, values in means.items()},
-        target=_own(scores.role("target"), scores.role_samples("target"), column),
-        general=_own(scores.role("general"), scores.role_samples("general"), column),
-        utility=_own(weighted.utilities, weighted.utility_samples, column),
-        intervals={
-            name: _own(means[name], samples, column) for name, samples in scores.samples.items()
-        },
+        scores={name: float(values[column]) for name, values in scores.table.means.items()},
+        target=role_interval(scores, "target", column),
+        general=role_interval(scores, "general", column),
+        utility=_own_utility(weighted, column),
+        intervals=scores.own_intervals(column),
     )
 
 
@@ -76,49 +80,82 @@ def difference(
         num_compared: Number of comparisons that share the level (Bonferroni).
     """
     scores = weighted.scores
-    i, j = scores.table.column(chosen), scores.table.column(other)
-    means, samples = scores.table.means, scores.samples
-    level = shared_level(num_compared, _degrees_of_freedom(weighted, i, j))
-    strict = paired(weighted.utilities, weighted.utility_samples, i, j, level)
-    utility = paired(weighted.utilities, weighted.utility_samples, i, j)
+    objectives, pair = scores.objectives, (scores.table.column(chosen), scores.table.column(other))
+    parts = gap_parts(scores, pair, utility_shares(objectives, weighted.weight))
+    utility, strict = (difference_interval(parts, num) for num in (1, num_compared))
+    target, general = (
+        difference_interval(gap_parts(scores, pair, role_shares(objectives, r))) for r in ROLES
+    )
     return Difference(
         to=to,
-        target=paired(scores.role("target"), scores.role_samples("target"), i, j),
-        general=paired(scores.role("general"), scores.role_samples("general"), i, j),
+        target=target,
+        general=general,
         utility=utility,
-        scores={name: paired(means[name], samples[name], i, j) for name in means},
-        items_to_settle=weighted.items_to_settle(i, j, utility.estimate),
+        scores={o.name: _own_difference(scores, o, pair) for o in objectives},
+        items_to_settle=weighted.items_to_settle(*pair, utility.estimate),
         is_clear=strict.low > 0 or strict.high < 0,
     )
 
 
-def _degrees_of_freedom(weighted: WeightedScores, column: int, other: int) -> float:
-    """Compute the degrees of freedom of a utility difference (Welch and Satterthwaite).
+def gap_parts(
+    scores: RoleScores, pair: tuple[int, int], shares: Mapping[str, float]
+) -> list[Part]:
+    """List what each objective adds to the difference of two points in a weighted mean of points.
 
-    An objective of few items counts by what it adds to the variance: 15 items beside 200 are not
-    215 if most of the variance is theirs.
+    Args:
+        scores: The scores.
+        pair: Columns of the two points; the second is subtracted.
+        shares: Share of each objective in the mean, by name.
     """
+    table, parts = scores.table, list[Part]()
+    weighed = [o for o in scores.objectives if shares.get(o.name)]
+    for o in weighed:
+        first, second = to_points(table.scores[o.name][list(pair)], table.yardsticks[o.name])
+        least = reserve(first - second, highest_points(o)) if pair[0] != pair[1] else 0.0
+        estimate, samples = _gap(scores.point_means, scores.point_samples, o.name, pair)
+        parts.append(
+            Part(
+                estimate=shares[o.name] * estimate,
+                samples=shares[o.name] * samples,
+                reserve=shares[o.name] ** 2 * least / len(weighed),
+                num_free=_num_free(scores, o.name),
+            )
+        )
+    return parts
+
+
+def _own_difference(
+    scores: RoleScores, objective: ObjectiveInfo, pair: tuple[int, int]
+) -> Interval:
+    """Make the interval of a difference in one objective's score, in its unit."""
+    name, table = objective.name, scores.table
+    first, second = table.scores[name][list(pair)]
+    least = reserve(first - second, highest_score(objective)) if pair[0] != pair[1] else 0.0
+    gap = _gap(table.means, scores.samples, name, pair)
+    return difference_interval([Part(*gap, least, _num_free(scores, name))])
+
+
+def _gap(
+    means: Mapping[str, Floats], samples: Mapping[str, Floats], name: str, pair: tuple[int, int]
+) -> tuple[float, Floats]:
+    i, j = pair
+    return float(means[name][i] - means[name][j]), samples[name][:, i] - samples[name][:, j]
+
+
+def _num_free(scores: RoleScores, name: str) -> int:
+    return max(len(set(scores.table.setting.item_clusters[name])) - 1, 1)
+
+
+def role_interval(scores: RoleScores, role: Role, column: int) -> Interval:
+    """Make the interval of a point's role score, in points."""
+    shares = role_shares(scores.objectives, role)
+    return scores.interval(float(scores.role(role)[column]), column, shares)
+
+
+def _own_utility(weighted: WeightedScores, column: int) -> Interval:
     scores = weighted.scores
     shares = utility_shares(scores.objectives, weighted.weight)
-    variances, parts = 0.0, 0.0
-    for name, samples in scores.point_samples.items():
-        variance = float(np.var(shares[name] * (samples[:, column] - samples[:, other])))
-        variances += variance
-        parts += variance**2 / (len(scores.table.setting.item_ids[name]) - 1)
-    return variances**2 / parts if parts else 1.0
-
-
-def paired(
-    values: Floats, samples: Floats, column: int, other: int, level: float = LEVEL
-) -> Interval:
-    """Compute the difference of two columns with its paired interval."""
-    gaps = samples[:, column] - samples[:, other]
-    return interval(values[column] - values[other], gaps, level)
-
-
-def _own(values: Floats, samples: Floats, column: int) -> Interval:
-    """Compute a column's value with its interval."""
-    return interval(values[column], samples[:, column])
+    return scores.interval(float(weighted.utilities[column]), column, shares)
 
 
 def baseline_row(
@@ -133,11 +170,12 @@ def baseline_row(
         chosen: Column of the chosen point.
     """
     scores = weighted.scores
+    shares = utility_shares(scores.objectives, weighted.weight)
     return BaselineRow(
         baseline=baseline,
         scores={name: float(means[column]) for name, means in scores.table.means.items()},
-        target=_own(scores.role("target"), scores.role_samples("target"), column),
-        general=_own(scores.role("general"), scores.role_samples("general"), column),
-        utility=_own(weighted.utilities, weighted.utility_samples, column),
-        difference=paired(weighted.utilities, weighted.utility_samples, chosen, column),
+        target=role_interval(scores, "target", column),
+        general=role_interval(scores, "general", column),
+        utility=_own_utility(weighted, column),
+        difference=difference_interval(gap_parts(scores, (chosen, column), shares)),
     )

@@ -13,6 +13,9 @@ monotone missing data (Anderson 1957), with slopes from the modelled correlation
 to a few items: a point of few items is corrected by what points of more items, above all the
 nearest, gain or lose on the further items. A point measured on all items keeps its plain mean.
 
+Items of a cluster share part of their score. Deviations and correlations are therefore taken over
+clusters (`cluster_scores`), and stated an item: the variance over n items is that of the mean.
+
 Source: T. W. Anderson, Maximum likelihood estimates for a multivariate normal distribution when
 some observations are missing, JASA 52 (1957).
 """
@@ -102,25 +105,51 @@ class ScoreEstimates:
         """
         estimates = np.zeros((len(weights), len(self.covariance)))
         for group in self.groups:
-            counts = weights[:, group.items]
-            totals = counts.sum(axis=1, keepdims=True)
+            counts = weights.take(group.items, axis=1)
             # A group with no item in a sample keeps its plain mean there.
-            counts = np.where(totals > 0, counts, 1.0)
+            counts[~counts.any(axis=1)] = 1.0
             means = counts @ group.scores.T / counts.sum(axis=1, keepdims=True)
             estimates += means @ group.gain.T
         return estimates
 
 
-def estimate_means(scores: Floats, correlations: Floats) -> ScoreEstimates:
+def cluster_scores(scores: Floats, clusters: Sequence[str]) -> Floats:
+    """Sum each point's scores, less their mean, over clusters, [points, clusters].
+
+    With n items in m clusters sums are scaled by the root of m / n, so that their variance over n
+    is that of the mean (the linearized ratio of Cochran 1977, chapter 11). Items that are each
+    their own cluster are returned as they are.
+
+    Args:
+        scores: [points, items], NaN where not measured.
+        clusters: Cluster of each item; the item's id where it shares nothing.
+    """
+    names, of_item = np.unique(clusters, return_inverse=True)
+    if len(names) == len(clusters):
+        return scores
+    is_measured = np.isfinite(scores)
+    is_in = np.eye(len(names))[of_item]
+    num_items = is_measured.sum(axis=1, keepdims=True)
+    means = np.nansum(scores, axis=1, keepdims=True) / num_items
+    sums = np.where(is_measured, scores - means, 0.0) @ is_in
+    is_reached = is_measured @ is_in > 0
+    scaled = sums * np.sqrt(is_reached.sum(axis=1, keepdims=True) / num_items)
+    return np.where(is_reached, scaled, np.nan)
+
+
+def estimate_means(
+    scores: Floats, correlations: Floats, by_cluster: Floats | None = None
+) -> ScoreEstimates:
     """Estimate mean scores over all items.
 
     Args:
         scores: [points, items], NaN where not measured; at least two scores per row.
         correlations: Correlation of two points' scores over items, [points, points]; see
             `fit_correlations`.
+        by_cluster: The `cluster_scores`; the scores themselves if not given.
     """
     is_measured = np.isfinite(scores)
-    covariance = _item_covariance(scores, is_measured, correlations)
+    covariance = _item_covariance(scores if by_cluster is None else by_cluster, correlations)
     patterns = [(items, points) for items, points in _patterns(is_measured) if len(points)]
     if is_measured.all():
         items, points = patterns[0]
@@ -144,7 +173,7 @@ def fit_correlations(points: Sequence[Point], scores: Sequence[Floats]) -> Float
 
     Args:
         points: The points.
-        scores: Scores of each objective, [points, items], NaN where not measured.
+        scores: Scores of each objective by cluster, [points, clusters], see `cluster_scores`.
     """
     observed, counts = np.zeros((2, len(points), len(points)))
     for of_objective in scores:
@@ -209,9 +238,9 @@ def _patterns(is_measured: Flags) -> list[tuple[NDArray[np.intp], NDArray[np.int
     ]
 
 
-def _item_covariance(scores: Floats, is_measured: Flags, correlations: Floats) -> NDArray[Any]:
+def _item_covariance(scores: Floats, correlations: Floats) -> NDArray[Any]:
     """Compute the covariance of points' scores over items, [points, points]."""
-    deviations = _deviations(scores, is_measured)
+    deviations = _deviations(scores, np.isfinite(scores))
     covariance = deviations[:, None] * correlations * deviations
     return covariance + np.diag(_JITTER * deviations**2)
 

@@ -26,8 +26,16 @@ from backtrack.selection.stats.bounds import (
     role_bounds,
 )
 from backtrack.selection.stats.gaussian_process import fit_smoother
+from backtrack.selection.stats.intervals import (
+    combine,
+    percentile_interval,
+    rate_interval,
+    student_quantile,
+)
 from backtrack.selection.stats.smoothed import SmoothedRoles
 from backtrack.selection.stats.utility import (
+    highest_points,
+    highest_score,
     of_role,
     role_axis,
     role_points,
@@ -42,7 +50,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from backtrack.records import ObjectiveInfo, Role
+    from backtrack.records import Interval, ObjectiveInfo, Role
     from backtrack.records.selection import Constraints
     from backtrack.selection.stats.bounds import Bound
     from backtrack.selection.stats.estimates import ScoreEstimates
@@ -138,6 +146,44 @@ class RoleScores:
             len(self.table.setting.item_ids[name]),
         )
 
+    def interval(self, estimate: float, column: int, shares: Mapping[str, float]) -> Interval:
+        """Make the interval of a point's weighted mean of points.
+
+        Args:
+            estimate: The mean.
+            column: Column of the point.
+            shares: Share of each objective in the mean, by name.
+        """
+        parts: list[tuple[float, Interval]] = []
+        for o in self.objectives:
+            if share := shares.get(o.name, 0.0):
+                mean, samples = self.point_means[o.name], self.point_samples[o.name]
+                top = highest_points(o)
+                parts.append((share, self._interval(o.name, column, mean, samples, top)))
+        return combine(estimate, parts)
+
+    def own_intervals(self, column: int) -> dict[str, Interval]:
+        """Make the interval of a point's score by objective, in the objective's unit."""
+        means = self.table.means
+        return {
+            name: self._interval(name, column, means[name], samples, highest_score(objective))
+            for objective, (name, samples) in zip(
+                self.objectives, self.samples.items(), strict=True
+            )
+        }
+
+    def _interval(
+        self, name: str, column: int, means: Floats, samples: Floats, top: float | None
+    ) -> Interval:
+        is_measured = np.isfinite(self.table.scores[name][column])
+        clusters = np.array(self.table.setting.item_clusters[name])[is_measured]
+        num_free = max(len(set(clusters.tolist())) - 1, 1)
+        mean, own = float(means[column]), samples[:, column]
+        if top is None:
+            return percentile_interval(mean, own, student_quantile(num_free))
+        rate = rate_interval(mean / top, own / top, len(clusters), num_free)
+        return combine(mean, [(top, rate)])
+
     @property
     def objectives(self) -> Sequence[ObjectiveInfo]:
         return self.table.setting.objectives
@@ -154,8 +200,8 @@ class RoleScores:
         samples: dict[str, Floats] = {}
         for name, of_objective in estimates.items():
             stream = f"{setting.split}/{name}"
-            item_ids = tuple(setting.item_ids[name])
-            weights = item_weights(item_ids, self.seed, stream, self.num_resamples)
+            clusters = setting.item_clusters[name]
+            weights = item_weights(clusters, self.seed, stream, self.num_resamples)
             samples[name] = of_objective.resampled_means(weights)
         return samples
 
@@ -192,9 +238,9 @@ class WeightedScores:
         for name, matrix in table.scores.items():
             chosen, compared = to_points(matrix[[column, other]], table.yardsticks[name])
             gaps = chosen - compared
-            item_ids = np.array(table.setting.item_ids[name])
+            clusters = np.array(table.setting.item_clusters[name])
             is_shared = np.isfinite(gaps)
-            spread = deviation(gaps[is_shared], item_ids[is_shared].tolist())
+            spread = deviation(gaps[is_shared], clusters[is_shared].tolist())
             deviations[name] = shares[name] * spread
         num_sharing = {o.name: len(of_role(scores.objectives, o.role)) for o in scores.objectives}
         return items_to_settle(pooled_deviation(deviations, num_sharing), difference)

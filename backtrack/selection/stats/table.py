@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from backtrack.selection.stats.estimates import estimate_means, fit_correlations
-from backtrack.selection.stats.items import MIN_ITEMS
+from backtrack.selection.stats.estimates import cluster_scores, estimate_means, fit_correlations
+from backtrack.selection.stats.items import MIN_ITEMS, NO_CLUSTERS, clusters_of
 from backtrack.selection.stats.utility import make_yardstick, to_points
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class SplitSetting:
         curve: How weights move with alpha.
         objectives: The objectives, with their roles and weights now.
         item_ids: All items of the split by objective's name, sorted.
+        clusters: Cluster by item, of the objectives whose items share something, by name.
         digests: What measurements name the setting by, for each objective's name.
         checkpoints: Digest of each checkpoint by step.
     """
@@ -53,6 +54,7 @@ class SplitSetting:
     item_ids: dict[str, tuple[str, ...]]
     digests: Mapping[str, str] = field(default_factory=dict)
     checkpoints: Mapping[int, str] = field(default_factory=dict)
+    clusters: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -71,7 +73,16 @@ class SplitSetting:
             item_ids=setting.items[split],
             digests=setting.digests,
             checkpoints=checkpoints,
+            clusters=setting.clusters,
         )
+
+    @cached_property
+    def item_clusters(self) -> dict[str, tuple[str, ...]]:
+        """Cluster of each of `item_ids` by objective's name; the item where it shares nothing."""
+        return {
+            name: clusters_of(ids, self.clusters.get(name, NO_CLUSTERS))
+            for name, ids in self.item_ids.items()
+        }
 
     @cached_property
     def _items(self) -> dict[str, frozenset[str]]:
@@ -120,7 +131,7 @@ class ScoreTable:
     @cached_property
     def estimates(self) -> dict[str, ScoreEstimates]:
         """Estimates of mean scores over all items, by objective's name."""
-        return {n: estimate_means(s, self._correlations) for n, s in self.scores.items()}
+        return {name: self._estimate(name, scores) for name, scores in self.scores.items()}
 
     @cached_property
     def in_points(self) -> dict[str, ScoreEstimates]:
@@ -144,13 +155,19 @@ class ScoreTable:
         # No correlation is assumed between a baseline that is no point and anything else.
         num_points, num_rows = len(self.points), len(next(iter(self.scores.values())))
         correlations = np.eye(num_rows)
-        at_points = [scores[:num_points] for scores in self.scores.values()]
+        at_points = [self._by_cluster(n, s)[:num_points] for n, s in self.scores.items()]
         correlations[:num_points, :num_points] = fit_correlations(self.points, at_points)
         return correlations
 
+    def _by_cluster(self, name: str, scores: Floats) -> Floats:
+        return cluster_scores(scores, self.setting.item_clusters[name])
+
+    def _estimate(self, name: str, scores: Floats) -> ScoreEstimates:
+        return estimate_means(scores, self._correlations, self._by_cluster(name, scores))
+
     def _in_points(self, name: str, yardstick: Yardstick) -> ScoreEstimates:
         if yardstick.zero is None:
-            return estimate_means(to_points(self.scores[name], yardstick), self._correlations)
+            return self._estimate(name, to_points(self.scores[name], yardstick))
         offset, top = to_points(np.array([0.0, 1.0]), yardstick)
         return self.estimates[name].scaled(float(top - offset), float(offset))
 

@@ -87,6 +87,16 @@ def to_points(scores: Floats, yardstick: Yardstick) -> Floats:
     return 100 * (scores - yardstick.zero) / (yardstick.hundred - yardstick.zero)
 
 
+def highest_score(objective: ObjectiveInfo) -> float | None:
+    """Return the highest score an item can have, if scores lie between 0 and it."""
+    return 1.0 if objective.unit == FRACTION else None
+
+
+def highest_points(objective: ObjectiveInfo) -> float | None:
+    """Return the most points an item can have, if points lie between 0 and it; a range may not."""
+    return 100.0 if objective.range is None else None
+
+
 def within(unit: str, values: Floats) -> Floats:
     """Clip values to the ends of their unit, which estimates and smoothed scores may pass."""
     ends = {FRACTION: (0.0, 1.0), PERCENT: (0.0, 100.0)}.get(unit)

@@ -34,7 +34,7 @@ from backtrack.evaluate.torch_model import TorchModel
 from backtrack.records import FRACTION, ROLES, Interval, Record
 from backtrack.run.files import append_line, read_lines, write_atomically
 from backtrack.selection.stats.bootstrap import LEVEL, NUM_RESAMPLES, interval, resample_means
-from backtrack.selection.stats.items import nested_order, split_items
+from backtrack.selection.stats.items import clusters_of, nested_order, split_items
 from backtrack.selection.stats.utility import of_role, role_shares
 from backtrack.train.trainers.trajectory_log import log_extra_values
 from backtrack.train.trajectory.snapshot import is_sharded
@@ -118,6 +118,10 @@ class ProbeCallback(TrainerCallback):
         self._objectives = build_objectives(recipe, trainer.processing_class)
         self._infos = [objective.info for objective in self._objectives]
         self._items = {o.info.name: self._choose_items(o, recipe) for o in self._objectives}
+        self._clusters = {
+            o.info.name: clusters_of(self._items[o.info.name], o.clusters)
+            for o in self._objectives
+        }
         self._at_base: ProbeEvaluation | None = None
         self._num_evaluations = 1
         self.stop_reason: str | None = None
@@ -197,7 +201,7 @@ class ProbeCallback(TrainerCallback):
         }
         means = {
             name: resample_means(
-                pair, self._items[name], seed=self._seed, name=name, num_resamples=num
+                pair, self._clusters[name], seed=self._seed, name=name, num_resamples=num
             )
             for name, pair in pairs.items()
         }
@@ -237,8 +241,11 @@ class ProbeCallback(TrainerCallback):
 
     def _choose_items(self, objective: Objective, recipe: Recipe) -> tuple[str, ...]:
         num = recipe.search.items
-        selection, _ = split_items(objective.item_ids, num.selection, num.report, self._seed)
-        return tuple(sorted(nested_order(selection, self._seed)[: self._section.items]))
+        clusters = objective.clusters
+        selection, _ = split_items(
+            objective.item_ids, num.selection, num.report, self._seed, clusters
+        )
+        return tuple(sorted(nested_order(selection, self._seed, clusters)[: self._section.items]))
 
     def _reason_to_stop(self, evaluation: ProbeEvaluation) -> str | None:
         """Return why training must stop; None if it need not."""

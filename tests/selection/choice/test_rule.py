@@ -150,6 +150,6 @@ def test_chances_of_being_best_are_shared_by_the_feasible():
 def test_bounds_at_the_boundary_are_rarely_broken():
     bounds = BOUNDS["max_general_drop 5"]
     plain = bounds.model_copy(update={"bound_confidence": 0.5})
-    shares = [np.mean([breaks(b, 100, seed) for seed in range(60)]) for b in (bounds, plain)]
+    shares = [np.mean([breaks(b, 100, 1, seed) for seed in range(60)]) for b in (bounds, plain)]
     assert shares[0] <= 0.12
     assert shares[1] >= 0.2

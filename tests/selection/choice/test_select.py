@@ -526,6 +526,7 @@ def test_chances_of_being_best_sum_to_one_over_the_feasible(tmp_path: Path):
         ({"search": {"items": {"selection": 50}}}, False),
         ({"objectives": [{"name": "sums", "items": 50}, {}]}, False),
         ({"objectives": [{"weight": 3.0}, {}]}, True),
+        ({"objectives": [{"cluster": "nowhere:passage"}, {}]}, False),
         ({"placement": {"form": "merged"}}, False),
     ],
 )
@@ -658,3 +659,33 @@ def test_a_choice_after_a_spent_budget_reads_the_record_and_loads_nothing(tmp_pa
     assert again.chosen == first.chosen
     scored = sum(len(m.item_ids) for m in run.measurements() if m.split == "selection")
     assert scored <= 1500
+
+
+def test_no_cluster_is_searched_and_reported(tmp_path: Path):
+    run = line(tmp_path / "run", num_items=60)
+    target, general = pair()
+    ids = target.item_ids
+    target.clusters = {each: ids[i // 5 * 5] for i, each in enumerate(ids)}
+    selection = pick(run, (target, general)).selection
+    (setting,) = read_settings(run)
+    shared = [
+        {setting.clusters["sums"][each] for each in setting.items[split]["sums"]}
+        for split in ("selection", "report")
+    ]
+    assert [len(clusters) for clusters in shared] == [12, 12]
+    assert not shared[0] & shared[1]
+    assert list(setting.clusters) == ["sums"]
+    assert any("12 clusters (60 items)" in note for note in selection.notes)
+
+
+def test_a_passage_that_items_share_unsaid_is_noted_once_with_the_line_to_add(tmp_path: Path):
+    run = line(tmp_path / "run", num_items=60)
+    target, general = pair()
+    target.shared_field = "context"
+    first = pick(run, (target, general)).selection
+    as_if_by_recipe(run, {"name": "toy", "base": "toy", "objectives": NOWHERE})
+    redrawn = select(run, is_to_finish=False).selection
+    for selection in (first, redrawn):
+        (note,) = [note for note in selection.notes if "share" in note]
+        assert "sums" in note
+        assert "`cluster: context`" in note

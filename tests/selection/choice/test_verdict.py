@@ -7,10 +7,12 @@ import numpy as np
 from backtrack.point import Point
 from backtrack.records import Interval
 from backtrack.records.selection import Difference
-from backtrack.selection.choice.verdict import verdict
-from backtrack.selection.stats.comparisons import _degrees_of_freedom, differences
+from backtrack.selection.choice.verdict import few_items, verdict
+from backtrack.selection.stats.comparisons import differences, gap_parts
+from backtrack.selection.stats.intervals import degrees_of_freedom
 from backtrack.selection.stats.scores import RoleScores, WeightedScores
 from backtrack.selection.stats.table import ScoreTable, SplitSetting
+from backtrack.selection.stats.utility import utility_shares
 from tests.selection.fakes import make_info
 
 FINAL, CHOSEN = Point(step=40), Point(step=40, alpha=0.5)
@@ -18,15 +20,29 @@ POINTS = (Point.base(), CHOSEN, FINAL)
 INFOS = (make_info("sums", "target"), make_info("law", "general"))
 
 
-def weighted_scores(rates, seed: int, num_items: int = 100) -> WeightedScores:
-    """Right and wrong answers at three points, independent of one another."""
+def weighted_scores(
+    rates, seed: int, num_items: int = 100, per_cluster: int = 1
+) -> WeightedScores:
+    """Right and wrong answers at three points, independent but for items of a cluster."""
     rng = np.random.default_rng(seed)
-    shape = (len(POINTS), num_items)
-    scores = {o.name: (rng.random(shape) < np.array(rates)[:, None]).astype(float) for o in INFOS}
+    shape = (len(POINTS), num_items // per_cluster)
+    scores = {
+        o.name: (rng.random(shape) < np.array(rates)[:, None]).astype(float).repeat(per_cluster, 1)
+        for o in INFOS
+    }
     ids = {o.name: tuple(f"{o.name}/{i:04d}" for i in range(num_items)) for o in INFOS}
-    setting = SplitSetting("report", "attached", "native", INFOS, ids)
+    clusters = {
+        name: {each: names[i // per_cluster * per_cluster] for i, each in enumerate(names)}
+        for name, names in ids.items()
+    }
+    setting = SplitSetting("report", "attached", "native", INFOS, ids, clusters=clusters)
     table = ScoreTable(setting, POINTS, ("report",) * 3, np.array([0.0, 1.0, 2.0]), scores)
     return RoleScores(table, seed, 1000).at(0.5)
+
+
+def num_free(scores: RoleScores) -> float:
+    shares = utility_shares(scores.objectives, 0.5)
+    return degrees_of_freedom(gap_parts(scores, (0, 1), shares))
 
 
 def test_two_comparisons_together_rarely_claim_a_difference_that_is_none():
@@ -59,7 +75,7 @@ def test_an_objective_of_few_items_counts_by_its_share_of_the_variance():
         ids = {name: tuple(f"{name}/{i:04d}" for i in range(num)) for name, num in counts.items()}
         setting = SplitSetting("report", "attached", "native", infos, ids)
         table = ScoreTable(setting, POINTS, ("report",) * 3, np.array([0.0, 1.0, 2.0]), scores)
-        level[num_few] = _degrees_of_freedom(RoleScores(table, 0, 500).at(0.5), 0, 1)
+        level[num_few] = num_free(RoleScores(table, 0, 500))
     # Most of the variance is that of the 15.
     assert 14 <= level[15] < 40
     assert 300 < level[200] <= 597
@@ -104,3 +120,25 @@ def test_where_nothing_is_shown_the_verdict_says_how_many_items_would_and_the_ca
 def test_selections_of_older_commits_are_read_by_their_intervals():
     said = verdict(CHOSEN, FINAL, two_differences(is_clear=None))
     assert "does better than the final checkpoint (utility +1.1 points [+0.1, +2.1])." in said
+
+
+def test_items_of_a_cluster_are_no_evidence_of_their_own():
+    """Otherwise a fourth of differences that are none would be claimed."""
+    clear = [
+        any(d.is_clear for d in differences(weighted_scores([0.6] * 3, s, 200, 4), CHOSEN, FINAL))
+        for s in range(200)
+    ]
+    assert np.mean(clear) <= 0.07
+
+
+def test_degrees_of_freedom_count_clusters():
+    alone, shared = (weighted_scores([0.6] * 3, 0, 200, size).scores for size in (1, 4))
+    assert 300 < num_free(alone) <= 398
+    assert 80 < num_free(shared) <= 98
+
+
+def test_few_clusters_are_said():
+    setting = weighted_scores([0.6] * 3, 0, 200, 5).scores.table.setting
+    assert next(few_items([setting])) == (
+        "sums has only 40 clusters (200 items) per split: its intervals are rough."
+    )

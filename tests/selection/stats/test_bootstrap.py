@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from statistics import NormalDist
-
 import numpy as np
 import pytest
 
@@ -13,7 +11,6 @@ from backtrack.selection.stats.bootstrap import (
     items_to_settle,
     pooled_deviation,
     resample_means,
-    shared_level,
 )
 
 
@@ -152,10 +149,19 @@ def test_objectives_of_a_role_share_its_items():
     assert pooled_deviation({"x": 3.0, "y": 4.0}, {"x": 2, "y": 2}) == pytest.approx(50**0.5)
 
 
-@pytest.mark.parametrize(
-    ("num_compared", "num_free", "quantile"),
-    [(1, 10**9, 1.9600), (2, 10**9, 2.2414), (1, 149, 1.9760), (2, 30, 2.3596), (1, 10, 2.2281)],
-)
-def test_a_shared_level_has_student_s_quantile(num_compared, num_free, quantile):
-    level = shared_level(num_compared, num_free)
-    assert NormalDist().inv_cdf((1 + level) / 2) == pytest.approx(quantile, abs=0.005)
+def test_clusters_are_drawn_whole():
+    """Five items that score the same are one item."""
+    rng = np.random.default_rng(0)
+    scores = rng.random((2, 30))
+    clusters = [f"a/{i // 5 * 5}" for i in range(150)]
+    found = resample_means(
+        scores.repeat(5, axis=1), clusters, seed=1, name="x", num_resamples=100_000
+    )
+    assert found.var(axis=0) == pytest.approx(scores.var(axis=1, ddof=1) / 30, rel=0.02)
+
+
+def test_items_needed_count_what_items_of_a_cluster_share():
+    scores = np.random.default_rng(0).random(30)
+    clusters = [f"a/{i // 5 * 5}" for i in range(150)]
+    found = deviation(scores.repeat(5), clusters)
+    assert found == pytest.approx(np.sqrt(5) * deviation(scores, ids(a=30)))

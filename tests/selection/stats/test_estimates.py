@@ -7,7 +7,11 @@ import pytest
 
 from backtrack.point import Point
 from backtrack.selection.stats.bootstrap import item_weights
-from backtrack.selection.stats.estimates import estimate_means, fit_correlations
+from backtrack.selection.stats.estimates import (
+    cluster_scores,
+    estimate_means,
+    fit_correlations,
+)
 from backtrack.selection.stats.gaussian_process import fit_smoother
 
 POINTS = (Point.base(), *(Point(step=10, alpha=i / 5) for i in range(1, 6)))
@@ -175,3 +179,26 @@ def test_an_objective_everybody_solves_does_no_harm():
 def test_two_points_alone_can_be_estimated():
     scores = hide(draw(np.random.default_rng(0), 20, points=POINTS[:2]), [20, 5])
     assert np.isfinite(estimate_means(scores, fit_correlations(POINTS[:2], [scores])).means).all()
+
+
+def test_errors_of_clustered_items_are_as_large_as_said():
+    """Nine tenths of a score are shared by five items; the second and third point lack some."""
+    clusters = [f"a/{i // 5 * 5:03d}" for i in range(200)]
+    errors, said = [], []
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        shared = draw(rng, 40).repeat(5, axis=1)
+        rows = np.sqrt(0.9) * shared + np.sqrt(0.1) * draw(rng, 200)
+        scores = hide(rows, [200, 50, 50, 200, 200, 200])
+        by_cluster = cluster_scores(scores, clusters)
+        estimates = estimate_means(scores, fit_correlations(POINTS, [by_cluster]), by_cluster)
+        errors.append(estimates.means)
+        said.append(np.diag(estimates.covariance))
+    seen, meant = np.var(errors, axis=0), np.mean(said, axis=0)
+    assert meant == pytest.approx(seen, rel=0.3)
+    assert seen[0] == pytest.approx(0.92 / 40, rel=0.2)
+
+
+def test_items_without_clusters_are_as_they_are():
+    scores = draw(np.random.default_rng(0), 20)
+    assert cluster_scores(scores, [f"a/{i}" for i in range(20)]) is scores

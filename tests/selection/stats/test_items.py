@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from backtrack.errors import ObjectiveError
-from backtrack.selection.stats.items import nested_rungs, split_items, stratum
+from backtrack.selection.stats.items import clusters_of, nested_rungs, split_items, stratum
 
 
 def ids(**sizes: int) -> list[str]:
@@ -67,3 +67,42 @@ def test_rungs_are_shares_of_every_stratum_and_make_up_all_items():
     assert nested_rungs(list(reversed(items)), (0.25, 0.5), seed=3) == rungs
     rungs = nested_rungs(items, (0.25, 0.5), 3, batch_size=16)
     assert [len(rung) for rung in rungs] == [48, 32, 80]
+
+
+def in_clusters(item_ids: list[str], size: int) -> dict[str, str]:
+    """Consecutive items of a stratum share something, `size` at a time."""
+    names = [f"{stratum(i)}/{int(i.rpartition('/')[2]) // size * size}" for i in item_ids]
+    return dict(zip(item_ids, names, strict=True))
+
+
+@pytest.mark.parametrize("num", [(23, 18), (300, 200)])
+def test_no_cluster_has_items_in_both_splits(num: tuple[int, int]):
+    items = ids(a=60, b=45)
+    clusters = in_clusters(items, 5)
+    selection, report = split_items(items, *num, 3, clusters)
+    assert not set(clusters_of(selection, clusters)) & set(clusters_of(report, clusters))
+    if sum(num) < len(items):
+        assert (len(selection), len(report)) == num
+    else:
+        assert len(items) - 2 * 4 <= len(selection) + len(report) <= len(items)
+
+
+def test_items_of_a_cluster_come_together():
+    items = ids(a=100)
+    clusters = in_clusters(items, 5)
+    selection, _ = split_items(items, 50, 50, 3, clusters)
+    assert len(set(clusters_of(selection, clusters))) == 10
+    rungs = nested_rungs(selection, (0.4,), 3, clusters=clusters)
+    assert [len(set(clusters_of(rung, clusters))) for rung in rungs] == [4, 6]
+
+
+def test_the_first_rung_has_items_of_two_clusters():
+    items = ids(a=100)
+    first = nested_rungs(items, (0.1,), 3, clusters=in_clusters(items, 20))[0]
+    assert len(first) == 21
+
+
+def test_clusters_too_few_to_split_are_refused():
+    items = ids(a=90)
+    with pytest.raises(ObjectiveError, match=r"30 report items from 1, and each needs at least 2"):
+        split_items(items, 50, 30, 3, in_clusters(items, 30))
