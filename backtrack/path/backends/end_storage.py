@@ -60,6 +60,17 @@ def store_end(
             return _map(tensors)
 
 
+def move_end(
+    tensors: dict[str, Tensor], storage: EndStorage, device: torch.device
+) -> dict[str, Tensor]:
+    """Like `store_end`, but empties `tensors`: at most one of them is in memory twice."""
+    if storage == "mapped":
+        stored = _map(tensors)
+        tensors.clear()
+        return stored
+    return {n: store_end({n: tensors.pop(n)}, storage, device)[n] for n in list(tensors)}
+
+
 def _pin(tensor: Tensor) -> Tensor:
     pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=torch.cuda.is_available())
     return pinned.copy_(tensor.detach())
