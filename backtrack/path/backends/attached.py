@@ -79,6 +79,10 @@ class Attached:
         self.tolerance = self.opened.tolerance
         self.model.requires_grad_(requires_grad=False)
 
+    @property
+    def moving(self) -> Mapping[str, Tensor]:
+        return {handle.name: handle.live for handle in self.handles}
+
     def prepare(self, point: Point, multipliers: Mapping[str, float]) -> Callable[[], None]:
         step = point.step or self._final_step
         trained = self._trained(step)

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 class LineMixture:
     """Named tensors of a live model on the line between two stored ends.
 
+    Attributes:
+        live: The tensors, by name.
+
     Moving to a point reads both ends once and writes the live tensors once.
     """
 
@@ -46,7 +49,7 @@ class LineMixture:
             device: Device of the live model.
             read: Returns the trained tensors of a step, by the same names.
         """
-        self._live = live
+        self.live = live
         self._storage: EndStorage = storage
         self._device = device
         self._read = read
@@ -57,7 +60,7 @@ class LineMixture:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(module_of(name) for name in self._live))
+        return tuple(dict.fromkeys(module_of(name) for name in self.live))
 
     def load(self, step: int, trained: dict[str, Tensor] | None = None) -> None:
         """Make a checkpoint the trained end.
@@ -81,11 +84,11 @@ class LineMixture:
         """Set the live tensors to a point of the base or of the loaded checkpoint."""
         if point.is_base:
             for name, base in self._base.items():
-                self._live[name].copy_(base)
+                self.live[name].copy_(base)
             return
         for name, trained in self._trained.items():
             alpha = point.alpha * multipliers.get(module_of(name), 1.0)
-            line(self._base[name], trained, alpha, out=self._live[name])
+            line(self._base[name], trained, alpha, out=self.live[name])
 
     def distance(self, point: Point, multipliers: Mapping[str, float]) -> float:
         self.load(point.step)

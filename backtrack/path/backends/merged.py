@@ -87,6 +87,10 @@ class MergedFullModel:
         self._line.load(run.final.step, trained)
 
     @property
+    def moving(self) -> Mapping[str, Tensor]:
+        return self._line.live
+
+    @property
     def modules(self) -> tuple[str, ...]:
         return self._line.modules
 
@@ -129,7 +133,7 @@ class _MergedAdapter(ABC):
         embeddings = embedding_names(self.model)
         untie(self.model, dict(self._effective(embeddings)))
         live = dict(self.model.named_parameters(remove_duplicate=False))
-        self._live = {name: live[name] for name in self._base}
+        self.moving = {name: live[name] for name in self._base}
 
     @abstractmethod
     def _open(self, run: Run, device: torch.device) -> OpenedAdapter:
@@ -152,7 +156,7 @@ class _MergedAdapter(ABC):
 
     def _write_base(self) -> None:
         for name, base in self._base.items():
-            self._live[name].copy_(base)
+            self.moving[name].copy_(base)
 
 
 class MergedAdapterOnLine(_MergedAdapter):
@@ -179,7 +183,7 @@ class MergedAdapterOnLine(_MergedAdapter):
         def write() -> None:
             for name, trained in self._effective(self._base):
                 alpha = point.alpha * multipliers.get(module_of(name), 1.0)
-                line(self._base[name], trained, alpha, out=self._live[name])
+                line(self._base[name], trained, alpha, out=self.moving[name])
 
         return write
 
@@ -231,7 +235,7 @@ class MergedAdapterOnCurve(_MergedAdapter):
         def write() -> None:
             set_adapter()
             for name, write_weight in self._writers():
-                write_weight(self._live[name])
+                write_weight(self.moving[name])
 
         return write
 
