@@ -137,7 +137,7 @@ class Placement:
 
     @property
     def moving(self) -> Mapping[str, Tensor]:
-        """The live tensors that `place` writes, by their names in the model. Do not write them."""
+        """The live tensors that points differ in, by their names in the model; read them only."""
         return self._backend.moving
 
     @torch.no_grad()

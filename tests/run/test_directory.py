@@ -168,9 +168,14 @@ def test_a_file_is_hashed_once_until_it_is_written_again(
     path = tmp_path / "model.safetensors"
     save_file({"a": torch.zeros(3)}, path)
     first = fingerprint(tmp_path)
-    read = []
+    read: list[Path] = []
     original = checkpoint_reader._digests
-    monkeypatch.setattr(checkpoint_reader, "_digests", lambda p: read.append(p) or original(p))
+
+    def digests(path: Path) -> dict[str, str]:
+        read.append(path)
+        return original(path)
+
+    monkeypatch.setattr(checkpoint_reader, "_digests", digests)
     assert fingerprint(tmp_path) == first
     assert not read
     save_file({"a": torch.ones(3)}, path)
