@@ -78,11 +78,9 @@ class MergedFullModel:
         live = moving_weights(self.model)
         chosen = storage or choose_storage(2 * total_bytes(live), device)
         self.end_storage: EndStorage | None = chosen
+        model = self.model  # a reader that held `self` would keep both alive
         self._line = LineMixture(
-            live,
-            chosen,
-            device,
-            lambda step: FullCheckpoint.read(run, step).weights(self.model),
+            live, chosen, device, lambda step: FullCheckpoint.read(run, step).weights(model)
         )
         self._line.load(run.final.step, trained)
 
