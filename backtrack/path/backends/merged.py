@@ -128,7 +128,7 @@ class _MergedAdapter(ABC):
         self._extra_names = [name for name in opened.originals if name not in adapted]
         self._base = {name: opened.base_value(name) for name in [*adapted, *self._extra_names]}
         fit_vocabulary(self.model, self._base)
-        embeddings = embedding_names(self.model)
+        embeddings = embedding_names(self.model).intersection(adapted)
         untie(self.model, dict(self._effective(embeddings)))
         live = dict(self.model.named_parameters(remove_duplicate=False))
         self.moving = {name: live[name] for name in self._base}
