@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 SHAPE = Namespace(layers=12, width=1024, vocabulary=2_000, dtype="bfloat16", device="cpu")
-"""0.3 GB; a layer's largest matrix in fp32 is 4% of it."""
+"""0.3 GB: its largest matrix is 4% of it in fp32, so scratch takes 0.1; at 7B it takes 0.01."""
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +28,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Path]
 @pytest.mark.parametrize(
     ("row", "budget"),
     [
-        ("attached lora", 1.3),
-        ("merged lora", 2.1),
-        ("lora on the line", 2.1),
-        ("oft on the line", 2.1),
-        ("whole models", 3.1),
+        ("attached lora", 1.2),
+        ("merged lora", 2.2),
+        ("lora on the line", 2.2),
+        ("oft on the line", 2.2),
+        ("whole models", 3.2),
     ],
 )
 def test_memory_stays_within_its_budget(

@@ -132,6 +132,9 @@ class _MergedAdapter(ABC):
         untie(self.model, dict(self._effective(embeddings)))
         live = dict(self.model.named_parameters(remove_duplicate=False))
         self.moving = {name: live[name] for name in self._base}
+        # Loading a KaSA adapter rewrites the second model's base.
+        rewritten = {n: w for n, w in self.moving.items() if not _is_same(w, self._base[n])}
+        self._base |= store_end(rewritten, chosen, device)
 
     @abstractmethod
     def _open(self, run: Run, device: torch.device) -> OpenedAdapter:
@@ -242,6 +245,10 @@ class MergedAdapterOnCurve(_MergedAdapter):
 
     def strengths(self, step: int) -> dict[str, Strength]:
         return self._adapter.strengths(step)
+
+
+def _is_same(live: Tensor, base: Tensor) -> bool:
+    return torch.equal(live, base.to(live.device))
 
 
 def _store_base_weights(model: PeftModel, storage: EndStorage) -> None:
