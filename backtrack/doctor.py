@@ -77,13 +77,13 @@ def _python() -> Finding:
 
 
 def _memory() -> Finding:
-    import psutil
+    import torch
 
-    memory = psutil.virtual_memory()
+    from backtrack.path.backends.free_memory import free_bytes, total_host_bytes
+
+    total, free = total_host_bytes(), free_bytes(torch.device("cpu"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    text = (
-        f"{cores} cores, {byte_size(memory.total)} of memory, {byte_size(memory.available)} free"
-    )
+    text = f"{cores} cores, {byte_size(total)} of memory, {byte_size(free)} free"
     return Finding("machine", "ok", text)
 
 

@@ -46,21 +46,21 @@ def input_moments(
     """
     moments: dict[str, Moments] = {}
     leaders: dict[str, str] = {}
-    seen: list[tuple[Tensor, str]] = []
+    # Modules that share an input are called one after the other: only the last one is kept.
+    latest: list[tuple[Tensor, str]] = []
 
     def add(name: str, inputs: Tensor) -> None:
         if name not in leaders:
-            leaders[name] = next((other for tensor, other in seen if tensor is inputs), name)
+            leaders[name] = next((other for tensor, other in latest if tensor is inputs), name)
             moments.setdefault(leaders[name], Moments())
         if leaders[name] == name:
-            seen.append((inputs, name))
+            latest[:] = [(inputs, name)]
             moments[name].add(_rows(inputs, mask))
 
     with _hooked(modules, add, is_input=True), torch.no_grad():
         for ids, mask in prompts.batches(BATCH_PROMPTS, placement.model.device):
-            seen.clear()
             _forward(placement.model, ids, mask)
-    seen.clear()
+            latest.clear()
     unused = [m.name for m in modules if m.name not in leaders]
     if unused:
         raise UsageError(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import resource
 from typing import TYPE_CHECKING
 
-import psutil
 import torch
+
+from backtrack.path.backends.free_memory import free_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -65,12 +66,7 @@ def module_groups(
 
 def budget_bytes(device: torch.device) -> int:
     """Memory that one group may use."""
-    free = (
-        torch.cuda.mem_get_info(device)[0]
-        if device.type == "cuda"
-        else psutil.virtual_memory().available
-    )
-    return int(SHARE_OF_FREE * free)
+    return int(SHARE_OF_FREE * free_bytes(device))
 
 
 def peak_bytes(device: torch.device) -> int:

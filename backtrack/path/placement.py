@@ -135,6 +135,11 @@ class Placement:
         """Rows of the embedding at every point, if training changed their number; else None."""
         return vocabulary_size(self.model) if self._backend.is_resized else None
 
+    @property
+    def moving(self) -> Mapping[str, Tensor]:
+        """The live tensors that points differ in, by their names in the model; read them only."""
+        return self._backend.moving
+
     @torch.no_grad()
     def place(self, point: Point) -> None:
         """Set the model's weights to `point`.

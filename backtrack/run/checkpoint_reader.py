@@ -6,10 +6,12 @@ Promised: returned weights are complete (digests agree with the index) and finit
 from __future__ import annotations
 
 import hashlib
+import json
 import math
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +20,12 @@ from safetensors import SafetensorError, safe_open
 
 from backtrack.errors import CheckpointError, RunError
 from backtrack.formatting import command
+from backtrack.records.record import short_digest
 from backtrack.run.bits import TORCH_NAMES, Header, tensor_of
 from backtrack.run.checkpoint_writer import weight_files
 from backtrack.run.codec import CODED_FILE
 from backtrack.run.coded_chain import read_bits, verified_folder
+from backtrack.run.files import read_record, state_folder, write_atomically
 from backtrack.run.foreign.formats import plain_names, read_foreign
 
 if TYPE_CHECKING:
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
     from backtrack.records import BaseModelReference
     from backtrack.run.directory import Run
 
+_SETTLED_NS = 2_000_000_000
+"""A file written later than this may be written again without another time."""
 _VOCABULARIES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken")
 """Patterns of tokenizer files on the Hub that are not JSON."""
 
@@ -192,16 +198,44 @@ def _naming(reference: BaseModelReference) -> str:
 def fingerprint(folder: Path) -> dict[str, str]:
     """sha256 of every tensor's bytes, dtype and shape, by name.
 
+    A file is read once: its digests are remembered in the user's state folder as long as its path,
+    inode, size and times stay the same.
+
     Raises:
         CheckpointError: No weights, or truncated files.
     """
     result: dict[str, str] = {}
     for path in weight_files(folder):
-        with _opened(path) as file, ThreadPoolExecutor() as pool:
-            names = sorted(file.keys())
-            hashes = pool.map(lambda name, file=file: _tensor_digest(file.get_tensor(name)), names)
-            result |= dict(zip(names, hashes, strict=True))
+        result |= _remembered_digests(path)
     return result
+
+
+def _remembered_digests(path: Path) -> dict[str, str]:
+    identity, begun = _identity(path), time.time_ns()
+    memory = state_folder() / "fingerprints" / f"{short_digest(*identity)}.json"
+    with suppress(RunError, OSError):
+        return read_record(memory, dict[str, str])
+    digests = _digests(path)
+    is_settled = begun - max(identity[-2:]) > _SETTLED_NS and identity == _identity(path)
+    if is_settled:
+        with suppress(OSError):  # a folder that cannot be written is done without
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(memory, json.dumps(digests))
+    return digests
+
+
+def _identity(path: Path) -> tuple[str, int, int, int, int]:
+    """What changes when a file is written again: path, inode, size, and both its times."""
+    status = path.stat()
+    times = status.st_mtime_ns, status.st_ctime_ns
+    return str(path.resolve()), status.st_ino, status.st_size, *times
+
+
+def _digests(path: Path) -> dict[str, str]:
+    with _opened(path) as file, ThreadPoolExecutor() as pool:
+        names = sorted(file.keys())
+        hashes = pool.map(lambda name: _tensor_digest(file.get_tensor(name)), names)
+        return dict(zip(names, hashes, strict=True))
 
 
 def _tensor_digest(tensor: Tensor) -> str:

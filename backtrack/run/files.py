@@ -15,6 +15,7 @@ import time
 import uuid
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import lock_descriptor
@@ -26,7 +27,6 @@ from backtrack.formatting import cut, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
     from typing import BinaryIO
 
 Value = TypeVar("Value")
@@ -47,6 +47,12 @@ _CAUSES = {
     "lone leading surrogate in hex escape": "a lone surrogate",
 }
 """Plain words for the JSON parser's own."""
+
+
+def state_folder() -> Path:
+    """The user's own folder for what commands remember; it may not exist yet."""
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(home) / "backtrack"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -11,15 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backtrack.errors import UsageError
-from backtrack.run.files import append_line, read_lines
+from backtrack.run.files import append_line, read_lines, state_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from backtrack.recipe import Recipe
     from backtrack.records import Manifest
@@ -69,8 +68,7 @@ def allow(manifest: Manifest, code: Iterable[str]) -> None:
 
 
 def _path() -> Path:
-    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(home) / "backtrack" / "allowed-code.jsonl"
+    return state_folder() / "allowed-code.jsonl"
 
 
 def _digest(manifest: Manifest, piece: str) -> str:

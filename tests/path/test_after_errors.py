@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from backtrack.errors import CheckpointError, PlacementError, PointError
 from backtrack.path.adapters.handles import Handle
-from backtrack.path.backends import line_mixture
+from backtrack.path.backends import line_mixture, merged
 from backtrack.path.curves import line
 from backtrack.path.models.loading import probe
 from backtrack.path.placement import Placement
@@ -155,6 +155,7 @@ def test_an_interrupted_write_leaves_the_model_at_no_point_until_it_is_placed_ag
     with monkeypatch.context() as patch:
         patch.setattr(Handle, "write", write_handle)
         patch.setattr(line_mixture, "line", write_line)
+        patch.setattr(merged, "line", write_line)
         with pytest.raises(KeyboardInterrupt):
             placement.place(Point(step=60, alpha=0.7))
     with pytest.raises(PlacementError, match="interrupted"):

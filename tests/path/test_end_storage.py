@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 
+from backtrack.path.backends import end_storage
 from backtrack.path.backends.end_storage import choose_storage, store_end
 from backtrack.path.models.loading import probe
 from backtrack.path.placement import Placement
@@ -54,8 +54,7 @@ def test_points_are_the_same_in_every_end_storage(
 def test_the_fastest_storage_that_fits_is_chosen(
     available: int, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    memory = psutil.virtual_memory()._replace(available=available)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(end_storage, "free_bytes", lambda _device: available)
     assert choose_storage(1_000, torch.device("cpu")) == expected
 
 

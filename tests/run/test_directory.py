@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import sys
 import threading
 from pathlib import Path
@@ -24,6 +25,7 @@ from backtrack.records import (
     ObjectiveInfo,
 )
 from backtrack.records.record import now
+from backtrack.run import checkpoint_reader
 from backtrack.run.checkpoint_reader import fingerprint, read_checkpoint, read_tensors
 from backtrack.run.checkpoint_writer import write_checkpoint
 from backtrack.run.directory import Run
@@ -157,6 +159,40 @@ def test_an_empty_folder_is_no_run(tmp_path: Path) -> None:
         Run.open(tmp_path)
     with pytest.raises(RunError, match="backtrack demo"):
         find_run(None, tmp_path / "runs")
+
+
+def test_a_file_is_hashed_once_until_it_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint_reader, "_SETTLED_NS", -1)
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(3)}, path)
+    first = fingerprint(tmp_path)
+    read: list[Path] = []
+    original = checkpoint_reader._digests
+
+    def digests(path: Path) -> dict[str, str]:
+        read.append(path)
+        return original(path)
+
+    monkeypatch.setattr(checkpoint_reader, "_digests", digests)
+    assert fingerprint(tmp_path) == first
+    assert not read
+    save_file({"a": torch.ones(3)}, path)
+    assert fingerprint(tmp_path) != first
+    assert read == [path]
+
+
+def test_a_file_that_may_still_change_is_hashed_each_time(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(3)}, path)
+    times = path.stat()
+    first = fingerprint(tmp_path)
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x7f")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert fingerprint(tmp_path) != first
 
 
 def test_a_fingerprint_tells_one_flipped_bit(tmp_path: Path) -> None:

@@ -55,16 +55,17 @@ class Attached:
 
     Attributes:
         handles: The tensors that move with alpha, in the model's order.
+        opened: The adapter on its base.
     """
 
     end_storage: EndStorage | None = None
 
     def __init__(self, run: Run, device: torch.device) -> None:
-        self._opened = open_adapter(run, device)
-        self._config = self._opened.config
-        self.model = self._opened.model
+        self.opened = open_adapter(run, device)
+        self._config = self.opened.config
+        self.model = self.opened.model
         tuner = tuner_of(self._config)
-        self.handles = find_handles(self.model, self._opened.originals)
+        self.handles = find_handles(self.model, self.opened.originals)
         self.law: Law = "root" if tuner.is_rotation else "linear"
         self.modules = tuple(dict.fromkeys(m for h in self.handles for m in h.modules))
         self._disabled_at_base = self._tuner_layers() if "turn" in tuner.rules.values() else {}
@@ -72,11 +73,15 @@ class Attached:
         self._snapshots: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
         self._snapshots[self._final_step] = self._snapshot()
         self._warned: set[int] = set()
-        self.vocabulary, self.is_resized = self._opened.vocabulary, self._opened.is_resized
-        self.probe_base = self._opened.probe_base
-        self.probe_final = self._opened.probe_final
-        self.tolerance = self._opened.tolerance
+        self.vocabulary, self.is_resized = self.opened.vocabulary, self.opened.is_resized
+        self.probe_base = self.opened.probe_base
+        self.probe_final = self.opened.probe_final
+        self.tolerance = self.opened.tolerance
         self.model.requires_grad_(requires_grad=False)
+
+    @property
+    def moving(self) -> Mapping[str, Tensor]:
+        return {handle.name: handle.live for handle in self.handles}
 
     def prepare(self, point: Point, multipliers: Mapping[str, float]) -> Callable[[], None]:
         step = point.step or self._final_step
@@ -116,16 +121,16 @@ class Attached:
 
     def base_value(self, name: str) -> Tensor:
         """The base's own tensor of this name in the plain model."""
-        return self._opened.base_value(name)
+        return self.opened.base_value(name)
 
     @property
     def originals(self) -> Mapping[str, Tensor]:
         """The base's own values of parameters that the adapter overwrote, by name."""
-        return self._opened.originals
+        return self.opened.originals
 
     def _trained(self, step: int) -> dict[str, Tensor]:
         if step not in self._snapshots:
-            tensors = self._opened.read(step)
+            tensors = self.opened.read(step)
             with self._restored():
                 set_peft_model_state_dict(self.model, tensors)
                 self._snapshots[step] = self._snapshot()

@@ -56,6 +56,10 @@ class Backend(Protocol):
     end_storage: EndStorage | None
 
     @property
+    def moving(self) -> Mapping[str, Tensor]:
+        """The live tensors that points differ in, by their names in the model."""
+
+    @property
     def modules(self) -> tuple[str, ...]: ...
 
     def prepare(self, point: Point, multipliers: Mapping[str, float]) -> Callable[[], None]:

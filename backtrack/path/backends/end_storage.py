@@ -17,10 +17,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import psutil
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+from backtrack.path.backends.free_memory import free_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,11 +37,10 @@ HEADROOM = 1.1
 def choose_storage(num_bytes: int, device: torch.device) -> EndStorage:
     """The fastest storage that has room for `num_bytes` beside what is already in memory."""
     required = num_bytes * HEADROOM
-    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] > required:
+    if free_bytes(device) > required:
         return "device"
-    if psutil.virtual_memory().available > required:
-        return "pinned" if device.type == "cuda" else "device"
-    return "mapped"
+    has_room = device.type == "cuda" and free_bytes(torch.device("cpu")) > required
+    return "pinned" if has_room else "mapped"
 
 
 def total_bytes(tensors: Mapping[str, Tensor]) -> int:
@@ -58,6 +58,17 @@ def store_end(
             return {n: _pin(t) for n, t in tensors.items()}
         case "mapped":
             return _map(tensors)
+
+
+def move_end(
+    tensors: dict[str, Tensor], storage: EndStorage, device: torch.device
+) -> dict[str, Tensor]:
+    """Like `store_end`, but empties `tensors`: at most one of them is in memory twice."""
+    if storage == "mapped":
+        stored = _map(tensors)
+        tensors.clear()
+        return stored
+    return {n: store_end({n: tensors.pop(n)}, storage, device)[n] for n in list(tensors)}
 
 
 def _pin(tensor: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from backtrack.errors import PlacementError
 from backtrack.path.adapters.strength import is_weight, relative_strength
-from backtrack.path.backends.end_storage import store_end
+from backtrack.path.backends.end_storage import move_end, store_end
 from backtrack.path.curves import line
 from backtrack.path.profiles import summed
 from backtrack.records.places import ANOTHER_BASE
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 class LineMixture:
     """Named tensors of a live model on the line between two stored ends.
 
+    Attributes:
+        live: The tensors, by name.
+
     Moving to a point reads both ends once and writes the live tensors once.
     """
 
@@ -36,7 +39,7 @@ class LineMixture:
         live: Tensors,
         storage: EndStorage,
         device: torch.device,
-        read: Callable[[int], Tensors],
+        read: Callable[[int], dict[str, Tensor]],
     ) -> None:
         """Store the values that `live` holds now as the base end.
 
@@ -46,7 +49,7 @@ class LineMixture:
             device: Device of the live model.
             read: Returns the trained tensors of a step, by the same names.
         """
-        self._live = live
+        self.live = live
         self._storage: EndStorage = storage
         self._device = device
         self._read = read
@@ -57,14 +60,14 @@ class LineMixture:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(_module(name) for name in self._live))
+        return tuple(dict.fromkeys(module_of(name) for name in self.live))
 
-    def load(self, step: int, trained: Tensors | None = None) -> None:
+    def load(self, step: int, trained: dict[str, Tensor] | None = None) -> None:
         """Make a checkpoint the trained end.
 
         Args:
             step: The checkpoint; nothing is done for the base (0) or the step already loaded.
-            trained: Its tensors, if the caller has read them.
+            trained: Its tensors, if the caller has read them; the dict is empty afterwards.
 
         Raises:
             PlacementError: Shapes differ from the base's.
@@ -74,39 +77,40 @@ class LineMixture:
             self._trained, self._norms, self._step = {}, {}, 0
             trained = self._read(step) if trained is None else trained
             _require_shapes(trained, self._base, step)
-            self._trained = store_end(trained, self._storage, self._device)
+            self._trained = move_end(trained, self._storage, self._device)
             self._step = step
 
     def write(self, point: Point, multipliers: Mapping[str, float]) -> None:
         """Set the live tensors to a point of the base or of the loaded checkpoint."""
         if point.is_base:
             for name, base in self._base.items():
-                self._live[name].copy_(base)
+                self.live[name].copy_(base)
             return
         for name, trained in self._trained.items():
-            alpha = point.alpha * multipliers.get(_module(name), 1.0)
-            line(self._base[name], trained, alpha, out=self._live[name])
+            alpha = point.alpha * multipliers.get(module_of(name), 1.0)
+            line(self._base[name], trained, alpha, out=self.live[name])
 
     def distance(self, point: Point, multipliers: Mapping[str, float]) -> float:
         self.load(point.step)
         if not self._norms:
             moving = [n for n, value in self._trained.items() if value.is_floating_point()]
             self._norms = {n: math.sqrt(self._strength(n).moved) for n in moving}
-        scaled = (n * multipliers.get(_module(name), 1.0) for name, n in self._norms.items())
+        scaled = (n * multipliers.get(module_of(name), 1.0) for name, n in self._norms.items())
         return point.alpha * math.hypot(*scaled)
 
     def strengths(self, step: int) -> dict[str, Strength]:
         """Strength of each module's weight at alpha 1; see `profiles`."""
         self.load(step)
         weights = [name for name, value in self._trained.items() if is_weight(name, value)]
-        return summed((_module(name), self._strength(name)) for name in weights)
+        return summed((module_of(name), self._strength(name)) for name in weights)
 
     def _strength(self, name: str) -> Strength:
         base, trained = (tensors[name].to(self._device) for tensors in (self._base, self._trained))
         return relative_strength(trained, base)
 
 
-def _module(name: str) -> str:
+def module_of(name: str) -> str:
+    """Path of the module that a tensor belongs to."""
     return name.rpartition(".")[0]
 
 

@@ -2,22 +2,30 @@
 
 There are three: whole models on the line, adapters on the line, and adapters on their native
 curve. Each holds the live model and its stored ends; nothing is computed from the live weights.
+
+Memory, in copies of the base, on the device or where the ends are stored: whole models 3 (live,
+base end, checkpoint), adapters 2 (live, base end). An adapter's trained end is never held: each
+layer is merged in fp32 when it is written, also on the line.
 """
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
 from peft import set_peft_model_state_dict
+from typing_extensions import override
 
 from backtrack.path.adapters.effective_weights import effective_weights, overwritten_weights
 from backtrack.path.adapters.opening import open_adapter
+from backtrack.path.adapters.strength import is_weight, relative_strength
 from backtrack.path.backends.attached import Attached
 from backtrack.path.backends.end_storage import choose_storage, store_end, total_bytes
-from backtrack.path.backends.line_mixture import LineMixture
-from backtrack.path.curves import rounding
+from backtrack.path.backends.line_mixture import LineMixture, module_of
+from backtrack.path.curves import line, rounding
 from backtrack.path.models.configuration import load_as_checkpoint
 from backtrack.path.models.embeddings import (
     embedding_names,
@@ -30,15 +38,17 @@ from backtrack.path.models.embeddings import (
 )
 from backtrack.path.models.full_checkpoint import FullCheckpoint
 from backtrack.path.models.loading import load_base, moving_weights, probe
+from backtrack.path.profiles import summed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Container, Iterator, Mapping
 
     from peft import PeftModel
     from torch import Tensor
     from transformers import PreTrainedModel
 
     from backtrack.path.adapters.effective_weights import WeightWriter
+    from backtrack.path.adapters.opening import OpenedAdapter
     from backtrack.path.backends.end_storage import EndStorage
     from backtrack.path.curves import Law
     from backtrack.path.profiles import Strength
@@ -46,30 +56,10 @@ if TYPE_CHECKING:
     from backtrack.run.directory import Run
 
 
-class _MergedOnLine:
-    """A backend whose points lie on a line; abstract."""
-
-    law: Law = "linear"
-    _line: LineMixture
-
-    @property
-    def modules(self) -> tuple[str, ...]:
-        return self._line.modules
-
-    def prepare(self, point: Point, multipliers: Mapping[str, float]) -> Callable[[], None]:
-        self._line.load(point.step)
-        return lambda: self._line.write(point, multipliers)
-
-    def distance(self, point: Point, multipliers: Mapping[str, float]) -> float:
-        return self._line.distance(point, multipliers)
-
-    def strengths(self, step: int) -> dict[str, Strength]:
-        return self._line.strengths(step)
-
-
-class MergedFullModel(_MergedOnLine):
+class MergedFullModel:
     """Full fine-tuning: every parameter and every saved buffer moves on the line."""
 
+    law: Law = "linear"
     tolerance = 0.0
 
     def __init__(self, run: Run, device: torch.device, storage: EndStorage | None) -> None:
@@ -88,72 +78,155 @@ class MergedFullModel(_MergedOnLine):
         live = moving_weights(self.model)
         chosen = storage or choose_storage(2 * total_bytes(live), device)
         self.end_storage: EndStorage | None = chosen
+        model = self.model  # a reader that held `self` would keep both alive
         self._line = LineMixture(
-            live,
-            chosen,
-            device,
-            lambda step: FullCheckpoint.read(run, step).weights(self.model),
+            live, chosen, device, lambda step: FullCheckpoint.read(run, step).weights(model)
         )
         self._line.load(run.final.step, trained)
 
+    @property
+    def moving(self) -> Mapping[str, Tensor]:
+        return self._line.live
 
-class MergedAdapterOnLine(_MergedOnLine):
-    """An adapter that PEFT can merge, on the line from the base to its effective weights."""
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return self._line.modules
 
-    def __init__(self, run: Run, device: torch.device, storage: EndStorage | None) -> None:
-        self.model: PreTrainedModel = load_base(run.base, device)
-        parameters = dict(self.model.named_parameters())
-        chosen = storage or choose_storage(2 * total_bytes(parameters), device)
-        self.end_storage: EndStorage | None = chosen
-        self._opened = open_adapter(run, _adapter_device(chosen, device))
-        _store_base_weights(self._opened.model, chosen)
-        self.vocabulary, self.is_resized = self._opened.vocabulary, self._opened.is_resized
-        self.probe_base = probe(self.model, self.vocabulary)
-        self.probe_final = self._opened.probe_final
-        self.tolerance = rounding(self.model.dtype)
-        adapted = [name for name, _ in effective_weights(self._opened.model)]
-        self._extra_names = [name for name in self._opened.originals if name not in adapted]
-        final = self._effective()
-        fit_vocabulary(self.model, final)
-        untie(self.model, {name: final[name] for name in adapted})
-        self._line = LineMixture(_live(self.model, final), chosen, device, self._read)
-        self._line.load(run.final.step, final)
+    def prepare(self, point: Point, multipliers: Mapping[str, float]) -> Callable[[], None]:
+        self._line.load(point.step)
+        return lambda: self._line.write(point, multipliers)
 
-    def _read(self, step: int) -> dict[str, Tensor]:
-        set_peft_model_state_dict(self._opened.model, self._opened.read(step))
-        return self._effective()
+    def distance(self, point: Point, multipliers: Mapping[str, float]) -> float:
+        return self._line.distance(point, multipliers)
 
-    def _effective(self) -> dict[str, Tensor]:
-        """The weights that the adapter changes, at alpha 1, in fp32."""
-        writers = _writers(self._opened.model, self._extra_names)
-        return _written(writers, self._opened.base_value)
+    def strengths(self, step: int) -> dict[str, Strength]:
+        return self._line.strengths(step)
 
 
-class MergedAdapterOnCurve:
-    """An adapter on its native curve: its handles are set, then each layer is merged."""
+class _MergedAdapter(ABC):
+    """Effective weights of an adapter, computed layer by layer; abstract.
+
+    A second model holds the adapter and the base end. Memory: the live model, the second one and
+    one layer in fp32.
+    """
+
+    tolerance: float
 
     def __init__(self, run: Run, device: torch.device, storage: EndStorage | None) -> None:
         self.model: PreTrainedModel = load_base(run.base, device)
         parameters = dict(self.model.named_parameters())
         chosen = storage or choose_storage(total_bytes(parameters), device)
         self.end_storage: EndStorage | None = chosen
-        self._adapter = Attached(run, _adapter_device(chosen, device))
-        _store_base_weights(self._adapter.model, chosen)
-        self.vocabulary, self.is_resized = self._adapter.vocabulary, self._adapter.is_resized
+        opened = self._open(run, device if chosen == "device" else torch.device("cpu"))
+        self._adapted: PeftModel = opened.model
+        _store_base_weights(self._adapted, chosen)
+        self.vocabulary, self.is_resized = opened.vocabulary, opened.is_resized
         self.probe_base = probe(self.model, self.vocabulary)
-        self.probe_final = self._adapter.probe_final
+        self.probe_final = opened.probe_final
         self.tolerance = rounding(self.model.dtype)
+        adapted = [name for name, _ in effective_weights(self._adapted)]
+        self._extra_names = [name for name in opened.originals if name not in adapted]
+        self._base = {name: opened.base_value(name) for name in [*adapted, *self._extra_names]}
+        fit_vocabulary(self.model, self._base)
+        embeddings = embedding_names(self.model).intersection(adapted)
+        untie(self.model, dict(self._effective(embeddings)))
+        live = dict(self.model.named_parameters(remove_duplicate=False))
+        self.moving = {name: live[name] for name in self._base}
+        # Loading a KaSA adapter rewrites the second model's base.
+        rewritten = {n: w for n, w in self.moving.items() if not _is_same(w, self._base[n])}
+        self._base |= store_end(rewritten, chosen, device)
+
+    @abstractmethod
+    def _open(self, run: Run, device: torch.device) -> OpenedAdapter:
+        """Load the second model."""
+
+    def _writers(self) -> Iterator[WeightWriter]:
+        """Every weight that the adapter changes, then the extra parameters trained beside it."""
+        return chain(
+            effective_weights(self._adapted), overwritten_weights(self._adapted, self._extra_names)
+        )
+
+    def _effective(self, names: Container[str]) -> Iterator[tuple[str, Tensor]]:
+        """Each weight as the adapter changes it now, in fp32 on the live model's device."""
+        for name, write in self._writers():
+            if name in names:
+                shape = self._base[name].shape
+                out = torch.empty(shape, dtype=torch.float32, device=self.model.device)
+                write(out)
+                yield name, out
+
+    def _write_base(self) -> None:
+        for name, base in self._base.items():
+            self.moving[name].copy_(base)
+
+
+class MergedAdapterOnLine(_MergedAdapter):
+    """An adapter that PEFT can merge, on the line from the base to its effective weights."""
+
+    law: Law = "linear"
+
+    @override
+    def _open(self, run: Run, device: torch.device) -> OpenedAdapter:
+        self._opened = open_adapter(run, device)
+        self._step = run.final.step
+        self._measured: dict[str, Strength] = {}
+        return self._opened
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(module_of(name) for name in self._base))
+
+    def prepare(self, point: Point, multipliers: Mapping[str, float]) -> Callable[[], None]:
+        if point.is_base:
+            return self._write_base
+        self._load(point.step)
+
+        def write() -> None:
+            for name, trained in self._effective(self._base):
+                alpha = point.alpha * multipliers.get(module_of(name), 1.0)
+                line(self._base[name], trained, alpha, out=self.moving[name])
+
+        return write
+
+    def distance(self, point: Point, multipliers: Mapping[str, float]) -> float:
+        scaled = (
+            math.sqrt(strength.moved) * multipliers.get(module_of(name), 1.0)
+            for name, strength in self._strengths(point.step).items()
+        )
+        return point.alpha * math.hypot(*scaled)
+
+    def strengths(self, step: int) -> dict[str, Strength]:
+        """Strength of each module's weight at alpha 1; see `profiles`."""
+        found = self._strengths(step).items()
+        return summed((module_of(n), s) for n, s in found if is_weight(n, self._base[n]))
+
+    def _strengths(self, step: int) -> dict[str, Strength]:
+        self._load(step)
+        if not self._measured:
+            self._measured = {
+                name: relative_strength(trained, self._base[name])
+                for name, trained in self._effective(self._base)
+            }
+        return self._measured
+
+    def _load(self, step: int) -> None:
+        """Set the second model's adapter to a checkpoint."""
+        if step != self._step:
+            tensors = self._opened.read(step)
+            self._step, self._measured = 0, {}  # read again if setting the adapter is interrupted
+            set_peft_model_state_dict(self._adapted, tensors)
+            self._step = step
+
+
+class MergedAdapterOnCurve(_MergedAdapter):
+    """An adapter on its native curve: its handles are set, then each layer is merged."""
+
+    @override
+    def _open(self, run: Run, device: torch.device) -> OpenedAdapter:
+        self._adapter = Attached(run, device)
         self.law = self._adapter.law
         self.modules = self._adapter.modules
-        adapted = [name for name, _ in effective_weights(self._adapter.model)]
-        self._extra_names = [name for name in self._adapter.originals if name not in adapted]
-        self._base = {n: self._adapter.base_value(n) for n in [*adapted, *self._extra_names]}
-        fit_vocabulary(self.model, self._base)
-        embeddings = embedding_names(self.model)
-        every = effective_weights(self._adapter.model)
-        ends = (writer for writer in every if writer[0] in embeddings)
-        untie(self.model, _written(ends, self._adapter.base_value))
-        self._live = _live(self.model, self._base)
+        return self._adapter.opened
 
     def prepare(self, point: Point, multipliers: Mapping[str, float]) -> Callable[[], None]:
         if point.is_base:
@@ -162,14 +235,10 @@ class MergedAdapterOnCurve:
 
         def write() -> None:
             set_adapter()
-            for name, write_weight in _writers(self._adapter.model, self._extra_names):
-                write_weight(self._live[name])
+            for name, write_weight in self._writers():
+                write_weight(self.moving[name])
 
         return write
-
-    def _write_base(self) -> None:
-        for name, base in self._base.items():
-            self._live[name].copy_(base)
 
     def distance(self, point: Point, multipliers: Mapping[str, float]) -> float:
         return self._adapter.distance(point, multipliers)
@@ -178,25 +247,8 @@ class MergedAdapterOnCurve:
         return self._adapter.strengths(step)
 
 
-def _writers(model: PeftModel, extra_names: Iterable[str]) -> Iterator[WeightWriter]:
-    """Every weight that the adapter changes, then the extra parameters trained beside it."""
-    return chain(effective_weights(model), overwritten_weights(model, extra_names))
-
-
-def _written(
-    writers: Iterable[WeightWriter], base_value: Callable[[str], Tensor]
-) -> dict[str, Tensor]:
-    """The weights that writers write, by name, in fp32 and in the shapes of the base's values."""
-    weights: dict[str, Tensor] = {}
-    for name, write in writers:
-        weights[name] = torch.empty_like(base_value(name), dtype=torch.float32)
-        write(weights[name])
-    return weights
-
-
-def _adapter_device(storage: EndStorage, device: torch.device) -> torch.device:
-    """Device of the second model, which holds the adapter and the base end."""
-    return device if storage == "device" else torch.device("cpu")
+def _is_same(live: Tensor, base: Tensor) -> bool:
+    return torch.equal(live, base.to(live.device))
 
 
 def _store_base_weights(model: PeftModel, storage: EndStorage) -> None:
@@ -205,8 +257,3 @@ def _store_base_weights(model: PeftModel, storage: EndStorage) -> None:
         frozen = {n: p for n, p in model.named_parameters() if not p.requires_grad}
         for name, stored in store_end(frozen, storage, torch.device("cpu")).items():
             frozen[name].data = stored
-
-
-def _live(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Tensor]:
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    return {name: parameters[name] for name in names}

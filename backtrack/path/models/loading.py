@@ -126,7 +126,7 @@ def load_model(
                 use_safetensors=True,
                 config=part,
                 output_loading_info=True,
-                **quantization_options(quantization, device),
+                **_loading_options(quantization, device),
             )
     except PlacementError:
         raise
@@ -172,6 +172,12 @@ _QUANTIZATIONS: Mapping[str, dict[str, Any]] = {
     },
     "8bit": {"load_in_8bit": True},
 }  # fmt: skip
+
+
+def _loading_options(quantization: Quantization | None, device: torch.device) -> dict[str, Any]:
+    """Load the model onto its device, without a copy in host memory first."""
+    on_device: dict[str, Any] = {} if device.type == "cpu" else {"device_map": {"": device}}
+    return on_device | quantization_options(quantization, device)
 
 
 def quantization_options(

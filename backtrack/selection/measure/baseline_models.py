@@ -16,7 +16,7 @@ from backtrack.errors import UsageError
 from backtrack.point import Point
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from backtrack.path.placement import Placement
     from backtrack.records.selection import Baseline
@@ -46,9 +46,11 @@ def make_baseline_model(run: Run, placement: Any, baseline: Baseline) -> Any:
 def _average_checkpoints(placement: Placement, steps: Sequence[int]) -> Any:
     total: dict[str, Any] = {}
     for step in steps:
-        for name, weight in _weights_at(placement, Point(step=step)).items():
-            total[name] = total[name] + weight if name in total else weight
-    return _copy_with(placement, {name: weight / len(steps) for name, weight in total.items()})
+        placement.place(Point(step=step))
+        for name, live in placement.moving.items():
+            weight = live.detach().float()
+            total[name] = total[name].add_(weight) if name in total else weight.clone()
+    return _copy_with(placement, ((name, weight / len(steps)) for name, weight in total.items()))
 
 
 def _reduce_intruders(placement: Placement, final: Point) -> Any:
@@ -60,27 +62,34 @@ def _reduce_intruders(placement: Placement, final: Point) -> Any:
     from peft.tuners.lora import intruders
 
     placement.place(final)
-    model = copy.deepcopy(placement.model)
+    model = _copy_with(placement, ())
     reduce: Any = intruders.reduce_intruder_dimension
     reduce(model, old_adapter_name=model.active_adapter, logging_sink=None)
-    return model.eval()
+    return model
 
 
 def _truncate_delta(placement: Placement, final: Point) -> Any:
     import torch
 
-    base = _weights_at(placement, Point.base())
-    tuned = _weights_at(placement, final)
+    moving = placement.moving
     linear = {
         f"{name}.weight"
         for name, module in placement.model.named_modules()
         if isinstance(module, torch.nn.Linear)
     }
     # The embedding is not truncated, nor an output layer tied to it.
-    tied = {id(placement.model.get_input_embeddings().weight)}
-    names = [n for n, p in placement.model.named_parameters() if n in linear and id(p) not in tied]
-    truncated = {name: base[name] + truncate_svd(tuned[name] - base[name]) for name in names}
-    return _copy_with(placement, tuned | truncated)
+    tied = placement.model.get_input_embeddings().weight
+    names = [n for n, live in moving.items() if n in linear and live is not tied]
+    placement.place(Point.base())
+    base = {name: moving[name].detach().clone() for name in names}
+    placement.place(final)
+
+    def truncated() -> Iterator[tuple[str, Any]]:
+        for name, start in base.items():
+            wide = start.float()
+            yield name, wide + truncate_svd(moving[name].detach().float() - wide)
+
+    return _copy_with(placement, truncated())
 
 
 def truncate_svd(delta: Any) -> Any:
@@ -101,19 +110,18 @@ def truncate_svd(delta: Any) -> Any:
     return (left[:, is_above] * values[is_above]) @ right[is_above]
 
 
-def _weights_at(placement: Placement, point: Point) -> dict[str, Any]:
-    """Copies of the live model's parameters at a point, in fp32, by name."""
-    placement.place(point)
-    return {n: p.detach().float().clone() for n, p in placement.model.named_parameters()}
+def _copy_with(placement: Placement, weights: Iterable[tuple[str, Any]]) -> Any:
+    """A copy of the live model where it is, with `weights` written into it, rounded once.
 
-
-def _copy_with(placement: Placement, weights: dict[str, Any]) -> Any:
-    """A copy of the live model with `weights` written into it, rounded once."""
+    The copy shares what does not move: that of an attached adapter has the adapter's size.
+    """
     import torch
 
-    model = copy.deepcopy(placement.model)
+    moving = {id(live) for live in placement.moving.values()}
+    still = [p for p in placement.model.parameters() if id(p) not in moving]
+    model = copy.deepcopy(placement.model, {id(parameter): parameter for parameter in still})
+    copies = dict(model.named_parameters())
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in weights:
-                parameter.copy_(weights[name])
-    return model
+        for name, weight in weights:
+            copies[name].copy_(weight)
+    return model.eval()

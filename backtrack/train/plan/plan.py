@@ -25,6 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from backtrack.errors import ObjectiveError, UsageError
 from backtrack.evaluate.objectives.documents import load_records
 from backtrack.formatting import byte_size
+from backtrack.path.backends.free_memory import total_host_bytes
 from backtrack.recipe import PeftMethod
 from backtrack.train.methods.configs import MILORA, peft_config
 from backtrack.train.methods.milora import double_rank
@@ -293,9 +294,7 @@ def resource_shortages(plan: Plan, folder: Path) -> list[str]:
 def _memory_bytes() -> int:
     if torch.cuda.is_available():
         return int(torch.cuda.get_device_properties(0).total_memory)
-    import psutil
-
-    return int(psutil.virtual_memory().total)
+    return total_host_bytes()
 
 
 def require_plannable(recipe: Recipe) -> None:
