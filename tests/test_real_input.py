@@ -22,8 +22,7 @@ from backtrack.exporter import export
 from backtrack.path.models.loading import probe
 from backtrack.path.placement import Placement
 from backtrack.recipe import load_recipe
-from backtrack.records import Interval, Role
-from backtrack.records.selection import Constraints, Selection
+from backtrack.records.selection import Constraints
 from backtrack.run.adopt import adopt
 from backtrack.selection.choice.select import select
 from backtrack.train.trainers.check import library_faults
@@ -33,6 +32,9 @@ pytestmark = [pytest.mark.shared, pytest.mark.filterwarnings("ignore")]
 
 QUESTION = {"prompt": "Question: {question}\nAnswer:", "completion": " {answer}"}
 GSM8K = {"path": "openai/gsm8k", "subset": "main", "score": "nll", **QUESTION}
+# To a model of 5M parameters a token has a probability of 1 to 10%: as such its losses would hardly
+# differ.
+RANGES = {"gsm8k": [4.0, 2.0], "shakespeare": [3.5, 1.5], "pubmedqa": [6.0, 4.0], "nq": [7.5, 5.5]}
 LOSSES: list[dict[str, Any]] = [
     {"kind": "examples", "role": "target", "name": "gsm8k", "split": "test[:400]", **GSM8K},
     {"kind": "text", "role": "general", "name": "shakespeare", "path": "tinyshakespeare/input.txt",
@@ -44,6 +46,8 @@ LOSSES: list[dict[str, Any]] = [
      "subset": "nq_open", "split": "validation[3000:]", "score": "nll",
      "prompt": "Q: {question}\nA:", "completion": " {answer[0]}"},
 ]  # fmt: skip
+for objective in LOSSES:
+    objective["range"] = RANGES[objective["name"]]
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"method": {"kind": "full"}, "sft": {"learning_rate": 1e-3}},
     "lora": {
@@ -103,15 +107,8 @@ def test_the_chosen_point_beats_the_final_checkpoint_on_items_it_never_saw(
     against = {difference.to: difference for difference in choice.selection.differences}
     assert choice.point.alpha > 0
     assert against["final"].utility.low > 0
-    assert gain(choice.selection, against["final"].general, "general").low > 0
-    assert gain(choice.selection, against["base"].target, "target").low > 0
-
-
-def gain(selection: Selection, difference: Interval, role: Role) -> Interval:
-    """A difference turned so that more is better."""
-    if selection.axes[role].direction == "maximize":
-        return difference
-    return Interval(estimate=-difference.estimate, low=-difference.high, high=-difference.low)
+    assert against["final"].general.low > 0
+    assert against["base"].target.low > 0
 
 
 @pytest.fixture(scope="module")
