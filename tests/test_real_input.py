@@ -32,8 +32,8 @@ pytestmark = [pytest.mark.shared, pytest.mark.filterwarnings("ignore")]
 
 QUESTION = {"prompt": "Question: {question}\nAnswer:", "completion": " {answer}"}
 GSM8K = {"path": "openai/gsm8k", "subset": "main", "score": "nll", **QUESTION}
-# To a model of 5M parameters a token has a probability of 1 to 10%: as such its losses would hardly
-# differ.
+# To a model of 5M parameters a token has a probability of 1 to 10%: as such its losses would
+# hardly differ.
 RANGES = {"gsm8k": [4.0, 2.0], "shakespeare": [3.5, 1.5], "pubmedqa": [6.0, 4.0], "nq": [7.5, 5.5]}
 LOSSES: list[dict[str, Any]] = [
     {"kind": "examples", "role": "target", "name": "gsm8k", "split": "test[:400]", **GSM8K},
