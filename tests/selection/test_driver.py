@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sqlite3
 from itertools import pairwise
 from types import SimpleNamespace
@@ -174,7 +175,7 @@ def test_a_lost_study_is_made_again_from_the_measurements(tmp_path: Path):
     assert sorted(whole) == sorted(set(points(found)) - dropped_of(run))
 
 
-def test_the_study_holds_role_scores_in_their_unit_never_negated(tmp_path: Path):
+def test_the_study_holds_role_scores_in_points_of_which_more_is_better(tmp_path: Path):
     run = make_run(tmp_path / "run")
     loss = Formula(
         make_info("loss", "general", unit="nats a token", direction="minimize"),
@@ -185,11 +186,13 @@ def test_the_study_holds_role_scores_in_their_unit_never_negated(tmp_path: Path)
     storage = f"sqlite:///{run.path}/study.db"
     (name,) = optuna.get_all_study_names(storage)
     study = optuna.load_study(study_name=name, storage=storage)
-    assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+    assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MAXIMIZE"]
     whole = {t.user_attrs["point"]: t for t in study.trials if t.state.name == "COMPLETE"}
     base, final = whole["base"], whole["step 40 alpha 1"]
     assert base.params["alpha"] == 0
-    assert (base.values[1], final.values[1]) == pytest.approx((2.0, 3.0), abs=0.01)
+    points = (100 * math.exp(-2), 100 * math.exp(-3))
+    assert (base.values[1], final.values[1]) == pytest.approx(points, rel=0.01)
+    assert (base.user_attrs["loss"], final.user_attrs["loss"]) == pytest.approx((2, 3), abs=0.01)
 
 
 def test_a_changed_objective_is_measured_anew(tmp_path: Path):

@@ -106,7 +106,7 @@ def differences(settings: Sequence[Setting], current: Setting) -> Iterator[str]:
     sizes = sorted({str(s.batch_size) for s in same}, key=lambda size: (len(size), size))
     if len(sizes) > 1:
         listed = " and ".join(sizes)
-        yield f"Measured in batches of {listed}: scores may differ by rounding between them."
+        yield f"Measured with batch_size {listed}: scores may differ by rounding between them."
     for name in LIBRARIES:
         versions = sorted({s.versions[name] for s in same if name in s.versions})
         if len(versions) > 1:

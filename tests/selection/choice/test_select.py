@@ -473,7 +473,7 @@ def test_a_smaller_batch_is_said_and_keeps_all_scores(tmp_path: Path):
     target, general = pair()
     selection = pick(run, (target, general), recipe=recipe).selection
     assert target.calls + general.calls == []
-    assert any(note.startswith("Measured in batches of 2 and 16") for note in selection.notes)
+    assert any(note.startswith("Measured with batch_size 2 and auto") for note in selection.notes)
     assert len(read_settings(run)) == 2
 
 
