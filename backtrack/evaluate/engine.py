@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from backtrack.errors import ObjectiveError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from backtrack.point import Point
     from backtrack.recipe import PlacementSection
     from backtrack.records import BaseModelReference, BatchSize, CurveName, Form
+    from backtrack.records.answers import Answer
 
 
 class RowStrengths(Protocol):
@@ -134,6 +135,10 @@ class Engine(ABC):
     @abstractmethod
     def distance(self, point: Point) -> float:
         """L2 norm of the difference from the base; see `Placement.distance`."""
+
+    def noting(self) -> AbstractContextManager[Mapping[str, Answer]]:
+        """Collect what the model says to items inside the context, by item."""
+        return self.language_model.noting()
 
     def asked(self, model: Any) -> LanguageModel:
         """A torch model that is no point of the run, to be asked like the engine's own.

@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from backtrack.errors import ObjectiveError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
+
+    from backtrack.records.answers import Answer
 
 
 class ScoredSequence(NamedTuple):
@@ -100,6 +103,21 @@ class LanguageModel(ABC):
         self.context_tokens = context_tokens
         self.num_tokens = 0
         self._generation_config = generation_config
+        self._noted: dict[str, Answer] | None = None
+
+    @contextmanager
+    def noting(self) -> Iterator[dict[str, Answer]]:
+        """Collect what objectives note inside the context, by item."""
+        self._noted = {}
+        try:
+            yield self._noted
+        finally:
+            self._noted = None
+
+    def note(self, item_id: str, answer: Answer) -> None:
+        """Note what was said to an item; an objective that is asked to measure calls this."""
+        if self._noted is not None:
+            self._noted[item_id] = answer
 
     @property
     def max_scored_tokens(self) -> int | None:

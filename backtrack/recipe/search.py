@@ -92,6 +92,8 @@ class SearchSection(Section):
     batch_size: BatchSize = "auto"
     """Sequences at a time; `auto` is what fits the memory. The same at every point, since batch
     composition changes scores slightly."""
+    max_answer_bytes: Annotated[int, Field(ge=0)] = 100_000_000
+    """Most bytes of what the model said that are kept beside the scores; 0 keeps nothing."""
     seed: int = 0
     """Seed of the item split, the sampler and the bootstrap."""
 

@@ -4,7 +4,7 @@
       manifest.json  recipe.yaml  recipe.resolved.json  recipe.choosing.json  model/
       initial/
       trajectory/step-00000050/  trajectory/index.jsonl  trainer/  watch.jsonl
-      settings.jsonl  measurements.jsonl  baselines.jsonl  shared_items.json
+      settings.jsonl  measurements.jsonl  baselines.jsonl  shared_items.json  answers/
       search.json  study.db
       selection.json  sweep.json  diagnosis.jsonl  diagnosis.json
       report.html  figures/  export/

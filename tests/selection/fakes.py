@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,9 @@ class FakeEngine(Engine):
         model: Any = self.language_model
         point: Point = model.point
         return point
+
+    def noting(self) -> Any:
+        return nullcontext({})
 
     def place(self, point: Point) -> None:
         self.visits.append(point)

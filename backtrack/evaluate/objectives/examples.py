@@ -33,6 +33,7 @@ from backtrack.evaluate.objectives.items import (
     with_clusters,
 )
 from backtrack.evaluate.objectives.objective import Objective
+from backtrack.records.answers import Answer, Question
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -111,6 +112,14 @@ class ExampleScores(Objective):
         return tuple(render(section.prompt, record, item_id) for record, item_id in pairs)
 
     @override
+    def questions(self) -> tuple[Question, ...]:
+        pairs = zip(self.texts(), self._examples, strict=True)
+        return tuple(
+            Question(prompt=text, gold=e.completion.strip(), choices=e.choices)
+            for text, e in pairs
+        )
+
+    @override
     def prompts(self) -> tuple[str, ...]:
         return tuple(example.prompt for example in self._examples)
 
@@ -147,6 +156,8 @@ class ExampleScores(Objective):
         section = self._section.sampling
         sampling = None if section is None else Sampling(**section.model_dump())
         completions = model.complete(prompts, limits, sampling)
+        for texts, i in zip(completions, indices, strict=True):
+            model.note(self.item_ids[i], Answer(texts=tuple(texts)))
         return [
             fmean(text.strip() == self._examples[i].completion.strip() for text in texts)
             for texts, i in zip(completions, indices, strict=True)
@@ -158,7 +169,9 @@ class ExampleScores(Objective):
         scores = []
         for index, sequences in zip(indices, choices, strict=True):
             values = [next(likelihoods).log_likelihood for _ in sequences]
-            likeliest = self._examples[index].choices[values.index(max(values))]
+            answer = Answer(likelihoods=tuple(values))
+            model.note(self.item_ids[index], answer)
+            likeliest = self._examples[index].choices[answer.choice or 0]
             scores.append(float(likeliest == self._examples[index].completion))
         return scores
 
@@ -166,6 +179,9 @@ class ExampleScores(Objective):
         scored = [self._encoded.get(model.tokenizer, i, self._scored)[0] for i in indices]
         sequences = [model.fitting(sequence) for sequence in scored]
         likelihoods = model.score(sequences)
+        for index, likelihood in zip(indices, likelihoods, strict=True):
+            said = Answer(likelihoods=(likelihood.log_likelihood,))
+            model.note(self.item_ids[index], said)
         return [
             -likelihood.log_likelihood / sequence.num_scored
             for likelihood, sequence in zip(likelihoods, sequences, strict=True)

@@ -29,9 +29,11 @@ from backtrack.evaluate.objectives.items import (
     positions,
     with_clusters,
 )
+from backtrack.evaluate.objectives.lm_eval_answers import answer_of, question_of
 from backtrack.evaluate.objectives.lm_eval_lengths import CHARACTERS_PER_TOKEN, TASK_LENGTHS
 from backtrack.evaluate.objectives.lm_eval_settle import SEED, task_digest
 from backtrack.evaluate.objectives.objective import Objective
+from backtrack.records.answers import Answer, Question
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -92,10 +94,13 @@ class LmEvalScores(Objective):
         section = self._section.sampling
         sampling = None if section is None else Sampling(**section.model_dump())
         lm = AskedByLmEval(model, sampling)
-        by_sample = []
+        by_sample, said = [], dict[str, Answer]()
         for lm.number in range(sampling.samples if sampling else 1):
             records = evaluate_documents(lm, self._tasks, samples, self._section)
             by_sample.append(self._scores(records))
+            self._collect(records, said)
+        for item_id, answer in said.items():
+            model.note(item_id, answer)
         scores = [fmean(each[item_id] for each in by_sample) for item_id in item_ids]
         return finite(scores, item_ids, self.info.name)
 
@@ -104,6 +109,14 @@ class LmEvalScores(Objective):
         """Each document as lm-eval asks it, without examples."""
         return tuple(
             str(task.doc_to_text(document))
+            for task in self._tasks.values()
+            for document in task.eval_docs
+        )
+
+    @override
+    def questions(self) -> tuple[Question, ...]:
+        return tuple(
+            question_of(task, document)
             for task in self._tasks.values()
             for document in task.eval_docs
         )
@@ -147,6 +160,16 @@ class LmEvalScores(Objective):
             for record in of_task
             if record["filter"] == self._section.filter
         }
+
+    def _collect(
+        self, records: Mapping[str, Sequence[Mapping[str, Any]]], said: dict[str, Answer]
+    ) -> None:
+        """Add one sample's answers to those of the samples before, by item."""
+        for name, of_task in records.items():
+            for record in of_task:
+                if record["filter"] == self._section.filter:
+                    item_id = f"{name}/{record['doc_id']}"
+                    said[item_id] = answer_of(record, said.get(item_id, Answer()))
 
     def _score(self, name: str, record: Mapping[str, Any]) -> float:
         metric = self._section.metric

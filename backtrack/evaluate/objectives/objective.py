@@ -14,6 +14,8 @@ from abc import ABC, abstractmethod
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
+from backtrack.records.answers import Question
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -72,6 +74,10 @@ class Objective(ABC):
         Empty if the items have no text that can be read.
         """
         return ()
+
+    def questions(self) -> tuple[Question, ...]:
+        """What each item asks, for a reader; empty if the items have no text that can be read."""
+        return tuple(Question(prompt=text) for text in self.texts())
 
     def prompts(self) -> tuple[str, ...]:
         """The texts as the model reads them, through the chat template if there is one."""

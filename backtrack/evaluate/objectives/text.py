@@ -31,6 +31,7 @@ from backtrack.evaluate.objectives.items import (
     with_clusters,
 )
 from backtrack.evaluate.objectives.objective import Objective
+from backtrack.records.answers import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -110,6 +111,9 @@ class BitsPerByte(Objective):
         sequences = [ScoredSequence([*self._opening, *window.ids], first) for window in windows]
         self._require_room(model, sequences)
         likelihoods = model.score(sequences)
+        for index, likelihood in zip(sorted(asked), likelihoods, strict=True):
+            said = Answer(likelihoods=(likelihood.log_likelihood,))
+            model.note(self.item_ids[index], said)
         bits = [
             -likelihood.log_likelihood / math.log(2) / window.num_bytes
             for likelihood, window in zip(likelihoods, windows, strict=True)

@@ -27,6 +27,7 @@ from backtrack.recipe import (
 from backtrack.records import ROLES, Setting
 from backtrack.records.record import installed_versions, now, short_digest
 from backtrack.run.trust import allow, code_of_recipe
+from backtrack.selection.measure.answers import AnswersKept
 from backtrack.selection.measure.choosing import choose_by
 from backtrack.selection.measure.contamination import record_shared_items
 from backtrack.selection.measure.items import Items
@@ -109,6 +110,7 @@ class Evaluator:
         self._placed_at: Point | None = None
         self._splits: dict[Split, SplitSetting] = {}
         self._recorded = run.measurements()
+        self._answers = AnswersKept(run, self.section.max_answer_bytes)
         self._indices: dict[Split, _Index] = {}
         self._require_roles()
 
@@ -311,17 +313,19 @@ class Evaluator:
         for objective, item_ids in missing:
             meter.begins(point, objective.info.name)
             setting = self.setting(split)
-            measurement = measure(
-                objective,
-                self.engine,
-                item_ids,
-                split=split,
-                origin=origin,
-                setting=setting.digests[objective.info.name],
-                checkpoint=setting.checkpoint_of(point),
-            )
+            with self.engine.noting() as answers:
+                measurement = measure(
+                    objective,
+                    self.engine,
+                    item_ids,
+                    split=split,
+                    origin=origin,
+                    setting=setting.digests[objective.info.name],
+                    checkpoint=setting.checkpoint_of(point),
+                )
             self.run.record(measurement)
             self._recorded.append(measurement)
+            self._answers.keep(measurement, objective, answers)
             meter.scored(len(item_ids), measurement.seconds)
         meter.ends(point)
 
