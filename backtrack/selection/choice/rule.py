@@ -10,7 +10,7 @@
    bootstrap interval of top minus point, at 95% and by smoothed scores, covers zero; or the point
    is measured on as many items as any and its measured utility is no lower than the top's.
 5. The choice is the point nearest the base, by distance, then alpha, then step, among those at
-   most `INDIFFERENCE` points below the top. It is the base where the top leads it by at most
+   most `INDIFFERENCE` points below the top. It is the base only where the top leads it by at most
    `BASE_ERRORS` standard errors of their difference: the top is then hardly likelier to be better
    than it would be by luck as the highest of all points.
 6. The CAUTIOUS choice is the base wherever it is tied, else the tied point nearest the base among
@@ -20,9 +20,10 @@ Choosing and claiming are two questions. The choice is to cost little if it is w
 taken wherever the items cannot tell costs more than the smaller gains it passes by. What may be
 claimed of the choice is decided on other items, at 95% (see `verdict`).
 
-NOTE: tests/bench/regret.py measures it. With 200 items a role rule 5 costs 0.45 points over gains
-of 1 to 10 points, and the cautious one 1.01; where the base is best 0.17 and 0.02. From 0.33 to
-0.67 standard errors the mean of both is flat; an `INDIFFERENCE` of 0.5 cost 0.03 points more.
+NOTE: tests/bench/regret.py measures it. With 200 items a role rule 5 costs 0.49 points over gains
+of 1 to 10 points, and the cautious one 1.01; where the base is best 0.24 and 0.03 (40 seeds). From
+0.33 to 0.67 standard errors the mean of both is flat; an `INDIFFERENCE` of 0.5 cost 0.03 points
+more.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def worth_choosing(scores: SmoothedScores, top: int, is_tied: Flags | None = Non
         flags &= is_tied
         flags[base] = is_tied[base]
     else:
-        flags[base] |= not leads(scores, top, base)
+        flags[base] = not leads(scores, top, base)
     return flags
 
 

@@ -90,6 +90,13 @@ def test_a_point_nearly_as_good_as_the_top_is_taken_though_the_items_tell_them_a
     assert (decision.chosen, decision.cautious) == (2, 3)
 
 
+def test_the_base_is_left_for_a_small_gain_that_the_items_show():
+    decision = decide(SCATTERED, [0, 0.05, 0.2, 0.15, -1, -2], noise=0.02)
+    assert not decision.is_tied[0]
+    assert decision.chosen == 1
+    assert decision.cautious > 0
+
+
 def test_the_rule_costs_less_than_the_cautious_one_where_gains_are_small():
     paths = [Path("inside", 2.0, 0.5), Path("overshoot", 5.0, 0.5), Path("saturating", 2.0, 0.5)]
     costs = np.mean([list(regrets(Job(path, 200, range(20))).values()) for path in paths], axis=0)
