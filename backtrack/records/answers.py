@@ -64,8 +64,7 @@ class ComparedObjective(Record):
         split: Which items were compared.
         num_items: Number of items compared.
         means: Mean score at each point, in the unit.
-        change: Mean score at the second point less that at the first, more being better, in
-            hundredths for fractions, else in the unit.
+        change: What an item gains from the first point to the second on average, in points.
         num_lost: Number of items that the second point scores worse than the first.
         num_won: Number of items that it scores better.
         lost: Items that it scores worse, the largest loss first; some of them if a limit was set.

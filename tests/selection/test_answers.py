@@ -6,6 +6,7 @@ import json
 import logging
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from peft import LoraConfig
 from typer.testing import CliRunner
@@ -20,6 +21,7 @@ from backtrack.selection.choice.select import select
 from backtrack.selection.measure import answers as kept
 from backtrack.selection.measure.answers import answer_file, read_answers, read_questions
 from backtrack.selection.measure.comparing import compare_points
+from backtrack.selection.stats.utility import to_points
 from tests.models import make_base, make_peft_run
 
 if TYPE_CHECKING:
@@ -95,6 +97,10 @@ def test_what_is_compared_adds_up_to_the_scores(chosen: tuple[Run, Selection]) -
         assert all(None not in i.answers and i.question for i in (*each.lost, *each.won))
         assert (each.num_lost, each.num_won) == (len(each.lost), len(each.won))
         assert each.split == "report"
+        yardstick = selection.yardsticks[each.objective]
+        scored = np.array([i.scores[:2] for i in (*each.lost, *each.won)]).reshape(-1, 2)
+        gained = to_points(scored, yardstick) @ [-1, 1]
+        assert gained.sum() / each.num_items == pytest.approx(each.change)
     (loss,) = [each for each in found if each.objective == "loss"]
     assert loss.num_lost + loss.num_won == loss.num_items
     (cut,) = [e for e in compare_points(run, selection, points, 1) if e.objective == "loss"]

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from backtrack.errors import SelectionError
-from backtrack.formatting import shown_unit
-from backtrack.records import FRACTION
 from backtrack.records.answers import ComparedItem, ComparedObjective
 from backtrack.selection.measure.answers import read_answers, read_questions
+from backtrack.selection.stats.utility import to_points
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from backtrack.point import Point
     from backtrack.records import Measurement, ObjectiveInfo, Split
     from backtrack.records.answers import Answer
-    from backtrack.records.selection import Selection
+    from backtrack.records.selection import Selection, Yardstick
     from backtrack.run.directory import Run
 
     Lines = Sequence[Measurement]
@@ -64,8 +65,7 @@ def _compare(
     split, lines = _shared_lines(_lines_of(run, selection, info), info, points)
     scores = [_scores(lines[point]) for point in points]
     items = sorted(set.intersection(*map(set, scores)))
-    sign = 1 if info.direction == "maximize" else -1
-    gains = {item: sign * (scores[1][item] - scores[0][item]) for item in items}
+    gains = _gains(scores[0], scores[1], items, selection.yardsticks[info.name])
     lost = sorted((i for i in items if gains[i] < -_NO_GAP), key=lambda i: (gains[i], i))
     won = sorted((i for i in items if gains[i] > _NO_GAP), key=lambda i: (-gains[i], i))
     questions = read_questions(run, info)
@@ -82,7 +82,6 @@ def _compare(
             for item in chosen
         )
 
-    factor = shown_unit(info.unit)[1] if info.unit == FRACTION else 1.0
     return ComparedObjective(
         objective=info.name,
         role=info.role,
@@ -90,7 +89,7 @@ def _compare(
         split=split,
         num_items=len(items),
         means=tuple(sum(each[i] for i in items) / len(items) for each in scores),
-        change=factor * sum(gains.values()) / len(items),
+        change=sum(gains.values()) / len(items),
         num_lost=len(lost),
         num_won=len(won),
         lost=records(lost[:max_items]),
@@ -129,6 +128,18 @@ def _shared_lines(
         "`backtrack select` measures base, choice and final checkpoint on the same items; "
         "selection.json lists the other points."
     )
+
+
+def _gains(
+    first: Mapping[str, float],
+    second: Mapping[str, float],
+    items: Sequence[str],
+    yardstick: Yardstick,
+) -> dict[str, float]:
+    """What each item gains from the first point to the second, in points."""
+    scores = np.array([[each[item] for item in items] for each in (first, second)])
+    before, after = to_points(scores, yardstick)
+    return dict(zip(items, (after - before).tolist(), strict=True))
 
 
 def _scores(lines: Lines) -> dict[str, float]:

@@ -15,7 +15,7 @@ a leading dimension of bootstrap samples is allowed, and every function handles 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -72,10 +72,9 @@ def make_yardstick(objective: ObjectiveInfo) -> Yardstick:
     if objective.unit == FRACTION:
         is_more = objective.direction == "maximize"
         return Yardstick(zero=1.0 - is_more, hundred=float(is_more))
-    if objective.unit == NATS:
-        return Yardstick(scale="nats", zero=None, hundred=0.0)
-    if objective.unit == BITS:
-        return Yardstick(scale="bits", zero=None, hundred=0.0)
+    if objective.unit in (NATS, BITS) and objective.direction == "minimize":
+        scale: Literal["nats", "bits"] = "nats" if objective.unit == NATS else "bits"
+        return Yardstick(scale=scale, zero=None, hundred=0.0)
     raise UsageError(f"objective {objective.name!r}: {needs_range(objective.unit)}.")
 
 

@@ -66,6 +66,11 @@ def test_a_unit_without_a_scale_needs_a_range():
         in_points(30, unit="BLEU")
 
 
+def test_a_log_likelihood_is_no_loss():
+    with pytest.raises(UsageError, match="range"):
+        in_points(-2.0, unit="nats a token", direction="maximize")
+
+
 def test_a_role_weighs_its_objectives():
     heavy = make_info("logic", "general", weight=3.0)
     points = means(sums=[0], prose=[40], logic=[80])
