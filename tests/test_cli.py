@@ -28,6 +28,7 @@ from backtrack.records.selection import Constraints
 from backtrack.run.checkpoint_writer import write_checkpoint
 from backtrack.run.directory import Run
 from backtrack.selection.search import driver as searching
+from tests.commands import backtrack
 from tests.models import make_base, make_peft_run
 from tests.selection import fakes
 
@@ -42,13 +43,6 @@ def started(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
         cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-
-
-def backtrack(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """What the command prints and how it ends."""
-    with started(*arguments, cwd=cwd) as process:
-        out, err = process.communicate(timeout=300)
-    return subprocess.CompletedProcess([*map(str, arguments)], process.returncode, out, err)
 
 
 @pytest.fixture(scope="module")
@@ -202,18 +196,19 @@ def test_a_damaged_run_is_listed_with_its_cause_and_the_others_too(
 def test_commands_count_the_damaged_lines_of_the_measurements(place: Path, tmp_path: Path) -> None:
     chosen = backtrack("select", "--recipe", "recipe.yaml", "--json", cwd=place)
     assert chosen.returncode == 0, chosen.stderr
-    shutil.copytree(place / "runs" / "mine", tmp_path / "runs" / "mine")
-    path = tmp_path / "runs" / "mine" / "measurements.jsonl"
-    lines = path.read_bytes().split(b"\n")
-    path.write_bytes(b"\n".join([lines[0], lines[1][:50], *lines[2:]]))
-    for command in ("runs", "report"):
-        done = backtrack(command, "--json", cwd=tmp_path)
+    lines = (place / "runs" / "mine" / "measurements.jsonl").read_bytes().split(b"\n")
+    damaged = b"\n".join([lines[0], lines[1][:50], *lines[2:]])
+    killed = lines[1][:50]  # as a killed process leaves the end
+    # Under a name each: what is damaged is said once in a process.
+    for i, (command, tail) in enumerate([("runs", b""), ("report", b""), ("runs", killed)]):
+        run = tmp_path / str(i) / "runs" / f"copy-{i}"
+        shutil.copytree(place / "runs" / "mine", run)
+        (run / "measurements.jsonl").write_bytes(damaged + tail)
+        done = backtrack(command, "--json", cwd=tmp_path / str(i))
         assert (done.returncode, bool(json.loads(done.stdout))) == (0, True), done.stderr
         assert done.stderr.count("measurements.jsonl, line 2 is truncated or damaged") == 1
+        assert done.stderr.count("damaged") == 2, "only line 2 is said"
         assert "1 damaged line was skipped" in done.stderr
-    with path.open("ab") as file:
-        file.write(lines[1][:50])  # as a killed process leaves it
-    assert backtrack("runs", cwd=tmp_path).stderr.count("damaged") == 2, "only line 2 is said"
 
 
 def test_verbose_logs_to_standard_error_and_leaves_json_alone(place: Path) -> None:

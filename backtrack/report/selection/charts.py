@@ -73,15 +73,14 @@ def plane_spec(drawing: Drawing, layout: Layout = WIDE, *, is_live: bool = False
     }
     encoding = layers.plane_encoding(drawing)
     kinds = _kinds(drawing, datasets, is_live=is_live)
-    chart = alt.LayerChart(
-        layer=[
-            layers.front_layer(encoding),
-            layers.line_layer(kinds, encoding),
-            layers.cross_layer(encoding),
-            *(layers.mark_layer(name, kinds, encoding) for name in _POINTS),
-            *layers.label_layers(encoding),
-        ]
-    ).properties(width=layout.plane[0], height=layout.plane[1])
+    drawn = [
+        layers.front_layer(encoding),
+        layers.line_layer(kinds, encoding),
+        layers.cross_layer(encoding),
+        *(layers.mark_layer(name, kinds, encoding) for name in _POINTS),
+        *layers.label_layers(encoding),
+    ]
+    chart = _sized(drawn, layout.plane)
     text = "Every measured point, target score against general score, on the selection items."
     return _spec(chart, text, layout, datasets)
 
@@ -103,8 +102,8 @@ def alpha_spec(drawing: Drawing, layout: Layout = WIDE, *, is_live: bool = False
         )
         datasets |= {f"{name}_{role}": rows for name, rows in _label_datasets(labels).items()}
         panel = _panel(drawing, role, kinds, is_last=role == ROLES[-1])
-        panels.append(panel.properties(width=layout.panel[0], height=layout.panel[1]))
-    chart = alt.vconcat(*panels, spacing=14).resolve_scale(x="shared")
+        panels.append(_sized(panel, layout.panel))
+    chart = {"vconcat": panels, "spacing": 14, "resolve": {"scale": {"x": "shared"}}}
     text = "Target and general score along the strength alpha, on the selection items."
     return _spec(chart, text, layout, datasets)
 
@@ -121,17 +120,18 @@ def objective_spec(drawing: Drawing, objective: int, *, is_live: bool = False) -
     kinds = _kinds(drawing, datasets, is_live=is_live)
     panel = _panel(drawing, f"score_{objective}", kinds, is_last=True, has_legend=False)
     name = drawing.axis(f"score_{objective}")[0]
-    chart = panel.properties(width=SMALL[0], height=SMALL[1])
-    return _spec(chart, f"{name} along the strength alpha.", NARROW, datasets)
+    text = f"{name} along the strength alpha."
+    return _spec(_sized(panel, SMALL), text, NARROW, datasets)
 
 
-def _spec(
-    chart: alt.LayerChart | alt.VConcatChart, description: str, layout: Layout, datasets: Spec
-) -> Spec:
-    # Not validated a second time: validating a whole chart of many layers takes seconds.
-    spec: Spec = chart.properties(description=description).to_dict(validate=False)
-    spec["config"] = vega.config(vega.PAGE_INK, vega.PAGE_BACKGROUND, layout.columns)
-    return spec | {"datasets": datasets}
+def _sized(drawn: Sequence[Spec], size: tuple[float, float]) -> Spec:
+    return {"layer": drawn, "width": size[0], "height": size[1]}
+
+
+def _spec(chart: Spec, description: str, layout: Layout, datasets: Spec) -> Spec:
+    config = vega.config(vega.PAGE_INK, vega.PAGE_BACKGROUND, layout.columns)
+    head = {"$schema": alt.SCHEMA_URL, "config": config, "description": description}
+    return head | chart | {"datasets": datasets}
 
 
 def _kinds(drawing: Drawing, datasets: Spec, *, is_live: bool) -> list[MarkKind]:
@@ -169,19 +169,17 @@ def _panel(
     *,
     is_last: bool,
     has_legend: bool = True,
-) -> alt.LayerChart:
+) -> list[Spec]:
     """One score along alpha: the curves, the choice and, for a role's score, bands and labels."""
     encoding = layers.panel_encoding(drawing, field, is_last=is_last)
     is_role = field in ROLES
-    return alt.LayerChart(
-        layer=[
-            *([layers.band_layer(drawing, field, kinds, encoding)] if is_role else []),
-            layers.choice_layer(encoding),
-            layers.line_layer(kinds, encoding, has_legend=has_legend),
-            *(layers.mark_layer(n, kinds, encoding, has_legend=has_legend) for n in _POINTS),
-            *(layers.label_layers(encoding, f"_{field}") if is_role else []),
-        ]
-    )
+    return [
+        *([layers.band_layer(drawing, field, kinds, encoding)] if is_role else []),
+        layers.choice_layer(encoding),
+        layers.line_layer(kinds, encoding, has_legend=has_legend),
+        *(layers.mark_layer(n, kinds, encoding, has_legend=has_legend) for n in _POINTS),
+        *(layers.label_layers(encoding, f"_{field}") if is_role else []),
+    ]
 
 
 def _label_datasets(labels: Sequence[Row]) -> dict[str, list[Row]]:

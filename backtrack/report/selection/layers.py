@@ -49,7 +49,7 @@ def panel_encoding(drawing: Drawing, field: str, *, is_last: bool) -> Spec:
     }
 
 
-def front_layer(encoding: Spec) -> alt.Chart:
+def front_layer(encoding: Spec) -> Spec:
     """The front, as steps."""
     line = _named("front").mark_line(
         interpolate="step-before", color=FRONT_COLOUR, strokeDash=[5, 3], strokeWidth=1.5
@@ -57,30 +57,30 @@ def front_layer(encoding: Spec) -> alt.Chart:
     return _encoded(line, order=alt.Order("order:Q"), **encoding)
 
 
-def cross_layer(encoding: Spec) -> alt.Chart:
+def cross_layer(encoding: Spec) -> Spec:
     """The chosen point's intervals on both axes."""
     rule = _named("cross").mark_rule(color=CHOSEN_COLOUR, strokeWidth=1.5, opacity=0.8)
     return _encoded(rule, x2=alt.X2("target_end:Q"), y2=alt.Y2("general_end:Q"), **encoding)
 
 
-def choice_layer(encoding: Spec) -> alt.Chart:
+def choice_layer(encoding: Spec) -> Spec:
     """A vertical line at the chosen alpha."""
     rule = _named("choice").mark_rule(color=CHOSEN_COLOUR, strokeDash=[3, 3], opacity=0.8)
     return _encoded(rule, x=encoding["x"])
 
 
-def line_layer(kinds: Sequence[MarkKind], encoding: Spec, *, has_legend: bool = True) -> alt.Chart:
+def line_layer(kinds: Sequence[MarkKind], encoding: Spec, *, has_legend: bool = True) -> Spec:
     """A line through the points of each path."""
     colour = alt.Color(
         "kind:N", scale=_scale(kinds, "colour"), legend=_legend(has_legend=has_legend)
     )
     line = _named("lines").mark_line(strokeWidth=2, opacity=0.75)
-    return _encoded(line, color=colour, detail="path:N", order=alt.Order("order:Q"), **encoding)
+    return _encoded(line, color=colour, detail=alt.Detail("path:N"), order=alt.Order("order:Q"), **encoding)
 
 
 def mark_layer(
     name: str, kinds: Sequence[MarkKind], encoding: Spec, *, has_legend: bool = True
-) -> alt.Chart:
+) -> Spec:
     """Points of a dataset, with the legend of their kinds."""
     legend = _legend(has_legend=has_legend)
     return _encoded(
@@ -89,8 +89,8 @@ def mark_layer(
         shape=alt.Shape("kind:N", scale=_scale(kinds, "shape"), legend=legend),
         size=alt.Size("kind:O", scale=_scale(kinds, "size"), legend=legend),
         stroke=alt.Stroke("kind:N", scale=_scale(kinds, "colour"), legend=legend),
-        fillOpacity=alt.condition("datum.is_whole", alt.value(1.0), alt.value(0.15)),
-        opacity=alt.condition("datum.is_feasible", alt.value(1.0), alt.value(0.35)),
+        fillOpacity=alt.FillOpacityValue(0.15, condition=_where("datum.is_whole")),
+        opacity=alt.OpacityValue(0.35, condition=_where("datum.is_feasible")),
         tooltip=alt.Tooltip("id:Q"),
         **encoding,
     )
@@ -98,19 +98,19 @@ def mark_layer(
 
 def band_layer(
     drawing: Drawing, role: str, kinds: Sequence[MarkKind], encoding: Spec
-) -> alt.Chart:
+) -> Spec:
     """Intervals of a role's smoothed scores along each curve."""
     return _encoded(
         _named("bands").mark_area(opacity=0.16),
         color=alt.Color("kind:N", scale=_scale(kinds, "colour"), legend=_legend(has_legend=True)),
-        detail="path:N",
+        detail=alt.Detail("path:N"),
         x=encoding["x"],
         y=_score_channel(drawing, role, f"{role}_low"),
         y2=alt.Y2(f"{role}_high:Q"),
     )
 
 
-def label_layers(encoding: Spec, suffix: str = "") -> list[alt.Chart]:
+def label_layers(encoding: Spec, suffix: str = "") -> list[Spec]:
     """Labels of base, chosen and final in bold, then those of steps and alphas."""
     layers = [
         _named(f"labels{suffix}").mark_text(fontWeight=600, **LABEL_POSITION),
@@ -119,9 +119,15 @@ def label_layers(encoding: Spec, suffix: str = "") -> list[alt.Chart]:
     return [_encoded(layer, text=alt.Text("text:N"), **encoding) for layer in layers]
 
 
-def _encoded(chart: alt.Chart, **channels: Any) -> alt.Chart:
-    encoded: alt.Chart = chart.encode(**channels)
-    return encoded
+def _where(test: str) -> Spec:
+    """The full value where a test holds."""
+    return {"test": test, "value": 1.0}
+
+
+def _encoded(chart: alt.Chart, **channels: Any) -> Spec:
+    # Composed as plain data: Altair copies every layer in depth whenever charts are composed.
+    spec: Spec = chart.encode(**channels).to_dict(validate=False, context={"top_level": False})
+    return spec
 
 
 def _named(name: str) -> alt.Chart:
