@@ -1,5 +1,7 @@
-"""Commands as a user types them, run in this process: an interpreter that imports torch takes longer
-than most of them."""
+"""Commands as a user types them, run in this process.
+
+An interpreter of its own, which imports torch first, takes longer than most of them.
+"""
 
 from __future__ import annotations
 

@@ -75,7 +75,8 @@ def line_layer(kinds: Sequence[MarkKind], encoding: Spec, *, has_legend: bool = 
         "kind:N", scale=_scale(kinds, "colour"), legend=_legend(has_legend=has_legend)
     )
     line = _named("lines").mark_line(strokeWidth=2, opacity=0.75)
-    return _encoded(line, color=colour, detail=alt.Detail("path:N"), order=alt.Order("order:Q"), **encoding)
+    order, detail = alt.Order("order:Q"), alt.Detail("path:N")
+    return _encoded(line, color=colour, detail=detail, order=order, **encoding)
 
 
 def mark_layer(
@@ -96,9 +97,7 @@ def mark_layer(
     )
 
 
-def band_layer(
-    drawing: Drawing, role: str, kinds: Sequence[MarkKind], encoding: Spec
-) -> Spec:
+def band_layer(drawing: Drawing, role: str, kinds: Sequence[MarkKind], encoding: Spec) -> Spec:
     """Intervals of a role's smoothed scores along each curve."""
     return _encoded(
         _named("bands").mark_area(opacity=0.16),
