@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from contextlib import contextmanager, redirect_stdout
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich import box
 from rich.console import Console
@@ -33,8 +34,41 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_LINES = 10.0
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Control characters but tab and newline, and those that turn the direction of text."""
+
+
+def visible(text: str) -> str:
+    r"""A text whose control characters are written out, as `\x1b`: it may be anybody's."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+class PlainConsole(Console):
+    """A console on which strings are text, never markup."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*map(_as_text, objects), **options)
+
+
+class PlainTable(Table):
+    """A table whose strings are text, never markup."""
+
+    def __init__(self, title: str | None = None, **options: Any) -> None:
+        super().__init__(title=None if title is None else _as_text(title), **options)
+
+    def add_column(self, header: Any = "", *arguments: Any, **options: Any) -> None:
+        super().add_column(_as_text(header), *arguments, **options)
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        super().add_row(*map(_as_text, cells), **options)
+
+
+def _as_text(value: Any) -> Any:
+    return Text(visible(value)) if isinstance(value, str) else value
+
+
+out = PlainConsole(highlight=False)
+err = PlainConsole(stderr=True, highlight=False)
 
 
 class Report(Protocol):
@@ -72,6 +106,7 @@ def _bar() -> Progress:
         TimeRemainingColumn(compact=True),
         TextColumn(
             "{task.fields[what]}",
+            markup=False,
             style="dim",
             table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
         ),
@@ -86,7 +121,7 @@ class _Bar:
         self._task = task
 
     def __call__(self, done: int, total: int, what: str) -> None:
-        self._bar.update(self._task, completed=done, total=total, what=what)
+        self._bar.update(self._task, completed=done, total=total, what=visible(what))
 
 
 class _Lines:
@@ -101,7 +136,7 @@ class _Lines:
         if done == total or now - self._last >= SECONDS_BETWEEN_LINES:
             self._last = now
             remaining = self._remaining(done, total)
-            sys.stderr.write(f"{self._title}: {done} of {total}{remaining}  {what}\n")
+            sys.stderr.write(f"{self._title}: {done} of {total}{remaining}  {visible(what)}\n")
             sys.stderr.flush()
 
     def _remaining(self, done: int, total: int) -> str:
@@ -115,8 +150,8 @@ class _Lines:
 
 
 def print_error(message: str) -> None:
-    """Print an error message. Rich markup is off, since a message may contain `[...]`."""
-    err.print(f"error: {message}", markup=False, style="red", soft_wrap=True)
+    """Print an error message."""
+    err.print(f"error: {message}", style="red", soft_wrap=True)
 
 
 def print_unexpected(error: Exception) -> None:
@@ -133,12 +168,12 @@ def print_unexpected(error: Exception) -> None:
 
 def print_note(message: str) -> None:
     """Print a remark on standard error."""
-    err.print(message, markup=False, style="dim", soft_wrap=True)
+    err.print(message, style="dim", soft_wrap=True)
 
 
 def print_line(text: str) -> None:
-    """Print a line of the result without Rich markup; only the terminal wraps it."""
-    out.print(text, markup=False, soft_wrap=True)
+    """Print a line of the result that only the terminal wraps."""
+    out.print(text, soft_wrap=True)
 
 
 def print_plan(
@@ -160,21 +195,20 @@ def print_selection(selection: Selection) -> None:
         out.print(_by_objective(selection))
     if selection.baselines:
         out.print(_baselines(selection))
-    out.print(selection.verdict, markup=False, style="bold")
+    out.print(selection.verdict, style="bold")
     for sentence in (formatting.how_chosen(selection), formatting.how_claimed(selection)):
-        out.print(f"- {sentence}", markup=False, style="dim")
+        out.print(f"- {sentence}", style="dim")
     if selection.hypervolume is not None:
         percent = formatting.interval(selection.hypervolume, "%", factor=100)
         out.print(
             f"- Hypervolume: the front dominates {percent}% of the box from the worse of base and "
             "final to the best score of each role (selection items).",
-            markup=False,
         )
     for note in selection.notes:
-        out.print(f"- {note}", markup=False, style="yellow")
+        out.print(f"- {note}", style="yellow")
 
 
-def _by_objective(selection: Selection) -> Table:
+def _by_objective(selection: Selection) -> PlainTable:
     """Each objective on the report items, and the chosen point's difference from the base."""
     to_base = next((d for d in selection.differences if d.to == "base"), None)
     table = _table("each objective, on report items")
@@ -190,7 +224,7 @@ def _by_objective(selection: Selection) -> Table:
     return table
 
 
-def _baselines(selection: Selection) -> Table:
+def _baselines(selection: Selection) -> PlainTable:
     """Models users take without a search, and the chosen point's utility minus theirs."""
     units = [selection.axes[role].unit for role in ROLES]
     table = _table("without a search, on report items")
@@ -237,7 +271,7 @@ def print_ranges(selection: Selection) -> None:
     out.print(table)
 
 
-def _before_after(selection: Selection) -> Table:
+def _before_after(selection: Selection) -> PlainTable:
     target, general = (selection.axes[role] for role in ROLES)
     table = _table(
         f"{selection.run}, weight {selection.weight:g}: chosen {selection.chosen}, "
@@ -285,8 +319,8 @@ def print_candidates(selection: Selection, limit: int = 12) -> None:
         out.print()
 
 
-def _table(title: str | None = None) -> Table:
-    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+def _table(title: str | None = None) -> PlainTable:
+    return PlainTable(title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def _marks(selection: Selection, candidate: Candidate) -> str:
@@ -307,12 +341,12 @@ def print_findings(findings: Sequence[tuple[str, str, str, str]]) -> None:
         findings: Sign (`ok`, `missing` or `note`), topic, text, advice.
     """
     styles = {"ok": "green", "missing": "red", "note": "yellow"}
-    table = Table(box=None, show_header=False, pad_edge=False)
+    table = PlainTable(box=None, show_header=False, pad_edge=False)
     for sign, topic, text, advice in findings:
-        cell = Text(text)
+        cell = Text(visible(text))
         if advice:
-            cell.append(f"\n{advice}", style="dim")
-        table.add_row(Text(sign, style=styles[sign]), Text(topic), cell)
+            cell.append(f"\n{visible(advice)}", style="dim")
+        table.add_row(Text(sign, style=styles[sign]), topic, cell)
     out.print(table)
 
 

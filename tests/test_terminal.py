@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 
 from backtrack import terminal
@@ -17,3 +19,35 @@ def test_what_libraries_print_during_work_stays_out_of_standard_output(
     printed = capsys.readouterr()
     assert printed.out == "{}\n"
     assert "a library speaks" in printed.err
+
+
+HOSTILE = "[/red] [bold]bold[/bold] \x1b]0;title\x07 \u202egnp"
+SHOWN = "[/red] [bold]bold[/bold] \\x1b]0;title\\x07 \\u202egnp"
+
+
+def test_names_are_text_and_never_markup_or_control_sequences(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    terminal.print_line(HOSTILE)
+    terminal.print_error(HOSTILE)
+    terminal.print_rows([HOSTILE], [[HOSTILE]])
+    terminal.print_findings([("ok", HOSTILE, HOSTILE, HOSTILE)])
+    with terminal.progress("measuring") as report:
+        report(1, 2, HOSTILE)
+    printed = capsys.readouterr()
+    shown = printed.out + printed.err
+    assert "\x1b" not in shown
+    words = " ".join(shown.split())
+    assert words.count(SHOWN.split()[0]) == 8
+    assert printed.out.splitlines()[0] == SHOWN
+    assert f"error: {SHOWN}" in printed.err
+
+
+def test_a_progress_bar_shows_a_hostile_name_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    console = terminal.PlainConsole(file=screen, force_terminal=True, width=200, color_system=None)
+    monkeypatch.setattr(terminal, "err", console)
+    with terminal.progress("measuring") as report:
+        report(1, 2, HOSTILE)
+    assert "[/red] [bold]bold[/bold]" in screen.getvalue()
+    assert "title\x07" not in screen.getvalue()

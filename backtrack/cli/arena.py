@@ -58,10 +58,10 @@ def arena(
         return
     _print(found)
     for path in figures:
-        terminal.out.print(f"figure   {path}", markup=False, soft_wrap=True)
+        terminal.out.print(f"figure   {path}", soft_wrap=True)
     terminal.print_line(f"page     {page}")
     if pages:
-        terminal.out.print(f"reports  {pages[0].parents[1]}/*/report.html", markup=False)
+        terminal.out.print(f"reports  {pages[0].parents[1]}/*/report.html")
 
 
 def _draw_entrants(folder: Path, found: Arena) -> list[Path]:
@@ -116,10 +116,9 @@ def _print(found: Arena) -> None:
     terminal.out.print(
         f"{found.name}: base {found.base.model}, weight {found.weight:g}; 95% intervals over "
         "items the search never saw, and over seeds where there are several",
-        markup=False,
     )
     terminal.print_rows(*arena_rows.ranking(found))
     if any(each.pearson for each in found.correlations):
         terminal.print_rows(*geometry_rows.correlation_table(found.correlations))
     for note in found.notes:
-        terminal.out.print(f"- {note}", markup=False, style="yellow")
+        terminal.out.print(f"- {note}", style="yellow")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from backtrack import formatting, terminal
@@ -128,11 +127,9 @@ def _print_objective(compared: ComparedObjective, points: Sequence[str]) -> None
     means = [formatting.number(factor * mean, unit) for mean in compared.means]
     scores = ", ".join(f"{p} {m}" for p, m in zip(points, means, strict=True))
     terminal.out.print(
-        Text(
-            f"{compared.objective} ({compared.role}, {unit}): {scores}; {compared.num_lost} lost "
-            f"and {compared.num_won} won of {compared.num_items} {compared.split} items",
-            style="bold",
-        )
+        f"{compared.objective} ({compared.role}, {unit}): {scores}; {compared.num_lost} lost "
+        f"and {compared.num_won} won of {compared.num_items} {compared.split} items",
+        style="bold",
     )
     for label, items in (("lost", compared.lost), ("won", compared.won)):
         for item in items:
@@ -140,17 +137,17 @@ def _print_objective(compared: ComparedObjective, points: Sequence[str]) -> None
     terminal.out.print()
 
 
-def _compared_item(label: str, item: ComparedItem, points: Sequence[str]) -> Table:
+def _compared_item(label: str, item: ComparedItem, points: Sequence[str]) -> terminal.PlainTable:
     """An item: what was asked, the right answer, and what was said at each point."""
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1))
-    table.add_row(Text(label, style="red" if label == "lost" else "green"), Text(item.item))
+    table = terminal.PlainTable(box=None, show_header=False, pad_edge=False, padding=(0, 1))
+    table.add_row(Text(label, style="red" if label == "lost" else "green"), item.item)
     question = item.question
     if question is not None:
-        table.add_row("asked", Text(_brief(question.prompt)))
+        table.add_row("asked", _brief(question.prompt))
         if question.gold:
-            table.add_row("right", Text(_brief(question.gold)))
+            table.add_row("right", _brief(question.gold))
     for point, score, answer in zip(points, item.scores, item.answers, strict=True):
-        table.add_row(Text(point), Text(f"{_said(question, answer)}  ({score:.4g})"))
+        table.add_row(point, f"{_said(question, answer)}  ({score:.4g})")
     return table
 
 

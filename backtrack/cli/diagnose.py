@@ -110,7 +110,7 @@ def diagnose(
         return
     _print(found.diagnosis, found.lines)
     for path in figures:
-        terminal.out.print(f"figure   {path}", markup=False, soft_wrap=True)
+        terminal.out.print(f"figure   {path}", soft_wrap=True)
 
 
 def _files(texts: Sequence[str]) -> dict[Role, Path]:
@@ -130,10 +130,10 @@ def _print(diagnosis: Diagnosis, lines: Sequence[ModuleGeometry]) -> None:
 
     shown = f"{len(diagnosis.modules)} linear modules of {diagnosis.run}"
     read = ", ".join(f"{p.num_tokens:,} tokens of {p.role} prompts" for p in diagnosis.prompts)
-    terminal.out.print(f"{shown}; {read}", markup=False)
+    terminal.out.print(f"{shown}; {read}")
     terminal.print_rows(*geometry_rows.summary(diagnosis, lines))
     terminal.print_rows(*geometry_rows.by_block(diagnosis, lines))
     if diagnosis.correlations:
         terminal.print_rows(*geometry_rows.correlation_table(diagnosis.correlations))
     for note in diagnosis.notes:
-        terminal.out.print(f"- {note}", markup=False, style="yellow")
+        terminal.out.print(f"- {note}", style="yellow")

@@ -26,7 +26,7 @@ def print_plan(plan: Plan) -> None:
     ]
     terminal.print_rows(["what", "how much"], rows)
     for note in plan.notes:
-        terminal.out.print(f"- {note}", markup=False, soft_wrap=True)
+        terminal.out.print(f"- {note}", soft_wrap=True)
 
 
 def _count(number: int | None, unit: str = "") -> str:

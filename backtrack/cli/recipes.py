@@ -87,7 +87,7 @@ def check_recipe(
     terminal.print_line(f"{path}: no mistakes.")
     for name, plan in plans.items():
         if name:
-            terminal.out.print(f"\n{name}", markup=False)
+            terminal.out.print(f"\n{name}")
         print_plan(plan)
 
 

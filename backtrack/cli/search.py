@@ -96,7 +96,6 @@ def search(
     terminal.out.print(
         f"{opened.path}: {len(points)} points measured, {num_items:,} items scored. Choose one: "
         f"backtrack select {shlex.quote(str(opened.path))} --weight 0.5",
-        markup=False,
         soft_wrap=True,
     )
 

@@ -131,12 +131,12 @@ def select(
     if is_swept:
         terminal.print_ranges(choice.selection)
     terminal.out.print()
-    terminal.out.print(f"report   {page}", markup=False, soft_wrap=True)
+    terminal.out.print(f"report   {page}", soft_wrap=True)
     if export is not None:
-        terminal.out.print(f"export   {export}", markup=False, soft_wrap=True)
+        terminal.out.print(f"export   {export}", soft_wrap=True)
     else:
         where = shlex.quote(str(opened.path))
-        terminal.out.print(f"next     backtrack export {where} DIR", markup=False, soft_wrap=True)
+        terminal.out.print(f"next     backtrack export {where} DIR", soft_wrap=True)
 
 
 def _choose(

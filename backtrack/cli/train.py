@@ -58,10 +58,10 @@ def demo(
     terminal.print_selection(shown.selection)
     terminal.out.print()
     for name, path in {"report": shown.report, "adapter": shown.export.folder}.items():
-        terminal.out.print(f"{name:<8} {path}", markup=False, soft_wrap=True)
+        terminal.out.print(f"{name:<8} {path}", soft_wrap=True)
     terminal.out.print()
     for line in shown.next_commands:
-        terminal.out.print(line, markup=False, soft_wrap=True)
+        terminal.out.print(line, soft_wrap=True)
 
 
 @app.command()
@@ -111,11 +111,10 @@ def train(
         print_json({"run": str(run.path), "steps": list(run.steps), "stopped": reason})
         return
     if end is not None and end.reason is not None:
-        terminal.out.print(f"Stopped early: {end.reason}.", markup=False, soft_wrap=True)
+        terminal.out.print(f"Stopped early: {end.reason}.", soft_wrap=True)
     terminal.out.print(
         f"{run.path}: {len(run.steps)} checkpoints, last step {run.final.step}. "
         f"Choose a point: backtrack select {shlex.quote(str(run.path))}",
-        markup=False,
         soft_wrap=True,
     )
 
@@ -153,7 +152,6 @@ def adopt(
         return
     terminal.out.print(
         f"{run.path}: {len(run.steps)} checkpoints from {source}, base {run.base.model}.",
-        markup=False,
         soft_wrap=True,
     )
 
@@ -194,10 +192,10 @@ def _plan(path: Path, overrides: Sequence[str], *, is_json: bool) -> None:
         print_json({**plan.as_dict(), "lacking": lacking})
         return
     folder = Path(loaded.output) / loaded.name
-    terminal.out.print(f"{folder} would be trained.", markup=False, soft_wrap=True)
+    terminal.out.print(f"{folder} would be trained.", soft_wrap=True)
     print_plan(plan)
     for sentence in lacking or ["This machine has the disk and memory for it."]:
-        terminal.out.print(sentence, markup=False, soft_wrap=True)
+        terminal.out.print(sentence, soft_wrap=True)
 
 
 def _doing(progress: TrainingProgress, recipe: Recipe) -> str:

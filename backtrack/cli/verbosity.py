@@ -22,7 +22,7 @@ class ConsoleHandler(logging.Handler):
     """Print records on standard error, above a progress bar if one is shown."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        terminal.err.print(self.format(record), markup=False, soft_wrap=True)
+        terminal.err.print(self.format(record), soft_wrap=True)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Keep our own records, and other libraries' from WARNING on."""
