@@ -135,13 +135,13 @@ def _library(name: str) -> Finding:
     try:
         return Finding(name, "ok", version(name))
     except PackageNotFoundError:
-        return Finding(name, "missing", "not installed", "pip install backtrack")
+        return Finding(name, "missing", "not installed", "pip install backtrack-llm")
 
 
 def _extra(extra: str, module: str, purpose: str) -> Finding:
     if importlib.util.find_spec(module) is not None:
         return Finding(f"[{extra}]", "ok", purpose)
-    return Finding(f"[{extra}]", "missing", purpose, f"pip install 'backtrack[{extra}]'")
+    return Finding(f"[{extra}]", "missing", purpose, f"pip install 'backtrack-llm[{extra}]'")
 
 
 def _engine() -> Finding:

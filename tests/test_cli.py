@@ -18,7 +18,7 @@ import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig
 
-from backtrack import cli
+from backtrack import __version__, cli
 from backtrack.cli.search import parse_budget
 from backtrack.cli.select import add_to_recipe, parse_bounds
 from backtrack.errors import UsageError
@@ -247,7 +247,7 @@ def test_the_doctor_says_what_there_is_and_what_to_install(
     found = {each["topic"]: each for each in json.loads(in_process(capsys, "doctor", "--json"))}
     assert found["torch"]["text"] == torch.__version__
     assert found["[more]"]["sign"] == "missing"
-    assert found["[more]"]["advice"] == "pip install 'backtrack[more]'"
+    assert found["[more]"]["advice"] == "pip install 'backtrack-llm[more]'"
     assert re.search(r"[GT]B of memory", found["machine"]["text"])
     assert "[more]" in in_process(capsys, "doctor", "--quiet")
 
@@ -467,10 +467,10 @@ def test_bounds_of_the_command_line_are_added_to_the_recipes(capsys: pytest.Capt
     bounds = {"max_general_drop": 2.0, "objectives": {"nq": {"max_drop": 1.0}}}
     written = Recipe.model_validate({"name": "a", "base": "b", "select": bounds})
     recipe = Recipe.model_validate_json(written.model_dump_json())  # as a run keeps it
-    more = Constraints.model_validate({"min_target": 30, "objectives": {"nq": {"limit": 20}}})
+    more = Constraints.model_validate({"min_target": 30, "objectives": {"nq": {"worst": 20}}})
     added = add_to_recipe(more, recipe)
     assert added == Constraints.model_validate(
-        {**bounds, "min_target": 30, "objectives": {"nq": {"max_drop": 1.0, "limit": 20}}}
+        {**bounds, "min_target": 30, "objectives": {"nq": {"max_drop": 1.0, "worst": 20}}}
     )
     assert capsys.readouterr().err == ""
     replaced = add_to_recipe(Constraints(max_general_drop=1.0), recipe)
@@ -486,11 +486,34 @@ def test_budgets_and_bounds_on_objectives_are_read_or_refused():
         "minutes": None,
     }
     assert parse_bounds(["nq=2"], ["nq=30", "bbh=0.5"]) == {
-        "nq": {"max_drop": 2.0, "limit": 30.0},
-        "bbh": {"limit": 0.5},
+        "nq": {"max_drop": 2.0, "worst": 30.0},
+        "bbh": {"worst": 0.5},
     }
     for wrong in (["items"], ["items=many"], ["hours=2"], ["items=-1"]):
         with pytest.raises(UsageError, match="items=5000, tokens=2e6 or minutes=30"):
             parse_budget(wrong)
     with pytest.raises(UsageError, match="write NAME=NUMBER"):
         parse_bounds(None, ["nq"])
+
+
+def test_the_neighbours_options_set_keys_of_the_recipe_and_are_kept(place: Path) -> None:
+    ignored = shutil.ignore_patterns("measurements.jsonl", "*.db", "recipe.*", "se*.json*")
+    shutil.copytree(place / "runs" / "mine", place / "short", ignore=ignored)
+    options = ["--device", "cpu", "--batch-size", 3, "--seed", 7, "--limit", 9]
+    done = backtrack("search", "short", "--recipe", "recipe.yaml", *options, cwd=place)
+    assert done.returncode == 0, done.stderr
+    recipe = Run.open(place / "short").choosing.recipe  # type: ignore[union-attr]
+    assert (recipe.placement.device, recipe.search.batch_size, recipe.search.seed) == ("cpu", 3, 7)
+    assert (recipe.search.items.selection, recipe.search.items.report) == (5, 4)
+    kept = backtrack("runs", "short", "--settings", cwd=place).stdout
+    assert "--set search.seed=7" in kept
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert in_process(capsys, "--version") == f"backtrack {__version__}\n"
+
+
+def test_the_earlier_name_of_a_bound_is_read() -> None:
+    written = Constraints.model_validate_json('{"objectives": {"nq": {"limit": 20}}}')
+    assert written == Constraints.model_validate({"objectives": {"nq": {"worst": 20}}})
+    assert json.loads(written.model_dump_json())["objectives"]["nq"]["worst"] == 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -28,6 +28,33 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(*, is_asked: bool) -> None:
+    if is_asked:
+        from backtrack import __version__
+
+        terminal.print_line(f"backtrack {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def start(
+    *,
+    _is_version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            "-V",
+            help="Print the version and exit.",
+            callback=lambda value: _print_version(is_asked=value),
+            is_eager=True,
+        ),
+    ] = False,
+) -> None:
+    """Find the best point on a fine-tuning path, without training again."""
+
+
 recipes_app = typer.Typer(help="Recipes shipped with the package.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
 

@@ -93,3 +93,40 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe; repeatable."),
 ]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option("--device", help="Torch device of the model: sets placement.device."),
+]
+BatchSizeOption = Annotated[
+    str | None,
+    typer.Option("--batch-size", help="Requests a pass, or auto: sets search.batch_size."),
+]
+SeedOption = Annotated[
+    int | None,
+    typer.Option("--seed", help="Seed of items, sampler and bootstrap: sets search.seed."),
+]
+LimitOption = Annotated[
+    int | None,
+    typer.Option(
+        "--limit",
+        metavar="N",
+        min=4,
+        help="Items of each objective, half of them for the report: sets search.items.",
+    ),
+]
+
+
+def as_settings(
+    overrides: list[str] | None,
+    *,
+    device: str | None = None,
+    batch_size: str | None = None,
+    seed: int | None = None,
+    limit: int | None = None,
+) -> list[str]:
+    """The keys that `--set` and the options of the same meaning set."""
+    given = {"placement.device": device, "search.batch_size": batch_size, "search.seed": seed}
+    if limit is not None:
+        given["search.items"] = f"{{selection: {limit - limit // 2}, report: {limit // 2}}}"
+    short = [f"{key}={value}" for key, value in given.items() if value is not None]
+    return [*short, *(overrides or ())]

@@ -14,13 +14,18 @@ from backtrack import terminal
 from backtrack.cli.app import app
 from backtrack.cli.options import (
     BaseOption,
+    BatchSizeOption,
+    DeviceOption,
     JsonOption,
+    LimitOption,
     QuietOption,
     RecipeOption,
     RunArgument,
+    SeedOption,
     SetOption,
     TrustOption,
     VerboseOption,
+    as_settings,
 )
 from backtrack.cli.targets import measuring, open_run, print_json
 from backtrack.errors import UsageError
@@ -39,6 +44,10 @@ def search(
     base: BaseOption = None,
     recipe: RecipeOption = None,
     overrides: SetOption = None,
+    device: DeviceOption = None,
+    batch_size: BatchSizeOption = None,
+    seed: SeedOption = None,
+    limit: LimitOption = None,
     trials: Annotated[int | None, typer.Option(help="Points the sampler adds.")] = None,
     budget: Annotated[
         list[str] | None,
@@ -68,7 +77,8 @@ def search(
 ) -> None:
     """Measure points along the path; earlier measurements are reused."""
     limits = parse_budget(budget)
-    opened = open_run(run, base, recipe, overrides, may_run_code=may_run_code)
+    settings = as_settings(overrides, device=device, batch_size=batch_size, seed=seed, limit=limit)
+    opened = open_run(run, base, recipe, settings, may_run_code=may_run_code)
     count = workers or (opened.recipe.search.workers if opened.recipe else 1)
     with terminal.progress("measuring", is_quiet=is_quiet or is_json) as report:
         if count > 1 and not is_worker:

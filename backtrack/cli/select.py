@@ -12,14 +12,19 @@ from backtrack import terminal
 from backtrack.cli.app import app
 from backtrack.cli.options import (
     BaseOption,
+    BatchSizeOption,
+    DeviceOption,
     ExportForm,
     JsonOption,
+    LimitOption,
     QuietOption,
     RecipeOption,
     RunArgument,
+    SeedOption,
     SetOption,
     TrustOption,
     VerboseOption,
+    as_settings,
 )
 from backtrack.cli.targets import (
     command_line,
@@ -44,7 +49,9 @@ def select(
     run: RunArgument = None,
     weights: Annotated[
         list[float] | None,
-        typer.Option("--weight", help="Weight of the target, from 0 to 1; repeat it for a table."),
+        typer.Option(
+            "--weight", "-w", help="Weight of the target, from 0 to 1; repeat it for a table."
+        ),
     ] = None,
     max_general_drop: Annotated[
         float | None,
@@ -61,7 +68,7 @@ def select(
         list[str] | None,
         typer.Option(metavar="NAME=NUMBER", help="Largest drop of an objective; repeatable."),
     ] = None,
-    limit: Annotated[
+    worst: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=NUMBER", help="Worst score of an objective; repeatable."),
     ] = None,
@@ -74,6 +81,10 @@ def select(
     base: BaseOption = None,
     recipe: RecipeOption = None,
     overrides: SetOption = None,
+    device: DeviceOption = None,
+    batch_size: BatchSizeOption = None,
+    seed: SeedOption = None,
+    limit: LimitOption = None,
     *,
     is_knee: Annotated[
         bool,
@@ -102,9 +113,10 @@ def select(
     """Choose the best point at a weight, when the search that was begun is finished."""
     if is_knee and weights:
         raise UsageError("--knee takes its weight from the front: give it or --weight, not both.")
-    by_name = parse_bounds(max_drop, limit)
+    by_name = parse_bounds(max_drop, worst)
     given = parse_constraints(max_general_drop, min_target, keep_gain, by_name, bound_confidence)
-    opened = open_run(run, base, recipe, overrides, may_run_code=may_run_code)
+    settings = as_settings(overrides, device=device, batch_size=batch_size, seed=seed, limit=limit)
+    opened = open_run(run, base, recipe, settings, may_run_code=may_run_code)
     bounds = add_to_recipe(given, opened.choosing.recipe if opened.choosing else None)
     with terminal.progress("measuring", is_quiet=is_quiet or is_json) as report:
         choices = _choose(
@@ -166,10 +178,10 @@ def _choose(
     return [select_point(run, weight=weight, is_knee=is_knee, **common)]
 
 
-def parse_bounds(max_drop: Sequence[str] | None, limit: Sequence[str] | None) -> dict[str, Any]:
+def parse_bounds(max_drop: Sequence[str] | None, worst: Sequence[str] | None) -> dict[str, Any]:
     """Parse bounds on single objectives, by name."""
     found: dict[str, Any] = {}
-    for option, texts in (("max_drop", max_drop or ()), ("limit", limit or ())):
+    for option, texts in (("max_drop", max_drop or ()), ("worst", worst or ())):
         for text in texts:
             name, equals, number = text.rpartition("=")
             try:

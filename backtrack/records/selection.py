@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import AliasChoices, ConfigDict, Field
 
 from backtrack.point import Point
 from backtrack.records import (
@@ -84,11 +84,12 @@ class ObjectiveBound(Record):
 
     Attributes:
         max_drop: How much worse than the base's score the score may be.
-        limit: The worst score allowed: the lowest, or the highest if lower is better.
+        worst: The worst score allowed: the lowest, or the highest if lower is better. Earlier
+            versions called it `limit`.
     """
 
     max_drop: Annotated[float, Field(ge=0)] | None = None
-    limit: float | None = None
+    worst: float | None = Field(None, validation_alias=AliasChoices("worst", "limit"))
 
 
 class Constraints(Record):

@@ -20,11 +20,11 @@ const rule = (() => {
     }
     if (constraints.keep_gain != null) bounds.push(keeps(target, gaps(target), constraints.keep_gain));
     page.objectives.forEach(({ name, direction }) => {
-      const { max_drop, limit } = (constraints.objectives || {})[name] || {};
+      const { max_drop, worst } = (constraints.objectives || {})[name] || {};
       const score = bounded_objectives[name];
       const sign = direction === "maximize" ? 1 : -1;
       if (max_drop != null) bounds.push(drops(score, max_drop));
-      if (limit != null) bounds.push(holds(score.values, score.errors, sign * limit));
+      if (worst != null) bounds.push(holds(score.values, score.errors, sign * worst));
     });
     return bounds;
 

@@ -320,7 +320,7 @@ def _open_storage(url: str, patience_seconds: int) -> Any:
     except ImportError as error:
         raise UsageError(
             f"the storage needs a driver that is not installed ({error}). For PostgreSQL: "
-            "pip install 'backtrack[postgresql]'."
+            "pip install 'backtrack-llm[postgresql]'."
         ) from error
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise UsageError(

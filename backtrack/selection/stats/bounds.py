@@ -171,9 +171,9 @@ def objective_bounds(
         if (drop := requested.max_drop) is not None:
             change = scores[name].minus(base)
             bounds.append(_bound(f"max_drop of {name}", drop, change, -drop, margin, -1.0))
-        if (limit := requested.limit) is not None:
+        if (worst := requested.worst) is not None:
             score = scores[name]
-            bounds.append(_bound(f"limit of {name}", limit, score, sign * limit, margin, sign))
+            bounds.append(_bound(f"worst of {name}", worst, score, sign * worst, margin, sign))
     return tuple(bounds)
 
 

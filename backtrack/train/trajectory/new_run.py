@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from backtrack.recipe import Recipe
     from backtrack.records import BaseModelReference
 
-_LIBRARIES = ("backtrack", "torch", "transformers", "peft", "trl", "safetensors")
+_LIBRARIES = ("backtrack-llm", "torch", "transformers", "peft", "trl", "safetensors")
 
 
 def create_run(  # noqa: PLR0913  # the facts a manifest needs

@@ -40,7 +40,7 @@ WEIGHTS = [round(0.05 * i, 2) for i in range(21)]
 BOUNDS = (
     ["--max-general-drop", "4.5"],
     ["--min-target", "52", "--keep-gain", "0.8"],
-    ["--max-general-drop", "30", "--keep-gain", "0.35", "--limit", "prose=50"],
+    ["--max-general-drop", "30", "--keep-gain", "0.35", "--worst", "prose=50"],
     ["--max-drop", "prose=6.5"],
 )
 OUT_OF_REACH = ["--min-target", "60", "--max-general-drop", "0.5"]

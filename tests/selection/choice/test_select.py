@@ -571,7 +571,7 @@ def _truth(objective: Formula, point: Point) -> float:
 
 
 def test_each_objective_can_be_bounded_on_its_own(tmp_path: Path):
-    bounds = Constraints.model_validate({"objectives": {"prose": {"max_drop": 2.0, "limit": 60}}})
+    bounds = Constraints.model_validate({"objectives": {"prose": {"max_drop": 2.0, "worst": 60}}})
     objectives = pair(is_exact=True)
     selection = pick(line(tmp_path / "run"), objectives, weight=1.0, constraints=bounds).selection
     base = selection.candidate(Point.base()).scores["prose"]
@@ -579,7 +579,7 @@ def test_each_objective_can_be_bounded_on_its_own(tmp_path: Path):
         score = candidate.scores["prose"]
         meets = 100 * (base - score) <= 2.0 + 1e-9 and 100 * score >= 60 - 1e-9
         assert candidate.is_feasible == meets
-    wrong = Constraints.model_validate({"objectives": {"nq": {"limit": 1}}})
+    wrong = Constraints.model_validate({"objectives": {"nq": {"worst": 1}}})
     other = line(tmp_path / "other")
     with pytest.raises(UsageError, match=r"'nq'.*sums, prose"):
         pick(other, pair(), constraints=wrong)
@@ -601,7 +601,7 @@ def test_bounds_the_items_can_show_at_the_base_only_say_how_many_items_could(tmp
 def test_a_limit_on_a_loss_is_its_highest_value(tmp_path: Path):
     info = make_info("loss", "general", unit="nats a token", direction="minimize")
     loss = Formula(info, lambda x: 2 + x**4, is_exact=True)
-    bounds = Constraints.model_validate({"objectives": {"loss": {"limit": 2.1}}})
+    bounds = Constraints.model_validate({"objectives": {"loss": {"worst": 2.1}}})
     selection = pick(line(tmp_path / "run"), (pair()[0], loss), constraints=bounds).selection
     assert all(c.is_feasible == (c.scores["loss"] <= 2.1 + 1e-9) for c in selection.candidates)
 

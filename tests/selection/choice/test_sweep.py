@@ -108,7 +108,7 @@ def test_the_sweep_gives_the_rules_answer_at_any_weight_and_bounds(seed: int, is
                 max_general_drop=maybe(rng, 0, 40),
                 min_target=maybe(rng, 20, 100),
                 keep_gain=maybe(rng, 0, 1),
-                objectives={"loss": ObjectiveBound(limit=maybe(rng, 2, 3))},
+                objectives={"loss": ObjectiveBound(worst=maybe(rng, 2, 3))},
             )
             try:
                 outcome = choose_point(scores, FINAL, weight, asked, is_cautious=is_cautious)
