@@ -21,9 +21,10 @@ from backtrack.path.backends.pinned_memory import empty_pinned
 from backtrack.run.bits import Bits, bits_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import Tensor
+    from transformers import PreTrainedModel
 
 
 class Snapshot:
@@ -144,6 +145,10 @@ def is_sharded(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor) or getattr(tensor, "ds_id", None) is not None
 
 
+def is_any_sharded(model: torch.nn.Module) -> bool:
+    return any(is_sharded(tensor) for tensor in model.state_dict(keep_vars=True).values())
+
+
 def full_shape(tensor: Any) -> torch.Size:
     """The shape of the whole tensor, also if DeepSpeed ZeRO-3 has left an empty one here."""
     if getattr(tensor, "ds_id", None) is not None:
@@ -155,10 +160,37 @@ def full_shape(tensor: Any) -> torch.Size:
 def full_tensor(tensor: Any) -> AbstractContextManager[Tensor]:
     """Gather a sharded tensor on every process; all processes must enter the context together."""
     if isinstance(tensor, DTensor):
-        return nullcontext(tensor.full_tensor())
+        # Kept on the CPU between steps, it is gathered where the processes exchange tensors.
+        shard: Any = tensor.to(tensor.device_mesh.device_type)
+        return nullcontext(shard.full_tensor())
     if getattr(tensor, "ds_id", None) is not None:
         return _Gathered(tensor)
     return nullcontext(tensor)
+
+
+def whole_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """A model's tensors by name, each in full until the next is asked for.
+
+    If they are sharded, all processes must take them all, in step.
+    """
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        with full_tensor(tensor) as value:
+            yield name, value.detach()
+
+
+def gather_weights(model: PreTrainedModel, *, is_main: bool) -> dict[str, Tensor] | None:
+    """Gather a sharded model's tensors on the CPU of the main process; all must call this.
+
+    Returns:
+        The tensors by name; None if the model is not sharded, or this is another process.
+    """
+    if not is_any_sharded(model):
+        return None
+    gathered = {}
+    for name, tensor in whole_tensors(model):
+        if is_main:
+            gathered[name] = tensor.cpu().clone()
+    return gathered if is_main else None
 
 
 class _Gathered(AbstractContextManager["Tensor"]):
