@@ -15,7 +15,7 @@ import torch
 from backtrack.errors import ExportError
 from backtrack.path.adapters.tuners import tuner_of
 from backtrack.path.curves import rounding
-from backtrack.path.models.loading import load_adapter, load_model, probe, read_config
+from backtrack.path.models.loading import differs_by, load_adapter, load_model, probe, read_config
 from backtrack.point import Point
 from backtrack.run.checkpoint_reader import read_tensors
 
@@ -45,7 +45,7 @@ def verify_model(folder: Path, placement: Placement, *, trust_remote_code: bool)
     if not _is_stored(placement.model, folder, trust_remote_code=trust_remote_code):
         device = placement.model.device
         loaded = load_model(folder, "auto", device, trust_remote_code=trust_remote_code)
-        _require_same_logits(probe(loaded), probe(placement.model), 0.0, folder)
+        _require_logits(loaded, probe(placement.model), 0.0, folder)
 
 
 def verify_adapter(folder: Path, placement: Placement) -> None:
@@ -62,7 +62,7 @@ def verify_adapter(folder: Path, placement: Placement) -> None:
     expected, tolerance = probe(placement.model), _tolerance(placement.model)
     placement.place(Point.base())  # so that parameters trained beside the adapter are the base's
     loaded = load_adapter(placement.model.unload(), folder)
-    _require_same_logits(probe(loaded), expected, tolerance, folder)
+    _require_logits(loaded, expected, tolerance, folder)
 
 
 def _is_stored(model: Any, folder: Path, *, trust_remote_code: bool) -> bool:
@@ -91,12 +91,12 @@ def _is_loaded_as(stored: Tensor, live: Tensor, dtype: torch.dtype | None) -> bo
     return torch.equal(stored.to(live.device), live)
 
 
-def _require_same_logits(loaded: Tensor, expected: Tensor, tolerance: float, folder: Path) -> None:
-    largest = float((loaded - expected).abs().max())
-    if not largest <= tolerance * float(expected.abs().max()):
+def _require_logits(loaded: Any, expected: Tensor, tolerance: float, folder: Path) -> None:
+    difference = differs_by(loaded, expected, tolerance)
+    if difference:
         raise ExportError(
-            f"{folder}: loaded again, its logits differ by up to {largest:.3g} from the measured "
-            "model's. Nothing was exported. Try the other form with --as."
+            f"{folder}: loaded again, its logits differ by up to {difference:.3g} from the "
+            "measured model's. Nothing was exported. Try the other form with --as."
         )
 
 
