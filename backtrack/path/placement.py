@@ -8,7 +8,8 @@ type), in any order of visits and after any number of them, since every visit st
 ends and never from the model's current weights. Both ends are checked when a run is loaded,
 against the bare base and against stock PEFT or transformers; a run that fails is refused.
 Not promised: the bits of an adapter merged into a plain model at alpha 1, which PEFT itself rounds
-differently; there the check allows for rounding in the type of the weights.
+differently; there the check allows for rounding in the type of the weights, and so it does on a
+device whose kernels give one model other logits each time.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from backtrack.path.curves import rounding
 from backtrack.path.form_and_curve import resolve_form_and_curve
 from backtrack.path.models.architecture import unwrapped
 from backtrack.path.models.embeddings import vocabulary_size
-from backtrack.path.models.loading import pick_device, probe
+from backtrack.path.models.exact_arithmetic import full_precision
+from backtrack.path.models.loading import differs_by, pick_device
 from backtrack.path.models.saving import save_files, save_model
 from backtrack.path.profiles import block_strengths, multipliers, parse
 from backtrack.point import Point
@@ -150,9 +152,10 @@ class Placement:
             CheckpointError: The step's weights are damaged.
         """
         target = point.canonical
-        write = self._backend.prepare(target, self._multipliers_at(target))
-        self._point = None
-        write()
+        with full_precision():
+            write = self._backend.prepare(target, self._multipliers_at(target))
+            self._point = None
+            write()
         self._point = target
 
     def save(self, folder: Path, *, is_untied: bool = False) -> None:
@@ -226,26 +229,24 @@ class Placement:
     def _check_ends(self, run: Run) -> None:
         backend = self._backend
         self.place(run.final)
-        _require_same_logits(
-            probe(self.model, backend.vocabulary),
+        self._require_logits(
             backend.probe_final,
             backend.tolerance,
             f"{run.path}: alpha 1 is not the checkpoint",
         )
         self.place(Point.base())
-        _require_same_logits(
-            probe(self.model, backend.vocabulary),
+        self._require_logits(
             backend.probe_base,
             rounding(self.model.dtype) if backend.is_resized else 0.0,
             f"{run.path}: alpha 0 is not the base",
         )
 
-
-def _require_same_logits(placed: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
-    largest = float((placed - expected).abs().max())
-    if not largest <= tolerance * float(expected.abs().max()):
-        raise PlacementError(
-            f"{what}: probe logits differ by up to {largest:.3g}. The checkpoint changes more "
-            "than its trained weights (tied embeddings, an initialization that rewrites the base, "
-            "a resized base?), so points between would be wrong. Nothing was measured."
-        )
+    def _require_logits(self, expected: Tensor, tolerance: float, what: str) -> None:
+        difference = differs_by(self.model, expected, tolerance)
+        if difference:
+            raise PlacementError(
+                f"{what}: probe logits differ by up to {difference:.3g}. The checkpoint changes "
+                "more than its trained weights (tied embeddings, an initialization that rewrites "
+                "the base, a resized base?), so points between would be wrong. Nothing was "
+                "measured."
+            )

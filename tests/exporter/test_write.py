@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from peft import LoraConfig, OFTConfig, PeftModel
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from backtrack.errors import UsageError
+from backtrack.errors import ExportError, UsageError
 from backtrack.exporter import AsForm, export
 from backtrack.exporter.card import Card
 from backtrack.path.models.loading import probe
@@ -126,6 +127,64 @@ def test_an_exported_base_is_the_base(base: Path, tmp_path: Path) -> None:
         names = [name for name in file.keys() if "lora_B" in name]  # noqa: SIM118
         assert names
         assert all(not bool(file.get_tensor(name).any()) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "num_models"),
+    [("lora", "adapter", 1), ("lora", "merged", 2), ("full", "merged", 2)],
+)
+def test_no_model_is_loaded_beside_those_of_the_path(
+    name: str, form: AsForm, num_models: int, base: Path, tmp_path: Path, loads: list[str]
+) -> None:
+    """A merged path has a second model that holds the adapter, or checks the last checkpoint."""
+    run = make_full_run(tmp_path / "run", base) if name == "full" else lora_run(tmp_path, base)
+    loads.clear()
+    export(run, POINT, tmp_path / "out", form=form)
+    assert len(loads) == num_models
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What transformers is asked to load, in order."""
+    asked: list[str] = []
+    stock = PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
+
+    def load(kind: Any, source: Any, *args: Any, **options: Any) -> Any:
+        asked.append(str(source))
+        return stock(kind, source, *args, **options)
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(load))
+    return asked
+
+
+def lora_run(folder: Path, base: Path) -> Run:
+    return make_peft_run(folder / "run", base, CONFIGS["lora"])
+
+
+@pytest.mark.parametrize("form", ["adapter", "merged"])
+@pytest.mark.parametrize("spoil", ["weights", "configuration"])
+def test_an_export_that_loads_as_another_model_is_refused(
+    form: AsForm, spoil: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = lora_run(tmp_path, base)
+    save = Placement.save
+
+    def save_spoilt(placement: Placement, folder: Path) -> None:
+        save(placement, folder)
+        if spoil == "weights":
+            (path,) = folder.glob("*.safetensors")
+            tensors = load_file(path)
+            last = max(tensors)
+            save_file(tensors | {last: tensors[last] * 50}, path, metadata={"format": "pt"})
+        else:
+            path = folder / ("adapter_config.json" if form == "adapter" else "config.json")
+            field = {"lora_alpha": 99} if form == "adapter" else {"rms_norm_eps": 0.5}
+            path.write_text(json.dumps(json.loads(path.read_text()) | field))
+
+    monkeypatch.setattr(Placement, "save", save_spoilt)
+    with pytest.raises(ExportError, match="Nothing was exported"):
+        export(run, POINT, tmp_path / "out", form=form)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_is_not_empty_is_left_alone(base: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from backtrack.path.backends import end_storage
 from backtrack.path.backends.end_storage import choose_storage, store_end
+from backtrack.path.backends.pinned_memory import empty_pinned
 from backtrack.path.models.loading import probe
 from backtrack.path.placement import Placement
 from backtrack.point import Point
@@ -56,6 +57,15 @@ def test_the_fastest_storage_that_fits_is_chosen(
 ) -> None:
     monkeypatch.setattr(end_storage, "free_bytes", lambda _device: available)
     assert choose_storage(1_000, torch.device("cpu")) == expected
+
+
+def test_pinned_memory_takes_its_bytes_and_lives_as_long_as_a_view_of_it() -> None:
+    pinned = empty_pinned(torch.Size([33, 1000]), torch.bfloat16)
+    assert pinned.untyped_storage().nbytes() == 66_000
+    row = pinned.fill_(3.0)[7]
+    del pinned
+    assert torch.equal(row, torch.full_like(row, 3.0))
+    assert empty_pinned(torch.Size([0, 4]), torch.float32).shape == (0, 4)
 
 
 def test_a_mapped_end_is_read_from_disk_and_leaves_no_file(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from backtrack.run.checkpoint_reader import read_checkpoint
 from backtrack.run.directory import Run
 from backtrack.train.trainers.train import train
 from tests.train.conftest import MakeRecipe
+from tests.train.test_callback import model_in_memory
 from tests.train.train_sharded import EPSILON
 from tests.train.train_sharded import train as train_whole
 
@@ -144,18 +146,39 @@ def test_tensors_partitioned_by_zero3_are_saved_whole(
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of a full model and of LoRA whose weights were sharded over two processes by FSDP2."""
+    """Runs whose weights were sharded over two processes by FSDP2, the main one being slow."""
     out = tmp_path_factory.mktemp("fsdp2")
+    model_in_memory().save_pretrained(out / "base")
     script = str(Path(__file__).with_name("train_sharded.py"))
     launch(
-        "torch.distributed.run", "--nproc-per-node", "2", script, "full", "lora", str(out)
+        "torch.distributed.run", "--nproc-per-node", "2", script, *SHARDED, str(out)
     )  # fmt: skip
     return out
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
-def test_sharded_weights_are_gathered_and_frozen_ones_are_not(
+SHARDED = ("full", "lora", "full-of-files", "lora-of-files")
+
+
+@pytest.mark.parametrize("method", SHARDED)
+def test_sharded_weights_are_saved_as_on_one_process(
     sharded: Path, tmp_path: Path, method: str
 ) -> None:
+    shutil.copytree(sharded / "base", tmp_path / "base")
     train_whole(method, tmp_path / method)
-    assert_same_trajectory(Run.open(sharded / method), Run.open(tmp_path / method))
+    run = Run.open(sharded / method)
+    assert_same_trajectory(run, Run.open(tmp_path / method))
+    assert (run.path / "base").is_dir() == (not method.endswith("-of-files"))
+
+
+@pytest.mark.parametrize(
+    ("method", "num_bases"), [("full", 1), ("lora", 1), ("full-of-files", 1), ("lora-of-files", 0)]
+)
+def test_frozen_weights_are_gathered_only_to_write_the_base(
+    sharded: Path, method: str, num_bases: int
+) -> None:
+    """Whole models are also gathered once to be compared with the files that they name."""
+    sizes = json.loads((sharded / f"{method}.json").read_text())
+    run = Run.open(sharded / method)
+    saved = sum(t.numel() for step in run.steps for t in read_checkpoint(run, step).values())
+    base = sum(t.numel() for t in model_in_memory().state_dict().values())
+    assert sum(sizes) == pytest.approx(saved + num_bases * base, rel=0.1)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from backtrack.run.bits import tensor_of
+from backtrack.train.trajectory import snapshot
 from backtrack.train.trajectory.snapshot import Snapshot, Snapshots
 
 
@@ -19,8 +20,8 @@ def live(device: str) -> dict[str, torch.Tensor]:
     }
 
 
-def assert_is(snapshot: Snapshot, expected: dict[str, torch.Tensor]) -> None:
-    found = {name: tensor_of(bits) for name, bits in snapshot.bits().items()}
+def assert_is(taken: Snapshot, expected: dict[str, torch.Tensor]) -> None:
+    found = {name: tensor_of(bits) for name, bits in taken.bits().items()}
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -37,10 +38,28 @@ def test_a_snapshot_equals_the_tensors_before_later_changes(
         n: (t.to(dtype) if dtype and t.is_floating_point() else t).cpu().clone()
         for n, t in tensors.items()
     }
-    snapshot = Snapshots(dtype).take(tensors)
+    taken = Snapshots(dtype).take(tensors)
     for tensor in tensors.values():
         tensor.zero_()
-    assert_is(snapshot, expected)
+    assert_is(taken, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("free", [0, 1 << 60], ids=["direct", "staged"])
+def test_a_snapshot_is_right_whether_or_not_the_device_has_room_for_a_copy(
+    free: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    monkeypatch.setattr(snapshot, "free_bytes", lambda _device: free)
+    tensors: dict[str, torch.Tensor] = {}
+    for i in range(torch.cuda.device_count()):
+        tensors |= {f"{name}-{i}": tensor for name, tensor in live(f"cuda:{i}").items()}
+    expected = {name: tensor.cpu() for name, tensor in tensors.items()}
+    taken = Snapshots().take(tensors)
+    for tensor in tensors.values():
+        tensor.zero_()
+    assert_is(taken, expected)
 
 
 def test_buffers_are_reused_only_after_they_are_released() -> None:

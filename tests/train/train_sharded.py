@@ -1,24 +1,33 @@
 """Train with weights sharded by FSDP2, or unsharded, saving every second step by the callback.
 
-    python -m torch.distributed.run --nproc-per-node 2 tests/train/train_sharded.py full lora OUT
+    python -m torch.distributed.run --nproc-per-node 2 tests/train/train_sharded.py METHOD... OUT
 
-A loop of its own replaces the Trainer, since accelerate does not shard by FSDP on a CPU.
+A method is `full` or `lora` of a model built in memory, or with `-of-files` of one loaded from
+OUT/base. A loop of its own replaces the Trainer, since accelerate does not shard by FSDP on a CPU.
+The main process takes longer to create the run and to write a step than its collectives wait.
+OUT/METHOD.json lists the sizes of the tensors that were gathered.
 """
 
 from __future__ import annotations
 
+import json
 import sys
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from peft import LoraConfig, get_peft_model
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM, TrainerControl, TrainerState, TrainingArguments
 
+from backtrack.run.trajectory_writer import TrajectoryWriter
+from backtrack.train.trajectory import callback as callback_module
 from backtrack.train.trajectory.callback import TrajectoryCallback
 from tests.train.test_callback import LINEAR, model_in_memory
 
@@ -26,11 +35,16 @@ NUM_STEPS = 5
 # Adam divides by the gradient's size plus this. With the usual 1e-8, rounding in a gradient that
 # is nearly zero moves its weight by as much as the learning rate, and bounds say nothing.
 EPSILON = 1e-3
+COLLECTIVE_SECONDS = 4
+"""How long a process waits in a collective of the training."""
 
 
-def make_model(method: str) -> Any:
-    model = model_in_memory()
-    if method == "full":
+def make_model(method: str, out: Path) -> Any:
+    is_of_files = method.endswith("-of-files")
+    model = (
+        AutoModelForCausalLM.from_pretrained(out / "base") if is_of_files else model_in_memory()
+    )
+    if method.startswith("full"):
         return model
     torch.manual_seed(1)
     config = LoraConfig(
@@ -48,7 +62,8 @@ def batch(step: int) -> torch.Tensor:
 
 
 def shard(model: Any) -> None:
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    group = dist.new_group(timeout=timedelta(seconds=COLLECTIVE_SECONDS))
+    mesh = DeviceMesh.from_group(group, "cpu")
     for module in model.modules():
         if type(module).__name__ == "LlamaDecoderLayer":
             fully_shard(module, mesh=mesh)
@@ -72,7 +87,7 @@ def sharded_step(model: Any) -> Callable[[torch.Tensor], None]:
 
 def train(method: str, out: Path) -> None:
     """Five steps; `out` becomes the run."""
-    model = make_model(method)
+    model = make_model(method, out.parent)
     take_step = sharded_step(model)
     is_main = not dist.is_initialized() or dist.get_rank() == 0
     args = TrainingArguments(output_dir=str(out.with_name("unused")), use_cpu=True)
@@ -87,9 +102,38 @@ def train(method: str, out: Path) -> None:
     callback.on_train_end(args, state, control, model=model)
 
 
+def slow(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which takes longer the first time than a collective waits."""
+    delays = [COLLECTIVE_SECONDS + 1.5]
+
+    def delayed(*args: Any, **options: Any) -> Any:
+        time.sleep(delays.pop() if delays else 0)
+        return function(*args, **options)
+
+    return delayed
+
+
+def count_gathered(sizes: list[int]) -> None:
+    """Note the size of each tensor that is gathered from now on."""
+    gather = DTensor.full_tensor
+
+    def counted(tensor: DTensor, **options: Any) -> torch.Tensor:
+        sizes.append(tensor.numel())
+        return gather(tensor, **options)
+
+    DTensor.full_tensor = counted  # type: ignore[assignment, method-assign]
+
+
 if __name__ == "__main__":
     *methods, folder = sys.argv[1:]
     dist.init_process_group("gloo")
+    callback_module.create_run = slow(callback_module.create_run)  # type: ignore[attr-defined]
+    TrajectoryWriter.offer = slow(TrajectoryWriter.offer)  # type: ignore[method-assign]
+    gathered: list[int] = []
+    count_gathered(gathered)
     for name in methods:
+        gathered.clear()
         train(name, Path(folder) / name)
+        if dist.get_rank() == 0:
+            Path(folder, f"{name}.json").write_text(json.dumps(gathered))
     dist.destroy_process_group()

@@ -21,7 +21,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from backtrack.path.backends.free_memory import free_bytes
+from backtrack.path.backends.free_memory import HEADROOM, free_bytes
+from backtrack.path.backends.pinned_memory import empty_pinned
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 EndStorage = Literal["device", "pinned", "mapped"]
-
-HEADROOM = 1.1
-"""Free memory required, as a multiple of the bytes to be stored."""
 
 
 def choose_storage(num_bytes: int, device: torch.device) -> EndStorage:
@@ -55,7 +53,7 @@ def store_end(
         case "device":
             return {n: t.detach().to(device, copy=True).contiguous() for n, t in tensors.items()}
         case "pinned":
-            return {n: _pin(t) for n, t in tensors.items()}
+            return {n: empty_pinned(t.shape, t.dtype).copy_(t) for n, t in tensors.items()}
         case "mapped":
             return _map(tensors)
 
@@ -69,11 +67,6 @@ def move_end(
         tensors.clear()
         return stored
     return {n: store_end({n: tensors.pop(n)}, storage, device)[n] for n in list(tensors)}
-
-
-def _pin(tensor: Tensor) -> Tensor:
-    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=torch.cuda.is_available())
-    return pinned.copy_(tensor.detach())
 
 
 def _map(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,9 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+HEADROOM = 1.1
+"""Free memory required, as a multiple of the bytes to be stored."""
+
 _GROUPS = Path("/sys/fs/cgroup")
 """Where control groups are mounted: version 2 at the root, version 1 below `memory`."""
 _FILES = {

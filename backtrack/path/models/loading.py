@@ -18,8 +18,10 @@ from backtrack.errors import PlacementError
 from backtrack.formatting import one_line
 from backtrack.path.adapters.handles import plain_name
 from backtrack.path.adapters.tuners import tuner_of
+from backtrack.path.curves import rounding
 from backtrack.path.models.architecture import class_and_config
 from backtrack.path.models.embeddings import fit_vocabulary, vocabulary_size
+from backtrack.path.models.exact_arithmetic import exact_arithmetic
 from backtrack.records.places import ANOTHER_BASE
 from backtrack.run.checkpoint_reader import base_folder, has_stock_names, read_tensors, verify_base
 from backtrack.run.files import read_record
@@ -300,7 +302,7 @@ def require_all_used(model: PeftModel, tensors: Mapping[str, Tensor], folder: Pa
 
 @torch.inference_mode()
 def probe(model: Any, vocabulary: int | None = None) -> Tensor:
-    """Logits of fixed token ids: equal models give equal bits.
+    """Logits of fixed token ids: equal models give equal bits, also where TF32 or autocast is on.
 
     Args:
         model: A causal language model on any device.
@@ -312,5 +314,26 @@ def probe(model: Any, vocabulary: int | None = None) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     vocabulary = vocabulary or vocabulary_size(model)
     ids = torch.randint(vocabulary, PROBE_SHAPE, generator=generator)
-    logits: Tensor = model(input_ids=ids.to(model.device), use_cache=False).logits
+    with exact_arithmetic():
+        logits: Tensor = model(input_ids=ids.to(model.device), use_cache=False).logits
     return logits[..., :vocabulary].float().cpu()
+
+
+def differs_by(model: Any, expected: Tensor, tolerance: float) -> float:
+    """By how much a model's probe logits differ from the expected ones; 0 if within tolerance.
+
+    A device whose kernels do not repeat their sums in one order (atomic additions) gives a model
+    other logits each time. Only there, differences by rounding in the model's type are allowed.
+
+    Args:
+        model: A causal language model on any device.
+        expected: Logits by `probe`, [2, 24, vocabulary].
+        tolerance: Largest allowed difference, relative to the largest expected logit.
+    """
+    vocabulary = expected.shape[-1]
+    found = probe(model, vocabulary)
+    largest, scale = float((found - expected).abs().max()), float(expected.abs().max())
+    if largest <= tolerance * scale:
+        return 0.0
+    is_repeated = torch.equal(found, probe(model, vocabulary))
+    return 0.0 if not is_repeated and largest <= rounding(model.dtype) * scale else largest

@@ -27,7 +27,7 @@ from backtrack.run.checkpoint_writer import weight_files
 from backtrack.run.files import read_record
 from backtrack.train.trajectory.initializations import BASE_CHANGING_INITIALIZATIONS
 from backtrack.train.trajectory.live_method import active_config, initialization_of
-from backtrack.train.trajectory.snapshot import full_shape
+from backtrack.train.trajectory.snapshot import full_shape, whole_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -53,29 +53,14 @@ def reference_to(name: str | Path, *, dtype: str = "auto", **fields: Any) -> Bas
     return reference.model_copy(update={"fingerprint": fingerprint(base_folder(reference))})
 
 
-def find_base(
-    model: PreTrainedModel | PeftModel,
-    *,
-    is_untrained: bool,
-    weights: Mapping[str, Tensor] | None = None,
-) -> BaseModelReference | None:
-    """Return a reference to the files a live model was loaded from.
-
-    Args:
-        model: The live model.
-        is_untrained: No step has been taken, so under full fine-tuning the live weights are still
-            the base's and are compared with the files.
-        weights: The model's tensors in full if it is sharded.
-
-    Returns:
-        The reference; None if the base must be written.
-    """
+def named_base(model: PreTrainedModel | PeftModel) -> BaseModelReference | None:
+    """Return a reference to the files a live model names as its own; None if there are none."""
     plain = plain_model(model)
     name = _base_name(model)
     if not name:
         return None
     try:
-        reference = reference_to(
+        return reference_to(
             name,
             **loading_of(plain),
             revision=None if Path(name).is_dir() else getattr(plain.config, "_commit_hash", None),
@@ -83,10 +68,23 @@ def find_base(
         )
     except (RunError, CheckpointError):
         return None
-    live = plain.state_dict() if weights is None else weights
-    if is_untrained and plain is model and not _equal_files(live, base_folder(reference)):
-        return None
-    return reference
+
+
+def holds_weights(base: BaseModelReference | None, model: PreTrainedModel) -> bool:
+    """Whether files hold a live model's weights in its dtype, for all names found in both.
+
+    Args:
+        base: The files; None on processes other than the main one, whose answer means nothing.
+        model: The live model; if it is sharded, all processes must call this, and its tensors are
+            gathered one at a time.
+    """
+    files = {} if base is None else _files_by_name(base_folder(base))
+    is_same = True
+    for name, tensor in whole_tensors(model):
+        if is_same and name in files:
+            with safe_open(files[name], framework="pt") as file:
+                is_same = _are_equal(file.get_tensor(name), tensor)
+    return is_same
 
 
 def write_base(
@@ -207,14 +205,12 @@ def main_dtype(plain: PreTrainedModel) -> str:
     return _DTYPES.get(counts.most_common(1)[0][0], "auto")
 
 
-def _equal_files(live: Mapping[str, Tensor], folder: Path) -> bool:
-    """Whether live weights equal the files' in the live dtype, for all names found in both."""
+def _files_by_name(folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
     for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
-            for name in set(file.keys()) & set(live):
-                if not _are_equal(file.get_tensor(name), live[name]):
-                    return False
-    return True
+            found |= dict.fromkeys(file.keys(), path)
+    return found
 
 
 def _are_equal(stored: Tensor, live: Tensor) -> bool:

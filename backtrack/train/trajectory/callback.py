@@ -7,7 +7,8 @@ faster than they can be written. A step is on disk before the Trainer saves its 
 step, so a run resumed from any Trainer checkpoint misses none. A run's folder appears complete or
 not at all. A failed write stops training with an error and leaves every earlier checkpoint as it
 was. Of several processes the main one writes; weights sharded by FSDP2 or DeepSpeed ZeRO-3 are
-gathered one tensor at a time, frozen ones not at all.
+gathered one tensor at a time, frozen ones only if the base must be written. The other processes
+wait for the main one outside of any collective that times out.
 Not promised: weights flattened by FSDP1. They are refused with an error that names FSDP1.
 """
 
@@ -26,19 +27,23 @@ from backtrack.errors import RunError, UsageError
 from backtrack.recipe import TrajectorySection
 from backtrack.run.directory import MANIFEST, Run
 from backtrack.train.trajectory.base_model import (
-    find_base,
+    holds_weights,
     loading_of,
+    named_base,
     plain_model,
     reference_to,
 )
 from backtrack.train.trajectory.initializations import require_reloadable_initialization
 from backtrack.train.trajectory.live_method import active_config, initialization_of, method_of
-from backtrack.train.trajectory.live_weights import gather_weights
 from backtrack.train.trajectory.new_run import create_run, require_free
+from backtrack.train.trajectory.processes import Processes
 from backtrack.train.trajectory.saver import CheckpointSaver
+from backtrack.train.trajectory.snapshot import gather_weights
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from backtrack.records import BaseModelReference
 
 
 class _CheckpointCallback(TrainerCallback):
@@ -48,6 +53,7 @@ class _CheckpointCallback(TrainerCallback):
         """Set which steps are saved, and in which form."""
         self._section = section
         self._saver: CheckpointSaver | None = None
+        self._processes = Processes()
 
     def _prepare_run(
         self, model: Any, tokenizer: Any, args: TrainingArguments, state: TrainerState
@@ -76,8 +82,10 @@ class _CheckpointCallback(TrainerCallback):
             require_reloadable_initialization(initialization_of(active_config(model)))
         _require_no_flat_weights()
         self.close()
+        self._processes = Processes.of_training()
         run = self._prepare_run(model, tokenizer, args, state)
-        self._saver = CheckpointSaver(run, self._section, model, args, state)
+        self._processes.wait()
+        self._saver = CheckpointSaver(run, self._section, model, args, state, self._processes)
         self._saver.save_if_due(state)
 
     @override
@@ -118,6 +126,7 @@ class _CheckpointCallback(TrainerCallback):
         if self._saver is not None and not args.load_best_model_at_end:
             self._saver.save(state)
         self.close()
+        self._processes.wait()
 
 
 class TrajectoryCallback(_CheckpointCallback):
@@ -179,28 +188,47 @@ class TrajectoryCallback(_CheckpointCallback):
     def _open_run(
         self, model: Any, tokenizer: Any, args: TrainingArguments, state: TrainerState
     ) -> Run | None:
-        """Create or continue the run on the main process; the others help to gather the base."""
-        weights = gather_weights(model)
-        if not state.is_world_process_zero:
+        """Create or continue the run on the main process; the others help to gather weights."""
+        is_main = state.is_world_process_zero
+        run = self._run_to_continue(model, state) if is_main else None
+        if self._processes.from_main(is_so=run is not None):
+            return run
+        base = self._find_base(model, state)
+        is_found = self._processes.from_main(is_so=base is not None)
+        weights = None if is_found else gather_weights(plain_model(model), is_main=is_main)
+        if not is_main:
             return None
+        return create_run(
+            self._path, model, base, seed=args.seed, tokenizer=tokenizer, weights=weights,
+            is_untrained=state.global_step == 0,
+        )  # fmt: skip
+
+    def _run_to_continue(self, model: Any, state: TrainerState) -> Run | None:
         if state.global_step > 0 and (self._path / MANIFEST).is_file():
             return _continued(self._path, model)
         require_free(self._path, hint="resume the Trainer with `resume_from_checkpoint=True`")
-        is_untrained = state.global_step == 0
-        base = (
-            find_base(model, is_untrained=is_untrained, weights=weights)
-            if self._base is None
-            else reference_to(self._base, **loading_of(plain_model(model)))
-        )
-        if base is None and not is_untrained and not isinstance(model, PeftModel):
+        return None
+
+    def _find_base(self, model: Any, state: TrainerState) -> BaseModelReference | None:
+        """The base's files; None if it must be written, and on processes other than the main one.
+
+        Before the first step, the live weights of a whole model are the base's: they are compared
+        with the files that the model names.
+        """
+        is_main, is_adapter = state.is_world_process_zero, isinstance(model, PeftModel)
+        if self._base is not None:
+            facts = loading_of(plain_model(model))
+            return reference_to(self._base, **facts) if is_main else None
+        base = named_base(model) if is_main else None
+        if state.global_step > 0 and not is_adapter and is_main and base is None:
             raise UsageError(
                 f"training resumes at step {state.global_step}, and the model before training is "
                 "not known. Name it: TrajectoryCallback(..., base=FOLDER_OR_NAME)."
             )
-        return create_run(
-            self._path, model, base, seed=args.seed, tokenizer=tokenizer, weights=weights,
-            is_untrained=is_untrained,
-        )  # fmt: skip
+        is_comparable = state.global_step == 0 and not is_adapter
+        if is_comparable and self._processes.from_main(is_so=base is not None):
+            return base if holds_weights(base, model) else None
+        return base
 
 
 class ExistingRunCallback(_CheckpointCallback):

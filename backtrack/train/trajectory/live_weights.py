@@ -22,14 +22,15 @@ from transformers.utils import logging as transformers_logging
 from backtrack.errors import UsageError
 from backtrack.path.models.saving import save_whole_model
 from backtrack.run.bits import Bits, bits_of, tensor_of
-from backtrack.train.trajectory.base_model import plain_model
 from backtrack.train.trajectory.live_method import active_config
-from backtrack.train.trajectory.snapshot import full_shape, full_tensor, is_sharded
+from backtrack.train.trajectory.snapshot import full_shape, is_sharded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from torch import Tensor
+
+    Convert = Callable[[Mapping[str, Bits]], Mapping[str, Bits]]
 
 
 class LiveWeights:
@@ -77,7 +78,7 @@ class LiveWeights:
 
     def collect(
         self,
-    ) -> tuple[dict[str, Tensor], Callable[[Mapping[str, Bits]], Mapping[str, Bits]]]:
+    ) -> tuple[dict[str, Tensor], Convert]:
         """Return the tensors to copy now, and a function from the copies to the file's tensors."""
         if self.tensors:
             return self.tensors, lambda copies: copies
@@ -164,19 +165,3 @@ def _at_full_rank(config: Any) -> Iterator[None]:
         yield
     finally:
         config.rank_pattern = pattern
-
-
-def gather_weights(model: Any) -> dict[str, Tensor] | None:
-    """Gather a sharded model's tensors on the CPU of every process; all must call this.
-
-    Returns:
-        The tensors of the transformers model by name; None if it is not sharded.
-    """
-    state = plain_model(model).state_dict(keep_vars=True)
-    if not any(is_sharded(tensor) for tensor in state.values()):
-        return None
-    gathered = {}
-    for name, tensor in state.items():
-        with full_tensor(tensor) as value:
-            gathered[name] = value.detach().cpu().clone()
-    return gathered

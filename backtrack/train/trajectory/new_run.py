@@ -14,6 +14,7 @@ from backtrack.run.model_files import GENERATION
 from backtrack.train.trajectory.base_model import plain_model, reference_to, write_base
 from backtrack.train.trajectory.initializations import save_initial_adapter
 from backtrack.train.trajectory.live_method import method_of
+from backtrack.train.trajectory.snapshot import is_any_sharded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,7 +74,10 @@ def create_run(  # noqa: PLR0913  # the facts a manifest needs
         run = Run.create(staging / "run", manifest, recipe, recipe_text, home=path)
         _save_model_files(model, tokenizer, run.path / MODEL_FILES)
         save_initial_adapter(
-            model, run.path / INITIAL, is_untrained=is_untrained, is_sharded=weights is not None
+            model,
+            run.path / INITIAL,
+            is_untrained=is_untrained,
+            is_sharded=is_any_sharded(plain_model(model)),
         )
         if (staging / "base").is_dir():
             (staging / "base").rename(run.path / "base")

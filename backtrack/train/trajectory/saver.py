@@ -14,6 +14,7 @@ from backtrack.run.trajectory_writer import Offered, TrajectoryWriter
 from backtrack.train.trajectory.base_model import is_vocabulary_resized
 from backtrack.train.trajectory.cadence import ByDistance, EverySteps, LogSteps, spacing_of
 from backtrack.train.trajectory.live_weights import LiveWeights
+from backtrack.train.trajectory.processes import Processes
 from backtrack.train.trajectory.snapshot import Snapshots
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from backtrack.recipe import TrajectorySection
     from backtrack.run.directory import Run
     from backtrack.train.trajectory.cadence import Cadence
+    from backtrack.train.trajectory.live_weights import Convert
     from backtrack.train.trajectory.snapshot import Snapshot
 
 
@@ -39,6 +41,7 @@ class CheckpointSaver:
         model: Any,
         args: TrainingArguments,
         state: TrainerState,
+        processes: Processes | None = None,
     ) -> None:
         """Find the tensors to save and start the writer thread.
 
@@ -48,11 +51,13 @@ class CheckpointSaver:
             model: The live model.
             args: The Trainer's arguments.
             state: The Trainer's state, at step 0 or at the step training resumes from.
+            processes: The processes of this training; None if it is the only one.
 
         Raises:
             UsageError: The weights are sharded, and this cadence or adapter needs them whole.
         """
         self._run = run
+        self._processes = processes or Processes()
         is_adapter = isinstance(model, PeftModel)
         dtype = stored_dtype(section, args, is_adapter=is_adapter)
         is_resized = run is not None and is_adapter and _is_resized(model, run)
@@ -101,19 +106,24 @@ class CheckpointSaver:
             snapshot = self._snapshots.take(live) if self._writer else None
         self._last_saved_step = step
         self._cadence.record_save(live)
-        if snapshot is None or self._writer is None:
-            return
+        if snapshot is not None:
+            self._offer(snapshot, convert, state)
+        if self._live.is_sharded:
+            self._processes.wait()
+
+    def _offer(self, snapshot: Snapshot, convert: Convert, state: TrainerState) -> None:
+        """Hand a copy to the writer thread, once its queue has room."""
         losses = (line["loss"] for line in reversed(state.log_history) if "loss" in line)
-        self._writer.offer(
-            Offered(
-                step=step,
-                bits=lambda: convert(snapshot.bits()),
-                release=snapshot.release,
-                files=self._live.files,
-                train_loss=next(losses, None),
-                distance=self._cadence.distance,
-            )
+        offered = Offered(
+            step=state.global_step,
+            bits=lambda: convert(snapshot.bits()),
+            release=snapshot.release,
+            files=self._live.files,
+            train_loss=next(losses, None),
+            distance=self._cadence.distance,
         )
+        if self._writer is not None:
+            self._writer.offer(offered)
 
     def flush(self) -> None:
         """Wait until all saved steps are on disk.
@@ -124,6 +134,7 @@ class CheckpointSaver:
         self._live.refresh()
         if self._writer is not None:
             self._writer.flush()
+        self._processes.wait()
 
     def close(self) -> None:
         """Wait until all saved steps are on disk, and end the writer thread.
