@@ -25,7 +25,7 @@ def mathematics(document: Mapping[str, Any], results: Sequence[Any]) -> dict[str
 
 
 def final_answer(completion: str) -> str:
-    """What a completion answers: its last box, else what "answer is" says, else its last number."""
+    """What a completion says: its last box, else what "answer is" says, else the last number."""
     if "boxed" in completion:
         return _boxed(completion.rpartition("boxed")[2])
     for words in ("he answer is", "final answer is"):
