@@ -10,6 +10,7 @@ on disk. Not counted: activations, memory for generation, the libraries themselv
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 import warnings
@@ -24,6 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from backtrack.errors import ObjectiveError, UsageError
 from backtrack.evaluate.objectives.documents import load_records
+from backtrack.evaluate.objectives.lm_eval_lengths import TASK_LENGTHS
 from backtrack.formatting import byte_size
 from backtrack.path.backends.free_memory import total_host_bytes
 from backtrack.recipe import PeftMethod
@@ -34,7 +36,13 @@ from backtrack.train.plan.shapes import SHAPES
 from backtrack.train.plan.tokens import tokens_per_item
 
 if TYPE_CHECKING:
-    from backtrack.recipe import BaseSection, DataSection, Recipe
+    from backtrack.recipe import (
+        BaseSection,
+        DataSection,
+        ItemsSection,
+        ObjectiveSection,
+        Recipe,
+    )
     from backtrack.records.run import Quantization
 
 _SLICE = re.compile(r"\[(\d*):(\d+)\]$")
@@ -103,8 +111,7 @@ def _count_weights(plan: Plan, recipe: Recipe) -> None:
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            auto: Any = AutoModelForCausalLM
-            model: Any = auto.from_config(config)
+            model = copy.deepcopy(_meta_model(config.to_json_string(), config))
             plan.num_parameters = sum(p.numel() for p in model.parameters())
             if isinstance(recipe.method, PeftMethod):
                 model = get_peft_model(model, _adapter(recipe.method), low_cpu_mem_usage=True)
@@ -120,6 +127,17 @@ def _count_weights(plan: Plan, recipe: Recipe) -> None:
     if plan.num_trainable is not None and _initialization(recipe.method) == MILORA:
         # Half of each factor is frozen.
         plan.num_trainable //= 2
+
+
+_MODELS: dict[str, Any] = {}
+
+
+def _meta_model(key: str, config: Any) -> Any:
+    """A model without weights, built once for all the entrants of an arena."""
+    if key not in _MODELS:
+        auto: Any = AutoModelForCausalLM
+        _MODELS[key] = auto.from_config(config)
+    return _MODELS[key]
 
 
 def _adapter(method: PeftMethod) -> Any:
@@ -264,9 +282,18 @@ def _count_tokens(plan: Plan, recipe: Recipe) -> None:
                 f"tokens a point are without {objective.name!r}, whose documents are not at hand"
             )
         else:
-            total += round(tokens * recipe.search.items.selection)
+            total += round(tokens * _num_selection(objective, recipe.search.items))
     if total:
         plan.evaluation_tokens = total
+
+
+def _num_selection(objective: ObjectiveSection, items: ItemsSection) -> int:
+    """Selection items of an objective: fewer where it has fewer documents than are asked for."""
+    lengths = TASK_LENGTHS.get(getattr(objective, "task", ""))
+    requested = items.selection + items.report
+    if lengths is None or lengths.num_documents is None or lengths.num_documents >= requested:
+        return items.selection
+    return round(lengths.num_documents * items.selection / requested)
 
 
 def resource_shortages(plan: Plan, folder: Path) -> list[str]:
