@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from backtrack import terminal
+from backtrack import formatting, terminal
 from backtrack.cli.app import app
 from backtrack.cli.options import JsonOption, QuietOption, SetOption, TrustOption, VerboseOption
 from backtrack.cli.targets import (
@@ -19,6 +19,9 @@ from backtrack.cli.targets import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from backtrack.arena.plan import EntrantPlan
     from backtrack.recipe.arena import ArenaRecipe
     from backtrack.records.arena import Arena
 
@@ -32,6 +35,9 @@ def arena(
     overrides: SetOption = None,
     *,
     is_retry: Annotated[bool, typer.Option("--retry", help="Retry entrants that failed.")] = False,
+    is_dry: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would run and what it needs.")
+    ] = False,
     may_run_code: TrustOption = False,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
@@ -45,6 +51,9 @@ def arena(
     else:
         path = recipe_path(recipe)
         loaded = _load(path, overrides, may_run_code=may_run_code)
+        if is_dry:
+            _print_plan(loaded, is_json=is_json)
+            return
         folder = Path(loaded.output) / loaded.name
         found = _run(loaded, path, is_retry=is_retry, is_quiet=is_quiet or is_json)
     from backtrack.report.arena.figures import write_arena_figures
@@ -62,6 +71,49 @@ def arena(
     terminal.print_line(f"page     {page}")
     if pages:
         terminal.out.print(f"reports  {pages[0].parents[1]}/*/report.html")
+
+
+def _print_plan(recipe: ArenaRecipe, *, is_json: bool) -> None:
+    """Print what each entrant needs, and all of them one after another on one card."""
+    from backtrack.arena.plan import CARD, plan_arena
+
+    plans, notes = plan_arena(recipe)
+    if is_json:
+        print_json({"name": recipe.name, "entrants": [p.as_dict() for p in plans], "notes": notes})
+        return
+    heads = ["entrant", "cards", "steps", "train", "measure", "disk", "tokens"]
+    rows = [_plan_row(plan) for plan in plans]
+    terminal.out.print(f"{recipe.name}: {len(plans)} entrants", markup=False)
+    terminal.print_rows(heads, rows)
+    terminal.out.print(_plan_total(plans), markup=False, soft_wrap=True)
+    told = f"hours are at most those of {CARD}; see `backtrack/arena/plan.py`"
+    for note in [told, *notes]:
+        terminal.out.print(f"- {note}", markup=False, soft_wrap=True)
+
+
+def _plan_row(plan: EntrantPlan) -> list[str]:
+    tokens = [t for t in (plan.train_tokens, plan.measure_tokens) if t is not None]
+    cells: list[tuple[float | None, Callable[[float], str]]] = [
+        (plan.num_cards, lambda n: f"{n}"),
+        (plan.num_steps, lambda n: f"{n:,}"),
+        (plan.train_hours, lambda h: f"{h:,.1f} h"),
+        (plan.measure_hours, lambda h: f"{h:,.1f} h"),
+        (plan.disk_bytes, lambda b: formatting.byte_size(int(b))),
+        (sum(tokens) if tokens else None, lambda t: f"{t / 1e6:,.0f} M"),
+    ]
+    return [plan.label, *("not known" if v is None else write(v) for v, write in cells)]
+
+
+def _plan_total(plans: Sequence[EntrantPlan]) -> str:
+    """Sums over what is known."""
+    cards = max((p.num_cards or 1 for p in plans), default=1)
+    hours = sum((p.train_hours or 0) + (p.measure_hours or 0) for p in plans)
+    disk = formatting.byte_size(sum(p.disk_bytes or 0 for p in plans))
+    tokens = sum((p.train_tokens or 0) + (p.measure_tokens or 0) for p in plans)
+    return (
+        f"in all, as far as known: {cards} card{'s' if cards > 1 else ''} at once, {hours:,.0f} "
+        f"hours on one, {disk} of disk, {tokens / 1e6:,.0f} million tokens"
+    )
 
 
 def _draw_entrants(folder: Path, found: Arena) -> list[Path]:

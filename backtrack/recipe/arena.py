@@ -3,7 +3,7 @@
 An entrant's recipe is the arena's, updated section by section with the entrant's own keys; a
 `null` removes a key. What decides the scores (`objectives`, `search`, `select`, and all of `base`
 but `dtype` and `quantization`) can only be set for the whole arena: all are measured under one
-rule.
+rule. `choices` hold several arenas in one file: see `backtrack.recipe.choices`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from backtrack.errors import RecipeError
+from backtrack.recipe.choices import read_with_options
 from backtrack.recipe.faults import sentence
-from backtrack.recipe.loading import override, read_mapping, with_absolute_paths
+from backtrack.recipe.loading import read_mapping, with_absolute_paths
 from backtrack.recipe.model import Recipe
 from backtrack.recipe.sections import Section
 
@@ -138,8 +139,7 @@ def load_arena(
     Raises:
         RecipeError: Lists every fault found.
     """
-    raw = read_mapping(path)
-    faults = [fault for text in overrides for fault in override(raw, text)]
+    raw, faults = read_with_options(path, overrides)
     try:
         arena = _ArenaSection.model_validate(
             {key: value for key, value in raw.items() if key in _ArenaSection.model_fields}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -51,6 +51,9 @@ class Recipe(Section):
     learning_rates: LearningRates = Field(default_factory=dict)
     """Peak learning rates by a regular expression for parameter names, such as
     `layers\\.[0-3]\\.` or `lora_B`; the first match counts, others have `learning_rate`."""
+    adapter_dtype: Literal["auto", "base"] = "auto"
+    """Dtype an adapter is trained in: PEFT's own rule, fp32 over a base of half precision; or the
+    base's."""
     early_stop: EarlyStopSection | None = None
     """When training stops early, by the evaluation on `data.eval`."""
     watch: WatchSection | None = None

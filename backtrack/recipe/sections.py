@@ -54,6 +54,8 @@ class PeftMethod(BaseModel):
 
     kind: str
     """PEFT's name of the method, in lower case: `lora`, `oft`, `adalora`, `vera`, `ia3`, ..."""
+    loraplus_lr_ratio: Annotated[float, Field(gt=0)] | None = None
+    """LoRA+: the learning rate of `lora_B` over that of `lora_A`, which is the trainer's."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -90,6 +92,11 @@ class DataSection(Section):
     """Format prompt and completion as user and assistant turns of the chat template."""
     system: str | None = None
     """System message; needs `chat`."""
+    answer_end: Literal["template", "eos"] = "template"
+    """What ends an answer of a chat: what the chat template puts there, or the tokenizer's
+    end-of-sequence token, right after the answer."""
+    overlong: Literal["cut", "drop"] = "cut"
+    """Whether SFT's examples of more tokens than `sft.max_length` are cut there, or left out."""
     eval: str | None = None
     """Evaluation data in the same format: a file, a folder or a Hub name."""
     eval_split: str | None = None
@@ -101,6 +108,8 @@ class DataSection(Section):
             raise ValueError("give both `prompt` and `completion`, or neither")
         if self.system is not None and not self.chat:
             raise ValueError("`system` is a turn of a chat; set `chat: true`")
+        if self.answer_end == "eos" and not (self.chat and self.prompt):
+            raise ValueError("`answer_end` is of answers of a chat; set `chat` and `prompt`")
         return self
 
 

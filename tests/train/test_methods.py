@@ -16,7 +16,7 @@ from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.run.checkpoint_reader import read_checkpoint
 from backtrack.train.methods.adalora import orthogonality
-from backtrack.train.methods.configs import KINDS
+from backtrack.train.methods.configs import INITIALIZATIONS, KINDS
 from backtrack.train.trainers.build import build_trainer
 from backtrack.train.trainers.check import library_faults
 from backtrack.train.trainers.train import train
@@ -48,7 +48,7 @@ LORA_VARIANTS: dict[str, dict[str, Any]] = {
     "patterns": {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 3}},
     **{
         name: {"init_lora_weights": name}
-        for name in ("pissa", "pissa_niter_4", "olora", "eva", "milora")
+        for name in ("pissa", "pissa_niter_4", "olora", "eva", *INITIALIZATIONS)
     },
 }
 
@@ -96,7 +96,8 @@ def test_a_method_without_a_path_is_refused_with_the_reason(kind: str) -> None:
         ({"kind": "dora"}, "`kind: lora` with `use_dora: true`"),
         ({"kind": "pissa"}, "`kind: lora` with `init_lora_weights: pissa`"),
         ({"kind": "qlora"}, "quantization: 4bit"),
-        ({"kind": "keeplora"}, "gradients of the training data"),
+        ({"kind": "keeplora"}, "`kind: lora` with `init_lora_weights: keeplora`"),
+        ({"kind": "oft", "loraplus_lr_ratio": 16}, "oft has no `lora_B`"),
         ({"kind": "vera", "r": 4, "d_inital": 0.1}, "Did you mean 'd_initial'?"),
         ({"kind": "adalora", "init_r": 4, "target_r": 4}, "no rank to remove"),
         ({"kind": "lora", "init_lora_weights": "pisa"}, "got 'pisa'"),

@@ -25,16 +25,20 @@ if TYPE_CHECKING:
 
 KINDS: Mapping[str, PeftType] = {kind.value.lower(): kind for kind in TUNERS}
 """PEFT type by the name of every method that can be trained, besides `full`."""
-MILORA = "milora"
-"""An initialization of LoRA that PEFT does not have: see `backtrack.train.methods.milora`."""
+MILORA, KEEPLORA, FROZEN_A = "milora", "keeplora", "frozen_a"
+ADDED_PISSA, ADDED_MILORA = "added_pissa", "added_milora"
+INITIALIZATIONS = (MILORA, KEEPLORA, FROZEN_A, ADDED_PISSA, ADDED_MILORA)
+"""Initializations of LoRA that PEFT does not have: see `milora` and `initial_factors` here."""
 
 _WITHOUT_PATH: Mapping[str, str] = {kind.value.lower(): why for kind, why in NO_PATH.items()}
 _INITIALIZATIONS = (
-    "pissa", "olora", "eva", "corda", "lora_ga", "loftq", "orthogonal", "mica", MILORA,
+    "pissa", "olora", "eva", "corda", "lora_ga", "loftq", "orthogonal", "mica",
+    *INITIALIZATIONS,
 )  # fmt: skip
 _SETTINGS: Mapping[str, str] = {
     **{name: f"`kind: lora` with `init_lora_weights: {name}`" for name in _INITIALIZATIONS},
     "dora": "`kind: lora` with `use_dora: true`",
+    "loraplus": "`kind: lora` with `loraplus_lr_ratio: 16`",
     "rslora": "`kind: lora` with `use_rslora: true`",
     "qlora": "`kind: lora`, and the base as `{model: NAME, quantization: 4bit}`",
     "kasa": "`kind: lora` with a `kasa_config`",
@@ -46,11 +50,6 @@ _SETTINGS: Mapping[str, str] = {
     "sft": "`kind: full` or `kind: lora`, and TRL's settings in section `sft`",
     "grpo": "`kind: full` or `kind: lora`, and TRL's settings in section `grpo`",
 }
-_KEEPLORA = (
-    "KeepLoRA initializes from gradients of the training data, projected off the base's principal "
-    "subspace, and PEFT has no such initialization. The nearest that avoids the principal "
-    "components is `kind: lora` with `init_lora_weights: milora`"
-)
 # Their default targets in PEFT are what the method is for: norms, embeddings, keys and values.
 _WITH_DEFAULT_TARGETS = {PeftType.LN_TUNING, PeftType.TRAINABLE_TOKENS, PeftType.IA3}
 _TOTAL_UNKNOWN = 1 << 40
@@ -66,8 +65,6 @@ def kind_fault(kind: object) -> str | None:
         return (
             f"method.kind: {name!r} is a setting, not a method of PEFT: write {_SETTINGS[name]}."
         )
-    if name == "keeplora":
-        return f"method.kind: {_KEEPLORA}."
     if name in _WITHOUT_PATH:
         return (
             f"method.kind: {name} has no path from the base: {_WITHOUT_PATH[name]}. "
@@ -122,7 +119,7 @@ def peft_config(kind: str, values: Mapping[str, Any]) -> PeftConfig:
     if kind == "adalora":
         defaults["total_step"] = _TOTAL_UNKNOWN
     initialization = values.get("init_lora_weights")
-    if initialization is not None and initialization != MILORA:
+    if initialization is not None and initialization not in INITIALIZATIONS:
         typed["init_lora_weights"] = initialization
     return _class_of(kind)(**{**defaults, **typed})
 
@@ -149,7 +146,7 @@ def _class_of(kind: str) -> type[PeftConfig]:
 def _without_unlisted_initialization(values: Mapping[str, Any]) -> dict[str, Any]:
     """Replace an `init_lora_weights` that PEFT's type annotation does not list by the default."""
     initialization = str(values.get("init_lora_weights"))
-    if initialization == MILORA or re.fullmatch(r"pissa_niter_[0-9]+", initialization):
+    if initialization in INITIALIZATIONS or re.fullmatch(r"pissa_niter_[0-9]+", initialization):
         return {**values, "init_lora_weights": True}
     return dict(values)
 
@@ -161,6 +158,10 @@ def _faults_peft_accepts(config: Any, values: Mapping[str, Any]) -> list[str]:
             f"method.target_r: {config.target_r} is not below init_r={config.init_r}, so there is "
             "no rank to remove. Lower it, or use `kind: lora`."
         ]
-    if values.get("init_lora_weights") == MILORA and (config.use_dora or config.use_rslora):
-        return ["method.init_lora_weights: milora works only without `use_dora` and `use_rslora`."]
+    initialization = values.get("init_lora_weights")
+    if initialization in INITIALIZATIONS and (config.use_dora or config.use_rslora):
+        return [
+            f"method.init_lora_weights: {initialization} works only without `use_dora` and "
+            "`use_rslora`."
+        ]
     return []

@@ -17,7 +17,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import TrainerCallback
 from typing_extensions import override
 
-from backtrack.errors import UsageError
+from backtrack.train.methods.initial_factors import base_weight, singular_factors
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -52,23 +52,12 @@ class MiloraCallback(TrainerCallback):
 
     @torch.no_grad()
     def _initialize(self, name: str, layer: Any, adapter: str) -> None:
-        base = layer.get_base_layer()
-        if not isinstance(base, torch.nn.Linear) or not base.weight.is_floating_point():
-            raise UsageError(
-                f"MiLoRA needs the singular values of unquantized linear layers, and {name} is a "
-                f"{type(base).__name__}. Remove it from `method.target_modules`."
-            )
         down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
         rank = down.shape[0] // 2
-        if rank > min(base.weight.shape):
-            raise UsageError(
-                f"{name} has only {min(base.weight.shape)} singular values for a rank of {rank}. "
-                "Lower `method.r`, or the layer's by `method.rank_pattern`."
-            )
-        left, values, right = torch.linalg.svd(base.weight.float(), full_matrices=False)
-        root = (values[-rank:] / layer.scaling[adapter]).sqrt()
-        initial_down = (root[:, None] * right[-rank:]).to(down)
-        initial_up = (left[:, -rank:] * root).to(up)
+        factors = singular_factors(
+            base_weight(name, layer), rank, layer.scaling[adapter], name, is_smallest=True
+        )
+        initial_down, initial_up = (f.to(down.dtype) for f in factors)
         down.copy_(torch.cat([initial_down, initial_down]))
         up.copy_(torch.cat([initial_up, -initial_up], dim=1))
         for factor, half in ((down, (slice(rank, None),)), (up, (slice(None), slice(rank, None)))):

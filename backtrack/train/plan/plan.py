@@ -10,6 +10,7 @@ on disk. Not counted: activations, memory for generation, the libraries themselv
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 import warnings
@@ -24,16 +25,24 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from backtrack.errors import ObjectiveError, UsageError
 from backtrack.evaluate.objectives.documents import load_records
+from backtrack.evaluate.objectives.lm_eval_lengths import TASK_LENGTHS
 from backtrack.formatting import byte_size
 from backtrack.path.backends.free_memory import total_host_bytes
 from backtrack.recipe import PeftMethod
-from backtrack.train.methods.configs import MILORA, peft_config
+from backtrack.train.methods.configs import FROZEN_A, KEEPLORA, MILORA, peft_config
+from backtrack.train.methods.initial_factors import freeze_down
 from backtrack.train.methods.milora import double_rank
 from backtrack.train.plan.shapes import SHAPES
 from backtrack.train.plan.tokens import tokens_per_item
 
 if TYPE_CHECKING:
-    from backtrack.recipe import BaseSection, DataSection, Recipe
+    from backtrack.recipe import (
+        BaseSection,
+        DataSection,
+        ItemsSection,
+        ObjectiveSection,
+        Recipe,
+    )
     from backtrack.records.run import Quantization
 
 _SLICE = re.compile(r"\[(\d*):(\d+)\]$")
@@ -102,11 +111,12 @@ def _count_weights(plan: Plan, recipe: Recipe) -> None:
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            auto: Any = AutoModelForCausalLM
-            model: Any = auto.from_config(config)
+            model = copy.deepcopy(_meta_model(config.to_json_string(), config))
             plan.num_parameters = sum(p.numel() for p in model.parameters())
             if isinstance(recipe.method, PeftMethod):
                 model = get_peft_model(model, _adapter(recipe.method), low_cpu_mem_usage=True)
+            if _initialization(recipe.method) in (KEEPLORA, FROZEN_A):
+                freeze_down(model)
             if recipe.method is not None:
                 plan.num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     except (RuntimeError, ValueError, TypeError) as error:
@@ -114,22 +124,32 @@ def _count_weights(plan: Plan, recipe: Recipe) -> None:
             f"{plan.trainer} cannot be counted without the base's weights "
             f"({' '.join(str(error).split())})"
         )
-    if plan.num_trainable is not None and _is_milora(recipe):
+    if plan.num_trainable is not None and _initialization(recipe.method) == MILORA:
         # Half of each factor is frozen.
         plan.num_trainable //= 2
+
+
+_MODELS: dict[str, Any] = {}
+
+
+def _meta_model(key: str, config: Any) -> Any:
+    """A model without weights, built once for all the entrants of an arena."""
+    if key not in _MODELS:
+        auto: Any = AutoModelForCausalLM
+        _MODELS[key] = auto.from_config(config)
+    return _MODELS[key]
 
 
 def _adapter(method: PeftMethod) -> Any:
     """Return the adapter's configuration, with an initialization that reads no weights."""
     settings = {k: v for k, v in method.settings.items() if k != "init_lora_weights"}
     adapter: Any = peft_config(method.kind, settings)
-    is_milora = method.settings.get("init_lora_weights") == MILORA
-    return double_rank(adapter) if is_milora else adapter
+    return double_rank(adapter) if _initialization(method) == MILORA else adapter
 
 
-def _is_milora(recipe: Recipe) -> bool:
-    method = recipe.method
-    return isinstance(method, PeftMethod) and method.settings.get("init_lora_weights") == MILORA
+def _initialization(method: object) -> str | None:
+    """LoRA's initialization; None for another method, or PEFT's default."""
+    return method.settings.get("init_lora_weights") if isinstance(method, PeftMethod) else None
 
 
 def _config(base: BaseSection) -> Any:
@@ -168,7 +188,8 @@ def _count_steps(plan: Plan, recipe: Recipe) -> None:
             repeats = int(settings.get("num_generations", 8)) * int(
                 settings.get("num_iterations", 1)
             )
-        plan.num_steps = math.ceil(epochs * math.ceil(num * repeats / batch))
+        whole = math.floor if settings.get("dataloader_drop_last") else math.ceil
+        plan.num_steps = math.ceil(epochs * whole(num * repeats / batch))
         plan.notes.append("steps are those of one process; n processes need n times fewer")
 
 
@@ -196,12 +217,12 @@ def _count_bytes(plan: Plan, recipe: Recipe) -> None:
         return
     is_adapter = isinstance(recipe.method, PeftMethod)
     base_size = _size(recipe.base)
-    # PEFT trains adapters of half-precision bases in fp32.
-    live_size = 4.0 if is_adapter else base_size
+    # PEFT trains adapters of half-precision bases in fp32, unless told otherwise.
+    live_size = 4.0 if is_adapter and recipe.adapter_dtype == "auto" else base_size
     stored_size = _stored_size(recipe, live_size, is_adapter=is_adapter)
     plan.checkpoint_bytes = int(plan.num_trainable * stored_size)
-    if _is_milora(recipe):
-        plan.checkpoint_bytes *= 2
+    if _initialization(recipe.method) in (MILORA, KEEPLORA, FROZEN_A):
+        plan.checkpoint_bytes *= 2  # what is frozen is saved too
     plan.state_bytes = int(2 * 3 * plan.num_trainable * live_size)
     weight_size = _weight_size(recipe.base.quantization, base_size)
     weights = plan.num_parameters * weight_size
@@ -261,9 +282,18 @@ def _count_tokens(plan: Plan, recipe: Recipe) -> None:
                 f"tokens a point are without {objective.name!r}, whose documents are not at hand"
             )
         else:
-            total += round(tokens * recipe.search.items.selection)
+            total += round(tokens * _num_selection(objective, recipe.search.items))
     if total:
         plan.evaluation_tokens = total
+
+
+def _num_selection(objective: ObjectiveSection, items: ItemsSection) -> int:
+    """Selection items of an objective: fewer where it has fewer documents than are asked for."""
+    lengths = TASK_LENGTHS.get(getattr(objective, "task", ""))
+    requested = items.selection + items.report
+    if lengths is None or lengths.num_documents is None or lengths.num_documents >= requested:
+        return items.selection
+    return round(lengths.num_documents * items.selection / requested)
 
 
 def resource_shortages(plan: Plan, folder: Path) -> list[str]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import initialize_lora_eva_weights
+from peft import get_peft_model, initialize_lora_eva_weights
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     EarlyStoppingCallback,
     PrinterCallback,
+    set_seed,
 )
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.sft_trainer import SFTTrainer
@@ -25,12 +26,14 @@ from backtrack.path.models.loading import quantization_options
 from backtrack.recipe import FullMethod, PeftMethod
 from backtrack.records.places import base_name
 from backtrack.train.methods.adalora import AdaLoraCallback, orthogonality, set_total_step
-from backtrack.train.methods.configs import MILORA, peft_config
+from backtrack.train.methods.configs import INITIALIZATIONS, KEEPLORA, MILORA, peft_config
+from backtrack.train.methods.initial_factors import initialize_factors
 from backtrack.train.methods.milora import MiloraCallback, double_rank
 from backtrack.train.methods.tied_head import expose_trained_tokens
 from backtrack.train.trainers.check import library_faults
 from backtrack.train.trainers.data import load_prompts, load_training_data
 from backtrack.train.trainers.grpo_saves import DelayedSaveCallback
+from backtrack.train.trainers.lengths import drop_overlong, tokenized
 from backtrack.train.trainers.mixin import TrainerExtensions
 from backtrack.train.trainers.rewards import reward_function
 from backtrack.train.trainers.settings import grpo_config, sft_config
@@ -72,9 +75,16 @@ def build_trainer(recipe: Recipe, folder: Path) -> Any:
     """
     method = require_trainable(recipe)
     settings = _settings(recipe, folder)
+    limit = settings.max_length if recipe.grpo is None else None
+    drops = recipe.data is not None and recipe.data.overlong == "drop"
+    if drops and recipe.grpo is None:
+        settings.max_length = None  # TRL would cut them
     tokenizer = load_pretrained(AutoTokenizer, recipe.base)
     train_data, eval_data = _data(recipe, tokenizer, settings)
     model, adapter = _model_and_adapter(recipe.base, method)
+    if adapter is not None and recipe.adapter_dtype == "base":
+        set_seed(recipe.seed)  # as the trainer would before it adds the adapter itself
+        model, adapter = get_peft_model(model, adapter, autocast_adapter_dtype=False), None
     fields: dict[str, Any] = {
         "train_dataset": train_data, "eval_dataset": eval_data, "processing_class": tokenizer,
         "peft_config": adapter,
@@ -89,10 +99,12 @@ def build_trainer(recipe: Recipe, folder: Path) -> Any:
         raise UsageError(
             f"`{section}`, `method` and `data` do not fit: {' '.join(str(error).split())}"
         ) from error
+    if drops and limit is not None:
+        drop_overlong(trainer, limit)
     if len(trainer.train_dataset) == 0:
+        what = "one is longer than" if drops else "completion begins after"
         raise UsageError(
-            f"no example is left: every completion begins after max_length={settings.max_length} "
-            "tokens. Raise `sft.max_length`."
+            f"no example is left: every {what} max_length={limit} tokens. Raise `sft.max_length`."
         )
     _extend(trainer, recipe)
     return trainer
@@ -119,14 +131,30 @@ def require_trainable(recipe: Recipe) -> FullMethod | PeftMethod:
     if faults:
         raise RecipeError(f"the recipe {recipe.name!r}", faults)
     if recipe.grpo is not None and isinstance(recipe.method, PeftMethod):
-        _require_reference(recipe.grpo, recipe.method)
+        _require_gradient(recipe.method)
+        _require_reference(recipe, recipe.method)
     return recipe.method
 
 
-def _require_reference(grpo: Mapping[str, Any], method: PeftMethod) -> None:
+def _require_gradient(method: PeftMethod) -> None:
+    if method.settings.get("init_lora_weights") == KEEPLORA:
+        raise UsageError(
+            "init_lora_weights='keeplora' is computed from the gradient of given completions, and "
+            "`grpo` has none. Train by `sft`, or use another initialization."
+        )
+
+
+def _require_reference(recipe: Recipe, method: PeftMethod) -> None:
     """Refuse a KL penalty if TRL's reference, the model without its adapter, is not the base."""
     initialization = str(method.settings.get("init_lora_weights", ""))
-    if float(grpo.get("beta", 0.0)) and initialization.startswith(BASE_CHANGING_INITIALIZATIONS):
+    if not float((recipe.grpo or {}).get("beta", 0.0)):
+        return
+    if recipe.adapter_dtype == "base":
+        raise UsageError(
+            "with `adapter_dtype: base`, TRL would take a copy of the adapter for the reference "
+            "of `grpo.beta`. Set `beta` to 0, or leave out `adapter_dtype`."
+        )
+    if initialization.startswith(BASE_CHANGING_INITIALIZATIONS):
         raise UsageError(
             f"init_lora_weights={initialization!r} subtracts the initial adapter from the base. "
             "The reference of `grpo.beta` is the model without its adapter, which would not be "
@@ -143,7 +171,8 @@ def _data(recipe: Recipe, tokenizer: Any, settings: Any) -> tuple[Any, Any]:
         if recipe.grpo is not None:
             return load_prompts(section, tokenizer, recipe.rewards, is_eval=is_eval)
         field = settings.dataset_text_field
-        return load_training_data(section, tokenizer, text_field=field, is_eval=is_eval)
+        rows = load_training_data(section, tokenizer, text_field=field, is_eval=is_eval)
+        return tokenized(rows, tokenizer) if section.answer_end == "eos" else rows
 
     has_eval = section.eval is not None or section.eval_split is not None
     return load(is_eval=False), load(is_eval=True) if has_eval else None
@@ -155,6 +184,10 @@ def _extend(trainer: Any, recipe: Recipe) -> None:
         trainer.remove_callback(PrinterCallback)
     trainer.learning_rates = recipe.learning_rates
     if isinstance(recipe.method, PeftMethod):
+        ratio = recipe.method.loraplus_lr_ratio
+        if ratio is not None:
+            of_b = {"lora_B": ratio * trainer.args.learning_rate}
+            trainer.learning_rates = {**recipe.learning_rates, **of_b}
         _initialize_adapter(trainer, recipe.method)
     if recipe.grpo is not None:
         trainer.add_callback(DelayedSaveCallback())
@@ -193,6 +226,8 @@ def _initialize_adapter(trainer: Any, method: PeftMethod) -> None:
     initialization = method.settings.get("init_lora_weights")
     if initialization == MILORA:
         trainer.add_callback(MiloraCallback(trainer.model))
+    elif initialization in INITIALIZATIONS:
+        initialize_factors(trainer, str(initialization))
     elif initialization == "eva":
         initialize_lora_eva_weights(
             trainer.model, trainer.get_train_dataloader(), show_progress_bar=False
@@ -215,6 +250,8 @@ def _settings(recipe: Recipe, folder: Path) -> SFTConfig | GRPOConfig:
         **_evaluation_defaults(recipe),
         **(recipe.sft if recipe.grpo is None else recipe.grpo),
     }
+    if recipe.data is not None and recipe.data.answer_end == "eos":
+        values = {"completion_only_loss": True, **values}
     try:
         if recipe.grpo is None:
             return sft_config(values, folder, recipe.seed)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.sft_config import SFTConfig
 
+from backtrack.recipe import PeftMethod
 from backtrack.train.library_fields import typed_fields
 from backtrack.train.methods.configs import kind_fault, method_faults
 from backtrack.train.trainers.settings import grpo_config, sft_config
@@ -112,7 +113,10 @@ def _method_faults(section: object) -> list[str]:
     fault = kind_fault(section["kind"])
     if fault is not None:
         return [fault]
-    fields, faults = _without_ours({k: v for k, v in section.items() if k != "kind"}, "method")
+    theirs = {k: v for k, v in section.items() if k not in PeftMethod.model_fields}
+    fields, faults = _without_ours(theirs, "method")
+    if section.get("loraplus_lr_ratio") is not None and section["kind"] != "lora":
+        faults.append(f"method.loraplus_lr_ratio: {section['kind']} has no `lora_B`; remove it.")
     return faults + method_faults(section["kind"], fields)
 
 
