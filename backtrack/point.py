@@ -6,6 +6,8 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from backtrack.errors import UsageError
+
 MAX_ALPHA = 4.0
 
 
@@ -43,3 +45,19 @@ class Point(BaseModel):
             return "base"
         end = "" if self.profile == "uniform" else f" {self.profile}"
         return f"step {self.step} alpha {self.alpha:g}{end}"
+
+
+def parse_point(text: str) -> Point:
+    """Parse a point written as `STEP:ALPHA` or `STEP:ALPHA:PROFILE`.
+
+    Raises:
+        UsageError: It is not written so, or its alpha is out of range.
+    """
+    step, _, rest = text.partition(":")
+    alpha, _, profile = rest.partition(":")
+    try:
+        return Point(step=int(step), alpha=float(alpha or "1"), profile=profile or "uniform")
+    except ValueError as error:  # pydantic's is one too
+        raise UsageError(
+            f"{text!r} is not a point. Write STEP:ALPHA, such as 400:0.35, or STEP:ALPHA:PROFILE."
+        ) from error

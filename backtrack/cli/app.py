@@ -14,7 +14,9 @@ from backtrack.errors import BacktrackError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_UNDECIDED = 3
 EXIT_INTERRUPTED = 130
 _INTERRUPTED = (
     "interrupted. What was saved and measured is kept: the same command continues from there "
@@ -77,10 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = EXIT_INTERRUPTED
     except OSError as error:
         terminal.print_error(f"{error.filename or 'the disk'}: {error.strerror or error}.")
-        sys.exit(1)
+        sys.exit(EXIT_FAILED)
     except Exception as error:  # noqa: BLE001  # not raised on purpose: print the traceback
         terminal.print_unexpected(error)
-        sys.exit(1)
+        sys.exit(EXIT_FAILED)
     if code == EXIT_INTERRUPTED:
         terminal.print_note(_INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)

@@ -22,9 +22,10 @@ from backtrack.cli.options import (
 from backtrack.cli.targets import draw_report, open_run, print_json, write_export
 from backtrack.errors import RunError, UsageError
 from backtrack.formatting import command
+from backtrack.point import Point
+from backtrack.point import parse_point as parse_point
 
 if TYPE_CHECKING:
-    from backtrack.point import Point
     from backtrack.records.selection import Selection
     from backtrack.run.directory import Run
 
@@ -183,23 +184,6 @@ def _list_settings(path: Path, *, is_json: bool) -> None:
         first, *others = row[1].split(", ")
         row[1] = f"{first} and {len(others)} more" if len(others) > 1 else row[1]
     terminal.print_rows(headings, cells)
-
-
-def parse_point(text: str) -> Point:
-    """Parse a point written as `STEP:ALPHA` or `STEP:ALPHA:PROFILE`."""
-    from pydantic import ValidationError
-
-    from backtrack.point import Point
-
-    step, _, rest = text.partition(":")
-    alpha, _, profile = rest.partition(":")
-    try:
-        return Point(step=int(step), alpha=float(alpha or "1"), profile=profile or "uniform")
-    except (ValueError, ValidationError) as error:
-        raise UsageError(
-            f"--point {text!r} is not a point. Write STEP:ALPHA, such as 400:0.35, or "
-            "STEP:ALPHA:PROFILE."
-        ) from error
 
 
 def _chosen(run: Run) -> Point:

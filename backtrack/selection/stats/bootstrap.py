@@ -148,14 +148,28 @@ def deviation(differences: Floats, clusters: Sequence[str]) -> float:
         differences: [items]
         clusters: Cluster of each item; the item's id where it shares nothing.
     """
+    groups = residual_sums(differences, clusters)
+    total = sum(len(sums) / max(len(sums) - 1, 1) * float((sums**2).sum()) for sums in groups)
+    return math.sqrt(total / len(differences))
+
+
+def residual_sums(differences: Floats, clusters: Sequence[str]) -> list[Floats]:
+    """Sum, over the items of each cluster, how far they are from their stratum's mean.
+
+    Args:
+        differences: [items]
+        clusters: Cluster of each item; the item's id where it shares nothing.
+
+    Returns:
+        An array for each stratum, [clusters].
+    """
     drawn, of_item = np.unique(clusters, return_inverse=True)
-    total = 0.0
+    found: list[Floats] = []
     for columns in _resampling_groups(drawn.tolist()):
         is_in = np.isin(of_item, columns)
         gaps = np.where(is_in, differences - differences[is_in].mean(), 0.0)
-        sums = np.bincount(of_item, gaps, len(drawn))
-        total += len(columns) / max(len(columns) - 1, 1) * float((sums**2).sum())
-    return math.sqrt(total / len(differences))
+        found.append(np.bincount(of_item, gaps, len(drawn))[columns])
+    return found
 
 
 def pooled_deviation(deviations: Mapping[str, float], num_sharing: Mapping[str, int]) -> float:

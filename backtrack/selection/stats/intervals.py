@@ -36,7 +36,7 @@ from backtrack.records import Interval
 from backtrack.selection.stats.bootstrap import LEVEL, interval
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -148,11 +148,15 @@ def difference_interval(parts: Iterable[Part], num_compared: int = 1) -> Interva
 
 
 def degrees_of_freedom(parts: Iterable[Part]) -> float:
-    """Compute the degrees of freedom of a difference (Welch and Satterthwaite).
+    """Compute the degrees of freedom of a difference.
 
     An objective of few items counts by what it adds to the variance: 15 items beside 200 are not
     215 if most of the variance is theirs. Clusters count, not their items.
     """
-    pairs = [(part.variance, part.num_free) for part in parts]
-    shares = sum(variance**2 / num_free for variance, num_free in pairs)
-    return float(sum(variance for variance, _ in pairs) ** 2 / shares) if shares else 1.0
+    return welch_satterthwaite([(part.variance, part.num_free) for part in parts])
+
+
+def welch_satterthwaite(parts: Sequence[tuple[float, int]]) -> float:
+    """Compute the degrees of freedom of a sum from the variance and freedom of each part."""
+    shares = sum(variance**2 / num_free for variance, num_free in parts)
+    return float(sum(variance for variance, _ in parts) ** 2 / shares) if shares else 1.0

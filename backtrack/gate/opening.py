@@ -1,0 +1,83 @@
+"""What a side of a gate is, by its name: results, measurements, a run's point, or a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from backtrack.errors import UsageError
+from backtrack.gate.lm_eval_results import is_lm_eval_folder
+from backtrack.point import Point, parse_point
+from backtrack.run.finding import find_runs, is_run
+
+if TYPE_CHECKING:
+    from backtrack.run.directory import Run
+
+Kind = Literal["lm_eval", "measurements", "run", "model"]
+NAMED = ("base", "chosen", "final")
+_ADAPTER = "adapter_config.json"
+_MODEL = "config.json"
+
+
+def split_name(text: str) -> tuple[str, str]:
+    """Split `NAME@POINT` into both; the point is empty where none is named."""
+    name, at, point = text.rpartition("@")
+    is_point = point in NAMED or point.replace(":", "").replace(".", "")[:1].isdigit()
+    return (name, point) if at and is_point and not Path(text).exists() else (text, "")
+
+
+def kind_of(name: str, runs: Path = Path("runs")) -> Kind:
+    """What a side is.
+
+    Args:
+        name: A path, the name of a run in `runs`, or a model's name on the Hub.
+        runs: Folder of the runs.
+
+    Raises:
+        UsageError: It is a path that does not exist, or a folder in which nothing is known.
+    """
+    path = Path(name)
+    if path.is_file():
+        if path.suffix in (".jsonl", ".ndjson"):
+            return "measurements"
+        raise UsageError(
+            f"{path} is a file and no side of a gate. A file has measurements, a line each "
+            "(a run's measurements.jsonl); for lm-eval name the folder with samples_*.jsonl."
+        )
+    if path.is_dir():
+        return _kind_of_folder(path)
+    if (runs / name) in find_runs(runs):
+        return "run"
+    if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
+        raise UsageError(f"there is no {path}.")
+    return "model"
+
+
+def _kind_of_folder(path: Path) -> Kind:
+    if is_run(path) or (path / _ADAPTER).is_file():
+        return "run"
+    if is_lm_eval_folder(path):
+        return "lm_eval"
+    return "model" if (path / _MODEL).is_file() else "run"
+
+
+def point_of(run: Run, text: str) -> Point:
+    """The point of a run that `base`, `chosen`, `final`, `STEP:ALPHA` or `ALPHA` names.
+
+    Args:
+        run: The run.
+        text: Empty for the chosen point, or the last checkpoint where none is chosen.
+
+    Raises:
+        UsageError: The text is no point, or nothing is chosen yet.
+    """
+    selection = run.selection()
+    if text == "base":
+        return Point.base()
+    if text == "chosen" and selection is None:
+        raise UsageError(f"{run.path} has no choice yet: `backtrack select` makes one.")
+    if text in ("", "chosen") and selection is not None:
+        return selection.chosen
+    if text in ("", "final"):
+        return run.final
+    return parse_point(text if ":" in text else f"{run.final.step}:{text}")
