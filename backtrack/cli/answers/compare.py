@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from backtrack.point import Point
-    from backtrack.records.answers import Answer, ComparedItem, ComparedObjective, Question
+    from backtrack.records.answers import ComparedItem, ComparedObjective, Comparison
     from backtrack.records.selection import Selection
 
 _NAMED = ("base", "chosen", "final")
@@ -65,12 +65,12 @@ def compare(
     if is_json:
         print_json(
             {
-                "points": [str(point) for point in points],
-                "objectives": [each.model_dump(mode="json") for each in found],
+                "points": [str(point) for point in found.points],
+                "objectives": [each.model_dump(mode="json") for each in found.objectives],
             }
         )
         return
-    _print(found, points, is_quiet=is_quiet)
+    _print(found, is_quiet=is_quiet)
 
 
 def _is_point(text: str) -> bool:
@@ -105,14 +105,15 @@ def _only(selection: Selection, name: str) -> Selection:
     return selection.model_copy(update={"objectives": named})
 
 
-def _print(found: Sequence[ComparedObjective], points: Sequence[Point], *, is_quiet: bool) -> None:
+def _print(found: Comparison, *, is_quiet: bool) -> None:
+    points = found.points
     if not is_quiet:
         against = ", ".join(str(point) for point in points[2:])
         terminal.print_note(
             f"Lost and won: {points[1]} against {points[0]}"
             f"{f'; {against} beside them' if against else ''}."
         )
-    for each in found:
+    for each in found.objectives:
         _print_objective(each, [str(point) for point in points])
 
 
@@ -147,20 +148,9 @@ def _compared_item(label: str, item: ComparedItem, points: Sequence[str]) -> ter
         if question.gold:
             table.add_row("right", _brief(question.gold))
     for point, score, answer in zip(points, item.scores, item.answers, strict=True):
-        table.add_row(point, f"{_said(question, answer)}  ({score:.4g})")
+        texts = " | ".join(map(_brief, formatting.said(question, answer)))
+        table.add_row(point, f"{texts}  ({score:.4g})")
     return table
-
-
-def _said(question: Question | None, answer: Answer | None) -> str:
-    """What a model said to an item, in one line."""
-    if answer is None:
-        return "not kept"
-    if answer.texts:
-        return " | ".join(map(_brief, answer.texts))
-    choices = question.choices if question is not None else ()
-    if answer.choice is not None and answer.choice < len(choices):
-        return _brief(choices[answer.choice])
-    return ", ".join(f"{likelihood:.4g} nats" for likelihood in answer.likelihoods)
 
 
 def _brief(text: str) -> str:

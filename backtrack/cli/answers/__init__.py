@@ -1,0 +1,5 @@
+"""Commands that show what the model says, kept or now."""
+
+from backtrack.cli.answers import compare
+
+__all__ = ["compare"]
