@@ -23,7 +23,7 @@ from backtrack.diagnose.points import default_points, distinct, forgetting, note
 from backtrack.diagnose.prompts import find_prompts
 from backtrack.diagnose.weights import BaseModule, SharedFields
 from backtrack.evaluate.objectives.items import digest
-from backtrack.path.placement import Placement
+from backtrack.path.placement import place_as_asked
 from backtrack.point import Point
 from backtrack.records.diagnosis import Diagnosis, ModuleGeometry
 from backtrack.records.record import now
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backtrack.diagnose.modules import LinearModule
+    from backtrack.path.placement import Placement
     from backtrack.records import Role
     from backtrack.records.diagnosis import ActivationGeometry
     from backtrack.run.directory import Run
@@ -101,16 +102,11 @@ def diagnose(
         ObjectiveError: An objective's documents cannot be read.
     """
     begin = time.perf_counter()
-    diagnoser = _Diagnoser(run, placement or _open(run), points, options or Options())
+    diagnoser = _Diagnoser(run, placement or place_as_asked(run), points, options or Options())
     lines = diagnoser.lines(on_progress or (lambda _done, _total, _what: None))
     diagnosis = diagnoser.summary(lines, time.perf_counter() - begin, command)
     write_atomically(run.path / SUMMARY, diagnosis.model_dump_json(indent=2) + "\n")
     return DiagnosisResult(diagnosis, lines)
-
-
-def _open(run: Run) -> Placement:
-    section = run.choosing.recipe.placement if run.choosing else None
-    return Placement(run, **section.model_dump()) if section else Placement(run)
 
 
 class _Diagnoser:

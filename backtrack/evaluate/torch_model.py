@@ -23,7 +23,7 @@ from backtrack.evaluate.shared_reading import memory
 from backtrack.evaluate.shared_reading.decoding import completions, share_much
 from backtrack.evaluate.shared_reading.scoring import likelihoods
 from backtrack.evaluate.shared_reading.support import reads_trees
-from backtrack.evaluate.token_choice import TokenChoice
+from backtrack.evaluate.token_choice import TokenChoice, WatchedChoice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+"""What a decoder gives for bytes that begin a character."""
 
 
 def context_tokens(model: Any) -> int | None:
@@ -179,6 +181,47 @@ class TorchModel(LanguageModel):
             return TokenChoice(self.tokenizer, limits, ending, sampling, own)
 
         return [copies[0] for copies in self._written(prompts, choice)]
+
+    def stream(
+        self,
+        prompt: list[int],
+        limits: CompletionLimits,
+        on_text: Callable[[str], None],
+        sampling: Sampling | None = None,
+    ) -> str:
+        """Complete one prompt and give the text piece by piece while it is written.
+
+        Args:
+            prompt: Token ids, not empty.
+            limits: Where the completion ends.
+            on_text: Called with each piece; a character of several tokens is one piece.
+            sampling: How to sample; None for the greedy completion.
+
+        Returns:
+            The whole text, as `complete` gives it.
+
+        Raises:
+            ObjectiveError: `max_new_tokens` leaves no room for the prompt, or memory ran out.
+        """
+        (ids,) = self._with_room([prompt], limits)
+        ending = self._ending_tokens(limits.stop)
+        shown = ""
+
+        def show(written: Sequence[int]) -> None:
+            nonlocal shown
+            text = self._text(written, ending, limits.stop)
+            if not text.endswith(_INCOMPLETE):
+                on_text(text[len(shown) :])
+                shown = text
+
+        seeds = [sampling.seed_of(ids, 0)] if sampling else []
+        choice = WatchedChoice(self.tokenizer, limits, ending, sampling, seeds, on_tokens=show)
+        with self.in_process() as model:
+            found = plain_decoding.completions(model, [ids], choice, self.budget([ids]))
+            ((_, (written,)),) = found
+        text = self._text(written, ending, limits.stop)
+        on_text(text[len(shown) :])
+        return text
 
     def _written(
         self,

@@ -241,6 +241,12 @@ class Placement:
         )
 
 
+def place_as_asked(run: Run) -> Placement:
+    """A run's live model at the base, held as the recipe that it is chosen by asks for."""
+    section = run.choosing.recipe.placement if run.choosing else None
+    return Placement(run, **section.model_dump()) if section else Placement(run)
+
+
 def _require_same_logits(placed: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
     largest = float((placed - expected).abs().max())
     if not largest <= tolerance * float(expected.abs().max()):

@@ -8,6 +8,7 @@ import typer
 from rich.text import Text
 
 from backtrack import formatting, terminal
+from backtrack.cli.answers.points import NAMES, find_point, is_point
 from backtrack.cli.app import app
 from backtrack.cli.options import JsonOption, QuietOption, VerboseOption
 from backtrack.cli.targets import open_run, print_json
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from backtrack.records.answers import ComparedItem, ComparedObjective, Comparison
     from backtrack.records.selection import Selection
 
-_NAMED = ("base", "chosen", "final")
 MAX_BRIEF = 300
 """Most characters of a text that are printed."""
 
@@ -53,7 +53,7 @@ def compare(
     from backtrack.selection.measure.comparing import compare_points
 
     texts = names or []
-    named_run = [text for text in texts[:1] if not _is_point(text)]
+    named_run = [text for text in texts[:1] if not is_point(text)]
     run = open_run(next(iter(named_run), None), None, None, may_run_code=None)
     selection = run.selection()
     if selection is None:
@@ -73,27 +73,17 @@ def compare(
     _print(found, is_quiet=is_quiet)
 
 
-def _is_point(text: str) -> bool:
-    return text in _NAMED or text.replace(".", "").replace(":", "").isdigit()
-
-
 def _points(texts: Sequence[str], selection: Selection) -> list[Point]:
     """The points that are named, by default base, choice and final checkpoint; two at least."""
     ends = {"base": selection.base, "chosen": selection.chosen, "final": selection.final}
-    asked = texts or [name for name in _NAMED if name != "chosen" or not selection.chosen.is_base]
+    asked = texts or [name for name in NAMES if name != "chosen" or not selection.chosen.is_base]
     if len(asked) == 1:
         asked = ["base", *asked]
-    points = [ends[text] if text in ends else _point(text, selection) for text in asked]
+    points = [find_point(text, ends) for text in asked]
     distinct = list(dict.fromkeys(point.canonical for point in points))
     if len(distinct) < 2:
         raise UsageError(f"{' and '.join(asked)} are one point, {distinct[0]}. Name two.")
     return distinct
-
-
-def _point(text: str, selection: Selection) -> Point:
-    from backtrack.cli.export import parse_point
-
-    return parse_point(text if ":" in text else f"{selection.final.step}:{text}")
 
 
 def _only(selection: Selection, name: str) -> Selection:
