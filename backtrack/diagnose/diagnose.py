@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from peft import PeftModel
 
@@ -23,6 +25,7 @@ from backtrack.diagnose.points import default_points, distinct, forgetting, note
 from backtrack.diagnose.prompts import find_prompts
 from backtrack.diagnose.weights import BaseModule, SharedFields
 from backtrack.evaluate.objectives.items import digest
+from backtrack.evaluate.torch_model import TorchModel, at_base
 from backtrack.path.placement import place_as_asked
 from backtrack.point import Point
 from backtrack.records.diagnosis import Diagnosis, ModuleGeometry
@@ -236,10 +239,27 @@ class _Diagnoser:
                 )
         return lines
 
+    def _divergences(self) -> Callable[[Point], dict[str, float]]:
+        """Give KL(base || point) on each role's prompts, by `divergence/role`, in nats a token."""
+        placement = self._placement
+        visit = partial(at_base, placement)
+        model = TorchModel(placement.model, placement.tokenizer, "auto", visit)
+
+        def at(point: Point) -> dict[str, float]:
+            placement.place(point)
+            found: dict[str, float] = {}
+            for prompts in self._prompts:
+                each = model.divergences([list(ids) for ids in prompts.ids])
+                mean = np.average(each, weights=[len(ids) for ids in prompts.ids])
+                found[f"divergence/{prompts.role}"] = float(mean)
+            return found
+
+        return at
+
     def summary(self, lines: Sequence[ModuleGeometry], seconds: float, command: str) -> Diagnosis:
         """The diagnosis that the lines give."""
         selection = self._run.selection()
-        lost = forgetting(selection, self._all_points, lines)
+        lost = forgetting(selection, self._all_points, lines, self._divergences())
         return Diagnosis(
             run=self._run.manifest.name,
             points=self._points,

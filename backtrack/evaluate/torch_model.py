@@ -21,15 +21,19 @@ from backtrack.evaluate import plain_decoding
 from backtrack.evaluate.language_model import LanguageModel
 from backtrack.evaluate.shared_reading import memory
 from backtrack.evaluate.shared_reading.decoding import completions, share_much
+from backtrack.evaluate.shared_reading.divergence import BaseLogits, divergences
 from backtrack.evaluate.shared_reading.scoring import likelihoods
 from backtrack.evaluate.shared_reading.support import reads_trees
 from backtrack.evaluate.token_choice import TokenChoice, WatchedChoice
+from backtrack.point import Point
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from torch import Tensor
 
+    from backtrack.evaluate.engine import PlacedModel
     from backtrack.evaluate.language_model import (
         CompletionLimits,
         Likelihood,
@@ -55,7 +59,13 @@ def context_tokens(model: Any) -> int | None:
 class TorchModel(LanguageModel):
     """A transformers or PEFT model, left in the mode it was in after every question."""
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: BatchSize) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        batch_size: BatchSize,
+        at_base: Callable[[], AbstractContextManager[Any]] | None = None,
+    ) -> None:
         """Wrap a live model.
 
         Args:
@@ -63,10 +73,12 @@ class TorchModel(LanguageModel):
             tokenizer: Its tokenizer.
             batch_size: Sequences at a time; `auto` for as many as fit the memory that is free at
                 the first question, and fewer from where it turns out not to suffice.
+            at_base: Gives the run's model at the base, for divergences from it.
         """
         super().__init__(tokenizer, context_tokens(model), model.generation_config)
         self._model = model
         self._batch_size = batch_size
+        self._base = BaseLogits(at_base) if at_base else None
 
     @property
     def max_scored_tokens(self) -> int | None:
@@ -168,6 +180,20 @@ class TorchModel(LanguageModel):
         return self._answers([sequence.ids for sequence in sequences], answer)
 
     @override
+    def divergences(self, prompts: Sequence[list[int]]) -> list[float]:
+        base = self._base
+        if base is None:
+            raise ObjectiveError("this model knows no base that it could diverge from.")
+        is_shared, limit = self.reads_trees, self.context_tokens
+        asked = [ids if limit is None else ids[-limit:] for ids in prompts]
+
+        def answer(waiting: Sequence[int], budget: Budget) -> Iterator[tuple[int, float]]:
+            chosen = [asked[index] for index in waiting]
+            return divergences(self._model, chosen, budget, base, is_shared=is_shared)
+
+        return self._answers(asked, answer)
+
+    @override
     def _continue(
         self,
         prompts: Sequence[list[int]],
@@ -249,6 +275,21 @@ class TorchModel(LanguageModel):
             return plain_decoding.completions(self._model, asked, choice(waiting), budget)
 
         return self._answers(prompts, answer)
+
+
+@contextmanager
+def at_base(placed: PlacedModel) -> Iterator[Any]:
+    """The placed model at the base, in evaluation mode; it is where it was afterwards."""
+    here = placed.point
+    # Buffers that a placement makes outlive the visit, so they are not made in inference mode.
+    with torch.inference_mode(mode=False):
+        placed.place(Point.base())
+    try:
+        with _evaluating(placed.model):
+            yield placed.model
+    finally:
+        with torch.inference_mode(mode=False):
+            placed.place(here)
 
 
 @contextmanager

@@ -22,7 +22,6 @@ from backtrack.point import Point
 from tests.models import make_base, make_peft_run
 
 if TYPE_CHECKING:
-
     from backtrack.run.directory import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -45,6 +44,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def placement(run: Run) -> Placement:
     return Placement(run)
+
+
+def ignore(_piece: str) -> None:
+    """Show nothing."""
 
 
 def talk(run: Run, lines: str, *options: str) -> Any:
@@ -116,21 +119,21 @@ def test_a_chat_template_gets_every_turn_and_plain_text_is_continued(
 
     monkeypatch.setattr(model, "stream", noting)
     plain = Conversation(model, LIMITS, system="be kind")
-    first = plain.ask("one", len)
-    plain.copy().ask("two", len)
+    first = plain.ask("one", ignore)
+    plain.copy().ask("two", ignore)
     plain.reset()
-    plain.ask("three", len)
+    plain.ask("three", ignore)
     assert asked == ["be kind\none", f"be kind\none{first}\ntwo", "be kind\nthree"]
     asked.clear()
     monkeypatch.setattr(placement.tokenizer, "chat_template", TEMPLATE)
     turns = Conversation(model, LIMITS, system="be kind")
-    first = turns.ask("one", len)
-    turns.ask("two", len)
+    first = turns.ask("one", ignore)
+    turns.ask("two", ignore)
     assert asked[1] == f"s:be kind;u:one;a:{first};u:two;a:"
     refusing = "{% set refuses = 1 %}" + TEMPLATE
     monkeypatch.setattr(placement.tokenizer, "chat_template", refusing)
     with pytest.raises(ObjectiveError, match=r"no system here.*Leave out --system"):
-        turns.ask("three", len)
+        turns.ask("three", ignore)
 
 
 def test_the_model_answers_where_it_is_told_to_be(run: Run, placement: Placement) -> None:

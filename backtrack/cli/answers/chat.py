@@ -7,8 +7,6 @@ import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from backtrack import terminal
 from backtrack.cli.answers.points import find_point
@@ -23,7 +21,7 @@ from backtrack.cli.options import (
 )
 from backtrack.cli.targets import open_run
 from backtrack.errors import BacktrackError
-from backtrack.formatting import printable
+from backtrack.formatting import visible
 from backtrack.point import Point
 
 if TYPE_CHECKING:
@@ -215,11 +213,13 @@ class _Talk:
         if self._is_json:
             sys.stdout.write(json.dumps({"asked": text, "answers": answers}) + "\n")
         elif len(answers) > 1:
-            table = Table(*answers, box=None, pad_edge=False, expand=True)
-            table.add_row(*(Text(printable(answer)) for answer in answers.values()))
+            table = terminal.PlainTable(box=None, pad_edge=False, expand=True)
+            for point in answers:
+                table.add_column(point)
+            table.add_row(*answers.values())
             terminal.out.print(table)
 
 
 def _write(piece: str) -> None:
-    sys.stdout.write(printable(piece))
+    sys.stdout.write(visible(piece))
     sys.stdout.flush()
