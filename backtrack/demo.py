@@ -70,8 +70,9 @@ def run_demo(
     run = _train(recipe, is_quiet=is_quiet)
     # Imported here because they load torch, while the progress bar is shown.
     from backtrack.exporter import export
-    from backtrack.report.selection.page import write_report
+    from backtrack.report.selection.page import MAX_ITEMS, write_report
     from backtrack.selection.choice.select import select
+    from backtrack.selection.measure.comparing import compare_ends
 
     with terminal.progress("measuring", is_quiet=is_quiet) as report:
         choice = select(
@@ -86,7 +87,12 @@ def run_demo(
         )
         report(1, 2, "report")
         page = write_report(
-            run.path, choice.selection, run.measurements(), run.entries(), run.sweep()
+            run.path,
+            choice.selection,
+            run.measurements(),
+            run.entries(),
+            run.sweep(),
+            compared=compare_ends(run, choice.selection, MAX_ITEMS),
         )
         report(2, 2, "")
     return Demo(run, choice.selection, page, written, _next_commands(run))

@@ -8,6 +8,7 @@ is shown as a dash. Sizes are in decimal units.
 from __future__ import annotations
 
 import math
+import re
 import reprlib
 import shlex
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from backtrack.records import Interval
+    from backtrack.records.answers import Answer, Question
     from backtrack.records.selection import Candidate, Selection
 
 POINTS = "points"
@@ -28,6 +30,9 @@ MAX_DECIMALS = 8
 MAX_SHOWN = 80
 """Most characters of a value or key that a message repeats."""
 
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but tab and newline, those that turn the direction of text, and what no
+encoding holds."""
 _BRIEF = reprlib.Repr()
 _BRIEF.maxlevel = 3
 _BRIEF.maxstring = _BRIEF.maxlong = _BRIEF.maxother = 60
@@ -149,6 +154,23 @@ def shortened(value: object) -> str:
 def cut(text: str, limit: int = MAX_SHOWN) -> str:
     """A text of at most `limit` characters."""
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def visible(text: str) -> str:
+    r"""A text whose control characters are written out, as `\x1b`: it may be anybody's."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def said(question: Question | None, answer: Answer | None) -> tuple[str, ...]:
+    """What a model said to an item: its completions, its choice, or log-likelihoods."""
+    if answer is None:
+        return ("not kept",)
+    choices = question.choices if question is not None else ()
+    if answer.texts:
+        return answer.texts
+    if answer.choice is not None and answer.choice < len(choices):
+        return (choices[answer.choice],)
+    return (", ".join(f"{likelihood:.4g} nats" for likelihood in answer.likelihoods),)
 
 
 def _decimals(values: Iterable[float], unit: str) -> int:

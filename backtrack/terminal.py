@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from contextlib import contextmanager, redirect_stdout
@@ -23,7 +22,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from backtrack import formatting
-from backtrack.formatting import POINTS
+from backtrack.formatting import POINTS, visible
 from backtrack.records import ROLES
 
 if TYPE_CHECKING:
@@ -33,14 +32,6 @@ if TYPE_CHECKING:
     from backtrack.records.selection import Candidate, Difference, ReportRow, Selection
 
 SECONDS_BETWEEN_LINES = 10.0
-
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""Control characters but tab and newline, and those that turn the direction of text."""
-
-
-def visible(text: str) -> str:
-    r"""A text whose control characters are written out, as `\x1b`: it may be anybody's."""
-    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class PlainConsole(Console):

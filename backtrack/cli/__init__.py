@@ -5,7 +5,7 @@ Heavy libraries are imported inside the commands, so that `--help` is fast. Exit
 commands to `app`, in the order of the help.
 """
 
-from backtrack.cli import train, search, select, compare, export  # noqa: F401, I001
+from backtrack.cli import train, search, select, answers, export  # noqa: F401, I001
 from backtrack.cli import gate, diagnose, arena, doctor, recipes  # noqa: F401
 from backtrack.cli.app import app, main
 

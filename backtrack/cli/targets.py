@@ -149,7 +149,8 @@ def recipe_path(name: Path) -> Path:
 def draw_report(run: Run, selection: Selection) -> Path:
     """Write `report.html` from the run's records."""
     from backtrack.report.geometry.section import read_geometry
-    from backtrack.report.selection.page import write_report
+    from backtrack.report.selection.page import MAX_ITEMS, write_report
+    from backtrack.selection.measure.comparing import compare_ends
 
     return write_report(
         run.path,
@@ -158,6 +159,7 @@ def draw_report(run: Run, selection: Selection) -> Path:
         run.entries(),
         run.sweep(),
         read_geometry(run.path),
+        compare_ends(run, selection, MAX_ITEMS),
     )
 
 

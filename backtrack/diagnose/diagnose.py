@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from peft import PeftModel
 
@@ -23,7 +25,8 @@ from backtrack.diagnose.points import default_points, distinct, forgetting, note
 from backtrack.diagnose.prompts import find_prompts
 from backtrack.diagnose.weights import BaseModule, SharedFields
 from backtrack.evaluate.objectives.items import digest
-from backtrack.path.placement import Placement
+from backtrack.evaluate.torch_model import TorchModel, at_base
+from backtrack.path.placement import place_as_asked
 from backtrack.point import Point
 from backtrack.records.diagnosis import Diagnosis, ModuleGeometry
 from backtrack.records.record import now
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backtrack.diagnose.modules import LinearModule
+    from backtrack.path.placement import Placement
     from backtrack.records import Role
     from backtrack.records.diagnosis import ActivationGeometry
     from backtrack.run.directory import Run
@@ -101,16 +105,11 @@ def diagnose(
         ObjectiveError: An objective's documents cannot be read.
     """
     begin = time.perf_counter()
-    diagnoser = _Diagnoser(run, placement or _open(run), points, options or Options())
+    diagnoser = _Diagnoser(run, placement or place_as_asked(run), points, options or Options())
     lines = diagnoser.lines(on_progress or (lambda _done, _total, _what: None))
     diagnosis = diagnoser.summary(lines, time.perf_counter() - begin, command)
     write_atomically(run.path / SUMMARY, diagnosis.model_dump_json(indent=2) + "\n")
     return DiagnosisResult(diagnosis, lines)
-
-
-def _open(run: Run) -> Placement:
-    section = run.choosing.recipe.placement if run.choosing else None
-    return Placement(run, **section.model_dump()) if section else Placement(run)
 
 
 class _Diagnoser:
@@ -240,10 +239,27 @@ class _Diagnoser:
                 )
         return lines
 
+    def _divergences(self) -> Callable[[Point], dict[str, float]]:
+        """Give KL(base || point) on each role's prompts, by `divergence/role`, in nats a token."""
+        placement = self._placement
+        visit = partial(at_base, placement)
+        model = TorchModel(placement.model, placement.tokenizer, "auto", visit)
+
+        def at(point: Point) -> dict[str, float]:
+            placement.place(point)
+            found: dict[str, float] = {}
+            for prompts in self._prompts:
+                each = model.divergences([list(ids) for ids in prompts.ids])
+                mean = np.average(each, weights=[len(ids) for ids in prompts.ids])
+                found[f"divergence/{prompts.role}"] = float(mean)
+            return found
+
+        return at
+
     def summary(self, lines: Sequence[ModuleGeometry], seconds: float, command: str) -> Diagnosis:
         """The diagnosis that the lines give."""
         selection = self._run.selection()
-        lost = forgetting(selection, self._all_points, lines)
+        lost = forgetting(selection, self._all_points, lines, self._divergences())
         return Diagnosis(
             run=self._run.manifest.name,
             points=self._points,

@@ -9,7 +9,7 @@ from backtrack.point import Point
 from backtrack.records.diagnosis import Forgetting, mean_metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from backtrack.records.diagnosis import ModuleGeometry
@@ -45,9 +45,19 @@ def path_points(run: Run) -> tuple[Point, ...]:
 
 
 def forgetting(
-    selection: Selection | None, points: Sequence[Point], lines: Sequence[ModuleGeometry]
+    selection: Selection | None,
+    points: Sequence[Point],
+    lines: Sequence[ModuleGeometry],
+    divergences: Callable[[Point], Mapping[str, float]],
 ) -> tuple[Forgetting, ...]:
-    """Forgetting of each diagnosed point that was measured on all selection items."""
+    """Forgetting of each diagnosed point that was measured on all selection items.
+
+    Args:
+        selection: The run's selection, if there is one.
+        points: The diagnosed points.
+        lines: Their lines.
+        divergences: Gives a point's divergences from the base as further metrics.
+    """
     if selection is None:
         return ()
     # Selections of an older version have a mean loss as the general score.
@@ -61,7 +71,8 @@ def forgetting(
             name=str(point),
             point=point,
             forgetting=base - general[point],
-            metrics=mean_metrics(line for line in lines if line.point == point),
+            metrics=mean_metrics(line for line in lines if line.point == point)
+            | dict(divergences(point)),
         )
         for point in points
         if point in general and not point.is_base

@@ -23,10 +23,16 @@ def build_objectives(recipe: Recipe, tokenizer: Any) -> tuple[Objective, ...]:
     """
     by_kind: dict[type[ObjectiveSection], list[int]] = defaultdict(list)
     for index, section in enumerate(recipe.objectives):
-        by_kind[type(section)].append(index)
+        if not section.borrows_items:
+            by_kind[type(section)].append(index)
     built: dict[int, Objective] = {}
     for kind, indices in by_kind.items():
         sections = [recipe.objectives[index] for index in indices]
         objectives = kind.load_implementation().build_all(sections, tokenizer)
         built.update(zip(indices, objectives, strict=True))
+    lenders = [o for o in built.values() if o.info.role == "general"]
+    for index, section in enumerate(recipe.objectives):
+        if section.borrows_items:
+            implementation = section.load_implementation()
+            built[index] = implementation(section, tokenizer, lenders)
     return tuple(built[index] for index in sorted(built))

@@ -163,6 +163,21 @@ class LanguageModel(ABC):
             "Measure with `engine: transformers`."
         )
 
+    def divergences(self, prompts: Sequence[list[int]]) -> list[float]:  # noqa: ARG002
+        """KL(base || model) over the whole vocabulary, mean over a prompt's positions, in nats.
+
+        Args:
+            prompts: Token ids, none empty; one that is longer than the context loses tokens from
+                its left. The token after each of them counts, that after the last too.
+
+        Raises:
+            ObjectiveError: What answers does not give whole distributions.
+        """
+        raise ObjectiveError(
+            "a divergence compares all next-token probabilities with the base's, and this engine "
+            "gives those of a few tokens. Measure with `engine: transformers`."
+        )
+
     def score(self, sequences: Sequence[ScoredSequence]) -> list[Likelihood]:
         """How likely the scored tokens of each sequence are.
 

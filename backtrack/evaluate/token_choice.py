@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from typing_extensions import override
 
 from backtrack.evaluate.language_model import decoded
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -89,6 +90,25 @@ class TokenChoice:
             return False
         text = decoded(self._tokenizer, written[-self._num_newest :])
         return any(stop in text for stop in self._stop)
+
+
+class WatchedChoice(TokenChoice):
+    """A choice that tells of each new token of its one prompt."""
+
+    def __init__(self, *settings: Any, on_tokens: Callable[[Sequence[int]], None]) -> None:
+        """Set how tokens are chosen, as `TokenChoice`.
+
+        Args:
+            settings: Of `TokenChoice`.
+            on_tokens: Called with the new tokens so far.
+        """
+        super().__init__(*settings)
+        self._on_tokens = on_tokens
+
+    @override
+    def is_over(self, written: Sequence[int]) -> bool:
+        self._on_tokens(written)
+        return super().is_over(written)
 
 
 def _truncated(logits: Tensor, sampling: Sampling) -> Tensor:

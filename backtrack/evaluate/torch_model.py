@@ -21,15 +21,19 @@ from backtrack.evaluate import plain_decoding
 from backtrack.evaluate.language_model import LanguageModel
 from backtrack.evaluate.shared_reading import memory
 from backtrack.evaluate.shared_reading.decoding import completions, share_much
+from backtrack.evaluate.shared_reading.divergence import BaseLogits, divergences
 from backtrack.evaluate.shared_reading.scoring import likelihoods
 from backtrack.evaluate.shared_reading.support import reads_trees
-from backtrack.evaluate.token_choice import TokenChoice
+from backtrack.evaluate.token_choice import TokenChoice, WatchedChoice
+from backtrack.point import Point
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from torch import Tensor
 
+    from backtrack.evaluate.engine import PlacedModel
     from backtrack.evaluate.language_model import (
         CompletionLimits,
         Likelihood,
@@ -41,6 +45,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+"""What a decoder gives for bytes that begin a character."""
 
 
 def context_tokens(model: Any) -> int | None:
@@ -53,7 +59,13 @@ def context_tokens(model: Any) -> int | None:
 class TorchModel(LanguageModel):
     """A transformers or PEFT model, left in the mode it was in after every question."""
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: BatchSize) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        batch_size: BatchSize,
+        at_base: Callable[[], AbstractContextManager[Any]] | None = None,
+    ) -> None:
         """Wrap a live model.
 
         Args:
@@ -61,10 +73,12 @@ class TorchModel(LanguageModel):
             tokenizer: Its tokenizer.
             batch_size: Sequences at a time; `auto` for as many as fit the memory that is free at
                 the first question, and fewer from where it turns out not to suffice.
+            at_base: Gives the run's model at the base, for divergences from it.
         """
         super().__init__(tokenizer, context_tokens(model), model.generation_config)
         self._model = model
         self._batch_size = batch_size
+        self._base = BaseLogits(at_base) if at_base else None
 
     @property
     def max_scored_tokens(self) -> int | None:
@@ -166,6 +180,20 @@ class TorchModel(LanguageModel):
         return self._answers([sequence.ids for sequence in sequences], answer)
 
     @override
+    def divergences(self, prompts: Sequence[list[int]]) -> list[float]:
+        base = self._base
+        if base is None:
+            raise ObjectiveError("this model knows no base that it could diverge from.")
+        is_shared, limit = self.reads_trees, self.context_tokens
+        asked = [ids if limit is None else ids[-limit:] for ids in prompts]
+
+        def answer(waiting: Sequence[int], budget: Budget) -> Iterator[tuple[int, float]]:
+            chosen = [asked[index] for index in waiting]
+            return divergences(self._model, chosen, budget, base, is_shared=is_shared)
+
+        return self._answers(asked, answer)
+
+    @override
     def _continue(
         self,
         prompts: Sequence[list[int]],
@@ -179,6 +207,47 @@ class TorchModel(LanguageModel):
             return TokenChoice(self.tokenizer, limits, ending, sampling, own)
 
         return [copies[0] for copies in self._written(prompts, choice)]
+
+    def stream(
+        self,
+        prompt: list[int],
+        limits: CompletionLimits,
+        on_text: Callable[[str], None],
+        sampling: Sampling | None = None,
+    ) -> str:
+        """Complete one prompt and give the text piece by piece while it is written.
+
+        Args:
+            prompt: Token ids, not empty.
+            limits: Where the completion ends.
+            on_text: Called with each piece; a character of several tokens is one piece.
+            sampling: How to sample; None for the greedy completion.
+
+        Returns:
+            The whole text, as `complete` gives it.
+
+        Raises:
+            ObjectiveError: `max_new_tokens` leaves no room for the prompt, or memory ran out.
+        """
+        (ids,) = self._with_room([prompt], limits)
+        ending = self._ending_tokens(limits.stop)
+        shown = ""
+
+        def show(written: Sequence[int]) -> None:
+            nonlocal shown
+            text = self._text(written, ending, limits.stop)
+            if not text.endswith(_INCOMPLETE):
+                on_text(text[len(shown) :])
+                shown = text
+
+        seeds = [sampling.seed_of(ids, 0)] if sampling else []
+        choice = WatchedChoice(self.tokenizer, limits, ending, sampling, seeds, on_tokens=show)
+        with self.in_process() as model:
+            found = plain_decoding.completions(model, [ids], choice, self.budget([ids]))
+            ((_, (written,)),) = found
+        text = self._text(written, ending, limits.stop)
+        on_text(text[len(shown) :])
+        return text
 
     def _written(
         self,
@@ -206,6 +275,21 @@ class TorchModel(LanguageModel):
             return plain_decoding.completions(self._model, asked, choice(waiting), budget)
 
         return self._answers(prompts, answer)
+
+
+@contextmanager
+def at_base(placed: PlacedModel) -> Iterator[Any]:
+    """The placed model at the base, in evaluation mode; it is where it was afterwards."""
+    here = placed.point
+    # Buffers that a placement makes outlive the visit, so they are not made in inference mode.
+    with torch.inference_mode(mode=False):
+        placed.place(Point.base())
+    try:
+        with _evaluating(placed.model):
+            yield placed.model
+    finally:
+        with torch.inference_mode(mode=False):
+            placed.place(here)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ the bound and sharing gains nothing, are decoded alone.
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
@@ -20,7 +21,7 @@ from typing_extensions import override
 from backtrack.evaluate.answers_ahead import AnswersAhead
 from backtrack.evaluate.engine import Engine
 from backtrack.evaluate.token_choice import TokenChoice
-from backtrack.evaluate.torch_model import TorchModel
+from backtrack.evaluate.torch_model import TorchModel, at_base
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +64,8 @@ class TransformersEngine(Engine):
 
     @override
     def asked(self, model: Any) -> LanguageModel:
-        return TorchModel(model, self.tokenizer, self._batch_size)
+        visit = partial(at_base, self.placed)
+        return TorchModel(model, self.tokenizer, self._batch_size, visit)
 
 
 class SharedStrengthsModel(TorchModel):
@@ -76,7 +78,7 @@ class SharedStrengthsModel(TorchModel):
     def __init__(
         self, placed: PlacedModel, strengths: RowStrengths, batch_size: BatchSize
     ) -> None:
-        super().__init__(placed.model, placed.tokenizer, batch_size)
+        super().__init__(placed.model, placed.tokenizer, batch_size, partial(at_base, placed))
         self._strengths = strengths
         self.answers: AnswersAhead[list[Sequence[int]]] = AnswersAhead(placed.point)
 

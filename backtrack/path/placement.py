@@ -250,3 +250,9 @@ class Placement:
                 "the base, a resized base?), so points between would be wrong. Nothing was "
                 "measured."
             )
+
+
+def place_as_asked(run: Run) -> Placement:
+    """A run's live model at the base, held as the recipe that it is chosen by asks for."""
+    section = run.choosing.recipe.placement if run.choosing else None
+    return Placement(run, **section.model_dump()) if section else Placement(run)

@@ -26,6 +26,7 @@ from backtrack.recipe.model import (
     Recipe,
 )
 from backtrack.recipe.objectives import (
+    DivergenceObjective,
     ExamplesObjective,
     LmEvalObjective,
     Objective,
@@ -70,6 +71,7 @@ __all__ = [
     "ChoiceReward",
     "ChoosingRecipe",
     "DataSection",
+    "DivergenceObjective",
     "EarlyStopSection",
     "Engine",
     "EngineSection",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from backtrack.recipe.engine import SamplingSection
 from backtrack.recipe.kinds import KindSection, OfKind
@@ -75,6 +75,11 @@ class ObjectiveSection(KindSection):
     def default_name(self) -> str:
         """The name where none is given."""
         return self.kind
+
+    @property
+    def borrows_items(self) -> bool:
+        """Whether its items are those of the recipe's other general objectives."""
+        return False
 
     @property
     def is_benchmark(self) -> bool:
@@ -223,6 +228,45 @@ class TextObjective(_DocumentsObjective):
     def axis(self) -> Axis:
         """A loss."""
         return Axis(unit=BITS, direction="minimize")
+
+
+class DivergenceObjective(ObjectiveSection):
+    """How far the model's next-token probabilities are from the base's on prompts; no labels."""
+
+    implementation = "backtrack.evaluate.objectives.divergence:DivergenceFromBase"
+    calls_model = True
+
+    kind: Literal["divergence"]
+    role: Role = "general"
+    """`general`: at the base it is 0, so it is no target."""
+    path: str | None = None
+    """A text file with a prompt a line, a JSONL file, a folder `datasets` can load, or a Hub name;
+    by default the prompts of the recipe's other general objectives are read."""
+    subset: str | None = None
+    """Configuration name of a data set that has several."""
+    split: str = "test"
+    """Split, with slices as in `datasets`: `test[:500]`."""
+    prompt: str = "prompt"
+    """Format or name of the field that holds the prompt."""
+    apply_chat_template: bool = False
+    """Give the prompt as a user's turn of the tokenizer's chat template; prompts of other
+    objectives are as those objectives give them."""
+
+    @property
+    def axis(self) -> Axis:
+        """A loss: it counts as exp(-divergence)."""
+        return Axis(unit=NATS, direction="minimize")
+
+    @property
+    def borrows_items(self) -> bool:
+        return self.path is None
+
+    @field_validator("role")
+    @classmethod
+    def _is_general(cls, role: Role) -> Role:
+        if role != "general":
+            raise ValueError("a divergence from the base is 0 at the base: it is `role: general`")
+        return role
 
 
 class PythonObjective(ObjectiveSection):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from backtrack.point import Point
 from backtrack.records.record import Record
 
 
@@ -67,8 +68,11 @@ class ComparedObjective(Record):
         change: What an item gains from the first point to the second on average, in points.
         num_lost: Number of items that the second point scores worse than the first.
         num_won: Number of items that it scores better.
+        num_both_wrong: Number of items on which both have no points; 0 for losses, which have no
+            worst score.
         lost: Items that it scores worse, the largest loss first; some of them if a limit was set.
         won: Items that it scores better, the largest gain first, likewise.
+        both_wrong: Items on which both have no points, likewise.
     """
 
     objective: str
@@ -80,5 +84,19 @@ class ComparedObjective(Record):
     change: float
     num_lost: int
     num_won: int
+    num_both_wrong: int
     lost: tuple[ComparedItem, ...]
     won: tuple[ComparedItem, ...]
+    both_wrong: tuple[ComparedItem, ...]
+
+
+class Comparison(Record):
+    """What two points and those beside them answer differently.
+
+    Attributes:
+        points: The points; items are won and lost by the second against the first.
+        objectives: The objectives, that which lost most first.
+    """
+
+    points: tuple[Point, ...]
+    objectives: tuple[ComparedObjective, ...]

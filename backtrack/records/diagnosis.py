@@ -171,10 +171,11 @@ class Correlation(Record):
     """Correlation of one metric with measured forgetting.
 
     Forgetting is the base's general score minus the point's, in points: more is worse. A metric of
-    a point is its mean over the diagnosed modules.
+    a point is its mean over the diagnosed modules; its divergence is of the whole model.
 
     Attributes:
-        metric: Field of `ModuleGeometry`, such as `drift.update_normed` or `strength`.
+        metric: Field of `ModuleGeometry`, such as `drift.update_normed` or `strength`, or
+            `divergence`: KL(base || point) in nats a token.
         role: Role of the prompts; None for a metric of weights alone.
         over: Whether over points of one path or entrants of an arena.
         num: Number of points or entrants.
@@ -213,7 +214,8 @@ class Forgetting(Record):
         name: Name of the point or the entrant.
         point: The point.
         forgetting: The base's general score minus the point's, in points.
-        metrics: Means over modules, keyed `metric` or, for metrics of prompts, `metric/role`.
+        metrics: Means over modules, keyed `metric` or, for metrics of prompts, `metric/role`; of
+            points also `divergence/role`.
     """
 
     name: str

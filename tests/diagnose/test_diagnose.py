@@ -203,6 +203,7 @@ def test_prompts_come_from_the_objectives_and_forgetting_from_the_selection(base
         "  - {kind: examples, role: target, path: target.jsonl, score: nll}\n"
         "  - {kind: examples, role: general, path: general.jsonl, score: nll}\n"
         "  - {kind: text, role: general, path: prose.txt, window_tokens: 16}\n"
+        "  - {kind: divergence}\n"
         "search: {trials: 0, alphas: [0.3, 0.6, 0.9], checkpoints: 1,"
         " items: {selection: 6, report: 6}}\n"
     )
@@ -210,6 +211,9 @@ def test_prompts_come_from_the_objectives_and_forgetting_from_the_selection(base
     run.choose_by(ChoosingRecipe(recipe=load_recipe(tmp_path / "recipe.yaml")))
     selection = select(run).selection
     found = diagnose(run, options=Options(num_prompts=8)).diagnosis
+    far = [m for m in run.measurements() if m.objective.name == "divergence"]
+    assert {m.split for m in far} == {"selection", "report"}
+    assert all((set(m.scores) == {0.0}) == m.point.is_base for m in far)
     sources = {source.role: source for source in found.prompts}
     assert (sources["general"].source, sources["general"].num_prompts) == ("general, prose", 8)
     measured = {f.point: f.forgetting for f in found.forgetting}
@@ -219,6 +223,35 @@ def test_prompts_come_from_the_objectives_and_forgetting_from_the_selection(base
     assert measured[run.final] == pytest.approx(general[Point.base()] - general[run.final])
     strength = next(c for c in found.correlations if c.metric == "strength")
     assert (strength.num, strength.over, strength.role) == (len(measured), "points", None)
+    roles = {c.role for c in found.correlations if c.metric == "divergence"}
+    assert roles == {"target", "general"}
+    final = next(f for f in found.forgetting if f.point == run.final)
+    expected = mean_divergence(Placement(run), run.final, _target_prompts(run))
+    assert final.metrics["divergence/target"] == pytest.approx(expected, abs=1e-5)
+
+
+def _target_prompts(run: Run) -> list[str]:
+    """The prompts that a diagnosis of eight draws."""
+    assert run.choosing is not None
+    from backtrack.diagnose.prompts import find_prompts
+
+    placement = Placement(run)
+    target, _ = find_prompts(run.choosing.recipe, {}, placement, 8, 0)
+    return [placement.tokenizer.decode(ids) for ids in target.ids]
+
+
+@torch.no_grad()
+def mean_divergence(placement: Placement, point: Point, texts: list[str]) -> float:
+    """KL(base || point) in nats, mean over the tokens of prompts that are read one by one."""
+    rows = [torch.tensor([placement.tokenizer(text)["input_ids"]]) for text in texts]
+    found: list[torch.Tensor] = []
+    for row in rows:
+        logs = []
+        for each in (Point.base(), point):
+            placement.place(each)
+            logs.append(placement.model(row).logits[0].double().log_softmax(-1))
+        found.append((logs[0].exp() * (logs[0] - logs[1])).sum(-1))
+    return float(torch.cat(found).mean())
 
 
 def test_names_of_modules_and_what_is_refused(base, options, tmp_path):

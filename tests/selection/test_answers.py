@@ -11,15 +11,23 @@ import pytest
 from peft import LoraConfig
 from typer.testing import CliRunner
 
+from backtrack import formatting
 from backtrack.cli import app
+from backtrack.cli.targets import draw_report
 from backtrack.errors import RunError, SelectionError
 from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.recipe import load_recipe
+from backtrack.report.selection.page import MAX_ITEMS
 from backtrack.run.directory import Run
 from backtrack.selection.choice.select import select
 from backtrack.selection.measure import answers as kept
-from backtrack.selection.measure.answers import answer_file, read_answers, read_questions
+from backtrack.selection.measure.answers import (
+    answer_file,
+    question_file,
+    read_answers,
+    read_questions,
+)
 from backtrack.selection.measure.comparing import compare_points
 from backtrack.selection.stats.utility import to_points
 from tests.models import make_base, make_peft_run
@@ -86,7 +94,7 @@ def test_every_score_has_the_answer_it_was_given_for(chosen: tuple[Run, Selectio
 def test_what_is_compared_adds_up_to_the_scores(chosen: tuple[Run, Selection]) -> None:
     run, selection = chosen
     points = [selection.base, selection.final]
-    found = compare_points(run, selection, points)
+    found = compare_points(run, selection, points).objectives
     assert [each.change for each in found] == sorted(each.change for each in found)
     for each in found:
         sign = -1 if each.objective == "loss" else 1
@@ -103,8 +111,14 @@ def test_what_is_compared_adds_up_to_the_scores(chosen: tuple[Run, Selection]) -
         assert gained.sum() / each.num_items == pytest.approx(each.change)
     (loss,) = [each for each in found if each.objective == "loss"]
     assert loss.num_lost + loss.num_won == loss.num_items
-    (cut,) = [e for e in compare_points(run, selection, points, 1) if e.objective == "loss"]
-    assert (cut.num_lost, cut.lost) == (loss.num_lost, loss.lost[:1])
+    assert loss.num_both_wrong == 0
+    cut = {e.objective: e for e in compare_points(run, selection, points, 1).objectives}
+    assert (cut["loss"].num_lost, cut["loss"].lost) == (loss.num_lost, loss.lost[:1])
+    for each in found:
+        assert cut[each.objective].both_wrong == each.both_wrong[:1]
+        assert each.num_both_wrong == len(each.both_wrong)
+        assert all(max(i.scores) == 0 for i in each.both_wrong)
+    assert sum(each.num_both_wrong for each in found) > 0
 
 
 def test_a_point_that_was_not_measured_is_named(chosen: tuple[Run, Selection]) -> None:
@@ -134,8 +148,34 @@ def test_no_more_than_the_bound_is_kept(tmp_path: Path, caplog: pytest.LogCaptur
         selection = select(run, recipe=recipe).selection
     assert sum(path.stat().st_size for path in (run.path / "answers").iterdir()) <= 1500
     assert [r.message for r in caplog.records if "max_answer_bytes" in r.message]
-    found = compare_points(run, selection, [selection.base, selection.final])
+    found = compare_points(run, selection, [selection.base, selection.final]).objectives
     assert any(None in item.answers for each in found for item in (*each.lost, *each.won))
+
+
+def test_the_page_shows_what_was_said_and_is_drawn_without_where_it_is_damaged(
+    chosen: tuple[Run, Selection], caplog: pytest.LogCaptureFixture
+) -> None:
+    run, selection = chosen
+    page = draw_report(run, selection).read_text()
+    assert "Won and lost" in page
+    assert "plus 1 is" in page
+    assert page.count("<article") <= MAX_ITEMS
+    path = question_file(run.path / kept.FOLDER, selection.objectives[0])
+    content = path.read_bytes()
+    try:
+        path.write_bytes(b"not compressed")
+        with caplog.at_level(logging.WARNING):
+            page = draw_report(run, selection).read_text()
+    finally:
+        path.write_bytes(content)
+    assert "Won and lost" not in page
+    assert [r.message for r in caplog.records if "is damaged" in r.message]
+
+
+def test_control_characters_are_written_out_and_line_breaks_stay() -> None:
+    hostile = "\x1b]0;owned\x07 \u202eright\x9b2J\ud800\n\tkept \u200d"
+    shown = r"\x1b]0;owned\x07 \u202eright\x9b2J\ud800" + "\n\tkept \u200d"
+    assert formatting.visible(hostile) == shown
 
 
 def test_damaged_answers_are_named_and_cost_no_score(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from transformers import TrainerControl, TrainerState
 
-from backtrack.errors import UsageError
+from backtrack.errors import ObjectiveError, UsageError
 from backtrack.evaluate.objectives.objective import Objective
 from backtrack.records import ObjectiveInfo
 from backtrack.run.directory import Run
@@ -22,6 +22,7 @@ from backtrack.train.trainers.probes import (
     ProbeCallback,
     ProbeEvaluation,
     require_one_unit,
+    without_divergence,
 )
 from backtrack.train.trainers.resume import read_end
 from backtrack.train.trainers.train import TrainingProgress, train
@@ -174,3 +175,13 @@ def test_a_bound_on_numbers_of_several_kinds_is_refused() -> None:
     ]
     with pytest.raises(UsageError, match="bits a byte and fraction"):
         require_one_unit(infos)
+
+
+def test_a_divergence_is_not_measured_in_training_and_is_not_enough_alone(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    target, general = objectives(tmp_path)
+    beside = make_recipe(objectives=[target, general, {"kind": "divergence"}])
+    assert [o.kind for o in without_divergence(beside).objectives] == ["examples", "examples"]
+    with pytest.raises(ObjectiveError, match="no other objective of `role: general`"):
+        without_divergence(make_recipe(objectives=[target, {"kind": "divergence"}]))

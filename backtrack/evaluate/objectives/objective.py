@@ -33,12 +33,15 @@ class Objective(ABC):
             proportion to its size, like a task of several; what items share is in `clusters`.
         clusters: First item of each item's cluster, by item; empty where items share nothing. The
             fingerprint covers it (see `items.with_clusters`).
+        lent: Objective and item that each item is taken from, by item; an item is searched or
+            reported where that one is. Empty for items of its own.
         shared_field: Field whose long text several items share though `clusters` is empty, if any.
     """
 
     info: ObjectiveInfo
     item_ids: tuple[str, ...]
     clusters: Mapping[str, str] = MappingProxyType({})
+    lent: Mapping[str, tuple[str, str]] = MappingProxyType({})
     shared_field: str | None = None
 
     @classmethod

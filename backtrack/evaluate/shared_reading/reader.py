@@ -8,12 +8,14 @@ import torch
 
 from backtrack.evaluate.shared_reading.attention import attention_mask, related
 from backtrack.evaluate.shared_reading.key_values import KeyValues
+from backtrack.evaluate.shared_reading.passes import passes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
+    from backtrack.evaluate.shared_reading.passes import Budget
     from backtrack.evaluate.shared_reading.prefix_tree import PrefixTree
 
 
@@ -124,3 +126,32 @@ class TreeReader:
         index = is_kept.nonzero()[:, 0]
         self.keys = self.keys[:, index]
         self._cache.select(index)
+
+
+def read_all(
+    model: Any,
+    tree: PrefixTree,
+    budget: Budget,
+    columns: Callable[[Sequence[range]], list[int]],
+    *,
+    is_shared: bool,
+) -> Iterator[tuple[range, list[int], Tensor]]:
+    """Read a whole tree; gives each row's nodes, columns and logits, [columns, vocabulary].
+
+    Args:
+        model: A live model in evaluation mode.
+        tree: What is read.
+        budget: Bounds of a pass.
+        columns: Places in the rows of a pass whose logits are wanted, ascending.
+        is_shared: The model reads trees; else only chains are read, each as it is.
+    """
+    reader = TreeReader(model, tree, is_shared=is_shared)
+    for rows in passes(tree, budget, is_shared=is_shared):
+        at = columns(rows)
+        if all(map(tree.is_whole, rows)):
+            logits = reader.read_whole(rows, at)
+        else:
+            logits = reader.read(rows[0], at)
+            reader.keep(reader.on_path(rows[0].stop))
+        for row, found in zip(rows, logits, strict=True):
+            yield row, at, found

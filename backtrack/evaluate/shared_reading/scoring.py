@@ -9,9 +9,8 @@ import torch
 from torch.nn.functional import log_softmax
 
 from backtrack.evaluate.language_model import Likelihood
-from backtrack.evaluate.shared_reading.passes import passes
 from backtrack.evaluate.shared_reading.prefix_tree import PrefixTree
-from backtrack.evaluate.shared_reading.reader import TreeReader
+from backtrack.evaluate.shared_reading.reader import read_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -37,18 +36,10 @@ def likelihoods(
         is_shared: The model reads trees; else each sequence is read whole.
     """
     tree = PrefixTree.of([sequence.ids[:-1] for sequence in sequences], is_shared=is_shared)
-    reader = TreeReader(model, tree, is_shared=is_shared)
     scores = _Scores(tree, sequences)
-    for rows in passes(tree, budget, is_shared=is_shared):
-        columns = scores.columns(rows)
-        if all(map(tree.is_whole, rows)):
-            logits = reader.read_whole(rows, columns)
-        else:
-            logits = reader.read(rows[0], columns)
-            reader.keep(reader.on_path(rows[0].stop))
-        for row, found in zip(rows, logits, strict=True):
-            scores.add(row, columns, found)
-            yield from scores.complete(row)
+    for row, columns, logits in read_all(model, tree, budget, scores.columns, is_shared=is_shared):
+        scores.add(row, columns, logits)
+        yield from scores.complete(row)
 
 
 class _Scores:

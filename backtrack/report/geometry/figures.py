@@ -34,6 +34,7 @@ SCATTERED = (
     "drift.relative/general",
     "activations.procrustes/general",
     "activations.cka/general",
+    "divergence/target",
 )
 MAIN_LOCATION = "late.mlp"
 """Location whose profiles are drawn: the paper's example."""

@@ -34,6 +34,7 @@ LABELS = {
     "activations.cosine_drift": "cosine drift",
     "activations.norm_drift": "norm drift",
     "activations.subspace_distance": "principal subspace distance",
+    "divergence": "KL(base || point), nats a token",
 }
 
 

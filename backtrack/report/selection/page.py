@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from backtrack.errors import RunError
 from backtrack.report import vega
 from backtrack.report.rendering import render
-from backtrack.report.selection import facts, tables
+from backtrack.report.selection import answers, facts, tables
 from backtrack.run.files import write_atomically
 
 if TYPE_CHECKING:
@@ -21,20 +21,25 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backtrack.records import CheckpointEntry, Measurement
+    from backtrack.records.answers import Comparison
     from backtrack.records.selection import Selection
     from backtrack.records.sweep import Sweep
     from backtrack.report.geometry.section import Geometry
 
-SCRIPTS = ("rule.js", "page.js")
+SCRIPTS = ("rule.js", "page.js", "answers.js")
+
+MAX_ITEMS = 240
+"""Compared items in the file, so that it can be sent."""
 
 
-def write_report(
+def write_report(  # noqa: PLR0913  # the last three are parts that a page may lack
     run_path: Path,
     selection: Selection,
     measurements: Sequence[Measurement],
     entries: Sequence[CheckpointEntry],
     sweep: Sweep | None = None,
     geometry: Geometry | None = None,
+    compared: Comparison | None = None,
 ) -> Path:
     """Draw a selection into its run's directory and return the page's path.
 
@@ -46,6 +51,8 @@ def write_report(
         sweep: The rule's answers at other weights and bounds; without it the page shows only the
             selection and has no slider.
         geometry: The run's last diagnosis, if there is one.
+        compared: Items won and lost with what the model said, if that was kept; a caller lists
+            `MAX_ITEMS` of them.
 
     Raises:
         RunError: The directory cannot be written to.
@@ -66,6 +73,7 @@ def write_report(
         "is_live": sweep is not None,
         "bounds": tables.bounds(selection),
         "geometry": geometry,
+        "answers": answers.section(compared, selection),
         "payload": payload(drawing, sweep, run_path, geometry.specs if geometry else {}),
         "export": f"backtrack export {shlex.quote(str(run_path))} DIR",
     }

@@ -6,14 +6,15 @@ if there are any, else the selection items.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from backtrack.errors import SelectionError
-from backtrack.records.answers import ComparedItem, ComparedObjective
-from backtrack.selection.measure.answers import read_answers, read_questions
+from backtrack.errors import RunError, SelectionError
+from backtrack.records.answers import ComparedItem, ComparedObjective, Comparison
+from backtrack.selection.measure.answers import FOLDER, read_answers, read_questions
 from backtrack.selection.stats.utility import to_points
 
 if TYPE_CHECKING:
@@ -28,21 +29,23 @@ if TYPE_CHECKING:
     Lines = Sequence[Measurement]
 
 _NO_GAP = 1e-9
+_NUM_OUTCOMES = 3
+"""Lost, won, and wrong at both."""
+
+logger = logging.getLogger(__name__)
 
 
 def compare_points(
     run: Run, selection: Selection, points: Sequence[Point], max_items: int | None = None
-) -> tuple[ComparedObjective, ...]:
+) -> Comparison:
     """List the items that the second point wins and loses against the first, by objective.
 
     Args:
         run: The run.
         selection: Its selection.
         points: Two points or more; those after the second are shown beside them.
-        max_items: Items listed as won, and as lost, of each objective; None lists all.
-
-    Returns:
-        The objectives, that which lost most first.
+        max_items: Items listed as won, as lost, and as wrong at both points, of each objective;
+            None lists all.
 
     Raises:
         SelectionError: A point was not measured on any item of an objective.
@@ -52,7 +55,32 @@ def compare_points(
     compared = [
         _compare(run, selection, info, canonical, max_items) for info in selection.objectives
     ]
-    return tuple(sorted(compared, key=lambda objective: objective.change))
+    by_change = sorted(compared, key=lambda objective: objective.change)
+    return Comparison(points=tuple(canonical), objectives=tuple(by_change))
+
+
+def compare_ends(run: Run, selection: Selection, max_items: int) -> Comparison | None:
+    """Compare base, choice and final checkpoint, as far as the answers were kept.
+
+    Args:
+        run: The run.
+        selection: Its selection.
+        max_items: Items listed at most, over all objectives.
+
+    Returns:
+        None if no answers were kept, or they cannot be compared or read, which is logged.
+    """
+    if not (run.path / FOLDER).is_dir():
+        return None
+    points = dict.fromkeys(
+        point.canonical for point in (selection.base, selection.chosen, selection.final)
+    )
+    each = max(max_items // (_NUM_OUTCOMES * len(selection.objectives)), 1)
+    try:
+        return compare_points(run, selection, list(points), each)
+    except (SelectionError, RunError) as error:
+        logger.warning("The page shows no answers: %s", error)
+        return None
 
 
 def _compare(
@@ -65,9 +93,12 @@ def _compare(
     split, lines = _shared_lines(_lines_of(run, selection, info), info, points)
     scores = [_scores(lines[point]) for point in points]
     items = sorted(set.intersection(*map(set, scores)))
-    gains = _gains(scores[0], scores[1], items, selection.yardsticks[info.name])
+    before, after = _points_by_item(scores[:2], items, selection.yardsticks[info.name])
+    gains = {item: after[item] - before[item] for item in items}
     lost = sorted((i for i in items if gains[i] < -_NO_GAP), key=lambda i: (gains[i], i))
     won = sorted((i for i in items if gains[i] > _NO_GAP), key=lambda i: (-gains[i], i))
+    has_worst = selection.yardsticks[info.name].zero is not None
+    both_wrong = [i for i in items if has_worst and max(before[i], after[i]) <= _NO_GAP]
     questions = read_questions(run, info)
     answers = [_answers(run, lines[point]) for point in points]
 
@@ -92,8 +123,10 @@ def _compare(
         change=sum(gains.values()) / len(items),
         num_lost=len(lost),
         num_won=len(won),
+        num_both_wrong=len(both_wrong),
         lost=records(lost[:max_items]),
         won=records(won[:max_items]),
+        both_wrong=records(both_wrong[:max_items]),
     )
 
 
@@ -130,16 +163,12 @@ def _shared_lines(
     )
 
 
-def _gains(
-    first: Mapping[str, float],
-    second: Mapping[str, float],
-    items: Sequence[str],
-    yardstick: Yardstick,
-) -> dict[str, float]:
-    """What each item gains from the first point to the second, in points."""
-    scores = np.array([[each[item] for item in items] for each in (first, second)])
-    before, after = to_points(scores, yardstick)
-    return dict(zip(items, (after - before).tolist(), strict=True))
+def _points_by_item(
+    scores: Sequence[Mapping[str, float]], items: Sequence[str], yardstick: Yardstick
+) -> list[dict[str, float]]:
+    """What each item counts at each of two points, in points."""
+    found = to_points(np.array([[each[item] for item in items] for each in scores]), yardstick)
+    return [dict(zip(items, row, strict=True)) for row in found.tolist()]
 
 
 def _scores(lines: Lines) -> dict[str, float]:

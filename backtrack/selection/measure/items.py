@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from backtrack.errors import ObjectiveError
-from backtrack.selection.stats.items import NO_CLUSTERS, nested_rungs, split_items
+from backtrack.selection.stats.items import NO_CLUSTERS, nested_order, nested_rungs, split_items
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,7 +58,8 @@ class Items:
         Raises:
             ObjectiveError: An objective has too few items.
         """
-        pairs = {o.info.name: _split_objective(section, o) for o in objectives}
+        pairs = {o.info.name: _split_objective(section, o) for o in objectives if not o.lent}
+        pairs |= {o.info.name: _split_lent(section, o, pairs) for o in objectives if o.lent}
         return cls(
             section,
             {name: selection for name, (selection, _) in pairs.items()},
@@ -88,6 +89,21 @@ class Items:
                 for i in range(count)
             ]
         return self._rungs[split]
+
+
+def _split_lent(
+    section: SearchSection,
+    objective: Objective,
+    pairs: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]],
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Split borrowed items as those who lend them are split, and as many of each stratum's."""
+
+    def drawn(index: int, limit: int) -> tuple[str, ...]:
+        of_split = {name: set(pair[index]) for name, pair in pairs.items()}
+        ids = [i for i, (lender, item_id) in objective.lent.items() if item_id in of_split[lender]]
+        return tuple(sorted(nested_order(ids, section.seed, objective.clusters)[:limit]))
+
+    return drawn(0, section.items.selection), drawn(1, section.items.report)
 
 
 def _split_objective(

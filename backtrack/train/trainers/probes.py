@@ -27,10 +27,11 @@ from pydantic import Field
 from transformers import TrainerCallback
 from typing_extensions import override
 
-from backtrack.errors import UsageError
+from backtrack.errors import ObjectiveError, UsageError
 from backtrack.evaluate.build import build_objectives
 from backtrack.evaluate.measure import require_scores
 from backtrack.evaluate.torch_model import TorchModel
+from backtrack.recipe import DivergenceObjective
 from backtrack.records import FRACTION, ROLES, Interval, Record
 from backtrack.run.files import append_line, read_lines, write_atomically
 from backtrack.selection.stats.bootstrap import LEVEL, NUM_RESAMPLES, interval, resample_means
@@ -106,7 +107,8 @@ class ProbeCallback(TrainerCallback):
 
         Raises:
             UsageError: A bound is set, but the general objectives have different units.
-            ObjectiveError: An objective is not as the recipe says.
+            ObjectiveError: An objective is not as the recipe says, or a role has none but a
+                divergence, which needs the base beside the model in training.
         """
         assert recipe.watch is not None
         self._section: WatchSection = recipe.watch
@@ -115,7 +117,7 @@ class ProbeCallback(TrainerCallback):
         self._on_evaluation = on_evaluation
         self._seed = recipe.search.seed
         self._batch_size = recipe.search.batch_size
-        self._objectives = build_objectives(recipe, trainer.processing_class)
+        self._objectives = build_objectives(without_divergence(recipe), trainer.processing_class)
         self._infos = [objective.info for objective in self._objectives]
         self._items = {o.info.name: self._choose_items(o, recipe) for o in self._objectives}
         self._clusters = {
@@ -274,6 +276,21 @@ def logged_values(evaluation: ProbeEvaluation) -> dict[str, float]:
         "backtrack/general_drop": evaluation.drop.estimate,
         "backtrack/general_drop_at_least": evaluation.drop_lower_bound,
     }
+
+
+def without_divergence(recipe: Recipe) -> Recipe:
+    """The recipe without divergences from the base, which is not beside the model in training.
+
+    Raises:
+        ObjectiveError: No other general objective is left.
+    """
+    kept = tuple(o for o in recipe.objectives if not isinstance(o, DivergenceObjective))
+    if not any(o.role == "general" for o in kept):
+        raise ObjectiveError(
+            "`watch` measures the model in training, which has no base beside it to diverge "
+            "from, and there is no other objective of `role: general`. Add one, or remove `watch`."
+        )
+    return recipe.model_copy(update={"objectives": kept})
 
 
 def require_one_unit(infos: list[ObjectiveInfo]) -> None:

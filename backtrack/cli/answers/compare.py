@@ -8,6 +8,7 @@ import typer
 from rich.text import Text
 
 from backtrack import formatting, terminal
+from backtrack.cli.answers.points import NAMES, find_point, is_point
 from backtrack.cli.app import app
 from backtrack.cli.options import JsonOption, QuietOption, VerboseOption
 from backtrack.cli.targets import open_run, print_json
@@ -17,10 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from backtrack.point import Point
-    from backtrack.records.answers import Answer, ComparedItem, ComparedObjective, Question
+    from backtrack.records.answers import ComparedItem, ComparedObjective, Comparison
     from backtrack.records.selection import Selection
 
-_NAMED = ("base", "chosen", "final")
 MAX_BRIEF = 300
 """Most characters of a text that are printed."""
 
@@ -53,7 +53,7 @@ def compare(
     from backtrack.selection.measure.comparing import compare_points
 
     texts = names or []
-    named_run = [text for text in texts[:1] if not _is_point(text)]
+    named_run = [text for text in texts[:1] if not is_point(text)]
     run = open_run(next(iter(named_run), None), None, None, may_run_code=None)
     selection = run.selection()
     if selection is None:
@@ -65,35 +65,25 @@ def compare(
     if is_json:
         print_json(
             {
-                "points": [str(point) for point in points],
-                "objectives": [each.model_dump(mode="json") for each in found],
+                "points": [str(point) for point in found.points],
+                "objectives": [each.model_dump(mode="json") for each in found.objectives],
             }
         )
         return
-    _print(found, points, is_quiet=is_quiet)
-
-
-def _is_point(text: str) -> bool:
-    return text in _NAMED or text.replace(".", "").replace(":", "").isdigit()
+    _print(found, is_quiet=is_quiet)
 
 
 def _points(texts: Sequence[str], selection: Selection) -> list[Point]:
     """The points that are named, by default base, choice and final checkpoint; two at least."""
     ends = {"base": selection.base, "chosen": selection.chosen, "final": selection.final}
-    asked = texts or [name for name in _NAMED if name != "chosen" or not selection.chosen.is_base]
+    asked = texts or [name for name in NAMES if name != "chosen" or not selection.chosen.is_base]
     if len(asked) == 1:
         asked = ["base", *asked]
-    points = [ends[text] if text in ends else _point(text, selection) for text in asked]
+    points = [find_point(text, ends) for text in asked]
     distinct = list(dict.fromkeys(point.canonical for point in points))
     if len(distinct) < 2:
         raise UsageError(f"{' and '.join(asked)} are one point, {distinct[0]}. Name two.")
     return distinct
-
-
-def _point(text: str, selection: Selection) -> Point:
-    from backtrack.cli.export import parse_point
-
-    return parse_point(text if ":" in text else f"{selection.final.step}:{text}")
 
 
 def _only(selection: Selection, name: str) -> Selection:
@@ -105,14 +95,15 @@ def _only(selection: Selection, name: str) -> Selection:
     return selection.model_copy(update={"objectives": named})
 
 
-def _print(found: Sequence[ComparedObjective], points: Sequence[Point], *, is_quiet: bool) -> None:
+def _print(found: Comparison, *, is_quiet: bool) -> None:
+    points = found.points
     if not is_quiet:
         against = ", ".join(str(point) for point in points[2:])
         terminal.print_note(
             f"Lost and won: {points[1]} against {points[0]}"
             f"{f'; {against} beside them' if against else ''}."
         )
-    for each in found:
+    for each in found.objectives:
         _print_objective(each, [str(point) for point in points])
 
 
@@ -147,20 +138,9 @@ def _compared_item(label: str, item: ComparedItem, points: Sequence[str]) -> ter
         if question.gold:
             table.add_row("right", _brief(question.gold))
     for point, score, answer in zip(points, item.scores, item.answers, strict=True):
-        table.add_row(point, f"{_said(question, answer)}  ({score:.4g})")
+        texts = " | ".join(map(_brief, formatting.said(question, answer)))
+        table.add_row(point, f"{texts}  ({score:.4g})")
     return table
-
-
-def _said(question: Question | None, answer: Answer | None) -> str:
-    """What a model said to an item, in one line."""
-    if answer is None:
-        return "not kept"
-    if answer.texts:
-        return " | ".join(map(_brief, answer.texts))
-    choices = question.choices if question is not None else ()
-    if answer.choice is not None and answer.choice < len(choices):
-        return _brief(choices[answer.choice])
-    return ", ".join(f"{likelihood:.4g} nats" for likelihood in answer.likelihoods)
 
 
 def _brief(text: str) -> str:
