@@ -269,6 +269,7 @@ def test_an_error_nobody_expected_ends_in_the_same_voice(
     assert "is kept" in last.replace("\n", " ")
 
 
+@pytest.mark.slow
 def test_a_search_by_workers_says_what_it_will_cost_and_how_far_it_is(place: Path) -> None:
     make_peft_run(
         place / "shared",
@@ -282,6 +283,7 @@ def test_a_search_by_workers_says_what_it_will_cost_and_how_far_it_is(place: Pat
     assert int(last[0]) <= int(last[1])
 
 
+@pytest.mark.slow
 def test_a_choice_searches_by_the_workers_that_its_recipe_asks_for(place: Path) -> None:
     config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=2)
     make_peft_run(place / "by-workers", place / "base", config)
@@ -441,6 +443,7 @@ def test_a_base_given_for_a_run_is_checked_and_recorded(place: Path, tmp_path: P
     assert Run.open(run).base.model == str(base)
 
 
+@pytest.mark.slow
 def test_ctrl_c_during_training_leaves_a_run_that_resumes(place: Path) -> None:
     # Steps of a tenth of a second: time for the signal while a busy disk takes the checkpoints.
     rows = [{"prompt": f"sums {i}:" * 8, "completion": f" {i * 3 % 7}"} for i in range(256)]

@@ -29,6 +29,7 @@ def run_script(name: str, *arguments: object) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_trl_script_with_the_callback_ends_in_an_adapter(tmp_path: Path) -> None:
     printed = run_script("with_trl.py", tmp_path / "mine", 16)
     assert (tmp_path / "mine" / "export" / "adapter" / "adapter_model.safetensors").is_file()
@@ -51,6 +52,7 @@ def cells(name: str) -> str:
     return "\n\n".join("".join(cell["source"]) for cell in found)
 
 
+@pytest.mark.slow
 def test_a_run_that_trl_finished_is_chosen_from_and_the_notebook_goes_on_with_it(
     tmp_path: Path,
 ) -> None:
@@ -71,6 +73,7 @@ def test_a_run_that_trl_finished_is_chosen_from_and_the_notebook_goes_on_with_it
     assert (tmp_path / "outputs" / "runs" / "notebook" / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_two_methods_are_put_on_one_plane(tmp_path: Path) -> None:
     printed = run_script("compare_methods.py", tmp_path, 2, *SMALL, FEW, TWO)
     assert printed.index("lora: chosen") < printed.index("oft: chosen")

@@ -165,6 +165,7 @@ def test_a_plain_trl_script_s_folder_is_adopted_searched_and_exported(
     assert torch.equal(probe(stock), probe(placement.model))
 
 
+@pytest.mark.slow
 def test_stock_lm_eval_tasks_go_through_search_and_select(
     trl_script_output: Path, documents: Path, tmp_path: Path
 ) -> None:

@@ -225,6 +225,7 @@ def test_windows_of_text_that_was_trained_on_are_found(tmp_path: Path):
     assert not {"prose/6", "prose/10"} & set(found["prose"])
 
 
+@pytest.mark.slow
 def test_documents_of_a_task_that_were_trained_on_are_found(tmp_path: Path):
     asked = [f"{LONG}. How many cows?", "How many legs has a cow?", "Who keeps the horses?"]
     documents = write(tmp_path / "cows.jsonl", [{"q": text, "a": "9"} for text in asked])

@@ -22,6 +22,8 @@ from tests.train.test_callback import model_in_memory
 from tests.train.train_sharded import EPSILON
 from tests.train.train_sharded import train as train_whole
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 PER_PROCESS = {
     **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",

@@ -52,6 +52,7 @@ def tiny(base: Path, sums: Path, folder: Path, **sections: Any) -> Recipe:
     )
 
 
+@pytest.mark.slow
 def test_the_reward_rises_and_the_trajectory_is_searched(tmp_path: Path) -> None:
     tasks = {"target": "target", "general": "general-opposites"}
     recipe = Recipe.model_validate(

@@ -131,6 +131,7 @@ def test_adalora_reaches_its_target_number_of_ranks(make_recipe: MakeRecipe) -> 
     assert run.manifest.method.settings["total_step"] == 7
 
 
+@pytest.mark.slow
 def test_adalora_resumes_with_its_running_averages(make_recipe: MakeRecipe) -> None:
     def until(step: int) -> Any:
         def stop(progress: Any) -> None:

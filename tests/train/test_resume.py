@@ -91,6 +91,7 @@ def killed(recipes: dict[str, Recipe]) -> dict[str, Run]:
     return {name: Run.open(folder / name) for name in processes}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(
     method: str, recipes: dict[str, Recipe], killed: dict[str, Run], tmp_path: Path

@@ -543,6 +543,7 @@ def test_a_recipe_is_served_from_the_record_only_if_it_measures_the_same(
     assert (setting is not None) == is_served
 
 
+@pytest.mark.slow
 def test_reports_of_many_choices_are_honest(tmp_path: Path):
     """Over fresh items: selection scores of the choice run high, report intervals hold."""
     optimism, covered, better = [], [], []
@@ -618,6 +619,7 @@ def test_ranges_of_weight_cover_zero_to_one_and_agree_with_choosing_at_each(tmp_
         assert pick(run, pair(num_items=1000), weight=weight).point == served
 
 
+@pytest.mark.slow
 def test_hypervolume_is_one_where_one_point_has_the_best_of_both(tmp_path: Path):
     objectives = pair(lambda x: 0.2 + 0.5 * min(2 * x, 1), lambda x: 0.8 - max(x - 0.5, 0))
     for objective in objectives:
