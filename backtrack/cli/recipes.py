@@ -91,6 +91,22 @@ def check_recipe(
         print_plan(plan)
 
 
+@recipes_app.command("reference")
+def show_reference(
+    *,
+    is_json: JsonOption = False,
+    is_quiet: QuietOption = False,  # noqa: ARG001  # there is nothing to omit
+    _verbosity: VerboseOption = 0,
+) -> None:
+    """Print every key of a recipe, as Markdown or as a JSON schema."""
+    from backtrack.recipe.reference import reference, schema
+
+    if is_json:
+        print_json(schema())
+    else:
+        sys.stdout.write(reference())
+
+
 def _purpose(path: Path) -> str:
     first = path.read_text(encoding="utf-8").partition("\n")[0]
     return first.lstrip("# ").strip()

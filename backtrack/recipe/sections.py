@@ -21,7 +21,9 @@ from backtrack.records.run import Dtype, Quantization
 class Section(BaseModel):
     """Base of a recipe's sections; abstract. Unknown keys, NaN and infinity are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class BaseSection(Section):
@@ -50,7 +52,7 @@ class FullMethod(Section):
 class PeftMethod(BaseModel):
     """A PEFT adapter; every other key is a field of its PEFT configuration."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
     kind: str
     """PEFT's name of the method, in lower case: `lora`, `oft`, `adalora`, `vera`, `ia3`, ..."""

@@ -24,7 +24,7 @@ ROLES: tuple[Role, ...] = ("target", "general")
 class Record(BaseModel):
     """Base of every record; abstract."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class Interval(Record):

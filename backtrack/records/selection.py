@@ -80,34 +80,28 @@ class Candidate(Record):
 
 
 class ObjectiveBound(Record):
-    """A bound on one objective: in percent if it is a fraction, else in its unit.
-
-    Attributes:
-        max_drop: How much worse than the base's score the score may be.
-        worst: The worst score allowed: the lowest, or the highest if lower is better. Earlier
-            versions called it `limit`.
-    """
+    """A bound on one objective: in percent if it is a fraction, else in its unit."""
 
     max_drop: Annotated[float, Field(ge=0)] | None = None
+    """How much worse than the base's score the score may be."""
     worst: float | None = Field(None, validation_alias=AliasChoices("worst", "limit"))
+    """The worst score allowed: the lowest, or the highest if lower is better. Earlier versions
+    called it `limit`."""
 
 
 class Constraints(Record):
-    """Bounds a point must meet, each in points.
-
-    Attributes:
-        max_general_drop: How far the general score may fall below the base's.
-        min_target: Lowest target score.
-        keep_gain: Share of the final checkpoint's gain on the target that must be kept.
-        objectives: Bounds on single objectives, by name.
-        bound_confidence: One-sided confidence with which the items must show a bound to be met.
-    """
+    """Bounds a point must meet, each in points."""
 
     bound_confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+    """One-sided confidence with which the items must show a bound to be met."""
     max_general_drop: Annotated[float, Field(ge=0)] | None = None
+    """How far the general score may fall below the base's."""
     min_target: float | None = None
+    """Lowest target score."""
     keep_gain: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of the final checkpoint's gain on the target that must be kept."""
     objectives: dict[str, ObjectiveBound] = Field(default_factory=dict)
+    """Bounds on single objectives, by name."""
 
 
 class ReportRow(Record):
