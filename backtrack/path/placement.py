@@ -84,7 +84,8 @@ class Placement:
                 at most twice the base's, else merged. What is measured should be what is exported:
                 name the form that will be served.
             curve: `auto` is native if the method has a native curve, else the line.
-            device: A torch device; `auto` is the first GPU, else the CPU.
+            device: A torch device; `auto` is the first GPU, all GPUs for a model that does not fit
+                on one, else the CPU.
             keep: Where the ends of a merged path are stored; `auto` is the fastest that fits.
 
         Raises:

@@ -145,12 +145,13 @@ def test_no_model_is_loaded_beside_those_of_the_path(
 
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What transformers is asked to load, in order."""
+    """What transformers is asked to load, in order; shapes alone, on `meta`, do not count."""
     asked: list[str] = []
     stock = PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
 
     def load(kind: Any, source: Any, *args: Any, **options: Any) -> Any:
-        asked.append(str(source))
+        if options.get("device_map") != {"": torch.device("meta")}:
+            asked.append(str(source))
         return stock(kind, source, *args, **options)
 
     monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(load))

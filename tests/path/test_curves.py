@@ -47,7 +47,7 @@ def test_a_buffer_of_integers_moves_with_the_weights_and_has_no_distance() -> No
     model: Any = torch.nn.BatchNorm1d(2)
     live = moving_weights(model)
     tuned = {name: tensor.detach() + 3 for name, tensor in live.items()}
-    mixture = LineMixture(live, "device", torch.device("cpu"), lambda _step: tuned)
+    mixture = LineMixture(live, "device", lambda _step: tuned)
     assert mixture.distance(Point(step=10), {}) == pytest.approx(3 * 8**0.5)
     for alpha, expected in ((0.5, 3), (1.0, 3), (0.0, 0)):
         with torch.no_grad():

@@ -56,7 +56,8 @@ def test_the_fastest_storage_that_fits_is_chosen(
     available: int, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(end_storage, "free_bytes", lambda _device: available)
-    assert choose_storage(1_000, torch.device("cpu")) == expected
+    live = {"a": torch.empty(300, dtype=torch.uint8), "b": torch.empty(200, dtype=torch.uint8)}
+    assert choose_storage(live, 2) == expected
 
 
 def test_pinned_memory_takes_its_bytes_and_lives_as_long_as_a_view_of_it() -> None:
@@ -73,7 +74,7 @@ def test_a_mapped_end_is_read_from_disk_and_leaves_no_file(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     tensor = torch.arange(4_000_000, dtype=torch.float32)
-    stored = store_end({"a": tensor}, "mapped", torch.device("cpu"))["a"]
+    stored = store_end({"a": tensor}, "mapped", {})["a"]
     assert not list(tmp_path.iterdir())
     mapped = Path("/proc/self/maps").read_text()
     assert f"{tmp_path}" in mapped

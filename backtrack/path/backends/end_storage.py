@@ -14,6 +14,7 @@ the process, however that ends. TMPDIR decides on which disk it lies.
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -32,26 +33,39 @@ if TYPE_CHECKING:
 EndStorage = Literal["device", "pinned", "mapped"]
 
 
-def choose_storage(num_bytes: int, device: torch.device) -> EndStorage:
-    """The fastest storage that has room for `num_bytes` beside what is already in memory."""
-    required = num_bytes * HEADROOM
-    if free_bytes(device) > required:
+def choose_storage(live: Mapping[str, Tensor], num_copies: int) -> EndStorage:
+    """The fastest storage that has room for copies of tensors beside what is in memory already.
+
+    Args:
+        live: The tensors; they may be on several devices.
+        num_copies: How many copies of each are to be stored.
+    """
+    required: Counter[torch.device] = Counter()
+    for tensor in live.values():
+        required[tensor.device] += int(HEADROOM * num_copies * tensor.nbytes)
+    if all(free_bytes(device) > num_bytes for device, num_bytes in required.items()):
         return "device"
-    has_room = device.type == "cuda" and free_bytes(torch.device("cpu")) > required
-    return "pinned" if has_room else "mapped"
-
-
-def total_bytes(tensors: Mapping[str, Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors.values())
+    is_on_gpu = any(device.type == "cuda" for device in required)
+    has_room = free_bytes(torch.device("cpu")) > required.total()
+    return "pinned" if is_on_gpu and has_room else "mapped"
 
 
 def store_end(
-    tensors: Mapping[str, Tensor], storage: EndStorage, device: torch.device
+    tensors: Mapping[str, Tensor], storage: EndStorage, live: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Copies of the tensors in the given storage; they share no memory with the originals."""
+    """Copies of the tensors in the given storage; they share no memory with the originals.
+
+    Args:
+        tensors: The tensors, by name.
+        storage: Where to store them; on the device, each on that of the live tensor of its name.
+        live: The tensors of the live model, by name.
+    """
     match storage:
         case "device":
-            return {n: t.detach().to(device, copy=True).contiguous() for n, t in tensors.items()}
+            return {
+                name: tensor.detach().to(live[name].device, copy=True).contiguous()
+                for name, tensor in tensors.items()
+            }
         case "pinned":
             return {n: empty_pinned(t.shape, t.dtype).copy_(t) for n, t in tensors.items()}
         case "mapped":
@@ -59,14 +73,14 @@ def store_end(
 
 
 def move_end(
-    tensors: dict[str, Tensor], storage: EndStorage, device: torch.device
+    tensors: dict[str, Tensor], storage: EndStorage, live: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Like `store_end`, but empties `tensors`: at most one of them is in memory twice."""
     if storage == "mapped":
         stored = _map(tensors)
         tensors.clear()
         return stored
-    return {n: store_end({n: tensors.pop(n)}, storage, device)[n] for n in list(tensors)}
+    return {n: store_end({n: tensors.pop(n)}, storage, live)[n] for n in list(tensors)}
 
 
 def _map(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,7 +15,6 @@ from backtrack.records.places import ANOTHER_BASE
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    import torch
     from torch import Tensor
 
     from backtrack.path.backends.end_storage import EndStorage
@@ -38,7 +37,6 @@ class LineMixture:
         self,
         live: Tensors,
         storage: EndStorage,
-        device: torch.device,
         read: Callable[[int], dict[str, Tensor]],
     ) -> None:
         """Store the values that `live` holds now as the base end.
@@ -46,14 +44,12 @@ class LineMixture:
         Args:
             live: Tensors of the live model, by name.
             storage: Where both ends are stored.
-            device: Device of the live model.
             read: Returns the trained tensors of a step, by the same names.
         """
         self.live = live
         self._storage: EndStorage = storage
-        self._device = device
         self._read = read
-        self._base = store_end(live, storage, device)
+        self._base = store_end(live, storage, live)
         self._trained: dict[str, Tensor] = {}
         self._step = 0
         self._norms: dict[str, float] = {}
@@ -77,7 +73,7 @@ class LineMixture:
             self._trained, self._norms, self._step = {}, {}, 0
             trained = self._read(step) if trained is None else trained
             _require_shapes(trained, self._base, step)
-            self._trained = move_end(trained, self._storage, self._device)
+            self._trained = move_end(trained, self._storage, self.live)
             self._step = step
 
     def write(self, point: Point, multipliers: Mapping[str, float]) -> None:
@@ -105,7 +101,8 @@ class LineMixture:
         return summed((module_of(name), self._strength(name)) for name in weights)
 
     def _strength(self, name: str) -> Strength:
-        base, trained = (tensors[name].to(self._device) for tensors in (self._base, self._trained))
+        device = self.live[name].device
+        base, trained = (tensors[name].to(device) for tensors in (self._base, self._trained))
         return relative_strength(trained, base)
 
 

@@ -4,8 +4,9 @@ There are three: whole models on the line, adapters on the line, and adapters on
 curve. Each holds the live model and its stored ends; nothing is computed from the live weights.
 
 Memory, in copies of the base, on the device or where the ends are stored: whole models 3 (live,
-base end, checkpoint), adapters 2 (live, base end). An adapter's trained end is never held: each
-layer is merged in fp32 when it is written, also on the line.
+base end, checkpoint), adapters 2 (live, base end), and no more while a run opens: whole models are
+loaded one after the other. An adapter's trained end is never held: each layer is merged in fp32
+when it is written, also on the line. A model may be spread over several devices.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from backtrack.path.adapters.effective_weights import effective_weights, overwri
 from backtrack.path.adapters.opening import open_adapter
 from backtrack.path.adapters.strength import is_weight, relative_strength
 from backtrack.path.backends.attached import Attached
-from backtrack.path.backends.end_storage import choose_storage, store_end, total_bytes
+from backtrack.path.backends.end_storage import choose_storage, store_end
 from backtrack.path.backends.line_mixture import LineMixture, module_of
 from backtrack.path.curves import line, rounding
 from backtrack.path.models.configuration import load_as_checkpoint
@@ -63,24 +64,28 @@ class MergedFullModel:
     tolerance = 0.0
 
     def __init__(self, run: Run, device: torch.device, storage: EndStorage | None) -> None:
-        self.model: PreTrainedModel = load_as_checkpoint(run, device)
+        shell = load_as_checkpoint(run, torch.device("meta"))  # shapes and names, no weights
         final = FullCheckpoint.read(run, run.final.step)
-        stock = final.load(str(self.model.dtype).removeprefix("torch."), device)
-        if not is_tied(stock):
-            untie_head(self.model)
-        trained = final.weights(self.model)
-        rows = vocabulary_size(self.model), trained_rows(self.model, trained)
+        stock = final.load(str(shell.dtype).removeprefix("torch."), device)
+        is_untied = not is_tied(stock)
+        if is_untied:
+            untie_head(shell)
+        trained = final.weights(shell)
+        rows = vocabulary_size(shell), trained_rows(shell, trained)
         self.vocabulary, self.is_resized = min(rows), len(set(rows)) > 1
-        self.probe_base = probe(self.model, self.vocabulary)
         self.probe_final = probe(stock, self.vocabulary)
-        del stock, final  # free their memory before the ends are stored
+        del stock, final  # free their memory before the base is loaded
+        self.model: PreTrainedModel = load_as_checkpoint(run, device)
+        if is_untied:
+            untie_head(self.model)
+        self.probe_base = probe(self.model, self.vocabulary)
         fit_vocabulary(self.model, trained)
         live = moving_weights(self.model)
-        chosen = storage or choose_storage(2 * total_bytes(live), device)
+        chosen = storage or choose_storage(live, 2)
         self.end_storage: EndStorage | None = chosen
         model = self.model  # a reader that held `self` would keep both alive
         self._line = LineMixture(
-            live, chosen, device, lambda step: FullCheckpoint.read(run, step).weights(model)
+            live, chosen, lambda step: FullCheckpoint.read(run, step).weights(model)
         )
         self._line.load(run.final.step, trained)
 
@@ -115,7 +120,7 @@ class _MergedAdapter(ABC):
     def __init__(self, run: Run, device: torch.device, storage: EndStorage | None) -> None:
         self.model: PreTrainedModel = load_base(run.base, device)
         parameters = dict(self.model.named_parameters())
-        chosen = storage or choose_storage(total_bytes(parameters), device)
+        chosen = storage or choose_storage(parameters, 1)
         self.end_storage: EndStorage | None = chosen
         opened = self._open(run, device if chosen == "device" else torch.device("cpu"))
         self._adapted: PeftModel = opened.model
@@ -134,7 +139,7 @@ class _MergedAdapter(ABC):
         self.moving = {name: live[name] for name in self._base}
         # Loading a KaSA adapter rewrites the second model's base.
         rewritten = {n: w for n, w in self.moving.items() if not _is_same(w, self._base[n])}
-        self._base |= store_end(rewritten, chosen, device)
+        self._base |= store_end(rewritten, chosen, rewritten)
 
     @abstractmethod
     def _open(self, run: Run, device: torch.device) -> OpenedAdapter:
@@ -147,11 +152,12 @@ class _MergedAdapter(ABC):
         )
 
     def _effective(self, names: Container[str]) -> Iterator[tuple[str, Tensor]]:
-        """Each weight as the adapter changes it now, in fp32 on the live model's device."""
+        """Each weight as the adapter changes it now, in fp32 on the live weight's device."""
+        live = dict(self.model.named_parameters(remove_duplicate=False))
         for name, write in self._writers():
             if name in names:
                 shape = self._base[name].shape
-                out = torch.empty(shape, dtype=torch.float32, device=self.model.device)
+                out = torch.empty(shape, dtype=torch.float32, device=live[name].device)
                 write(out)
                 yield name, out
 
@@ -255,5 +261,5 @@ def _store_base_weights(model: PeftModel, storage: EndStorage) -> None:
     """Move the base weights of the second model into the storage for ends."""
     if storage != "device":
         frozen = {n: p for n, p in model.named_parameters() if not p.requires_grad}
-        for name, stored in store_end(frozen, storage, torch.device("cpu")).items():
+        for name, stored in store_end(frozen, storage, frozen).items():
             frozen[name].data = stored

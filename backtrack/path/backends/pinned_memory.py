@@ -16,6 +16,8 @@ import torch
 
 logger = logging.getLogger(__name__)
 
+_PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+
 
 def empty_pinned(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
     """An uninitialized tensor on the CPU, page-locked if there is a GPU.
@@ -26,7 +28,7 @@ def empty_pinned(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
     num_values = shape.numel()
     if num_values == 0:
         return torch.empty(shape, dtype=dtype)
-    pages = _LockedPages(-1, num_values * dtype.itemsize)
+    pages = _LockedPages(-1, num_values * dtype.itemsize, flags=_PRIVATE)
     if torch.cuda.is_available():
         pages.lock()
     return torch.frombuffer(pages, dtype=dtype, count=num_values).view(shape)

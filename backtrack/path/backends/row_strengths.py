@@ -57,7 +57,8 @@ class RowStrengths:
         try:
             self._place(points[0].model_copy(update={"alpha": 1.0}))
             for layer, scaling in zip(layers, scalings, strict=True):
-                layer.scaling[adapter] = scaling * strengths
+                device = next(layer.parameters()).device  # of a model on several cards
+                layer.scaling[adapter] = scaling * strengths.to(device)
             yield
         finally:
             for layer, scaling in zip(layers, scalings, strict=True):

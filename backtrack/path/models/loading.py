@@ -18,12 +18,14 @@ from backtrack.errors import PlacementError
 from backtrack.formatting import one_line
 from backtrack.path.adapters.handles import plain_name
 from backtrack.path.adapters.tuners import tuner_of
+from backtrack.path.backends.free_memory import HEADROOM, free_bytes
 from backtrack.path.curves import rounding
 from backtrack.path.models.architecture import class_and_config
 from backtrack.path.models.embeddings import fit_vocabulary, vocabulary_size
 from backtrack.path.models.exact_arithmetic import exact_arithmetic
 from backtrack.records.places import ANOTHER_BASE
 from backtrack.run.checkpoint_reader import base_folder, has_stock_names, read_tensors, verify_base
+from backtrack.run.checkpoint_writer import weight_files
 from backtrack.run.files import read_record
 
 if TYPE_CHECKING:
@@ -41,7 +43,10 @@ _ORIGINAL = "original_module"
 
 
 def pick_device(device: str) -> torch.device:
-    """The named device; `auto` is the first GPU, else the CPU."""
+    """The named device; `auto` is the GPUs, else the CPU.
+
+    `cuda` without an index is the first GPU, or all of them for a model that does not fit there.
+    """
     if device != "auto":
         return torch.device(device)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -119,6 +124,7 @@ def load_model(
     """
     try:
         with _no_progress_bar():
+            options = _loading_options(quantization, device, folder)
             own = config or read_config(folder, trust_remote_code=trust_remote_code)
             kind, part = class_and_config(own)
             loaded: Any = kind.from_pretrained(
@@ -128,7 +134,7 @@ def load_model(
                 use_safetensors=True,
                 config=part,
                 output_loading_info=True,
-                **_loading_options(quantization, device),
+                **options,
             )
     except PlacementError:
         raise
@@ -143,8 +149,20 @@ def load_model(
             # On some CPUs bitsandbytes repacks the weights for bf16 at the first forward pass in
             # evaluation mode: logits would depend (by 0.002) on what the model was used for.
             module.support_avx512bf16_for_cpu = False
-    ready: PreTrainedModel = (model if quantization else model.to(device)).eval()
+    ready: PreTrainedModel = (model if options else model.to(device)).eval()
+    _require_on_devices(ready, device, folder)
     return ready.requires_grad_(requires_grad=False)
+
+
+def _require_on_devices(model: PreTrainedModel, device: torch.device, folder: Path) -> None:
+    """Weights that accelerate keeps elsewhere, because they do not fit, cannot be written to."""
+    elsewhere = [n for n, p in model.named_parameters() if p.device.type != device.type]
+    if elsewhere:
+        raise PlacementError(
+            f"{folder} does not fit on the {torch.cuda.device_count()} GPUs of this machine: "
+            f"{len(elsewhere)} of its weights are left over, first {elsewhere[0]!r}. Quantize the "
+            "base (`base: {quantization: 4bit}`), or use GPUs with more memory."
+        )
 
 
 def _require_complete(missing: Iterable[str], folder: Path) -> None:
@@ -176,9 +194,18 @@ _QUANTIZATIONS: Mapping[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def _loading_options(quantization: Quantization | None, device: torch.device) -> dict[str, Any]:
-    """Load the model onto its device, without a copy in host memory first."""
+def _loading_options(
+    quantization: Quantization | None, device: torch.device, folder: Path
+) -> dict[str, Any]:
+    """Load the model onto its device, without a copy in host memory first.
+
+    A model that does not fit on the first of several GPUs is spread over them by accelerate.
+    """
     on_device: dict[str, Any] = {} if device.type == "cpu" else {"device_map": {"": device}}
+    if device == torch.device("cuda") and torch.cuda.device_count() > 1:
+        num_bytes = sum(path.stat().st_size for path in weight_files(folder))
+        if free_bytes(device) < HEADROOM * num_bytes:
+            on_device = {"device_map": "auto"}
     return on_device | quantization_options(quantization, device)
 
 
