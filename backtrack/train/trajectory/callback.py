@@ -17,8 +17,8 @@ from transformers import TrainerCallback
 from typing_extensions import override
 
 from backtrack.errors import RunError
-from backtrack.train.trajectory.cadence import section_of
 from backtrack.train.trajectory.beginning import Beginning
+from backtrack.train.trajectory.cadence import section_of
 from backtrack.train.trajectory.processes import Processes
 from backtrack.train.trajectory.saver import CheckpointSaver, require_savable
 

@@ -30,6 +30,7 @@ from backtrack.run.checkpoint_reader import base_folder, read_checkpoint
 from backtrack.run.thinning import TrajectoryBudget
 from backtrack.run.trajectory_writer import Offered, TrajectoryWriter
 from backtrack.train.trajectory.base_model import is_vocabulary_resized, plain_model
+from backtrack.train.trajectory.beginning import Beginning
 from backtrack.train.trajectory.cadence import (
     ByDistance,
     EverySteps,
@@ -40,7 +41,6 @@ from backtrack.train.trajectory.cadence import (
 from backtrack.train.trajectory.initializations import require_reloadable_initialization
 from backtrack.train.trajectory.live_method import active_config, initialization_of
 from backtrack.train.trajectory.live_weights import LiveWeights
-from backtrack.train.trajectory.beginning import Beginning
 from backtrack.train.trajectory.processes import Processes
 from backtrack.train.trajectory.snapshot import Snapshots
 
