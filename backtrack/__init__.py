@@ -1,7 +1,8 @@
 """Find the best point on a fine-tuning path, without training again.
 
 ```python
-from backtrack import Placement, Point, Run, TrajectoryCallback, adopt, search, select, export
+from backtrack import Placement, Point, Run, adopt, search, select, export
+from backtrack import CheckpointSaver, TrajectoryCallback  # for a loop, for a Trainer
 ```
 Heavy libraries are imported when one of these names is first used.
 """
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
     from backtrack.selection.choice.select import select
     from backtrack.selection.search.driver import search
     from backtrack.train.trajectory.callback import TrajectoryCallback
+    from backtrack.train.trajectory.saver import CheckpointSaver
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CheckpointSaver",
     "Placement",
     "Point",
     "Run",
@@ -35,6 +38,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CheckpointSaver": "backtrack.train.trajectory.saver",
     "Placement": "backtrack.path.placement",
     "Point": "backtrack.point",
     "Run": "backtrack.run.directory",

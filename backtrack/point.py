@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from backtrack.errors import UsageError
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 MAX_ALPHA = 4.0
+NAMES = ("base", "chosen", "final")
+"""Points of a run that have a name."""
 
 
 class Point(BaseModel):
@@ -61,3 +66,23 @@ def parse_point(text: str) -> Point:
         raise UsageError(
             f"{text!r} is not a point. Write STEP:ALPHA, such as 400:0.35, or STEP:ALPHA:PROFILE."
         ) from error
+
+
+def is_point(text: str) -> bool:
+    """Whether a text names a point: one of `NAMES`, STEP:ALPHA, or ALPHA."""
+    return text in NAMES or text.replace(".", "").replace(":", "").isdigit()
+
+
+def find_point(text: str, named: Mapping[str, Point]) -> Point:
+    """The point that a text names: base, chosen, final, STEP:ALPHA, or ALPHA of the last step.
+
+    Args:
+        text: The text.
+        named: Points of `NAMES`, the final checkpoint among them.
+
+    Raises:
+        UsageError: It names no point.
+    """
+    if text in named:
+        return named[text]
+    return parse_point(text if ":" in text else f"{named['final'].step}:{text}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -42,6 +43,18 @@ TWO = (
     "objectives=[{kind: examples, role: target, path: target.jsonl, max_new_tokens: 4}, "
     "{kind: examples, role: general, path: general-kinds.jsonl, max_new_tokens: 4}]"
 )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_loop_of_ones_own_with_the_saver_ends_in_an_adapter(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = runpy.run_path(str(ROOT / "examples" / "with_a_loop.py"))["main"]
+    main(tmp_path / "mine", 16, *SMALL, FEW, TWO)
+    assert Run.open(tmp_path / "mine").steps == tuple(range(2, 17, 2))
+    written = tmp_path / "mine" / "export"
+    assert list(written.rglob("*.safetensors"))
+    assert str(written) in capsys.readouterr().out
 
 
 def cells(name: str) -> str:

@@ -10,7 +10,6 @@ import typer
 
 from backtrack import terminal
 from backtrack.cli.app import app
-from backtrack.cli.export import parse_point
 from backtrack.cli.options import (
     BaseOption,
     JsonOption,
@@ -23,6 +22,7 @@ from backtrack.cli.options import (
 )
 from backtrack.cli.targets import command_line, open_run, print_json
 from backtrack.errors import UsageError
+from backtrack.point import parse_point
 from backtrack.records import ROLES
 
 if TYPE_CHECKING:

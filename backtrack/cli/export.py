@@ -22,8 +22,7 @@ from backtrack.cli.options import (
 from backtrack.cli.targets import draw_report, open_run, print_json, write_export
 from backtrack.errors import RunError, UsageError
 from backtrack.formatting import command
-from backtrack.point import Point
-from backtrack.point import parse_point as parse_point
+from backtrack.point import Point, parse_point
 
 if TYPE_CHECKING:
     from backtrack.records.selection import Selection

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Literal
 
 from backtrack.errors import UsageError
 from backtrack.gate.lm_eval_results import is_lm_eval_folder
-from backtrack.point import Point, parse_point
+from backtrack.point import Point, find_point, is_point
 from backtrack.run.finding import find_runs, is_run
 
 if TYPE_CHECKING:
     from backtrack.run.directory import Run
 
 Kind = Literal["lm_eval", "measurements", "run", "model"]
-NAMED = ("base", "chosen", "final")
 _ADAPTER = "adapter_config.json"
 _MODEL = "config.json"
 
@@ -22,8 +21,8 @@ _MODEL = "config.json"
 def split_name(text: str) -> tuple[str, str]:
     """Split `NAME@POINT` into both; the point is empty where none is named."""
     name, at, point = text.rpartition("@")
-    is_point = point in NAMED or point.replace(":", "").replace(".", "")[:1].isdigit()
-    return (name, point) if at and is_point and not Path(text).exists() else (text, "")
+    is_named = bool(at) and is_point(":".join(point.split(":")[:2])) and not Path(text).exists()
+    return (name, point) if is_named else (text, "")
 
 
 def kind_of(name: str, runs: Path = Path("runs")) -> Kind:
@@ -72,12 +71,9 @@ def point_of(run: Run, text: str) -> Point:
         UsageError: The text is no point, or nothing is chosen yet.
     """
     selection = run.selection()
-    if text == "base":
-        return Point.base()
     if text == "chosen" and selection is None:
         raise UsageError(f"{run.path} has no choice yet: `backtrack select` makes one.")
-    if text in ("", "chosen") and selection is not None:
-        return selection.chosen
-    if text in ("", "final"):
-        return run.final
-    return parse_point(text if ":" in text else f"{run.final.step}:{text}")
+    chosen = run.final if selection is None else selection.chosen
+    return find_point(
+        text or "chosen", {"base": Point.base(), "chosen": chosen, "final": run.final}
+    )

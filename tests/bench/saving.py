@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,18 +124,14 @@ def stall(name: str, model: Any, *, every_seconds: float, num_saves: int = 60) -
     """Time a save holds up the caller, over a plain copy of the bytes into allocated memory."""
     folder = Path(tempfile.mkdtemp())
     run = create_run(folder / "run", model, None, seed=0)
-    args = TrainingArguments(output_dir=str(folder / "out"), use_cpu=not torch.cuda.is_available())
-    state = Trainer(model=model, args=args).state
-    state.max_steps = 10**6
-    saver = CheckpointSaver(run, TrajectorySection(every_steps=1), model, args, state)
+    saver = CheckpointSaver(run, TrajectorySection(every_steps=1), model)
     live = LiveWeights(model, is_resized=False, dtype=None).tensors
     bare = bare_copy(live)
     ours, copies = [], []
     for step in range(1, num_saves + 1):
-        state.global_step = step
         nudge(live)
         copies.append(timed(bare))
-        ours.append(timed(lambda: saver.save_if_due(state)))
+        ours.append(timed(partial(saver.step, step)))
         time.sleep(every_seconds)
     saver.close()
     held, copy = statistics.median(ours[6:]), statistics.median(copies[6:])

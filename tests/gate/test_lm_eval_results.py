@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from tests.gate.conftest import NUM_DOCUMENTS, evaluate
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def reported(folder) -> dict:
+def reported(folder) -> Any:
     """What lm-eval reported."""
     (path,) = folder.rglob("results_*.json")
     return json.loads(path.read_text(encoding="utf-8"))["results"]

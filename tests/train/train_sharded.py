@@ -1,4 +1,4 @@
-"""Train with weights sharded by FSDP2, or unsharded, saving every second step by the callback.
+"""Train with weights sharded by FSDP2, or unsharded, saving every second step.
 
     python -m torch.distributed.run --nproc-per-node 2 tests/train/train_sharded.py METHOD... OUT
 
@@ -24,11 +24,11 @@ from peft import LoraConfig, get_peft_model
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, TrainerControl, TrainerState, TrainingArguments
+from transformers import AutoModelForCausalLM
 
 from backtrack.run.trajectory_writer import TrajectoryWriter
-from backtrack.train.trajectory import callback as callback_module
-from backtrack.train.trajectory.callback import TrajectoryCallback
+from backtrack.train.trajectory import beginning
+from backtrack.train.trajectory.saver import CheckpointSaver
 from tests.train.test_callback import LINEAR, model_in_memory
 
 NUM_STEPS = 5
@@ -89,17 +89,10 @@ def train(method: str, out: Path) -> None:
     """Five steps; `out` becomes the run."""
     model = make_model(method, out.parent)
     take_step = sharded_step(model)
-    is_main = not dist.is_initialized() or dist.get_rank() == 0
-    args = TrainingArguments(output_dir=str(out.with_name("unused")), use_cpu=True)
-    state = TrainerState(max_steps=NUM_STEPS, is_world_process_zero=is_main)
-    control = TrainerControl()
-    callback = TrajectoryCallback(out, every_steps=2)
-    callback.on_train_begin(args, state, control, model=model)
-    for step in range(1, NUM_STEPS + 1):
-        take_step(batch(step))
-        state.global_step = step
-        callback.on_step_end(args, state, control, model=model)
-    callback.on_train_end(args, state, control, model=model)
+    with CheckpointSaver.begin(out, model, every_steps=2) as saver:
+        for step in range(1, NUM_STEPS + 1):
+            take_step(batch(step))
+            saver.step(step)
 
 
 def slow(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -127,7 +120,7 @@ def count_gathered(sizes: list[int]) -> None:
 if __name__ == "__main__":
     *methods, folder = sys.argv[1:]
     dist.init_process_group("gloo")
-    callback_module.create_run = slow(callback_module.create_run)  # type: ignore[attr-defined]
+    beginning.create_run = slow(beginning.create_run)  # type: ignore[attr-defined]
     TrajectoryWriter.offer = slow(TrajectoryWriter.offer)  # type: ignore[method-assign]
     gathered: list[int] = []
     count_gathered(gathered)

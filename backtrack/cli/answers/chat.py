@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from backtrack import terminal
-from backtrack.cli.answers.points import find_point
 from backtrack.cli.app import app
 from backtrack.cli.options import (
     BaseOption,
@@ -22,7 +21,7 @@ from backtrack.cli.options import (
 from backtrack.cli.targets import open_run
 from backtrack.errors import BacktrackError
 from backtrack.formatting import visible
-from backtrack.point import Point
+from backtrack.point import Point, find_point
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

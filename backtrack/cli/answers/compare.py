@@ -8,11 +8,11 @@ import typer
 from rich.text import Text
 
 from backtrack import formatting, terminal
-from backtrack.cli.answers.points import NAMES, find_point, is_point
 from backtrack.cli.app import app
 from backtrack.cli.options import JsonOption, QuietOption, VerboseOption
 from backtrack.cli.targets import open_run, print_json
 from backtrack.errors import UsageError
+from backtrack.point import NAMES, find_point, is_point
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,12 +12,16 @@ from backtrack.cli.app import EXIT_FAILED, EXIT_UNDECIDED, app
 from backtrack.cli.gate.opening import Opening
 from backtrack.cli.options import (
     BaseOption,
+    BatchSizeOption,
+    DeviceOption,
     JsonOption,
+    LimitOption,
     QuietOption,
     RecipeOption,
     SetOption,
     TrustOption,
     VerboseOption,
+    as_settings,
 )
 from backtrack.cli.targets import print_json
 from backtrack.errors import UsageError
@@ -72,6 +76,9 @@ def gate(
     base: BaseOption = None,
     recipe: RecipeOption = None,
     overrides: SetOption = None,
+    device: DeviceOption = None,
+    batch_size: BatchSizeOption = None,
+    limit: LimitOption = None,
     *,
     may_run_code: TrustOption = False,
     is_json: JsonOption = False,
@@ -93,7 +100,8 @@ def gate(
         *_role_bounds("max_drop", {"general": max_general_drop, "target": max_target_drop}),
         *_role_bounds("min_gain", {"target": min_target_gain}),
     ]
-    opening = Opening(base, recipe, overrides, target or (), may_run_code=may_run_code)
+    settings = as_settings(overrides, device=device, batch_size=batch_size, limit=limit)
+    opening = Opening(base, recipe, settings, target or (), may_run_code=may_run_code)
     with terminal.progress("measuring", is_quiet=is_quiet or is_json) as report:
         sides = opening.sides(candidate, against)
         result = compare_sides(*sides, bounds, confidence=confidence, seed=opening.seed,

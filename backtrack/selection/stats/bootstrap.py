@@ -168,7 +168,8 @@ def residual_sums(differences: Floats, clusters: Sequence[str]) -> list[Floats]:
     for columns in _resampling_groups(drawn.tolist()):
         is_in = np.isin(of_item, columns)
         gaps = np.where(is_in, differences - differences[is_in].mean(), 0.0)
-        found.append(np.bincount(of_item, gaps, len(drawn))[columns])
+        sums = np.bincount(of_item, gaps, len(drawn)).astype(np.float64)
+        found.append(sums[columns])
     return found
 
 

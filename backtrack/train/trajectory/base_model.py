@@ -110,7 +110,7 @@ def write_base(
         if initialization.startswith(BASE_CHANGING_INITIALIZATIONS):
             raise UsageError(
                 f"init_lora_weights={initialization!r} has changed the base already, and the "
-                "base's files are not known. Name them: TrajectoryCallback(..., base=FOLDER)."
+                "base's files are not known. Name them: `base=FOLDER`."
             )
     plain = plain_model(model)
     plain.save_pretrained(folder, state_dict=plain_weights(plain, weights))

@@ -9,17 +9,20 @@ uninterrupted one.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import ValidationError
 from typing_extensions import override
+
+from backtrack.errors import UsageError
+from backtrack.recipe import TrajectorySection
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from backtrack.recipe import TrajectorySection
     from backtrack.run.thinning import Spacing
 
 _MAX_SAMPLED_VALUES = 1 << 20
@@ -122,3 +125,22 @@ def spacing_of(section: TrajectorySection) -> Spacing:
     if section.every_distance is not None:
         return "distance"
     return "steps" if section.log_checkpoints is None else "log"
+
+
+def section_of(values: dict[str, Any], whose: str) -> TrajectorySection:
+    """Make the section of a recipe that keywords describe.
+
+    Args:
+        values: Keys of `trajectory`.
+        whose: Who was given them, for messages.
+
+    Raises:
+        UsageError: A key is unknown, or its value out of range.
+    """
+    try:
+        return TrajectorySection.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "cadence"
+        reason = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"{whose}: {key}: {reason}, got {first['input']!r}.") from error
