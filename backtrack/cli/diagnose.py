@@ -67,7 +67,8 @@ def diagnose(
         typer.Option(
             "--location",
             metavar="NAME",
-            help="Modules whose activations are compared; default: the paper's eight depths.",
+            help="Modules whose activations are compared, such as paper8, those of PEFT-Arena's "
+            "release; default: attention and MLP at four depths.",
         ),
     ] = None,
     prompts: Annotated[

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 DIMENSION = 16
 """Dimension of the principal subspaces that are compared."""
+RELEASE_DIMENSIONS = (32, 64)
+"""Those of PEFT-Arena's release."""
 MAX_FP64_FEATURES = 1024
 TINY = 1e-30
 
@@ -50,6 +52,7 @@ class _PointSums:
         self.total: Tensor | None = None
         self.cosine = 0.0
         self.norm = 0.0
+        self.log_norm = 0.0
 
     def add(self, start: Tensor, unit: Tensor, end: Tensor) -> None:
         difference = end - start
@@ -66,6 +69,8 @@ class _PointSums:
         self.cosine += float(unit_difference.double().square().sum()) / 2
         relative = (end_norms - start_norms).abs() / start_norms.clamp(min=TINY)
         self.norm += float(relative.double().sum())
+        ratio = end_norms.clamp(min=TINY) / start_norms.clamp(min=TINY)
+        self.log_norm += float(ratio.double().log().abs().sum())
 
 
 class Pairs:
@@ -134,16 +139,20 @@ class Pairs:
         raw = _Sums(*map(_matrix, (self._base, point.cross, point.change)))
         unit = _Sums(*map(_matrix, (self._unit_base, point.unit_cross, point.unit_change)))
         centred = self._centred(raw, _matrix(point.total))
-        distance, dimension = _subspace_distance(centred, self.num_rows)
+        distances = _subspace_distances(centred, self.num_rows)
         return ActivationGeometry(
             procrustes=_procrustes(raw),
             gram=_gram(unit),
             cka=_cka(centred),
             cosine_drift=point.cosine / self.num_rows,
             norm_drift=point.norm / self.num_rows,
-            subspace_distance=distance,
-            dimension=dimension,
+            subspace_distance=distances[DIMENSION],
+            dimension=_dimension(DIMENSION, centred, self.num_rows),
             num_tokens=self.num_rows,
+            procrustes_centred=_procrustes(centred),
+            log_norm_drift=point.log_norm / self.num_rows,
+            subspace_distance_32=distances[32],
+            subspace_distance_64=distances[64],
         )
 
     def _centred(self, raw: _Sums, total: Tensor) -> _Sums:
@@ -198,15 +207,23 @@ def _cka(sums: _Sums) -> float:
     return float(product.square().sum() / scale.clamp(min=TINY))
 
 
-def _subspace_distance(sums: _Sums, num_rows: int) -> tuple[float, int]:
-    """Distance between the leading principal subspaces, and their dimension."""
-    dimension = max(1, min(DIMENSION, len(sums.base), num_rows - 1))
+def _subspace_distances(sums: _Sums, num_rows: int) -> dict[int, float]:
+    """Distance between the principal subspaces, by the largest dimension each may have."""
     after = sums.base + sums.cross + sums.cross.T + sums.change
-    base_span, point_span = (
-        torch.linalg.eigh((m + m.T) / 2).eigenvectors[:, -dimension:] for m in (sums.base, after)
-    )
-    outside = point_span - base_span @ (base_span.T @ point_span)
-    return float(torch.linalg.matrix_norm(outside)) / math.sqrt(dimension), dimension
+    directions = [
+        torch.linalg.eigh((m + m.T) / 2).eigenvectors.flip(1) for m in (sums.base, after)
+    ]
+    distances = {}
+    for largest in (DIMENSION, *RELEASE_DIMENSIONS):
+        dimension = _dimension(largest, sums, num_rows)
+        base_span, point_span = (found[:, :dimension] for found in directions)
+        outside = point_span - base_span @ (base_span.T @ point_span)
+        distances[largest] = float(torch.linalg.matrix_norm(outside)) / math.sqrt(dimension)
+    return distances
+
+
+def _dimension(largest: int, sums: _Sums, num_rows: int) -> int:
+    return max(1, min(largest, len(sums.base), num_rows - 1))
 
 
 def _root(square: float) -> float:

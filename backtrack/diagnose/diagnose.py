@@ -28,7 +28,7 @@ from backtrack.evaluate.objectives.items import digest
 from backtrack.evaluate.torch_model import TorchModel, at_base
 from backtrack.path.placement import place_as_asked
 from backtrack.point import Point
-from backtrack.records.diagnosis import Diagnosis, ModuleGeometry
+from backtrack.records.diagnosis import ActivationGeometry, Diagnosis, ModuleGeometry
 from backtrack.records.record import now
 from backtrack.run.files import append_line, read_lines, write_atomically
 
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from backtrack.diagnose.modules import LinearModule
     from backtrack.path.placement import Placement
     from backtrack.records import Role
-    from backtrack.records.diagnosis import ActivationGeometry
     from backtrack.run.directory import Run
 
     OnProgress = Callable[[int, int, str], None]
@@ -150,7 +149,7 @@ class _Diagnoser:
             {step: self._run.entry(step).sha256 for step in self._run.steps},
             [self._placement.form, self._placement.curve],
             [prompts.digest for prompts in self._prompts],
-            [self._options.mode, self._options.seed],
+            [self._options.mode, self._options.seed, *ActivationGeometry.model_fields],
         )[:16]
 
     @torch.no_grad()

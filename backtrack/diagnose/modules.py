@@ -34,6 +34,14 @@ if TYPE_CHECKING:
 
 DEPTHS = {"first": 0.0, "early": 1 / 3, "late": 2 / 3, "last": 1.0}
 PARTS: tuple[Part, ...] = ("attention", "mlp")
+SETS = {
+    "paper8": tuple(
+        f"*.{block}.*{name}"
+        for block in (9, 18)
+        for name in ("q_proj", "k_proj", "v_proj", "down_proj")
+    )
+}
+"""Patterns by the name of a set of modules: `paper8` are those of PEFT-Arena's release."""
 
 
 @dataclass(frozen=True)
@@ -111,11 +119,11 @@ def linear_modules(model: Any) -> tuple[LinearModule, ...]:
 
 
 def choose(modules: Sequence[LinearModule], patterns: Sequence[str]) -> tuple[LinearModule, ...]:
-    """Choose modules by location, path, or a pattern such as `*.down_proj`.
+    """Choose modules by location, path, set, or a pattern such as `*.down_proj`.
 
     Args:
         modules: All modules.
-        patterns: Locations, paths and patterns; empty for all modules.
+        patterns: Locations, paths, names of `SETS` and patterns; empty for all modules.
 
     Raises:
         UsageError: One of them matches no module.
@@ -124,14 +132,15 @@ def choose(modules: Sequence[LinearModule], patterns: Sequence[str]) -> tuple[Li
         return tuple(modules)
     by_location = locations(modules)
     chosen: set[str] = set()
-    for pattern in patterns:
+    for pattern in (each for text in patterns for each in SETS.get(text, (text,))):
         is_location = pattern in by_location
         names = [by_location[pattern]] if is_location else _matching(modules, pattern)
         if not names:
-            known = [*by_location, *(module.name for module in modules)]
+            places = [*by_location, *SETS]
+            known = [*places, *(module.name for module in modules)]
             raise UsageError(
                 f"no linear module matches {pattern!r}.{nearest(pattern, known)} Give a path, a "
-                f"pattern such as '*.down_proj', or a location: {', '.join(by_location)}."
+                f"pattern such as '*.down_proj', or a location: {', '.join(places)}."
             )
         chosen.update(names)
     return tuple(module for module in modules if module.name in chosen)

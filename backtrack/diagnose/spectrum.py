@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 
@@ -37,6 +37,8 @@ NUM_SHOWN = 128
 ROUNDING = 3e-6
 """Relative rounding error of singular values in fp32; those below this share of the largest count
 as 0."""
+WINDOW = 5
+"""Directions of a moving average."""
 FLOOR = 1e-12
 """Floor of a profile, as a share of its largest value."""
 
@@ -120,7 +122,8 @@ def spectrum(base: Directions, update: Tensor, seed: int = 0) -> Spectrum:
     # u^T W v - s equals u^T dW v, which does not subtract two large numbers.
     retention = (base.left * mapped).sum(dim=0).abs() / base.total
     adaptation = torch.linalg.vector_norm(mapped, dim=0) / base.values[0]
-    rank, low, high = effective_rank(wide, base.mode, seed)
+    values = singular_values(wide, base.mode, seed)
+    rank, low, high = effective_rank(values)
     shown = _shown(len(base.values))
     return Spectrum(
         mode=base.mode,
@@ -133,6 +136,9 @@ def spectrum(base: Directions, update: Tensor, seed: int = 0) -> Spectrum:
         effective_rank=rank,
         effective_rank_low=low,
         effective_rank_high=high,
+        stable_rank=stable_rank(values),
+        retention_deviation=deviation(retention * base.total),
+        adaptation_deviation=deviation(adaptation * base.values[0]),
     )
 
 
@@ -149,31 +155,72 @@ def fluctuation(profile: Tensor) -> float:
     return float(decades.diff().abs().mean())
 
 
-def effective_rank(update: Tensor, mode: Mode, seed: int = 0) -> tuple[float, float, float]:
-    """Effective rank of an update, with its lower and upper bound.
+def deviation(profile: Tensor) -> float:
+    """Mean distance of a profile from its moving average over `WINDOW` directions.
 
-    It is the exponential of the entropy of the singular values divided by their sum.
+    The profile is mirrored at its ends. This is the fluctuation score of PEFT-Arena's release.
+
+    Args:
+        profile: Numbers, [directions].
+    """
+    if len(profile) < WINDOW:
+        return 0.0
+    mirrored = torch.nn.functional.pad(profile.double()[None], [WINDOW // 2] * 2, mode="reflect")
+    average = mirrored[0].unfold(0, WINDOW, 1).mean(dim=1)
+    return float((profile.double() - average).abs().mean())
+
+
+class SingularValues(NamedTuple):
+    """Singular values of an update.
+
+    Attributes:
+        leading: Descending, fp64; all of them if exact.
+        rest: Sum of the squares of the others.
+        num_rest: How many others there are.
+    """
+
+    leading: Tensor
+    rest: float
+    num_rest: int
+
+
+def singular_values(update: Tensor, mode: Mode, seed: int = 0) -> SingularValues:
+    """Compute the singular values of an update.
 
     Args:
         update: dW, [out, in].
-        mode: Whether to use all singular values, or the leading ones and bounds for the rest.
+        mode: Whether to compute all of them, or the leading ones and the norm of the rest.
         seed: Seed of the random vectors.
     """
-    norm = float(torch.linalg.vector_norm(update.double()))
-    if norm == 0:
-        return 0.0, 0.0, 0.0
     side = min(update.shape)
     if mode == "exact" or side <= NUM_DIRECTIONS + OVERSAMPLED:
-        rank = _entropy_rank(torch.linalg.svdvals(update).double())
-        return rank, rank, rank
+        return SingularValues(torch.linalg.svdvals(update).double(), 0.0, 0)
     left, leading, _ = _leading(update, seed)
-    values = leading.double()
     # From the residual itself: the difference of two sums of squares would cancel.
     rest = float((update - left @ (left.T @ update)).double().square().sum())
-    if rest <= (ROUNDING * norm) ** 2:
+    if rest <= (ROUNDING * float(torch.linalg.vector_norm(update.double()))) ** 2:
+        return SingularValues(leading.double(), 0.0, 0)
+    return SingularValues(leading.double(), rest, side - len(leading))
+
+
+def stable_rank(values: SingularValues) -> float:
+    """Sum of the squares over the largest square; 0 for no update."""
+    largest = float(values.leading[0]) ** 2
+    return (float(values.leading.square().sum()) + values.rest) / largest if largest else 0.0
+
+
+def effective_rank(found: SingularValues) -> tuple[float, float, float]:
+    """Effective rank of an update, with its lower and upper bound.
+
+    It is the exponential of the entropy of the singular values divided by their sum.
+    """
+    values, rest, num_left = found
+    if float(values[0]) == 0:
+        return 0.0, 0.0, 0.0
+    if num_left == 0:
         rank = _entropy_rank(values)
         return rank, rank, rank
-    num_left, last = side - len(values), float(values[-1])
+    last = float(values[-1])
     # Least even spread: values as large as the last leading one. Most even: all equal.
     least = min(num_left, max(1, math.floor(rest / last**2)))
     low, high = (_entropy_rank(_with_tail(values, rest, count)) for count in (least, num_left))

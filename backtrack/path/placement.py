@@ -31,7 +31,7 @@ from backtrack.path.models.embeddings import vocabulary_size
 from backtrack.path.models.exact_arithmetic import full_precision
 from backtrack.path.models.loading import differs_by, pick_device
 from backtrack.path.models.saving import save_files, save_model
-from backtrack.path.profiles import block_strengths, multipliers, parse
+from backtrack.path.profiles import BY_STRENGTH, block_strengths, multipliers, parse
 from backtrack.point import Point
 from backtrack.run.answers import generation_settings, load_tokenizer
 from backtrack.run.model_files import model_files
@@ -212,7 +212,7 @@ class Placement:
             return {}
         key = (point.step, str(profile))
         if key not in self._multipliers:
-            measured = profile.kind in {"safe", "min"}
+            measured = profile.kind in BY_STRENGTH
             strengths = self._backend.strengths(point.step) if measured else {}
             self._multipliers[key] = multipliers(
                 profile, self._backend.modules, strengths, self._backend.law

@@ -6,6 +6,7 @@
     blocks(EARLY,MIDDLE,LATE)  one for each third of the blocks
     modules(ATTENTION,MLP)     one for attention, one for the MLP
     safe                       PEFT-Arena's SafeScale (arXiv 2605.28819)
+    level                      the same, and blocks that move less are raised as well
     min                        PEFT-Arena's MinScale
 
 For the paper's two, let s(b) be the STRENGTH of block b at alpha 1:
@@ -15,12 +16,14 @@ For the paper's two, let s(b) be the STRENGTH of block b at alpha 1:
     everything else   s(b) = sqrt(sum of ||dW||_F^2 / sum of ||W0||_F^2), over the block's
                       weights: size of the delta relative to the base
 
-`safe` scales the generator or the delta of block b by c(b) = S / s(b), with S the mean of s over
-the first five blocks; `min` uses S = the smallest s(b). Since a generator follows the root of
-alpha, its multiplier is c(b)^2; a delta's is c(b). A block that does not move keeps multiplier 1.
+`level` scales the generator or the delta of block b by c(b) = S / s(b), with S the mean of s over
+the first five blocks; `safe` by 1 where that is more; `min` uses S = the smallest s(b). Since a
+generator follows the root of alpha, its multiplier is c(b)^2; a delta's is c(b). A block that does
+not move keeps multiplier 1.
 
 Tensors outside the blocks (embeddings, last norm, head) take the multiplier of the nearest block
-under `depth` and `blocks`, the mean of both values under `modules`, and 1 under `safe` and `min`.
+under `depth` and `blocks`, the mean of both values under `modules`, and 1 under `safe`, `level`
+and `min`.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, assert_never
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, assert_never, get_args
 
 from backtrack.errors import PointError
 
@@ -38,14 +41,18 @@ if TYPE_CHECKING:
     from backtrack.path.curves import Law
 
 Key = TypeVar("Key")
-Kind = Literal["uniform", "depth", "blocks", "modules", "safe", "min"]
+ByStrength = Literal["safe", "level", "min"]
+Kind = Literal["uniform", "depth", "blocks", "modules"] | ByStrength
 Part = Literal["attention", "mlp", "other"]
 
 NUM_VALUES: dict[Kind, int] = {
-    "uniform": 0, "depth": 2, "blocks": 3, "modules": 2, "safe": 0, "min": 0
+    "uniform": 0, "depth": 2, "blocks": 3, "modules": 2, "safe": 0, "level": 0,
+    "min": 0,
 }  # fmt: skip
 FIRST_BLOCKS = 5
-"""Number of first blocks whose mean strength `safe` scales every block to."""
+"""Number of first blocks whose mean strength `level` scales every block to."""
+BY_STRENGTH: tuple[ByStrength, ...] = get_args(ByStrength)
+"""Profiles that scale each block by how far it moves."""
 
 _SPELLING = re.compile(r"^([a-z]+)(?:\(([^()]*)\))?$")
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer|decoder_layers)\.(\d+)(?:\.|$)")
@@ -97,7 +104,8 @@ def parse(text: str) -> Profile:
 
 
 _SPELLINGS = (
-    "uniform", "depth(0.5,1)", "blocks(0.3,0.6,1)", "modules(1,0.5)", "safe", "min",
+    "uniform", "depth(0.5,1)", "blocks(0.3,0.6,1)", "modules(1,0.5)", "safe", "level",
+    "min",
 )  # fmt: skip
 
 
@@ -135,7 +143,7 @@ def multipliers(
     Args:
         profile: The profile.
         modules: Paths of all modules that move, in the model's order.
-        strengths: Strength of each module at alpha 1; read by `safe` and `min` only.
+        strengths: Strength of each module at alpha 1; read by profiles of `BY_STRENGTH` only.
         law: How the modules' tensors follow alpha.
     """
     blocks = [block_of(module) for module in modules]
@@ -159,7 +167,7 @@ def multipliers(
             }
         case "modules":
             return {m: _by_part(profile.values, part_of(m)) for m in modules}
-        case "safe" | "min":
+        case "safe" | "level" | "min":
             scales = _scales(profile.kind, block_strengths(strengths), law)
             return {m: scales.get(b, 1.0) for m, b in zip(modules, blocks, strict=True)}
         case _:
@@ -193,13 +201,12 @@ def summed(strengths: Iterable[tuple[Key, Strength]]) -> dict[Key, Strength]:
     return sums
 
 
-def _scales(
-    kind: Literal["safe", "min"], strengths: Mapping[int, float], law: Law
-) -> dict[int | None, float]:
+def _scales(kind: ByStrength, strengths: Mapping[int, float], law: Law) -> dict[int | None, float]:
     moving = {block: s for block, s in strengths.items() if s > 0}
     if not moving:
         return {}
     early = list(moving.values())[:FIRST_BLOCKS]
     goal = min(moving.values()) if kind == "min" else sum(early) / len(early)
     power = 1 if law == "linear" else 2
-    return {block: (goal / s) ** power for block, s in moving.items()}
+    most = 1.0 if kind == "safe" else math.inf
+    return {block: min(goal / s, most) ** power for block, s in moving.items()}

@@ -21,7 +21,7 @@ class ItemsSection(Section):
     """Items for the report only: the chosen point, the base and the final checkpoint."""
 
 
-ProfileKind = Literal["uniform", "safe", "min", "depth", "blocks", "modules"]
+ProfileKind = Literal["uniform", "safe", "level", "min", "depth", "blocks", "modules"]
 BaselineKind = Literal["checkpoint", "grid", "mean", "intruder", "truncated"]
 
 
@@ -66,7 +66,8 @@ class SearchSection(Section):
     max_alpha: Annotated[float, Field(gt=0, le=MAX_ALPHA)] = 1.2
     """Largest alpha that the sampler tries."""
     profiles: Annotated[tuple[ProfileKind, ...], Field(min_length=1)] = ("uniform",)
-    """Profiles that the sampler may propose; `safe` and `min` are also measured at alpha 1."""
+    """Profiles that the sampler may propose; `safe`, `level` and `min` are also measured at
+    alpha 1."""
     multipliers: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]] = (0.0, 1.0)
     """Lowest and highest multiplier of `depth`, `blocks` and `modules`."""
     sampler: Literal["gp", "tpe", "nsga2", "qmc", "random"] = "gp"

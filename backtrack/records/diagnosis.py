@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 Part = Literal["attention", "mlp", "other"]
 Mode = Literal["exact", "randomized"]
 Over = Literal["points", "entrants"]
-SPECTRAL = ("effective_rank", "retention_fluctuation", "adaptation_fluctuation")
+SPECTRAL = (
+    "effective_rank", "retention_fluctuation", "adaptation_fluctuation",
+    "stable_rank", "retention_deviation", "adaptation_deviation",
+)  # fmt: skip
 """Fields of a spectrum with one number for each module."""
 
 
@@ -49,6 +52,11 @@ class Spectrum(Record):
             if dW is 0.
         effective_rank_low: Lower bound of the effective rank; equal to it if exact.
         effective_rank_high: Upper bound of the effective rank; equal to it if exact.
+        stable_rank: ||dW||_F^2 over its largest singular value squared, which PEFT-Arena's release
+            calls effective rank; 0 if dW is 0, None in lines of older versions, as the next two.
+        retention_deviation: Mean distance of |u_i^T W v_i - s_i| from its moving average over five
+            directions, over all computed directions; the release's fluctuation.
+        adaptation_deviation: Likewise of ||dW v_i||.
     """
 
     mode: Mode
@@ -61,6 +69,9 @@ class Spectrum(Record):
     effective_rank: float
     effective_rank_low: float
     effective_rank_high: float
+    stable_rank: float | None = None
+    retention_deviation: float | None = None
+    adaptation_deviation: float | None = None
 
 
 class Drift(Record):
@@ -96,6 +107,12 @@ class ActivationGeometry(Record):
             sqrt(1 - ||V0^T V1||_F^2 / dimension).
         dimension: Dimension of the two subspaces.
         num_tokens: Number of tokens.
+        procrustes_centred: Procrustes residual of centred outputs, which PEFT-Arena's release
+            computes; None in lines of older versions, as those below.
+        log_norm_drift: Mean of |log(norm at the point / norm in the base)|; the release's.
+        subspace_distance_32: Distance of principal subspaces of 32 dimensions; the release's, by
+            exact directions.
+        subspace_distance_64: Likewise of 64.
     """
 
     procrustes: float
@@ -106,6 +123,10 @@ class ActivationGeometry(Record):
     subspace_distance: float
     dimension: int
     num_tokens: int
+    procrustes_centred: float | None = None
+    log_norm_drift: float | None = None
+    subspace_distance_32: float | None = None
+    subspace_distance_64: float | None = None
 
 
 class ModuleGeometry(Record):
@@ -148,14 +169,14 @@ class ModuleGeometry(Record):
     @property
     def metrics(self) -> dict[str, float]:
         """All metrics by name; those of prompts end in the role, as `drift.relative/general`."""
-        metrics = {"strength": self.strength}
+        metrics: dict[str, float | None] = {"strength": self.strength}
         if self.spectrum is not None:
             metrics |= {f"spectrum.{name}": getattr(self.spectrum, name) for name in SPECTRAL}
         for kind, by_role in (("drift", self.drift), ("activations", self.activations)):
             for role, geometry in by_role.items():
                 values = geometry.model_dump(exclude={"num_tokens", "dimension"})
                 metrics |= {f"{kind}.{name}/{role}": value for name, value in values.items()}
-        return metrics
+        return {name: value for name, value in metrics.items() if value is not None}
 
 
 def mean_metrics(lines: Iterable[ModuleGeometry]) -> dict[str, float]:
@@ -234,7 +255,7 @@ class Diagnosis(Record):
             spectra.
         modules: Paths of the diagnosed linear modules, in the model's order.
         locations: Paths of the modules whose activations were compared, by location or path; by
-            default the paper's eight depth locations.
+            default attention and MLP at four depths.
         prompts: Sources of the prompts.
         mode: The requested mode of spectra; each line records its own.
         setting: Setting of this diagnosis's lines in `diagnosis.jsonl`.

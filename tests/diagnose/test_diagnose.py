@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from backtrack.cli import app
 from backtrack.diagnose import memory
 from backtrack.diagnose.diagnose import Options, diagnose
-from backtrack.diagnose.modules import choose, linear_modules, locations
+from backtrack.diagnose.modules import LinearModule, choose, linear_modules, locations
 from backtrack.errors import PlacementError, UsageError
 from backtrack.path.placement import Placement
 from backtrack.point import Point
@@ -303,3 +303,17 @@ def test_figures_are_drawn(base, options, tmp_path, caplog):
     names = {path.name for path in files}
     assert {"geometry-profiles.png", "geometry-drift.png", "geometry-path.png"} <= names
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in files)
+
+
+def test_paper8_are_the_release_s_modules():
+    parts = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+    every = [
+        LinearModule(f"model.layers.{block}.{part}", None, (1, 1))
+        for block in range(28)
+        for part in (*parts, "mlp.up_proj", "mlp.down_proj")
+    ]
+    assert [module.name.removeprefix("model.layers.") for module in choose(every, ["paper8"])] == [
+        f"{block}.{part}" for block in (9, 18) for part in (*parts[:3], "mlp.down_proj")
+    ]
+    with pytest.raises(UsageError, match=r"no linear module matches '\*\.18\.\*q_proj'"):
+        choose(every[:60], ["paper8"])

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from backtrack.diagnose import spectrum as module
-from backtrack.diagnose.spectrum import directions, effective_rank, fluctuation, spectrum
+from backtrack.diagnose.spectrum import (
+    deviation,
+    directions,
+    effective_rank,
+    fluctuation,
+    singular_values,
+    spectrum,
+    stable_rank,
+)
 from tests.diagnose import independent
 
 
@@ -28,7 +36,7 @@ def test_an_update_of_equal_singular_values_has_its_rank(mode, rank):
     update = decaying(300, 200, 0.0)
     left, _, right = torch.linalg.svd(update, full_matrices=False)
     low = left[:, :rank] @ right[:rank]
-    assert effective_rank(low, mode) == pytest.approx((rank,) * 3, rel=1e-4)
+    assert effective_rank(singular_values(low, mode)) == pytest.approx((rank,) * 3, rel=1e-4)
 
 
 def test_no_update_has_no_rank_and_flat_profiles():
@@ -52,7 +60,8 @@ def test_exact_profiles_agree_with_scipy(shape):
     base, update = random(*shape), 0.05 * random(*shape, seed=1)
     found = spectrum(directions(base, "exact"), update)
     expected = independent.spectrum(base.numpy(), (base + update).numpy())
-    assert found.effective_rank == pytest.approx(float(expected["effective_rank"]), rel=1e-5)
+    for name in ("effective_rank", "stable_rank", "retention_deviation", "adaptation_deviation"):
+        assert getattr(found, name) == pytest.approx(float(expected[name]), rel=1e-4), name
     for name in ("retention", "adaptation"):
         assert getattr(found, name) == pytest.approx(expected[name].tolist(), rel=1e-2, abs=1e-7)
 
@@ -71,7 +80,7 @@ def test_the_effective_rank_lies_between_its_bounds():
     for power in (0.0, 0.3, 1.0, 2.0):
         update = decaying(600, 400, power)
         (exact, _, _), (_, low, high) = (
-            effective_rank(update, mode) for mode in ("exact", "randomized")
+            effective_rank(singular_values(update, mode)) for mode in ("exact", "randomized")
         )
         assert low - 1e-3 * exact <= exact <= high + 1e-3 * exact
 
@@ -94,3 +103,20 @@ def test_recorded_directions_are_limited_and_include_the_first():
         assert shown == sorted(set(shown))
         assert shown[:64] == list(range(64))
         assert shown[-1] == count - 1
+
+
+def test_the_stable_rank_is_known_from_the_leading_values_and_the_norm():
+    update = decaying(400, 300, 0.5)
+    exact, randomized = (stable_rank(singular_values(update, m)) for m in ("exact", "randomized"))
+    assert exact == pytest.approx(sum(1 / i for i in range(1, 301)), rel=1e-4)
+    assert randomized == pytest.approx(exact, rel=1e-4)
+    assert stable_rank(singular_values(torch.zeros(40, 30), "exact")) == 0
+
+
+def test_deviation_is_the_distance_from_a_moving_average_of_five():
+    """As the release's own function gives them, run on these profiles."""
+    assert deviation(torch.arange(50.0)) == pytest.approx(0.064, abs=1e-6)
+    spike = torch.zeros(21)
+    spike[10] = 1
+    assert deviation(spike) == pytest.approx((0.8 + 4 * 0.2) / 21)
+    assert deviation(torch.ones(4)) == 0

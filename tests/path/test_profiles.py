@@ -98,12 +98,17 @@ def test_a_blocks_strength_is_its_delta_relative_to_its_base() -> None:
     assert block_strengths(sizes) == {0: 2.0}
 
 
-def test_safe_brings_every_block_to_the_mean_of_the_first_five() -> None:
+@pytest.mark.parametrize(
+    ("profile", "reached"), [("safe", [0.1, 0.2, *[0.3] * 5]), ("level", [0.3] * 7)]
+)
+def test_safe_lowers_blocks_to_the_mean_of_the_first_five_and_level_raises_them_too(
+    profile: str, reached: list[float]
+) -> None:
     modules = tuple(f"model.layers.{b}.{Q}" for b in range(7))
     per_block = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 1.2)
-    found = multipliers(parse("safe"), modules, strengths_of(per_block), "linear")
-    reached = [found[m] * s for m, s in zip(modules, per_block, strict=True)]
-    assert reached == pytest.approx([0.3] * 7)
+    found = multipliers(parse(profile), modules, strengths_of(per_block), "linear")
+    scaled_to = [found[m] * s for m, s in zip(modules, per_block, strict=True)]
+    assert scaled_to == pytest.approx(reached)
 
 
 def test_min_brings_every_block_to_the_least() -> None:
@@ -152,8 +157,8 @@ def run_of(name: str, base: Path, folder: Path) -> Run:
     ("name", "curve"),
     [("full", "line"), ("lora", "native"), ("lora", "line"), ("oft", "native"), ("hra", "native")],
 )
-@pytest.mark.parametrize("profile", ["safe", "min"])
-def test_safe_and_min_equalize_the_blocks_of_a_real_run(
+@pytest.mark.parametrize("profile", ["level", "min"])
+def test_level_and_min_equalize_the_blocks_of_a_real_run(
     name: str, curve: Any, profile: str, base: Path, tmp_path: Path
 ) -> None:
     """Measured strengths times their multipliers come out equal, at the value of the formula."""

@@ -1,4 +1,4 @@
-"""Measure how far an adapter moves each module at alpha 1; `safe` and `min` equalize this.
+"""Measure how far an adapter moves each module at alpha 1, for profiles that equalize this.
 
 The formulas are in `profiles`. A plain LoRA's delta is measured from its factors without being
 materialized: the squared norm of B A is the sum over (B^T B) * (A A^T).

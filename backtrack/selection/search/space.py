@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from backtrack.path.profiles import parse_known
+from backtrack.path.profiles import BY_STRENGTH, parse_known
 from backtrack.point import Point
 
 if TYPE_CHECKING:
@@ -40,9 +40,9 @@ def anchors(steps: Sequence[int], section: SearchSection) -> tuple[Point, ...]:
     """Points that are always measured: base, final checkpoint, its alphas, earlier checkpoints.
 
     Earlier checkpoints are measured at alpha 1 and at `EARLIER_ALPHAS`: where training went too
-    far, the best point lies at one of them, and not at its full strength. The profiles `safe` and
-    `min`, if the search may propose them, are measured at alpha 1: they are designed to need no
-    search for alpha.
+    far, the best point lies at one of them, and not at its full strength. The profiles `safe`,
+    `level` and `min`, if the search may propose them, are measured at alpha 1: they are designed
+    to need no search for alpha.
 
     Args:
         steps: The run's steps, ascending; at least one.
@@ -53,7 +53,7 @@ def anchors(steps: Sequence[int], section: SearchSection) -> tuple[Point, ...]:
     points = [Point.base(), Point(step=final)]
     points += [Point(step=final, alpha=alpha) for alpha in section.alphas]
     points += [Point(step=step, alpha=a) for a in (1.0, *EARLIER_ALPHAS) for step in earlier]
-    points += [Point(step=final, profile=p) for p in section.profiles if p in ("safe", "min")]
+    points += [Point(step=final, profile=p) for p in section.profiles if p in BY_STRENGTH]
     return tuple(dict.fromkeys(points))
 
 

@@ -2,8 +2,8 @@
 
 A point's coordinates are its STRENGTHS: alpha times the profile's multiplier for attention and MLP
 of early, middle and late blocks. Profiles with nearly the same effect are therefore close, and the
-base is the origin of all. The multipliers of `safe` and `min` depend on the model: their strengths
-are taken as uniform, and the profiles as not comparable to any other.
+base is the origin of all. The multipliers of `safe`, `level` and `min` depend on the model: their
+strengths are taken as uniform, and the profiles as not comparable to any other.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from backtrack.path.profiles import parse_known
+from backtrack.path.profiles import BY_STRENGTH, parse_known
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     Flags = NDArray[np.bool_]
 
 _DEPTHS = (1 / 6, 1 / 2, 5 / 6)
-_INCOMPARABLE = ("safe", "min")
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def point_distances(points: Sequence[Point]) -> PointDistances:
 def _comparable_group(point: Point) -> str:
     """Name the group of profiles with comparable strengths; the base belongs to the common one."""
     profile = parse_known(point.profile)
-    is_comparable = profile is not None and profile.kind not in _INCOMPARABLE
+    is_comparable = profile is not None and profile.kind not in BY_STRENGTH
     return "" if point.is_base or is_comparable else point.profile
 
 
