@@ -50,10 +50,18 @@ class Likelihood(NamedTuple):
 
 
 class CompletionLimits(NamedTuple):
-    """Where a completion ends: after `max_new_tokens`, or before the first of the `stop` texts."""
+    """Where a completion ends, and what it may repeat.
+
+    Attributes:
+        max_new_tokens: It ends after so many tokens.
+        stop: It ends before the first of these texts.
+        repetition_penalty: Logits of tokens that were read or written are divided by it, or
+            multiplied where they are negative (CTRL); 1 changes nothing.
+    """
 
     max_new_tokens: int
     stop: tuple[str, ...]
+    repetition_penalty: float = 1.0
 
 
 class Sampling(NamedTuple):

@@ -1,4 +1,8 @@
-"""Completions by transformers' `generate`, for models that cannot read prefixes once."""
+"""Completions of prompts that share little, in rows of their own.
+
+Of a model whose cache is keys and values, rows whose completion has ended leave the batch; other
+models (recurrent, hybrid) complete by transformers' `generate`, whose rows all stay to the end.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import DynamicCache, GenerationConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -18,7 +22,12 @@ if TYPE_CHECKING:
 
 
 def completions(
-    model: Any, prompts: Sequence[list[int]], choice: TokenChoice, budget: Budget
+    model: Any,
+    prompts: Sequence[list[int]],
+    choice: TokenChoice,
+    budget: Budget,
+    *,
+    may_leave: bool = False,
 ) -> Iterator[tuple[int, list[list[int]]]]:
     """Index and completion of each prompt, in a list of its own, once its batch is done.
 
@@ -27,28 +36,68 @@ def completions(
         prompts: Token ids, none empty.
         choice: Chooses tokens, by the index of each prompt.
         budget: Bounds of a batch.
+        may_leave: The cache is keys and values, so that rows can leave it.
     """
+    write = _write if may_leave else _generate
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
     with _without_settings_of_its_own(model):
         while order:
             longest = len(prompts[order[0]]) + choice.max_new_tokens
             size = max(min(budget.rows, budget.cached_tokens // longest), 1)
             batch, order = order[:size], order[size:]
-            written = _generate(model, [prompts[index] for index in batch], batch, choice)
+            written = write(model, [prompts[index] for index in batch], batch, choice)
             yield from ((index, [ids]) for index, ids in zip(batch, written, strict=True))
+
+
+def _padded(prompts: Sequence[list[int]], device: Any) -> tuple[Tensor, Tensor]:
+    """Token ids padded on their left, and whether each is one of the prompt's, [rows, longest]."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in prompts], device=device)
+    lengths = torch.tensor([len(row) for row in prompts], device=device)
+    return ids, torch.arange(width, device=device) >= width - lengths[:, None]
+
+
+def _write(
+    model: Any, prompts: Sequence[list[int]], numbers: Sequence[int], choice: TokenChoice
+) -> list[list[int]]:
+    """New token ids after each prompt of one batch, which rows leave once half have ended."""
+    ids, mask = _padded(prompts, model.device)
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
+    written: list[list[int]] = [[] for _ in prompts]
+    rows = list(range(len(prompts)))
+    is_over = [False] * len(prompts)
+    for _ in range(choice.max_new_tokens):
+        logits = model(
+            input_ids=ids, attention_mask=mask.long(), position_ids=positions,
+            past_key_values=cache, use_cache=True, logits_to_keep=1,
+        ).logits[:, -1]  # fmt: skip
+        (newest,) = choice.next_tokens(logits[None], [numbers[row] for row in rows])
+        for row, token in zip(rows, newest.tolist(), strict=True):
+            if not is_over[row]:
+                written[row].append(token)
+                is_over[row] = choice.is_over(written[row])
+        at = [i for i, row in enumerate(rows) if not is_over[row]]
+        if not at:
+            break
+        ids, positions = newest[:, None], positions[:, -1:] + 1
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        if len(at) <= len(rows) // 2:
+            rows = [rows[i] for i in at]
+            cache.batch_select_indices(torch.tensor(at, device=ids.device))
+            ids, positions, mask = ids[at], positions[at], mask[at]
+    return written
 
 
 def _generate(
     model: Any, prompts: Sequence[list[int]], numbers: Sequence[int], choice: TokenChoice
 ) -> list[list[int]]:
     """New token ids after each prompt of one batch."""
-    width = max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(row)) + row for row in prompts], device=model.device)
-    lengths = torch.tensor([len(row) for row in prompts], device=model.device)
-    mask = torch.arange(width, device=model.device) >= width - lengths[:, None]
+    ids, mask = _padded(prompts, model.device)
+    width = ids.shape[1]
 
-    def with_noise(_ids: Tensor, scores: Tensor) -> Tensor:
-        return choice.with_noise(scores, numbers)
+    def changed(_ids: Tensor, scores: Tensor) -> Tensor:
+        return choice.changed(scores, numbers)
 
     def is_over(ids: Tensor, _scores: Any, **_: Any) -> Tensor:
         over = [choice.is_over(row) for row in ids[:, width:].tolist()]
@@ -65,7 +114,7 @@ def _generate(
         input_ids=ids,
         attention_mask=mask.long(),
         generation_config=config,
-        logits_processor=[with_noise] if choice.is_sampled else None,
+        logits_processor=[changed] if choice.changes_logits else None,
         stopping_criteria=[is_over],
     )
     rows: list[list[int]] = written[:, width:].tolist()

@@ -26,7 +26,7 @@ class TokenChoice:
     Attributes:
         max_new_tokens: Length of a completion at most.
         ending: Token ids that end a completion.
-        is_sampled: Whether tokens are sampled.
+        changes_logits: Whether the next token may be another than the most likely one.
     """
 
     def __init__(
@@ -36,19 +36,24 @@ class TokenChoice:
         ending: Sequence[int],
         sampling: Sampling | None = None,
         seeds: Sequence[int] = (),
+        prompts: Sequence[Sequence[int]] = (),
     ) -> None:
         """Set how tokens are chosen.
 
         Args:
             tokenizer: Decodes what may hold a stop text.
-            limits: Where a completion ends.
+            limits: Where a completion ends, and what repetition costs.
             ending: Token ids that end it too.
             sampling: None for the most likely token.
             seeds: Seed of each prompt if tokens are sampled.
+            prompts: Token ids of each prompt if repetition costs something.
         """
         self.max_new_tokens = limits.max_new_tokens
         self.ending = ending
-        self.is_sampled = sampling is not None
+        self._penalty = limits.repetition_penalty
+        self._prompts = prompts
+        self._seen: dict[tuple[int, int], Tensor] = {}
+        self.changes_logits = sampling is not None or self._penalty != 1
         self._sampling, self._seeds = sampling, seeds
         self._tokenizer, self._stop = tokenizer, limits.stop
         self._generators: dict[int, torch.Generator] = {}
@@ -57,17 +62,39 @@ class TokenChoice:
 
     def next_tokens(self, logits: Tensor, prompts: Sequence[int]) -> Tensor:
         """Token ids [copies, prompts] after logits [copies, prompts, vocabulary]."""
-        if self.is_sampled:
-            logits = torch.stack([self.with_noise(copy, prompts) for copy in logits])
+        if self.changes_logits:
+            each = [self.changed(copy, prompts, number) for number, copy in enumerate(logits)]
+            logits = torch.stack(each)
         return logits.argmax(dim=-1)
 
-    def with_noise(self, logits: Tensor, prompts: Sequence[int]) -> Tensor:
-        """Logits whose largest is a sample, [prompts, vocabulary].
+    def changed(self, logits: Tensor, prompts: Sequence[int], copy: int = 0) -> Tensor:
+        """Logits whose largest is the next token, which counts as written, [prompts, vocabulary].
 
         Args:
             logits: Of the same shape.
             prompts: Index of each row's prompt.
+            copy: Number of the copy.
         """
+        if self._penalty == 1:
+            return self._with_noise(logits, prompts)
+        seen = [self._seen_after(prompt, copy, logits[0]) for prompt in prompts]
+        logits = _penalized(logits.float(), torch.stack(seen), self._penalty)
+        if self._sampling is not None:
+            logits = self._with_noise(logits, prompts)
+        for row, token in zip(seen, logits.argmax(dim=-1), strict=True):
+            row[token] = True
+        return logits
+
+    def _seen_after(self, prompt: int, copy: int, like: Tensor) -> Tensor:
+        """Whether each token was read or written, [vocabulary]."""
+        if (prompt, copy) not in self._seen:
+            seen = torch.zeros_like(like, dtype=torch.bool)
+            seen[torch.tensor(self._prompts[prompt], device=like.device)] = True
+            self._seen[prompt, copy] = seen
+        return self._seen[prompt, copy]
+
+    def _with_noise(self, logits: Tensor, prompts: Sequence[int]) -> Tensor:
+        """Logits whose largest is a sample, [prompts, vocabulary]."""
         assert self._sampling is not None
         scaled = _truncated(logits.float() / self._sampling.temperature, self._sampling)
         generators = [self._generator(prompt, logits.device) for prompt in prompts]
@@ -109,6 +136,11 @@ class WatchedChoice(TokenChoice):
     def is_over(self, written: Sequence[int]) -> bool:
         self._on_tokens(written)
         return super().is_over(written)
+
+
+def _penalized(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Logits in which a token that was seen is less likely, as CTRL divides them."""
+    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def _truncated(logits: Tensor, sampling: Sampling) -> Tensor:

@@ -24,7 +24,7 @@ from backtrack.evaluate.token_choice import TokenChoice
 from backtrack.evaluate.torch_model import TorchModel, at_base
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from backtrack.evaluate.engine import PlacedModel, RowStrengths, RunFacts
     from backtrack.evaluate.language_model import CompletionLimits, LanguageModel, Sampling
@@ -95,11 +95,19 @@ class SharedStrengthsModel(TorchModel):
             return super()._continue(prompts, limits, ending, sampling, seeds)
         request = (tuple(map(tuple, prompts)), limits, tuple(ending))
         if not self.answers.has(self.answers.point, request):
-            self._decode(request, prompts, TokenChoice(self.tokenizer, limits, ending))
+
+            def choice(waiting: Sequence[int]) -> TokenChoice:
+                asked = [prompts[index] for index in waiting]
+                return TokenChoice(self.tokenizer, limits, ending, prompts=asked)
+
+            self._decode(request, prompts, choice)
         return self.answers.here(request)
 
     def _decode(
-        self, request: tuple[object, ...], prompts: Sequence[list[int]], choice: TokenChoice
+        self,
+        request: tuple[object, ...],
+        prompts: Sequence[list[int]],
+        choice: Callable[[Sequence[int]], TokenChoice],
     ) -> None:
         """Complete prompts at the current point and at as many others as there is room for."""
         here, *others = self.answers.points
@@ -107,6 +115,6 @@ class SharedStrengthsModel(TorchModel):
         num_others = max(self._strengths.max_rows // max(num_rows, 1) - 1, 0)
         points = (here, *self._strengths.shared(here, others)[:num_others])
         with self._strengths.by_row(points) if len(points) > 1 else nullcontext():
-            written = self._written(prompts, lambda _: choice, len(points))
+            written = self._written(prompts, choice, len(points))
         for index, point in enumerate(points):
             self.answers.keep(point, request, [copies[index] for copies in written])

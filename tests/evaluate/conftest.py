@@ -180,6 +180,38 @@ filter_list:
   - {{name: first-letter, filter: [{{function: regex, regex_pattern: "([a-z])"}},
       {{function: take_first}}]}}
 """
+_PARTS = """
+task: toy_parts
+dataset_path: json
+dataset_kwargs: {{data_files: {{train: {train}, test: {test}}}}}
+output_type: generate_until
+training_split: train
+test_split: test
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+generation_kwargs: {{until: ["\\n"], do_sample: false, max_gen_toks: 2}}
+process_results: !function parts.process_results
+metric_list:
+  - {{metric: letters, aggregation: !function parts.mean_over_parts, higher_is_better: true}}
+  - {{metric: documents, aggregation: !function parts.mean_over_documents, higher_is_better: true}}
+"""
+_PARTS_CODE = '''
+def process_results(document, results):
+    """Whether each letter is right, the second asked for one to three times."""
+    answer = document["answer"]
+    right = [results[0][i : i + 1] == answer[i] for i in range(2)]
+    found = [right[0]] + [right[1]] * (1 + len(document["question"]) % 3)
+    return {"letters": found, "documents": found}
+
+
+def mean_over_parts(items):
+    flat = [each for item in items for each in item]
+    return sum(flat) / len(flat)
+
+
+def mean_over_documents(items):
+    return sum(sum(item) / len(item) for item in items) / len(items)
+'''
 _CHOICE = """
 task: {name}
 tag: toy_tag
@@ -236,11 +268,13 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Toys:
         "train": write_jsonl(folder / "train.jsonl", train),
     }
     (folder / "shuffle.py").write_text(_SHUFFLE)
+    (folder / "parts.py").write_text(_PARTS_CODE)
     process = "process_docs: !function shuffle.shuffled"
     tasks = {
         "next": _NEXT.format(**paths),
         "choice": _CHOICE.format(name="toy_choice", process="", **paths),
         "shuffled": _CHOICE.format(name="toy_shuffled", process=process, **paths),
+        "parts": _PARTS.format(**paths),
         "group": "group: toys\ntask: [toy_choice, toy_shuffled]\n",
     }
     for name, text in tasks.items():

@@ -7,11 +7,13 @@ import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from backtrack.errors import ObjectiveError
-from backtrack.evaluate.language_model import Sampling
+from backtrack.evaluate.encoding import encode
+from backtrack.evaluate.language_model import CompletionLimits, Sampling
 from backtrack.evaluate.objectives.lm_eval_model import AskedByLmEval
 from tests.evaluate.asking import as_model
 from tests.evaluate.conftest import CONTEXT
@@ -70,6 +72,7 @@ def test_completions_are_too(both: tuple[Any, Any]) -> None:
     ways: list[dict[str, Any]] = [
         {"until": ["\n"], "max_gen_toks": 9},
         {"until": ["a", " the"], "do_sample": False, "temperature": 0.0, "max_gen_toks": 20},
+        {"do_sample": False, "repetition_penalty": 1.7, "max_gen_toks": 20},
         {"until": [], "max_new_tokens": 5, "num_beams": 1},
         {"max_gen_toks": 7},
     ]
@@ -78,6 +81,34 @@ def test_completions_are_too(both: tuple[Any, Any]) -> None:
     expected = stock.generate_until(asked, disable_tqdm=True)
     assert ours.generate_until(asked, disable_tqdm=True) == expected
     assert len(set(expected)) > 10
+
+
+@pytest.mark.parametrize("opening", ["", "the cat sat on the mat, the dog ran "])
+def test_a_penalty_is_of_what_was_read_and_written(
+    model: Any, tokenizer: Any, opening: str
+) -> None:
+    prompts = [encode(tokenizer, opening + text) for text in texts(5, 6)]
+    limits = CompletionLimits(16, (), 1.6)
+    asked = as_model(model, tokenizer, 3)
+    found = asked.complete(prompts, limits)
+    alone = [asked.complete([ids], limits)[0] for ids in prompts]
+    assert found == alone != asked.complete(prompts, limits._replace(repetition_penalty=1.0))
+    for ids, (text,) in zip(prompts, found, strict=True):
+        stock = model.generate(
+            torch.tensor([ids]), max_new_tokens=16, do_sample=False, repetition_penalty=1.6
+        )
+        assert text == tokenizer.decode(stock[0, len(ids) :], skip_special_tokens=True)
+
+
+def test_what_has_ended_leaves_its_batch(successor: Any, tokenizer: Any) -> None:
+    prompts = [encode(tokenizer, f"{letter} says {letter}") for letter in "xbcw"]
+    asked = as_model(successor, tokenizer, 4)
+    limits = CompletionLimits(20, ("z",))
+    read = sum(map(len, prompts))
+    found = asked.complete(prompts, limits)
+    assert found == [["y"], ["cdefghijklmnopqrstuv"], ["defghijklmnopqrstuvw"], ["xy"]]
+    # Two end after two and three tokens, and the other two write on in a batch of two.
+    assert asked.num_tokens == read + 4 * 2 + 2 * 17
 
 
 def test_a_task_that_samples_gets_the_same_answers_every_time(both: tuple[Any, Any]) -> None:

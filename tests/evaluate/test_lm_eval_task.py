@@ -19,6 +19,7 @@ from backtrack.evaluate.objectives import lm_eval_library as library
 from tests.evaluate.asking import as_model
 
 NEXT = {"kind": "lm_eval", "task": "toy_next", "metric": "exact_match", "filter": "whole"}
+PARTS = {"kind": "lm_eval", "task": "toy_parts", "metric": "letters"}
 CHOICE = {"kind": "lm_eval", "task": "toy_choice", "metric": "acc"}
 
 
@@ -309,6 +310,36 @@ def test_what_cannot_be_measured_is_refused_before_the_model_is_used(build, sett
 def test_an_aggregate_metric_of_a_choice_task_is_refused(build):
     with pytest.raises(ObjectiveError, match=r"'f1'.*about the whole set.*Choose one of acc"):
         build(CHOICE, metric="f1")
+
+
+def test_parts_of_a_document_are_items_whose_mean_is_lm_evals_and_one_cluster(
+    build, successor, tokenizer, calls, toys
+):
+    objective = build(PARTS)
+    numbers = [0, 1, 7, 50]
+    asked = [
+        i for i in objective.item_ids if int(i.partition("/")[2].partition(".")[0]) in numbers
+    ]
+    scores = objective.measure(as_model(successor, tokenizer), asked[::-1])[::-1]
+    samples = calls[0]["samples"]["toy_parts"]
+    assert calls[0]["asked"]["samples"] == {"toy_parts": numbers}
+    by_document = [sample["letters"] for sample in samples]
+    assert list(scores) == [float(each) for document in by_document for each in document]
+    assert 0 < sum(scores) < len(scores)
+    assert len({len(document) for document in by_document}) > 1
+    assert objective.measure(as_model(successor, tokenizer), asked[1:2]) == scores[1:2]
+    num_parts = [2 + len(document["question"]) % 3 for document in toys.documents]
+    assert len(objective.item_ids) == sum(num_parts) == len(objective.texts())
+    assert {i: objective.clusters[i] for i in asked[:2]} == {
+        "toy_parts/0.0": "toy_parts/0.0",
+        "toy_parts/0.1": "toy_parts/0.0",
+    }
+    assert len(set(objective.clusters.values())) == len(toys.documents)
+
+
+def test_a_mean_of_documents_means_is_no_mean_over_parts(build):
+    with pytest.raises(ObjectiveError, match=r"'documents'.*about the whole set.*Choose one of l"):
+        build(PARTS, metric="documents")
 
 
 def test_unknown_and_repeated_items_are_refused(build, successor, tokenizer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -157,3 +158,26 @@ def test_answers_are_those_of_lm_evals_own_model_in_fp32(
     assert reading.gap(ours, stock) < 1e-4
     assert reading.num_equal(ours, stock) == len(stock.responses)
     assert ours.num_tokens < stock.num_tokens if name == "bbh" else True
+
+
+def test_ifevals_instructions_are_items_and_its_documents_are_clusters(
+    documents, english, build, monkeypatch
+):
+    monkeypatch.setenv("NLTK_DATA", str(documents / "nltk_data"))
+    model, tokenizer = english
+    objective = build(
+        {
+            "kind": "lm_eval",
+            "task": "ifeval",
+            "metric": "inst_level_strict_acc",
+            "max_gen_toks": 16,
+        },
+        tokenizer,
+    )
+    records = read(documents / "google/IFEval/ifeval_input_data.jsonl")
+    counts = Counter(objective.clusters[item_id] for item_id in objective.item_ids)
+    assert list(counts.values()) == [len(each["instruction_id_list"]) for each in records]
+    asked = [i for i in objective.item_ids if i.partition("/")[2].partition(".")[0] in "0123"]
+    scores = objective.measure(as_model(model, tokenizer), asked)
+    assert set(scores) <= {0.0, 1.0}
+    assert len(scores) == len(asked) > 4

@@ -91,6 +91,7 @@ class Formula:
     breaks_at: int | None = None
     clusters: Mapping[str, str] = field(default_factory=dict)
     shared_field: str | None = None
+    lent: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def item_ids(self) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from backtrack.evaluate.objectives.lm_eval_settle import fixed_seeds, one_call, 
 from backtrack.recipe import nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from backtrack.recipe import LmEvalObjective
 
@@ -145,7 +145,7 @@ def _matching(manager: TaskManager, pattern: str) -> list[str]:
 
 
 def _check_metric(name: str, task: Any, section: LmEvalObjective) -> None:
-    """Refuse a metric or filter the task lacks, and a metric that is not a mean over documents.
+    """Refuse a metric or filter the task lacks, and one that is no mean over documents or parts.
 
     Raises:
         ObjectiveError: Names the metrics and filters the task has.
@@ -157,7 +157,7 @@ def _check_metric(name: str, task: Any, section: LmEvalObjective) -> None:
             f"It has {', '.join(filters)}."
         )
     ways = task.aggregation()
-    usable = [metric for metric, way in ways.items() if way is mean]
+    usable = [m for m, way in ways.items() if way is mean or is_over_parts(way)]
     if section.metric not in ways:
         raise ObjectiveError(
             f"task {name!r} has no metric {section.metric!r}.{nearest(section.metric, ways)} "
@@ -166,11 +166,40 @@ def _check_metric(name: str, task: Any, section: LmEvalObjective) -> None:
     if section.metric not in usable:
         raise ObjectiveError(
             f"metric {section.metric!r} of task {name!r} is a number about the whole set "
-            f"({getattr(ways[section.metric], '__name__', 'aggregate')}), not a mean of one "
-            "number a document, so points cannot be compared item by item. "
+            f"({getattr(ways[section.metric], '__name__', 'aggregate')}), not a mean over "
+            "documents or their parts, so points cannot be compared item by item. "
             f"Choose one of {', '.join(usable) or 'another task'}."
         )
     _check_direction(name, task, section)
+
+
+def is_over_parts(aggregate: Callable[[Any], Any]) -> bool:
+    """Whether an aggregate of lists, one a document, is the mean over all their values."""
+    try:
+        found = [aggregate(lists) for lists in ([[1.0, 1.0, 0.0], [0.0]], [[1.0], [0.0, 0.0]])]
+    except Exception:  # noqa: BLE001  # aggregates of other values raise whatever they like
+        return False
+    return found == [0.5, 1 / 3]
+
+
+def count_parts(name: str, task: Any, metric: str) -> list[int] | None:
+    """How many values of a metric each document has; None if it has one number.
+
+    The values of an empty answer are counted, as a task tells them only with an answer.
+
+    Raises:
+        ObjectiveError: A document gives no list.
+    """
+    if not is_over_parts(task.aggregation()[metric]):
+        return None
+    with quiet(), fixed_seeds():
+        try:
+            return [len(task.process_results(d, [""])[metric]) for d in task.eval_docs]
+        except Exception as error:
+            raise ObjectiveError(
+                f"metric {metric!r} of task {name!r} is a mean over parts of documents, and they "
+                f"cannot be counted by an empty answer: {type(error).__name__}: {error}"
+            ) from error
 
 
 def _check_sampled(name: str, task: Any, section: LmEvalObjective) -> None:

@@ -29,7 +29,6 @@ MAX_GEN_TOKS = 256
 """New tokens where neither the task nor the recipe sets a bound; lm-eval's own default."""
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "num_beams": (1,),
-    "repetition_penalty": (1, 1.0),
     "return_dict_in_generate": (False,),
     "use_cache": (True,),
 }
@@ -130,14 +129,17 @@ def _settings(
     """
     fields = dict(normalize_gen_kwargs(asked, MAX_GEN_TOKS))
     stop = handle_stop_sequences(fields.pop("until", None), eos=eos)
-    limits = CompletionLimits(int(fields.pop("max_gen_toks")), tuple(s for s in stop if s))
+    penalty = float(fields.pop("repetition_penalty", None) or 1)
+    num_new, texts = int(fields.pop("max_gen_toks")), tuple(s for s in stop if s)
+    limits = CompletionLimits(num_new, texts, penalty)
     is_sampled, temperature = bool(fields.pop("do_sample", False)), fields.pop("temperature", 0.0)
     top_p, top_k = float(fields.pop("top_p", None) or 1), int(fields.pop("top_k", None) or 0)
     others = [key for key, value in fields.items() if value not in _NEUTRAL.get(key, ())]
     if others:
         raise ObjectiveError(
             f"its `generation_kwargs` set {others[0]!r} to {fields[others[0]]!r}, which is not "
-            "supported: completions are greedy, or sampled by temperature, top_p and top_k. "
+            "supported: completions are greedy, or sampled by temperature, top_p and top_k, and "
+            "repetition_penalty may be set. "
             "Choose another task, or change it in a task file of your own (`include_path`)."
         )
     if sampling is None and is_sampled:

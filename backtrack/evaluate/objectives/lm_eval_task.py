@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from typing_extensions import override
 
@@ -36,15 +36,35 @@ from backtrack.evaluate.objectives.objective import Objective
 from backtrack.records.answers import Answer, Question
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from backtrack.evaluate.language_model import LanguageModel
     from backtrack.evaluate.objectives.lm_eval_library import TaskLibrary
     from backtrack.recipe import LmEvalObjective
 
+Made = TypeVar("Made")
+
+
+class _Document(NamedTuple):
+    """Where an item is: its task, its document and, of a metric over parts, its part."""
+
+    task: str
+    number: int
+    part: int | None
+
+    @property
+    def item_id(self) -> str:
+        part = "" if self.part is None else f".{self.part}"
+        return f"{self.task}/{self.number}{part}"
+
 
 class LmEvalScores(Objective):
-    """One metric of lm-eval, one score per document; items are `task/number of the document`."""
+    """One metric of lm-eval, one score an item; items are `task/number of the document`.
+
+    Of a metric that is a mean over parts of documents, such as IFEval's over instructions, items
+    are the parts, `task/number.part`: their mean is the task's own number, a ratio of sums. The
+    parts of a document are one cluster, so that whole documents are drawn and resampled.
+    """
 
     @override
     @classmethod
@@ -62,12 +82,10 @@ class LmEvalScores(Objective):
         self._tokenizer = tokenizer
         self._require_chat_template()
         self._tasks = library.tasks(section)
-        self.item_ids = tuple(
-            f"{name}/{number}"
-            for name, task in self._tasks.items()
-            for number in range(len(task.eval_docs))
-        )
-        if section.cluster is None:
+        self._where = {each.item_id: each for each in self._documents(section.metric)}
+        self.item_ids = tuple(self._where)
+        has_parts = any(each.part is not None for each in self._where.values())
+        if section.cluster is None and not has_parts:
             self.shared_field = self._shared_field()
         else:
             self.clusters = cluster_items(self.item_ids, self._shared(section.cluster))
@@ -86,40 +104,34 @@ class LmEvalScores(Objective):
         if not item_ids:
             return ()
         positions(item_ids, self.item_ids, self.info.name)
-        numbers: dict[str, list[int]] = {}
-        for item_id in item_ids:
-            name, _, number = item_id.rpartition("/")
-            numbers.setdefault(name, []).append(int(number))
+        numbers: dict[str, set[int]] = {}
+        for where in map(self._where.__getitem__, item_ids):
+            numbers.setdefault(where.task, set()).add(where.number)
         samples = {name: sorted(numbers[name]) for name in self._tasks if name in numbers}
         section = self._section.sampling
         sampling = None if section is None else Sampling(**section.model_dump())
         lm = AskedByLmEval(model, sampling)
-        by_sample, said = [], dict[str, Answer]()
+        by_sample, said = [], dict[tuple[str, int], Answer]()
         for lm.number in range(sampling.samples if sampling else 1):
             records = evaluate_documents(lm, self._tasks, samples, self._section)
-            by_sample.append(self._scores(records))
-            self._collect(records, said)
-        for item_id, answer in said.items():
-            model.note(item_id, answer)
-        scores = [fmean(each[item_id] for each in by_sample) for item_id in item_ids]
+            by_sample.append(self._records(records))
+            for key, record in by_sample[-1].items():
+                said[key] = answer_of(record, said.get(key, Answer()))
+        scores = []
+        for where in map(self._where.__getitem__, item_ids):
+            key = where.task, where.number
+            model.note(where.item_id, said[key])
+            scores.append(fmean(self._score(where, each[key]) for each in by_sample))
         return finite(scores, item_ids, self.info.name)
 
     @override
     def texts(self) -> tuple[str, ...]:
-        """Each document as lm-eval asks it, without examples."""
-        return tuple(
-            str(task.doc_to_text(document))
-            for task in self._tasks.values()
-            for document in task.eval_docs
-        )
+        """Each item's document as lm-eval asks it, without examples."""
+        return self._by_item(lambda task, document: str(task.doc_to_text(document)))
 
     @override
     def questions(self) -> tuple[Question, ...]:
-        return tuple(
-            question_of(task, document)
-            for task in self._tasks.values()
-            for document in task.eval_docs
-        )
+        return self._by_item(question_of)
 
     @override
     def prompts(self) -> tuple[str, ...]:
@@ -142,9 +154,31 @@ class LmEvalScores(Objective):
             num_written = section.max_gen_toks
         return num_read / CHARACTERS_PER_TOKEN + num_written
 
-    def _shared(self, cluster: str) -> list[str]:
-        """What each document shares, by the recipe's field or format."""
-        documents = [d for task in self._tasks.values() for d in task.eval_docs]
+    def _documents(self, metric: str) -> Iterator[_Document]:
+        """Where each item is, in order."""
+        # lm-eval loads slowly.
+        from backtrack.evaluate.objectives.lm_eval_library import count_parts
+
+        for name, task in self._tasks.items():
+            counts = count_parts(name, task, metric)
+            for number in range(len(task.eval_docs)):
+                parts = (None,) if counts is None else range(counts[number])
+                yield from (_Document(name, number, part) for part in parts)
+
+    def _by_item(self, of_document: Callable[[Any, Any], Made]) -> tuple[Made, ...]:
+        """What a function makes of each item's task and document, once a document."""
+        found: dict[tuple[str, int], Made] = {}
+        for name, number, _ in self._where.values():
+            if (name, number) not in found:
+                task = self._tasks[name]
+                found[name, number] = of_document(task, task.eval_docs[number])
+        return tuple(found[where.task, where.number] for where in self._where.values())
+
+    def _shared(self, cluster: str | None) -> list[str]:
+        """What each item shares: the recipe's field or format, else the document."""
+        if cluster is None:
+            return [str(where.number) for where in self._where.values()]
+        documents = self._by_item(lambda _, document: document)
         pairs = zip(documents, self.item_ids, strict=True)
         return [render_field(cluster, document, item_id) for document, item_id in pairs]
 
@@ -152,38 +186,31 @@ class LmEvalScores(Objective):
         fields = (shared_field(task.eval_docs) for task in self._tasks.values())
         return next((field for field in fields if field), None)
 
-    def _scores(self, records: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
-        """The metric by item, of the section's filter."""
+    def _records(
+        self, records: Mapping[str, Sequence[Mapping[str, Any]]]
+    ) -> dict[tuple[str, int], Mapping[str, Any]]:
+        """lm-eval's records by task and document, of the section's filter."""
         return {
-            f"{name}/{record['doc_id']}": self._score(name, record)
+            (name, record["doc_id"]): record
             for name, of_task in records.items()
             for record in of_task
             if record["filter"] == self._section.filter
         }
 
-    def _collect(
-        self, records: Mapping[str, Sequence[Mapping[str, Any]]], said: dict[str, Answer]
-    ) -> None:
-        """Add one sample's answers to those of the samples before, by item."""
-        for name, of_task in records.items():
-            for record in of_task:
-                if record["filter"] == self._section.filter:
-                    item_id = f"{name}/{record['doc_id']}"
-                    said[item_id] = answer_of(record, said.get(item_id, Answer()))
-
-    def _score(self, name: str, record: Mapping[str, Any]) -> float:
+    def _score(self, where: _Document, record: Mapping[str, Any]) -> float:
         metric = self._section.metric
         if metric not in record:
             raise ObjectiveError(
-                f"task {name!r} gives document {record['doc_id']} no metric {metric!r}; "
+                f"task {where.task!r} gives document {where.number} no metric {metric!r}; "
                 f"it gives {', '.join(record['metrics'])}."
             )
+        value = record[metric]
         try:
-            return float(record[metric])
-        except (TypeError, ValueError) as error:
+            return float(value if where.part is None else value[where.part])
+        except (TypeError, ValueError, IndexError) as error:
             raise ObjectiveError(
-                f"metric {metric!r} of task {name!r} is not one number a document: document "
-                f"{record['doc_id']} has {record[metric]!r}. Choose another metric."
+                f"metric {metric!r} of task {where.task!r} is not one number an item: document "
+                f"{where.number} has {value!r}. Choose another metric."
             ) from error
 
     def _require_chat_template(self) -> None:

@@ -147,5 +147,6 @@ def _sampling_params(
         max_tokens=limits.max_new_tokens,
         stop=list(limits.stop),
         stop_token_ids=list(ending),
+        repetition_penalty=limits.repetition_penalty,
         **fields,
     )
