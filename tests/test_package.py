@@ -89,7 +89,21 @@ def commands_in(text: str) -> list[str]:
     return [re.split(r"\s{3,}| #| > ", line)[0].strip() for line in found]
 
 
-SOURCES = [ROOT / "README.md", *packaged_recipes(), *sorted((ROOT / "examples").glob("*.py"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "examples").rglob("*.md"))]
+SOURCES = [*PAGES, *packaged_recipes(), *sorted((ROOT / "examples").glob("*.py"))]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_every_link_of_a_page_leads_somewhere(path: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)", path.read_text(encoding="utf-8"))
+    local = [link for link in links if "://" not in link]
+    assert [link for link in local if not (path.parent / link).exists()] == []
+
+
+def test_the_readme_leads_to_every_guide() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    guides = sorted((ROOT / "examples/guides").glob("*.md"))
+    assert [guide.name for guide in guides if f"guides/{guide.name}" not in readme] == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
