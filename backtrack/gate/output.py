@@ -59,7 +59,7 @@ def markdown(result: GateResult) -> str:
     cells = [HEADINGS, ("---",) * len(HEADINGS), *map(row, result.bounds)]
     table = [f"| {' | '.join(map(_escaped, line))} |" for line in cells]
     lines = [
-        f"### {mark} `backtrack gate` {_escaped(sentence(result))}",
+        f"### {mark} Gate: {_escaped(sentence(result))}",
         "",
         f"`{result.candidate}` against `{result.incumbent}`",
         "",
