@@ -262,11 +262,25 @@
     byId("choice-figures").replaceChildren(...boxes);
   }
 
+  // What the choice brings and costs, on the same items at the base and at the choice.
+  function fromBase(chosen) {
+    if (chosen === indices.base) return "";
+    const isReported = Boolean(page.reported[indices.base] && page.reported[chosen]);
+    const score = isReported ? (id, role) => page.reported[id][role] : selectionScore;
+    const changes = ROLES.map((role) => {
+      const [before, after] = [indices.base, chosen].map((id) =>
+        wording.number(score(id, role)[0], page.axes[role].unit),
+      );
+      return `${role} ${before} \u2192 ${after}`;
+    });
+    return `: ${changes.join(", ")} on ${isReported ? "report" : "selection"} items`;
+  }
+
   function answer() {
     const { chosen, isFeasible } = state;
     const weight = String(Number(state.weight.toPrecision(6)));
     if (chosen != null) {
-      return `At weight ${weight} the choice is ${candidates.name[chosen]}.`;
+      return `At weight ${weight} the choice is ${candidates.name[chosen]}${fromBase(chosen)}.`;
     }
     if (!sweep.is_whole && isFeasible.some(Boolean)) {
       return "Too many points for an answer here: the command below gives it.";

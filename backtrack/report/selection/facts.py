@@ -87,9 +87,10 @@ def captions(selection: Selection) -> dict[str, tuple[str, str]]:
         faded += " Hollow marks are estimates from some of the items."
     plane = (
         "Each mark is a measured point, on the selection items; right and up is better. The front "
-        "is that of the smoothed scores, drawn at the measured ones. The cross is the chosen "
-        f"point's {selection.level:.0%} interval, on the report items if it was measured on "
-        f"them.{faded}"
+        "is that of the smoothed scores, drawn at the measured ones. The star is the choice on "
+        "the selection items, by which it was picked; the cross is its "
+        f"{selection.level:.0%} interval, on the report items if it was measured on them: what "
+        f"may be claimed. The two differ by luck.{faded}"
     )
     bands = ""
     if any(c.target_band for c in selection.candidates):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from backtrack import formatting
 from backtrack.cli import main
 from backtrack.point import Point
 from backtrack.records import ROLES
@@ -158,7 +159,8 @@ def test_the_slider_says_what_the_command_says_at_every_weight_and_bound(
             found = answer(browser)
             chosen = str(Point.model_validate(selection["chosen"]))
             assert found["chosen"] == [chosen], (selection["weight"], bounds)
-            assert found["said"] == f"At weight {selection['weight']:g} the choice is {chosen}."
+            said = found["said"]
+            assert said.startswith(f"At weight {selection['weight']:g} the choice is {chosen}")
             tied = [c["point"] for c in selection["candidates"] if c["is_tied"]]
             assert found["tied"] == {str(Point.model_validate(point)) for point in tied}
             seen.add(chosen)
@@ -189,7 +191,12 @@ def test_the_page_opens_as_it_was_selected_and_its_command_makes_the_same_choice
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     browser.open(page)
-    assert str(selection.chosen) in browser.text("#answer")
+    said = browser.text("#answer")
+    assert str(selection.chosen) in said
+    scores = [selection.report[name].target.estimate for name in ("base", "chosen")]
+    before, after = (formatting.number(score, "%") for score in scores)
+    assert f"target {before} \N{RIGHTWARDS ARROW} {after}, general" in said
+    assert said.endswith("on report items.")
     shown = shlex.split(browser.text("#command"))
     assert shown == [
         *("backtrack", "select", str(run.path), "--weight", "0.5"),
