@@ -1,9 +1,10 @@
 """The one interface between objectives and whatever answers them.
 
-An objective asks a `LanguageModel` two questions: how likely is a text, and how does a prompt go
-on. It cannot tell a model in this process from one behind an engine. A model in this process, one
-that decodes several strengths of an adapter at once, and one served by vLLM differ only in how
-they answer `_score` and `_continue`, both on token ids.
+An objective asks a `LanguageModel` how likely a text is, how a prompt goes on, and, of a model in
+this process, how far its next-token probabilities are from the base's. It cannot tell a model in
+this process from one behind an engine. A model in this process, one that decodes several strengths
+of an adapter at once, and one served by vLLM differ only in how they answer `_score` and
+`_continue`, both on token ids.
 
 Promised: texts are cut, ended and decoded by the same code whatever answers.
 Not promised: the last bits. Engines, devices and batch shapes round matrix products differently.

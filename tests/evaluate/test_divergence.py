@@ -18,6 +18,7 @@ from backtrack.evaluate.shared_reading.divergence import divergence
 from backtrack.evaluate.torch_model import TorchModel
 from backtrack.evaluate.transformers_engine import TransformersEngine
 from backtrack.evaluate.vllm.model import VllmModel
+from backtrack.formatting import said
 from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.recipe import Recipe
@@ -207,7 +208,9 @@ def test_prompts_of_a_file_are_read_and_others_are_refused_by_name(
     assert lines.item_ids == ("divergence/0", "divergence/1")
     assert lines.info.fingerprint != asked.info.fingerprint
     engine.place(Point(step=20))
-    first, second = lines.measure(engine.language_model, lines.item_ids)
+    with engine.noting() as noted:
+        first, second = lines.measure(engine.language_model, lines.item_ids)
+    assert [said(None, noted[item_id]) for item_id in lines.item_ids] == [("",), ("",)]
     assert lines.measure(engine.language_model, lines.item_ids[1:]) == pytest.approx((second,))
     with pytest.raises(ObjectiveError, match="no other objective of `role: general` has prompts"):
         build_objectives(recipe_of(tmp_path, {"kind": "divergence"}), engine.tokenizer)

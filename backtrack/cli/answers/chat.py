@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -110,7 +111,8 @@ def _lines(talk: _Talk) -> Iterator[str]:
     if not sys.stdin.isatty():
         yield from sys.stdin
         return
-    import readline  # noqa: F401  # `input` then edits its line and remembers earlier ones
+    with suppress(ImportError):  # on Windows
+        import readline  # noqa: F401  # `input` then edits its line and remembers earlier ones
 
     while True:
         try:

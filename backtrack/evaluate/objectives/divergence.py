@@ -24,6 +24,7 @@ from backtrack.evaluate.objectives.items import (
     with_clusters,
 )
 from backtrack.evaluate.objectives.objective import Objective
+from backtrack.records.answers import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -76,6 +77,8 @@ class DivergenceFromBase(Objective):
             return ()
         asked = positions(item_ids, self.item_ids, self.info.name)
         found = model.divergences([self._encoded(index) for index in sorted(asked)])
+        for item_id in item_ids:
+            model.note(item_id, Answer())  # nothing is said, which is not what was not kept
         return finite(in_order(asked, found), item_ids, self.info.name)
 
     @override

@@ -91,7 +91,9 @@ def _item(item: ComparedItem, points: Sequence[str], unit: str) -> Values:
             {
                 "point": point,
                 "score": wording.with_unit(score, unit),
-                "texts": [_start(visible(text)) for text in formatting.said(question, answer)],
+                "texts": [
+                    _start(visible(text.strip())) for text in formatting.said(question, answer)
+                ],
             }
             for point, score, answer in said
         ],

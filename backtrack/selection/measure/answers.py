@@ -1,14 +1,16 @@
 """Keep what the model said beside the measurements, and read it without a model.
 
-    answers/KEY.json.zst             one measurement's answers, by item
+    answers/POINT.jsonl              a line for each measurement of a point, its answers packed
     answers/questions-NAME.json.zst  what the items of an objective ask
+    answers/KEY.json.zst             one measurement's answers, as earlier versions kept them
 
-A measurement's KEY is a digest of what identifies it. A file is absent or whole at any kill; no
-score depends on one. When the folder has reached `search.max_answer_bytes`, no more are written.
+Names are digests of what identifies a point or a measurement. Lines are appended whole; no score
+depends on one. When the folder has reached `search.max_answer_bytes`, no more are written.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 from typing import TYPE_CHECKING, TypeVar
@@ -17,11 +19,11 @@ import zstandard
 
 from backtrack.errors import RunError
 from backtrack.records.answers import Answer, Question
-from backtrack.records.record import short_digest
-from backtrack.run.files import parse_record, write_atomically
+from backtrack.records.record import Record, short_digest
+from backtrack.run.files import append_line, parse_record, read_lines, write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from backtrack.evaluate.objectives.objective import Objective
@@ -36,7 +38,7 @@ FOLDER = "answers"
 MAX_CHARACTERS = 4_000
 """Of a prompt or a completion that are kept, from its start."""
 MAX_BYTES = 200_000_000
-"""Largest size of one file once it is unpacked; a larger one is not read."""
+"""Largest size of what is unpacked at once; more is not read."""
 
 
 class AnswersKept:
@@ -56,33 +58,52 @@ class AnswersKept:
         self._write_questions(objective)
         kept = {item_id: _shortened(answer) for item_id, answer in answers.items()}
         values = {item_id: answer.model_dump() for item_id, answer in kept.items()}
-        self._write(answer_file(self._folder, measurement), values)
+        packed = base64.b64encode(_packed(values)).decode()
+        line = _Line(measurement=_key(measurement), answers=packed).model_dump_json()
+        if self._has_room(len(line)):
+            append_line(answer_file(self._folder, measurement), line)
 
     def _write_questions(self, objective: Objective) -> None:
         path = question_file(self._folder, objective.info)
         if not path.exists():
             questions = zip(objective.item_ids, objective.questions(), strict=False)
-            self._write(path, {i: _start_of(q).model_dump() for i, q in questions})
+            packed = _packed({i: _start_of(q).model_dump() for i, q in questions})
+            if self._has_room(len(packed)):
+                write_atomically(path, packed)
 
-    def _write(self, path: Path, values: object) -> None:
-        packed = zstandard.compress(json.dumps(values).encode())
+    def _has_room(self, num_bytes: int) -> bool:
+        """Whether the folder, which is made if missing, takes so many bytes more."""
         self._folder.mkdir(exist_ok=True)
         size = sum(each.stat().st_size for each in self._folder.iterdir())
-        if size + len(packed) > self._max_bytes:
+        if size + num_bytes > self._max_bytes and not self._is_full:
             self._is_full = True
             logger.warning(
                 "%s has reached its limit: no more answers are kept. Raise "
                 "`search.max_answer_bytes` to keep them.", self._folder,
             )  # fmt: skip
-            return
-        write_atomically(path, packed)
+        return not self._is_full
+
+
+class _Line(Record):
+    """One measurement's answers.
+
+    Attributes:
+        measurement: Its key.
+        answers: JSON of the answers by item, compressed, in base 64.
+    """
+
+    measurement: str
+    answers: str
 
 
 def answer_file(folder: Path, m: Measurement) -> Path:
-    """The file of one measurement's answers."""
+    """The file of the answers at a measurement's point."""
+    return folder / f"{short_digest(m.point.canonical.model_dump(), m.checkpoint)}.jsonl"
+
+
+def _key(m: Measurement) -> str:
     point = m.point.canonical.model_dump()
-    key = short_digest(point, m.checkpoint, m.setting, m.objective.name, m.split, m.item_ids)
-    return folder / f"{key}.json.zst"
+    return short_digest(point, m.checkpoint, m.setting, m.objective.name, m.split, m.item_ids)
 
 
 def question_file(folder: Path, info: ObjectiveInfo) -> Path:
@@ -90,13 +111,28 @@ def question_file(folder: Path, info: ObjectiveInfo) -> Path:
     return folder / f"questions-{short_digest(info.name, info.fingerprint)}.json.zst"
 
 
-def read_answers(run: Run, measurement: Measurement) -> dict[str, Answer]:
-    """One measurement's answers by item; empty if they were not kept.
+def read_answers(run: Run, measurements: Sequence[Measurement]) -> dict[str, Answer]:
+    """Answers by item, of measurements of one objective at one point; without those not kept.
 
     Raises:
-        RunError: The file is damaged.
+        RunError: A file is damaged.
     """
-    return _read(answer_file(run.path / FOLDER, measurement), dict[str, Answer], {})
+    found: dict[str, Answer] = {}
+    wanted = {_key(m): m for m in measurements}
+    for path in {answer_file(run.path / FOLDER, m) for m in measurements}:
+        for line in read_lines(path, _Line):
+            if wanted.pop(line.measurement, None) is not None:
+                found |= _unpacked(path, _decoded(path, line.answers), dict[str, Answer])
+    for key in wanted:
+        found |= _read(run.path / FOLDER / f"{key}.json.zst", dict[str, Answer], {})
+    return found
+
+
+def _decoded(path: Path, text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise _damaged(path, error) from error
 
 
 def read_questions(run: Run, info: ObjectiveInfo) -> dict[str, Question]:
@@ -109,15 +145,23 @@ def read_questions(run: Run, info: ObjectiveInfo) -> dict[str, Question]:
 
 
 def _read(path: Path, kind: type[Value], if_missing: Value) -> Value:
-    if not path.exists():
-        return if_missing
+    return _unpacked(path, path.read_bytes(), kind) if path.exists() else if_missing
+
+
+def _packed(values: object) -> bytes:
+    return zstandard.compress(json.dumps(values).encode())
+
+
+def _unpacked(path: Path, packed: bytes, kind: type[Value]) -> Value:
     try:
-        with path.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as reader:
+        with zstandard.ZstdDecompressor().stream_reader(packed) as reader:
             return parse_record(reader.read(MAX_BYTES), kind)
     except (ValueError, zstandard.ZstdError) as error:
-        raise RunError(
-            f"{path} is damaged: {error}. Delete it: no score depends on it."
-        ) from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> RunError:
+    return RunError(f"{path} is damaged: {error}. Delete it: no score depends on it.")
 
 
 def _shortened(answer: Answer) -> Answer:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from backtrack.point import Point
     from backtrack.records import Measurement, ObjectiveInfo, Split
-    from backtrack.records.answers import Answer
     from backtrack.records.selection import Selection, Yardstick
     from backtrack.run.directory import Run
 
@@ -100,7 +99,7 @@ def _compare(
     has_worst = selection.yardsticks[info.name].zero is not None
     both_wrong = [i for i in items if has_worst and max(before[i], after[i]) <= _NO_GAP]
     questions = read_questions(run, info)
-    answers = [_answers(run, lines[point]) for point in points]
+    answers = [read_answers(run, lines[point]) for point in points]
 
     def records(chosen: Iterable[str]) -> tuple[ComparedItem, ...]:
         return tuple(
@@ -173,7 +172,3 @@ def _points_by_item(
 
 def _scores(lines: Lines) -> dict[str, float]:
     return {item: score for m in lines for item, score in zip(m.item_ids, m.scores, strict=True)}
-
-
-def _answers(run: Run, lines: Lines) -> dict[str, Answer]:
-    return {item: answer for m in lines for item, answer in read_answers(run, m).items()}
