@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from backtrack import formatting
 from backtrack.errors import UsageError
-from backtrack.evaluate.vllm.adapters import allowed_rank, why_not_in_vllm
+from backtrack.evaluate.vllm.adapters import allowed_rank, target_modules, why_not_in_vllm
 from backtrack.exporter.write import export
 from backtrack.records import ROLES
 from backtrack.records.front import ServedFront, ServedPoint
@@ -191,8 +191,7 @@ def _scaled(point: ServedPoint, all_points: Sequence[ServedPoint]) -> ServedPoin
 def _write_files(front: ServedFront, folder: Path, dtype: str) -> None:
     write_atomically(folder / MANIFEST, front.model_dump_json(indent=2) + "\n")
     if not front.unserved:
-        rank = max(allowed_rank(folder / each.folder) for each in front.points)
-        text = f'#!/bin/sh\ncd "$(dirname "$0")" && exec {vllm_command(front, rank)}\n'
+        text = f'#!/bin/sh\ncd "$(dirname "$0")" && exec {_vllm_command(front, folder)}\n'
         write_atomically(folder / "serve-vllm.sh", text)
         (folder / "serve-vllm.sh").chmod(0o755)
     (folder / "mergekit").mkdir()
@@ -201,17 +200,19 @@ def _write_files(front: ServedFront, folder: Path, dtype: str) -> None:
     write_atomically(folder / "README.md", _readme(front))
 
 
-def vllm_command(front: ServedFront, rank: int) -> str:
+def _vllm_command(front: ServedFront, folder: Path) -> str:
     """The command of a vLLM server of all points; paths are relative to the exported folder.
 
-    Args:
-        front: The front.
-        rank: Bound on the adapters' rank, one that vLLM knows.
+    Only the adapters' own modules are wrapped: a wrapped head breaks the likelihoods of prompts.
     """
-    modules = [f"{each.name}={each.folder}" for each in front.points]
+    adapters = [folder / each.folder for each in front.points]
+    targets = sorted({name for adapter in adapters for name in target_modules(adapter)})
     return shlex.join([
-        "vllm", "serve", front.base, "--enable-lora", "--max-loras", str(len(front.points)),
-        "--max-lora-rank", str(rank), "--port", str(_PORT), "--lora-modules", *modules,
+        "vllm", "serve", front.base, "--port", str(_PORT),
+        "--enable-lora", "--max-loras", str(len(adapters)),
+        "--max-lora-rank", str(max(map(allowed_rank, adapters))),
+        "--lora-target-modules", *targets,
+        "--lora-modules", *(f"{each.name}={each.folder}" for each in front.points),
     ])  # fmt: skip
 
 

@@ -33,9 +33,9 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 LORA = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], r=4)
 
 
-def selected(folder: Path, config: Any) -> Run:
+def selected(folder: Path, config: Any, width: int = 32) -> Run:
     """A run with a choice among strengths of two checkpoints."""
-    base = make_base(folder / "base")
+    base = make_base(folder / "base", width=width)
     run = make_peft_run(folder / "run", base, config)
     for name in ("sums", "words"):
         rows = [{"prompt": f"{name} {i}:", "completion": f" {i * 7 % 11}"} for i in range(24)]
@@ -121,6 +121,8 @@ def test_the_server_is_given_every_adapter_by_a_path_that_is_there(
         (exported / path / "adapter_model.safetensors").is_file() for path in modules.values()
     )
     assert words[words.index("--max-lora-rank") + 1] == "8"
+    begin, end = words.index("--lora-target-modules"), words.index("--lora-modules")
+    assert words[begin + 1 : end] == ["q_proj", "v_proj"]
     readme = (exported / "README.md").read_text()
     for each in front.points:
         assert json.dumps({"model": each.name})[:-1] in readme
