@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +20,7 @@ from backtrack.cli.options import (
     TrustOption,
     VerboseOption,
 )
-from backtrack.cli.targets import draw_report, open_run, print_json, write_export
+from backtrack.cli.targets import command_line, draw_report, open_run, print_json, write_export
 from backtrack.errors import RunError, UsageError
 from backtrack.formatting import command
 from backtrack.point import Point, parse_point
@@ -39,6 +40,14 @@ def export(
         typer.Option(help="STEP:ALPHA[:PROFILE], such as 400:0.35; default: the chosen point."),
     ] = None,
     form: Annotated[ExportForm | None, typer.Option("--as", help="What to write.")] = None,
+    front: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="K",
+            help="Instead: write K points of the front as adapters of one base, to be served.",
+        ),
+    ] = None,
     base: BaseOption = None,
     overrides: SetOption = None,
     push: Annotated[
@@ -60,6 +69,11 @@ def export(
         raise UsageError(f"export takes a run and a folder, got {len(arguments)} arguments.")
     name = arguments[0] if len(arguments) == 2 else None
     opened = open_run(name, base, None, overrides, may_run_code=may_run_code)
+    if front is not None:
+        if point or form or push:
+            raise UsageError("--front writes adapters of several points: leave out the others.")
+        _export_front(opened, front, Path(arguments[-1]), is_json=is_json, is_quiet=is_quiet)
+        return
     where = parse_point(point) if point else _chosen(opened)
     if push:
         from backtrack.exporter.push import require_login
@@ -78,6 +92,32 @@ def export(
     terminal.print_line(str(written.folder) if is_quiet else text + ".")
     if address:
         terminal.print_line(address if is_quiet else f"pushed to {address}")
+
+
+def _export_front(
+    run: Run, num_points: int, folder: Path, *, is_json: bool, is_quiet: bool
+) -> None:
+    with terminal.progress("exporting", is_quiet=is_quiet or is_json) as report:
+        from backtrack.exporter import export_front
+
+        stages = count()
+        found = export_front(
+            run,
+            num_points,
+            folder,
+            command=command_line(),
+            on_stage=lambda what: report(next(stages), num_points, what),
+        )
+    if is_json:
+        print_json(found.model_dump(mode="json"))
+        return
+    for each in found.points:
+        name = str(folder / each.folder)
+        mark = ", the choice" if each.is_chosen else ""
+        terminal.print_line(name if is_quiet else f"{name}: {each.point}{mark}")
+    if not is_quiet:
+        start = f"sh {folder / 'serve-vllm.sh'}" if not found.unserved else "see its README.md"
+        terminal.print_line(f"serve    {start}")
 
 
 def _push(folder: Path, name: str, *, is_private: bool | None) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from peft import LoraConfig
 
+from backtrack import cli
 from backtrack.errors import RunError, UsageError
 from backtrack.gate import gate
 from backtrack.gate.live import ModelSide, PointSide
@@ -19,7 +20,7 @@ from backtrack.gate.opening import kind_of, point_of, split_name
 from backtrack.gate.recorded import read_measurements
 from backtrack.point import Point
 from backtrack.recipe import Recipe
-from backtrack.records.gate import GateBound
+from backtrack.records.gate import GateBound, GateResult
 from backtrack.run.directory import Run
 from backtrack.selection.measure.evaluator import Evaluator
 from tests.models import make_base, make_peft_run
@@ -143,6 +144,23 @@ def test_lm_eval_and_we_score_the_same_model_alike(evaluated) -> None:
     found = gate(live, theirs, bounds)
     assert [each.gain.estimate for each in found.bounds] == [0.0, 0.0]
     assert found.items_available == 80, "all of the file's items, not the report items alone"
+
+
+def test_an_adapter_is_adopted_and_compared_with_the_model_it_was_trained_from(
+    place, recipe, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(recipe.model_dump_json(exclude_defaults=True))
+    adapter = Run.open(place / "run").folder(20)
+    with pytest.raises(SystemExit) as ended:
+        cli.main([
+            "gate", str(adapter), "--against", str(place / "base"), "--recipe", "recipe.yaml",
+            "--base", str(place / "base"), "--max-general-drop", "5", "--device", "cpu",
+            "--limit", "120", "--json",
+        ])  # fmt: skip
+    found = GateResult.model_validate_json(capsys.readouterr().out)
+    assert (ended.value.code or 0, found.outcome, found.items_available) == (0, "passes", 60)
+    assert found.candidate.startswith("runs/")
 
 
 @pytest.mark.parametrize(
