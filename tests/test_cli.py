@@ -153,7 +153,7 @@ def test_runs_are_listed_with_what_each_waits_for(
     states = {"searched": "measured", "trained": "trained", "empty": "empty", "broken": "damaged"}
     assert {name: row["state"] for name, row in rows.items()} == states
     assert (rows["searched"]["steps"], rows["searched"]["points"]) == (4, 1)
-    with searching.search_lock(run, is_shared=False):
+    with searching.search_lock(run):
         rows = {row["run"]: row for row in json.loads(in_process(capsys, "runs", "--json"))}
     assert rows["searched"]["state"] == "searching"
     assert set(in_process(capsys, "runs", "-q").split()) == set(states)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -18,6 +19,7 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_UNDECIDED = 3
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 _INTERRUPTED = (
     "interrupted. What was saved and measured is kept: the same command continues from there "
     "(train with --resume)."
@@ -64,6 +66,7 @@ app.add_typer(recipes_app, name="recipes")
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     _be_quiet()
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         code = app(args=list(arguments) if arguments is not None else None, standalone_mode=False)
     except BacktrackError as error:
@@ -86,6 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if code == EXIT_INTERRUPTED:
         terminal.print_note(_INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _terminate(_signal: int, _frame: object) -> NoReturn:
+    """End as by an exception, so that what was started is ended too."""
+    terminal.print_note(_INTERRUPTED.replace("interrupted", "terminated", 1))
+    sys.exit(EXIT_TERMINATED)
 
 
 def _usage(error: Any) -> str:

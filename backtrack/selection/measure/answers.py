@@ -21,10 +21,9 @@ from backtrack.records.record import short_digest
 from backtrack.run.files import parse_record, write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from backtrack.evaluate.objectives.objective import Objective
     from backtrack.records import Measurement, ObjectiveInfo
     from backtrack.run.directory import Run
 
@@ -48,21 +47,27 @@ class AnswersKept:
         self._is_full = max_bytes == 0
 
     def keep(
-        self, measurement: Measurement, objective: Objective, answers: Mapping[str, Answer]
+        self,
+        measurement: Measurement,
+        answers: Mapping[str, Answer],
+        questions: Callable[[str], Mapping[str, Question]],
     ) -> None:
-        """Write one measurement's answers, and what its objective asks unless that is there."""
+        """Write one measurement's answers, and what its objective asks unless that is there.
+
+        Args:
+            measurement: The measurement.
+            answers: What the model said, by item.
+            questions: Gives what the items of an objective ask, by the objective's name.
+        """
         if self._is_full or not answers:
             return
-        self._write_questions(objective)
+        path = question_file(self._folder, measurement.objective)
+        if not path.exists():
+            asked = questions(measurement.objective.name)
+            self._write(path, {i: _start_of(q).model_dump() for i, q in asked.items()})
         kept = {item_id: _shortened(answer) for item_id, answer in answers.items()}
         values = {item_id: answer.model_dump() for item_id, answer in kept.items()}
         self._write(answer_file(self._folder, measurement), values)
-
-    def _write_questions(self, objective: Objective) -> None:
-        path = question_file(self._folder, objective.info)
-        if not path.exists():
-            questions = zip(objective.item_ids, objective.questions(), strict=False)
-            self._write(path, {i: _start_of(q).model_dump() for i, q in questions})
 
     def _write(self, path: Path, values: object) -> None:
         packed = zstandard.compress(json.dumps(values).encode())

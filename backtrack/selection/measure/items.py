@@ -10,9 +10,9 @@ from backtrack.selection.stats.items import NO_CLUSTERS, nested_order, nested_ru
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from backtrack.evaluate.objectives.objective import Objective
     from backtrack.recipe import SearchSection
     from backtrack.records import Split
+    from backtrack.selection.measurers.measurer import ObjectiveFacts
 
     ByName = dict[str, tuple[str, ...]]
 
@@ -52,7 +52,7 @@ class Items:
         return found
 
     @classmethod
-    def split(cls, section: SearchSection, objectives: Sequence[Objective]) -> Items:
+    def split(cls, section: SearchSection, objectives: Sequence[ObjectiveFacts]) -> Items:
         """Draw disjoint items for selection and report.
 
         Raises:
@@ -107,7 +107,7 @@ def _split_lent(
 
 
 def _split_objective(
-    section: SearchSection, objective: Objective
+    section: SearchSection, objective: ObjectiveFacts
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     items, ids = section.items, objective.item_ids
     try:
