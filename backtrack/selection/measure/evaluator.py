@@ -147,8 +147,8 @@ class Evaluator:
         return self.recipe.engine if self.recipe else TransformersSection()
 
     @property
-    def _facts(self) -> Facts:
-        """Facts of the engine and the objectives, which are built at the first call."""
+    def facts(self) -> Facts:
+        """The engine and the objectives, which are started and built at the first call."""
         if self._known_facts is None:
             self._known_facts = self._executor.ask(Measurer.facts)
             if self._given is None:
@@ -187,7 +187,7 @@ class Evaluator:
     def _current(self) -> Setting:
         """The setting of new measurements, recorded with the recipe that asks for it."""
         if self._built is None:
-            facts, items = self._facts, self._split_items
+            facts, items = self.facts, self._split_items
             self._built = record_setting(
                 self.run,
                 Setting(
@@ -305,6 +305,22 @@ class Evaluator:
                 if on_measured is not None:
                     on_measured(evaluation)
 
+    def measure_items(
+        self, point: Point, objective: str, item_ids: Sequence[str], split: Split, origin: str
+    ) -> Measurement:
+        """Measure any items of an objective at a point; recorded if they are of the split."""
+        point, setting = point.canonical, self.setting(split)
+        digests = setting.digests[objective], setting.checkpoint_of(point)
+        request = Request(point, objective, tuple(item_ids), split, origin, *digests)
+        (measured,) = self._executor.measured([request], lambda _: None)
+        if setting.fits(measured.measurement):
+            self.run.record(measured.measurement)
+        return measured.measurement
+
+    def prompts(self, name: str) -> dict[str, str]:
+        """The items of an objective as the model reads them, by item."""
+        return self._executor.ask(Measurer.prompts, name)
+
     def score_baseline(
         self, baseline: Baseline, item_ids: Mapping[str, tuple[str, ...]]
     ) -> dict[str, tuple[tuple[float, ...], float]]:
@@ -354,7 +370,7 @@ class Evaluator:
         rungs = self.rungs(split)
         found: list[tuple[str, tuple[str, ...]]] = []
         for each in rungs if rung is None else rungs[rung : rung + 1]:
-            for name in (objective.info.name for objective in self._facts.objectives):
+            for name in (objective.info.name for objective in self.facts.objectives):
                 ids = tuple(i for i in each.get(name, ()) if i not in recorded[name])
                 found += [(name, ids)] if ids else []
         return found
@@ -381,7 +397,7 @@ class Evaluator:
     @property
     def _split_items(self) -> Items:
         if self._items is None:
-            self._items = Items.split(self.section, self._facts.objectives)
+            self._items = Items.split(self.section, self.facts.objectives)
         return self._items
 
     @property

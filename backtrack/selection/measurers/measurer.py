@@ -71,12 +71,14 @@ class ObjectiveFacts:
         info: Its identity.
         item_ids: All its items.
         clusters: Cluster by item, of the items that share something.
+        lent: Objective and item that each item is taken from, by item; empty for its own.
         shared_field: The field that its items share unnoticed; None if there is none.
     """
 
     info: ObjectiveInfo
     item_ids: tuple[str, ...]
     clusters: Mapping[str, str] = field(default_factory=dict)
+    lent: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     shared_field: str | None = None
 
 
@@ -159,7 +161,9 @@ class Measurer:
             self.engine.form,
             self.engine.curve,
             tuple(
-                ObjectiveFacts(o.info, tuple(o.item_ids), dict(o.clusters), o.shared_field)
+                ObjectiveFacts(
+                    o.info, tuple(o.item_ids), dict(o.clusters), dict(o.lent), o.shared_field
+                )
                 for o in self.objectives
             ),
         )
@@ -217,6 +221,11 @@ class Measurer:
         """What the items of an objective ask, by item; empty if it does not say."""
         objective = self._objective(name)
         return dict(zip(objective.item_ids, objective.questions(), strict=False))
+
+    def prompts(self, name: str) -> dict[str, str]:
+        """The items of an objective as the model reads them, by item."""
+        objective = self._objective(name)
+        return dict(zip(objective.item_ids, objective.prompts(), strict=False))
 
     def shared_items(self) -> SharedItems:
         """The items that are shared with what the run was trained on."""
