@@ -96,12 +96,13 @@ class RayExecutor(Executor):
         *args: Asked.args,
         **kwargs: Asked.kwargs,
     ) -> Value:
-        import ray
-
+        ray = _ray()
         self._start()
         if method is Measurer.facts:
             return self._facts  # type: ignore[return-value]  # what every actor answered
         for _ in range(MAX_DEATHS):
+            if not self._busy:
+                self._wait_for_one()
             actor = self._free[0] if self._free else next(iter(self._busy.values()))[0]
             try:
                 return _value(ray.get(actor.apply.remote(method, *args)))  # type: ignore[no-any-return]
@@ -110,20 +111,17 @@ class RayExecutor(Executor):
                 if actor in self._free:  # a busy one's request is taken back by `_wait`
                     self._free.remove(actor)
                     self._replace(actor)
-                    self._wait_for_one()
         raise EngineError(_DIED.format(what=method.__name__, number=MAX_DEATHS))
 
     @override
     def close(self) -> None:
-        import ray
-
         busy = [actor for actor, _ in self._busy.values()]
         for actor in (*self._starting.values(), *self._free, *busy):
-            ray.kill(actor)
+            _ray().kill(actor)
         self._starting, self._free, self._busy, self._at = {}, [], {}, {}
         self._files = None
         if self._is_ray_ours:
-            ray.shutdown()
+            _ray().shutdown()
             self._is_ray_ours = False
 
     def _start(self) -> None:
@@ -184,8 +182,7 @@ class RayExecutor(Executor):
 
     def _wait(self, left: list[Request]) -> Measured | None:
         """Wait until one actor is ready, has answered or died; return the answer if it has one."""
-        import ray
-
+        ray = _ray()
         (reference,), _ = ray.wait([*self._busy, *self._starting], num_returns=1)
         if reference in self._starting:
             self._receive_actor(reference)
@@ -204,8 +201,7 @@ class RayExecutor(Executor):
 
     def _receive_actor(self, reference: Any) -> None:
         """Take an actor that is ready, has died or cannot measure."""
-        import ray
-
+        ray = _ray()
         actor = self._starting.pop(reference)
         try:
             facts = ray.get(reference)
@@ -234,8 +230,7 @@ class RayExecutor(Executor):
 
     def _wait_for_one(self) -> None:
         """Wait until one actor is ready; say what the cluster lacks where that takes long."""
-        import ray
-
+        ray = _ray()
         timeout: float | None = SECONDS_UNTIL_NOTE
         while self._starting and not self._free:
             done, _ = ray.wait(list(self._starting), num_returns=1, timeout=timeout)
@@ -267,16 +262,14 @@ class RayExecutor(Executor):
 
     def _replace(self, actor: Any) -> None:
         """Start another actor for one that died or is not reached any more."""
-        import ray
-
+        ray = _ray()
         ray.kill(actor)
         self._at.pop(actor, None)
         self._start_actor()
 
     def _sent_files(self) -> dict[str, Any]:
         """References to the contents of the run's files, put into the object store once."""
-        import ray
-
+        ray = _ray()
         if self._files is None:
             names = files_to_carry(self._run)
             self._files = {name: ray.put((self._run.path / name).read_bytes()) for name in names}
