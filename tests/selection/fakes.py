@@ -92,7 +92,6 @@ class Formula:
     clusters: Mapping[str, str] = field(default_factory=dict)
     lent: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     shared_field: str | None = None
-    lent: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def item_ids(self) -> tuple[str, ...]:

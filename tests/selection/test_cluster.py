@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from backtrack.records import Measurement
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULE = "tests.selection.watched"
