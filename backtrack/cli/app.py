@@ -66,7 +66,7 @@ app.add_typer(recipes_app, name="recipes")
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     _be_quiet()
-    signal.signal(signal.SIGTERM, _terminate)
+    _end_cleanly_on_sigterm()
     try:
         code = app(args=list(arguments) if arguments is not None else None, standalone_mode=False)
     except BacktrackError as error:
@@ -91,10 +91,19 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _terminate(_signal: int, _frame: object) -> NoReturn:
-    """End as by an exception, so that what was started is ended too."""
-    terminal.print_note(_INTERRUPTED.replace("interrupted", "terminated", 1))
-    sys.exit(EXIT_TERMINATED)
+def _end_cleanly_on_sigterm() -> None:
+    """End this process as by an exception, so that what it started is ended too."""
+    process_id = os.getpid()
+
+    def terminate(_signal: int, _frame: object) -> None:
+        if os.getpid() != process_id:  # a child that inherited this handler ends as others do
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        terminal.print_note(_INTERRUPTED.replace("interrupted", "terminated", 1))
+        sys.exit(EXIT_TERMINATED)
+
+    signal.signal(signal.SIGTERM, terminate)
 
 
 def _usage(error: Any) -> str:

@@ -315,6 +315,7 @@ class Evaluator:
         (measured,) = self._executor.measured([request], lambda _: None)
         if setting.fits(measured.measurement):
             self.run.record(measured.measurement)
+            self._recorded.append(measured.measurement)
         return measured.measurement
 
     def prompts(self, name: str) -> dict[str, str]:
