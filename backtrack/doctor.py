@@ -24,7 +24,7 @@ Sign = Literal["ok", "missing", "note"]
 LIBRARIES = ("torch", "transformers", "peft", "trl", "lm_eval", "optuna")
 EXTRAS = {
     "quantized": ("bitsandbytes", "bases in 4 or 8 bits"),
-    "postgresql": ("psycopg", "a search shared by several machines"),
+    "ray": ("ray", "measuring by several processes, or on a cluster"),
     "ifeval": ("langdetect", "the lm-eval task ifeval"),
 }
 LEAST_FREE_BYTES = 20_000_000_000

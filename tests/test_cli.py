@@ -13,7 +13,6 @@ import sys
 import time
 from pathlib import Path
 
-import optuna
 import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig
@@ -153,7 +152,7 @@ def test_runs_are_listed_with_what_each_waits_for(
     states = {"searched": "measured", "trained": "trained", "empty": "empty", "broken": "damaged"}
     assert {name: row["state"] for name, row in rows.items()} == states
     assert (rows["searched"]["steps"], rows["searched"]["points"]) == (4, 1)
-    with searching.search_lock(run, is_shared=False):
+    with searching.search_lock(run):
         rows = {row["run"]: row for row in json.loads(in_process(capsys, "runs", "--json"))}
     assert rows["searched"]["state"] == "searching"
     assert set(in_process(capsys, "runs", "-q").split()) == set(states)
@@ -270,31 +269,17 @@ def test_an_error_nobody_expected_ends_in_the_same_voice(
 
 
 @pytest.mark.slow
-def test_a_search_by_workers_says_what_it_will_cost_and_how_far_it_is(place: Path) -> None:
+def test_a_search_says_what_it_will_cost_and_how_far_it_is(place: Path) -> None:
     make_peft_run(
-        place / "shared",
+        place / "shown",
         place / "base",
         LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=2),
     )
-    done = backtrack("search", "shared", "--recipe", "recipe.yaml", "--workers", 2, cwd=place)
+    done = backtrack("search", "shown", "--recipe", "recipe.yaml", cwd=place)
     assert done.returncode == 0, done.stderr
     assert re.search(r"points, at most \d+ items to score", done.stderr), done.stderr
     last = re.findall(r"measuring: (\d+) of (\d+)", done.stderr)[-1]
     assert int(last[0]) <= int(last[1])
-
-
-@pytest.mark.slow
-def test_a_choice_searches_by_the_workers_that_its_recipe_asks_for(place: Path) -> None:
-    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=2)
-    make_peft_run(place / "by-workers", place / "base", config)
-    asked = ["--recipe", "recipe.yaml", "--set", "search.workers=2"]
-    with started("select", "by-workers", *asked, cwd=place) as process:
-        _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    study = optuna.load_study(study_name=None, storage=f"sqlite:///{place}/by-workers/study.db")
-    measured_by = {trial.user_attrs["worker"].rpartition(":")[2] for trial in study.trials}
-    assert str(process.pid) not in measured_by
-    assert measured_by
 
 
 def test_an_export_of_a_retrained_checkpoint_has_no_scores_of_the_earlier_one(place: Path) -> None:

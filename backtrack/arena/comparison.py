@@ -15,6 +15,7 @@ import numpy as np
 from backtrack.errors import FailureError
 from backtrack.records import ROLES
 from backtrack.records.arena import ArenaPoint
+from backtrack.records.search import Evaluation
 from backtrack.selection.choice.candidates import choose_point
 from backtrack.selection.choice.verdict import verdict
 from backtrack.selection.measure.progress import Meter
@@ -132,8 +133,7 @@ def _report_table(entrant: LiveEntrant, chosen: Point) -> ScoreTable:
         if table.holds(points):
             return table
     evaluator.build()
-    for point in points:
-        evaluator.measure(point, "report", "report", Meter(0, None))
+    evaluator.measure([Evaluation(p, None, "report") for p in points], "report", Meter(0, None))
     return evaluator.table(evaluator.setting("report"))
 
 

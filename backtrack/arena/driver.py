@@ -110,7 +110,7 @@ class _Arena:
                 self._recipe.diagnose,
                 lambda step: self._on_progress(number, total, f"{label}: {step}"),
             )
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             self._attempts.end(entrant)
             raise
         except BacktrackError as error:

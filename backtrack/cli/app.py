@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -18,6 +19,7 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_UNDECIDED = 3
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 _INTERRUPTED = (
     "interrupted. What was saved and measured is kept: the same command continues from there "
     "(train with --resume)."
@@ -64,6 +66,7 @@ app.add_typer(recipes_app, name="recipes")
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     _be_quiet()
+    _end_cleanly_on_sigterm()
     try:
         code = app(args=list(arguments) if arguments is not None else None, standalone_mode=False)
     except BacktrackError as error:
@@ -86,6 +89,21 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if code == EXIT_INTERRUPTED:
         terminal.print_note(_INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end_cleanly_on_sigterm() -> None:
+    """End this process as by an exception, so that what it started is ended too."""
+    process_id = os.getpid()
+
+    def terminate(_signal: int, _frame: object) -> None:
+        if os.getpid() != process_id:  # a child that inherited this handler ends as others do
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        terminal.print_note(_INTERRUPTED.replace("interrupted", "terminated", 1))
+        sys.exit(EXIT_TERMINATED)
+
+    signal.signal(signal.SIGTERM, terminate)
 
 
 def _usage(error: Any) -> str:

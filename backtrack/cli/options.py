@@ -114,6 +114,24 @@ LimitOption = Annotated[
         help="Items of each objective, half of them for the report: sets search.items.",
     ),
 ]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        help="Processes that measure, one per GPU if there are several; the recipe's "
+        "`cluster.actors`.",
+    ),
+]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Measure on a running Ray cluster: its address, or `auto` for the one this machine "
+        "belongs to.",
+    ),
+]
 
 
 def as_settings(

@@ -18,15 +18,18 @@ from backtrack.cli.options import (
     JsonOption,
     LimitOption,
     QuietOption,
+    RayOption,
     RecipeOption,
     RunArgument,
     SeedOption,
     SetOption,
     TrustOption,
     VerboseOption,
+    WorkersOption,
     as_settings,
 )
 from backtrack.cli.targets import (
+    cluster_of,
     command_line,
     draw_report,
     measuring,
@@ -39,7 +42,7 @@ from backtrack.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from backtrack.recipe import Recipe
+    from backtrack.recipe import ClusterSection, Recipe
     from backtrack.records.selection import Constraints
     from backtrack.run.directory import Run
 
@@ -85,6 +88,8 @@ def select(
     batch_size: BatchSizeOption = None,
     seed: SeedOption = None,
     limit: LimitOption = None,
+    workers: WorkersOption = None,
+    ray: RayOption = None,
     *,
     is_knee: Annotated[
         bool,
@@ -124,6 +129,7 @@ def select(
             weights or [],
             bounds,
             report,
+            cluster_of(opened, workers, ray),
             is_knee=is_knee,
             is_cautious=is_cautious,
             is_as_is=is_as_is,
@@ -156,6 +162,7 @@ def _choose(
     weights: Sequence[float],
     bounds: Constraints | None,
     report: terminal.Report,
+    cluster: ClusterSection,
     *,
     is_knee: bool,
     is_cautious: bool | None,
@@ -168,6 +175,7 @@ def _choose(
     common: dict[str, Any] = {
         "constraints": bounds,
         "is_cautious": is_cautious,
+        "cluster": cluster,
         "is_to_finish": not is_as_is,
         "on_progress": measuring(report),
         "command": command_line(),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from backtrack.cli.options import ExportForm
     from backtrack.point import Point
-    from backtrack.recipe import Recipe
+    from backtrack.recipe import ClusterSection, Recipe
     from backtrack.records.run import Dtype
     from backtrack.records.selection import Selection
     from backtrack.run.directory import Run
@@ -179,6 +179,15 @@ def write_export(
             command=command_line(),
             on_stage=lambda what: report(next(stages), _EXPORT_STAGES, what),
         )
+
+
+def cluster_of(run: Run, workers: int | None, address: str | None) -> ClusterSection:
+    """The recipe's section on actors, with what the command line changes."""
+    from backtrack.recipe import ClusterSection
+
+    section = run.choosing.recipe.cluster if run.choosing else ClusterSection()
+    given = {"actors": workers, "address": address}
+    return section.model_copy(update={k: v for k, v in given.items() if v is not None})
 
 
 def measuring(report: terminal.Report) -> Any:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from backtrack.errors import UsageError
-from backtrack.evaluate.measure import measure, require_scores
+from backtrack.evaluate.measure import require_scores
 from backtrack.gate.sides import ItemScores, RecordedScores, Side
 from backtrack.records import BaseModelReference
 from backtrack.selection.measure.items import Items
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from backtrack.point import Point
     from backtrack.recipe import Recipe
     from backtrack.selection.measure.evaluator import Evaluator
+    from backtrack.selection.measurers.measurer import ObjectiveFacts
 
 
 class _ObjectiveScores(ItemScores):
@@ -34,17 +35,11 @@ class _ObjectiveScores(ItemScores):
 
     is_recorded = False
 
-    def __init__(self, objective: Objective, item_ids: tuple[str, ...]) -> None:
+    def __init__(self, objective: Objective | ObjectiveFacts, item_ids: tuple[str, ...]) -> None:
         self.info = objective.info
         self.item_ids = item_ids
         self.possible = frozenset(objective.item_ids)
         self.clusters = objective.clusters
-        self._objective = objective
-
-    @property
-    @override
-    def texts(self) -> Mapping[str, str]:
-        return dict(zip(self._objective.item_ids, self._objective.prompts(), strict=False))
 
 
 class PointSide(Side):
@@ -66,7 +61,7 @@ class PointSide(Side):
     def objectives(self) -> Mapping[str, ItemScores]:
         return self._recorded or {
             objective.info.name: _PointScores(self, objective, item_ids)
-            for objective in self.evaluator.objectives
+            for objective in self.evaluator.facts.objectives
             for item_ids in [self.evaluator.setting("report").item_ids[objective.info.name]]
         }
 
@@ -88,30 +83,13 @@ class PointSide(Side):
             for scores in [table.scores[info.name]]
         }
 
-    def measure(self, objective: Objective, item_ids: Sequence[str]) -> dict[str, float]:
-        """Scores by item of items that are not recorded yet; the run's report items now are."""
-        evaluator, name = self.evaluator, objective.info.name
-        setting, engine = evaluator.setting("report"), evaluator.engine
-        if engine.point.canonical != self.point:
-            engine.place(self.point)
-        m = measure(
-            objective,
-            engine,
-            item_ids,
-            split="report",
-            origin="gate",
-            setting=setting.digests[name],
-            checkpoint=setting.checkpoint_of(self.point),
-        )
-        if setting.fits(m):
-            evaluator.run.record(m)
-        return dict(zip(m.item_ids, m.scores, strict=True))
-
 
 class _PointScores(_ObjectiveScores):
     """An objective at a point of a run."""
 
-    def __init__(self, side: PointSide, objective: Objective, item_ids: tuple[str, ...]) -> None:
+    def __init__(
+        self, side: PointSide, objective: ObjectiveFacts, item_ids: tuple[str, ...]
+    ) -> None:
         super().__init__(objective, item_ids)
         self.info = next(
             info
@@ -125,8 +103,15 @@ class _PointScores(_ObjectiveScores):
         known = self._recorded()
         missing = [item_id for item_id in item_ids if item_id not in known]
         if missing:
-            known |= self._side.measure(self._objective, missing)
+            side, name = self._side, self.info.name
+            m = side.evaluator.measure_items(side.point, name, missing, "report", "gate")
+            known |= dict(zip(m.item_ids, m.scores, strict=True))
         return tuple(known[item_id] for item_id in item_ids)
+
+    @property
+    @override
+    def texts(self) -> Mapping[str, str]:
+        return self._side.evaluator.prompts(self.info.name)
 
     def _recorded(self) -> dict[str, float]:
         setting = self._side.evaluator.setting("report")
@@ -207,7 +192,12 @@ class _ModelScores(_ObjectiveScores):
 
     def __init__(self, side: ModelSide, objective: Objective, item_ids: tuple[str, ...]) -> None:
         super().__init__(objective, item_ids)
-        self._side = side
+        self._side, self._objective = side, objective
+
+    @property
+    @override
+    def texts(self) -> Mapping[str, str]:
+        return dict(zip(self._objective.item_ids, self._objective.prompts(), strict=False))
 
     @override
     def scores(self, item_ids: Sequence[str]) -> tuple[float, ...]:

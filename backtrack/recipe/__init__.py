@@ -6,6 +6,9 @@ and is passed in as one of `checks`, so that this package imports neither librar
 """
 
 from backtrack.recipe.choosing import ChoosingRecipe
+from backtrack.recipe.cluster import (
+    ClusterSection,
+)
 from backtrack.recipe.engine import (
     Engine,
     EngineSection,
@@ -70,6 +73,7 @@ __all__ = [
     "BudgetSection",
     "ChoiceReward",
     "ChoosingRecipe",
+    "ClusterSection",
     "DataSection",
     "DivergenceObjective",
     "EarlyStopSection",

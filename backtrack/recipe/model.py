@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from backtrack.recipe.cluster import ClusterSection
 from backtrack.recipe.engine import Engine, EngineSection, TransformersSection
 from backtrack.recipe.objectives import Objective, ObjectiveSection
 from backtrack.recipe.search import SearchSection, SelectSection
@@ -70,6 +71,19 @@ class Recipe(Section):
     """How the path is searched."""
     select: SelectSection = SelectSection()
     """How the point is chosen."""
+    cluster: ClusterSection = ClusterSection()
+    """By how many processes, and where, it is measured."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier_keys(cls, values: object) -> object:
+        """Read recipes of before workers were actors: their number has moved to `cluster`."""
+        search = values.get("search") if isinstance(values, dict) else None
+        if not isinstance(values, dict) or not isinstance(search, dict):
+            return values
+        kept = {k: v for k, v in search.items() if k not in ("workers", "patience_seconds")}
+        moved = {"cluster": {"actors": search["workers"]}} if "workers" in search else {}
+        return {**moved, **values, "search": kept}
 
     @field_validator("base", mode="before")
     @classmethod

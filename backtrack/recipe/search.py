@@ -78,13 +78,12 @@ class SearchSection(Section):
     """How points are dropped before they are fully measured."""
     budget: BudgetSection = BudgetSection()
     """Limits on the cost."""
+    round_size: Annotated[int, Field(ge=1)] = 4
+    """Evaluations that are decided together, from the same measurements, and so can be measured at
+    the same time. The choice depends on it, and not on how many actors measure: give it at least
+    as many."""
     storage: str | None = None
-    """Database that workers share, such as `postgresql://host/name`; default: the run's
-    `study.db`."""
-    workers: Annotated[int, Field(ge=1)] = 1
-    """Processes on this machine, one per GPU if there are several."""
-    patience_seconds: Annotated[int, Field(ge=4)] = 60
-    """A worker without a heartbeat for this long is considered dead, and its work is redone."""
+    """Database of the Optuna study, for a dashboard; default: the run's `study.db`."""
     baselines: tuple[BaselineKind, ...] = ("checkpoint", "grid")
     """Baselines of the choice. `mean`, `intruder` and `truncated` are not points on the path: each
     costs all selection and report items once, outside the budget."""

@@ -8,12 +8,10 @@ cause. A lock ends with the process that holds it.
 from __future__ import annotations
 
 import codecs
-import itertools
 import logging
 import os
-import time
 import uuid
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -34,9 +32,6 @@ Value = TypeVar("Value")
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.005
-_GATE_SECONDS = 2.0
-"""How long a shared holder waits for the main lock. Other shared holders and `is_searched` hold it
-for a moment, an exclusive holder to its end."""
 
 _CAUSES = {
     "EOF while parsing": "it ends inside",
@@ -108,46 +103,14 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def hold_lock(path: Path, *, is_shared: bool = False) -> Iterator[bool]:
+def hold_lock(path: Path) -> Iterator[bool]:
     """Hold a lock for the `with` block if it is free; yield whether it was.
-
-    Shared holders hold it together, each through a lock file of its own beside `path`; any other
-    holder holds it alone.
 
     Args:
         path: The lock file; created if missing.
-        is_shared: Whether other shared holders may hold it at the same time.
     """
-    with ExitStack() as stack:
-        is_held = _lock_shared(path, stack) if is_shared else _lock_alone(path, stack)
-        if not is_held:
-            stack.close()
-        yield is_held
-
-
-def _lock_alone(path: Path, stack: ExitStack) -> bool:
-    return all(_lock(file, stack) for file in (path, *path.parent.glob(f"{path.name}.*")))
-
-
-def _lock_shared(path: Path, stack: ExitStack) -> bool:
-    with ExitStack() as gate:
-        if not _lock(path, gate, patience_seconds=_GATE_SECONDS):
-            return False
-        shares = (path.with_name(f"{path.name}.{number}") for number in itertools.count())
-        return any(_lock(share, stack) for share in shares)
-
-
-def _lock(path: Path, stack: ExitStack, *, patience_seconds: float = 0) -> bool:
-    """Lock a file until the stack closes, or return False if it stays locked by another."""
-    deadline = time.monotonic() + patience_seconds
-    with ExitStack() as opened:
-        file = opened.enter_context(_open_lock(path))
-        while not lock_descriptor(file.fileno(), blocking=False):
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(_POLL_SECONDS)
-        stack.push(opened.pop_all())
-    return True
+    with _open_lock(path) as file:
+        yield lock_descriptor(file.fileno(), blocking=False)
 
 
 def _open_lock(path: Path) -> BinaryIO:

@@ -40,13 +40,14 @@ from backtrack.errors import SelectionError
 from backtrack.evaluate.objectives.objective import Objective
 from backtrack.point import Point
 from backtrack.recipe import ChoosingRecipe, Recipe
+from backtrack.records.search import Evaluation
 from backtrack.records.selection import Constraints
 from backtrack.selection.choice.candidates import choose_point
 from backtrack.selection.measure.evaluator import Evaluator
 from backtrack.selection.measure.items import Items
 from backtrack.selection.measure.progress import Meter
 from backtrack.selection.search.budget import Budget
-from backtrack.selection.search.driver import Worker
+from backtrack.selection.search.driver import Driver
 from backtrack.selection.stats.comparisons import differences
 from backtrack.selection.stats.scores import RoleScores
 from tests.bench import paths
@@ -128,14 +129,14 @@ def one(job: tuple[str, int, bool]) -> dict[str, Any]:
         {o.info.name: o.item_ids[: shares[o.info.name]] for o in objectives},
         {o.info.name: o.item_ids[shares[o.info.name] :] for o in objectives},
     )
-    ledger: Any = InMemory()
-    Worker(evaluator, ledger, Budget(recipe.search.budget), begun(4), None, is_alone=True).work()
+    study: Any = InMemory()
+    Driver(evaluator, study, Budget(recipe.search.budget), begun(4), None).run()
     selection = evaluator.table(evaluator.setting("selection"))
     scores = RoleScores(selection, seed)
     outcome = choose_point(scores, run.final, 0.5, recipe.select)
     meter = Meter(0, None)
-    for point in dict.fromkeys([*evaluator.ends, outcome.chosen]):
-        evaluator.measure(point, "report", "report", meter)
+    compared = dict.fromkeys([*evaluator.ends, outcome.chosen])
+    evaluator.measure([Evaluation(p, None, "report") for p in compared], "report", meter)
     report = evaluator.table(evaluator.setting("report"))
     weighted = RoleScores(report, seed).at(0.5)
     chosen = outcome.chosen

@@ -14,28 +14,34 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from backtrack.demo import demo_recipe
+from backtrack.evaluate.build import build_objectives
 from backtrack.evaluate.encoding import encode
 from backtrack.evaluate.language_model import CompletionLimits
 from backtrack.path.placement import Placement
 from backtrack.point import Point
+from backtrack.records.search import Evaluation
 from backtrack.selection.measure.evaluator import Evaluator
 from backtrack.selection.measure.progress import Meter
+from backtrack.selection.measurers.engines import start_engine
 from backtrack.train.trainers.train import train
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ROUNDS = 7
 
 
-def bare(evaluator: Evaluator, prompts: dict[str, list[list[int]]]) -> float:
+def bare(engine: Any, objectives: Sequence[Any], prompts: dict[str, list[list[int]]]) -> float:
     """Seconds of generation over all selection items, objective after objective."""
-    model = evaluator.engine.language_model
+    model = engine.language_model
     begin = time.perf_counter()
-    for objective in evaluator.objectives:
-        section: Any = objective._section  # type: ignore[attr-defined]
+    for objective in objectives:
+        section: Any = objective._section
         limits = CompletionLimits(section.max_new_tokens, section.stop)
         model.complete(prompts[objective.info.name], limits)
     return time.perf_counter() - begin
@@ -47,7 +53,8 @@ def whole(evaluator: Evaluator, point: Point) -> float:
     evaluator._indices.clear()
     begin = time.perf_counter()
     for rung in range(len(evaluator.rungs("selection"))):
-        evaluator.measure(point, "selection", "bench", Meter(0, None), rung)
+        asked = [Evaluation(point, rung, "bench")]
+        evaluator.measure(asked, "selection", Meter(0, None))
     return time.perf_counter() - begin
 
 
@@ -63,21 +70,22 @@ def main() -> None:
             racing = recipe.search.racing.model_copy(update={"shares": shares})
             section = {"items": items, "racing": racing, "batch_size": 16}
             search = recipe.search.model_copy(update=section)
-            evaluator = Evaluator(
-                run, recipe.model_copy(update={"search": search}), placement, None
-            )
+            changed = recipe.model_copy(update={"search": search})
+            engine: Any = start_engine(run, changed, placement)
+            objectives: Any = build_objectives(changed, placement.tokenizer)
+            evaluator = Evaluator(run, changed, engine, None)
             chosen = evaluator.setting("selection").item_ids
             prompts = {
                 o.info.name: [
-                    encode(placement.tokenizer, o._examples[o.item_ids.index(i)].prompt)  # type: ignore[attr-defined]
+                    encode(placement.tokenizer, o._examples[o.item_ids.index(i)].prompt)
                     for i in chosen[o.info.name]
                 ]
-                for o in evaluator.objectives
+                for o in objectives
             }
             times = []
             for i in range(ROUNDS):
                 measured = whole(evaluator, Point(step=run.steps[-1], alpha=0.3 + 0.05 * (i % 2)))
-                times.append((measured, bare(evaluator, prompts)))
+                times.append((measured, bare(engine, objectives, prompts)))
             ours, theirs = (statistics.median(column) for column in zip(*times, strict=True))
             num_items = sum(len(ids) for ids in chosen.values())
             print(

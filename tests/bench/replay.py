@@ -42,14 +42,13 @@ from backtrack.evaluate.engine import Engine
 from backtrack.evaluate.objectives.objective import Objective
 from backtrack.point import Point
 from backtrack.recipe import ChoosingRecipe, Recipe, SearchSection
-from backtrack.records import Measurement, ObjectiveInfo
-from backtrack.records.search import BegunSearch
+from backtrack.records import ObjectiveInfo
+from backtrack.records.search import BegunSearch, Decision
 from backtrack.selection.choice.rule import choose
 from backtrack.selection.measure.evaluator import Evaluator
 from backtrack.selection.measure.items import Items
 from backtrack.selection.search.budget import Budget
-from backtrack.selection.search.driver import Worker
-from backtrack.selection.search.study import Claim
+from backtrack.selection.search.driver import Driver
 from backtrack.selection.stats.distances import point_distances
 from backtrack.selection.stats.front import hypervolume, pareto_front
 from backtrack.selection.stats.scores import RoleScores
@@ -59,7 +58,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from backtrack.selection.search.racing import Evaluation
 
 TABLES = Path(__file__).resolve().parent / "tables"
 WEIGHTS = (0.3, 0.5, 0.7)
@@ -302,34 +300,17 @@ class InMemory:
     """What a search asks of its study, without a database."""
 
     def __init__(self) -> None:
-        self.taken_slots: set[int] = set()
         self.sampler_notes: dict[str, dict[str, Any]] = {}
-
-    def under_way(self) -> dict[tuple[Point, int], Any]:
-        return {}
-
-    def slots(self) -> set[int]:
-        return self.taken_slots
 
     def notes(self) -> dict[str, dict[str, Any]]:
         return self.sampler_notes
 
-    def claim(self, unit: Evaluation, slot: int | None, notes: dict[str, Any] | None) -> Claim:
-        if slot is not None:
-            self.taken_slots.add(slot)
-            self.sampler_notes[str(unit.point)] = dict(notes or {})
-        return Claim(unit, 0, 0)
-
-    def alive(self, claim: Claim) -> Any:
-        return contextlib.nullcontext()
-
     def known(self) -> set[str]:
         return set()
 
-    def clear_stale(self, *, is_alone: bool) -> None: ...
-    def carry(self, claim: Claim, measurements: Sequence[Measurement]) -> None: ...
-    def settle(self, claim: Claim, past: Any, attributes: Any) -> None: ...
-    def add(self, point: Point, origin: str, past: Any, attributes: Any) -> None: ...
+    def add(self, decision: Decision, observed: Any, attributes: Any) -> None:
+        if decision.notes:
+            self.sampler_notes[str(decision.evaluation.point)] = decision.notes
 
 
 def ours(replayed: Replayed, cost: float, **section: Any) -> dict[float, Result]:
@@ -361,10 +342,8 @@ def ours(replayed: Replayed, cost: float, **section: Any) -> dict[float, Result]
     # Every item drawn is for selection: the truth takes the place of the report.
     drawn = {o.info.name: tuple(sorted(o.item_ids)) for o in objectives}
     evaluator._items = Items(search, drawn, {})
-    ledger: Any = InMemory()
-    budget = Budget(search.budget)
-    worker = Worker(evaluator, ledger, budget, begun(search.trials), None, is_alone=True)
-    worker.work()
+    study: Any = InMemory()
+    Driver(evaluator, study, Budget(search.budget), begun(search.trials), None).run()
     return {cost: by_rule(replayed, evaluator)}
 
 

@@ -1,4 +1,4 @@
-"""Locks: held alone or shared, free again when their holder ends."""
+"""Locks: held by one, free again when their holder ends."""
 
 from __future__ import annotations
 
@@ -13,43 +13,21 @@ import pytest
 from backtrack.run.files import hold_lock
 
 
-@pytest.mark.parametrize("is_shared", [True, False])
-def test_a_lock_that_is_held_alone_is_not_had_by_another(
-    tmp_path: Path, is_shared: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("backtrack.run.files._GATE_SECONDS", 0.05)
+def test_a_lock_that_is_held_is_not_had_by_another(tmp_path: Path) -> None:
     lock = tmp_path / ".lock"
     with hold_lock(lock) as is_free:
         assert is_free
-        with hold_lock(lock, is_shared=is_shared) as is_free_too:
+        with hold_lock(lock) as is_free_too:
             assert not is_free_too
-    with hold_lock(lock, is_shared=is_shared) as is_free:
+    with hold_lock(lock) as is_free:
         assert is_free
 
 
-def test_shared_holders_hold_it_together_and_against_one_that_does_not_share(
-    tmp_path: Path,
-) -> None:
-    lock = tmp_path / ".lock"
-    with hold_lock(lock, is_shared=True) as first:
-        with hold_lock(lock, is_shared=True) as second:
-            assert (first, second) == (True, True)
-            with hold_lock(lock) as alone:
-                assert not alone
-        with hold_lock(lock) as alone:
-            assert not alone
-        with hold_lock(lock, is_shared=True) as again:  # the refused one holds nothing
-            assert again
-    with hold_lock(lock) as alone:
-        assert alone
-
-
-@pytest.mark.parametrize("is_shared", [True, False])
-def test_a_killed_process_holds_no_lock(tmp_path: Path, is_shared: bool) -> None:
+def test_a_killed_process_holds_no_lock(tmp_path: Path) -> None:
     lock = tmp_path / ".lock"
     code = (
         "import sys; from pathlib import Path; from backtrack.run.files import hold_lock\n"
-        f"with hold_lock(Path({str(lock)!r}), is_shared={is_shared}) as is_free:\n"
+        f"with hold_lock(Path({str(lock)!r})) as is_free:\n"
         "    print(is_free, flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

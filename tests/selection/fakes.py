@@ -90,8 +90,8 @@ class Formula:
     calls: list[tuple[Point, tuple[str, ...]]] = field(default_factory=list)
     breaks_at: int | None = None
     clusters: Mapping[str, str] = field(default_factory=dict)
-    shared_field: str | None = None
     lent: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    shared_field: str | None = None
 
     @property
     def item_ids(self) -> tuple[str, ...]:

@@ -19,8 +19,8 @@ from backtrack.recipe import Recipe, SearchSection
 from backtrack.records.selection import Baseline
 from backtrack.run.directory import Run
 from backtrack.selection.choice.select import select
-from backtrack.selection.measure.baseline_models import make_baseline_model, truncate_svd
 from backtrack.selection.measure.baselines import off_the_path
+from backtrack.selection.measurers.baseline_models import make_baseline_model, truncate_svd
 from tests.models import make_base, make_full_run, make_peft_run
 from tests.selection.fakes import make_info
 

@@ -20,7 +20,7 @@ from backtrack.selection.measure.contamination import (
     SharedItems,
     contamination_notes,
     find_shared,
-    record_shared_items,
+    training_data,
 )
 from tests.selection.fakes import FakeEngine, make_recipe, make_run, pair
 
@@ -333,8 +333,8 @@ def test_the_runs_own_recipe_names_the_training_data_or_else_that_of_the_choice(
     silent = told.model_copy(update={"data": None})
     run = make_run(tmp_path / "run", told if is_run_told else silent)
     objectives = build_objectives(told, tokenizer())
-    record_shared_items(run, told if is_recipe_told else silent, objectives)
-    compared = SharedItems.model_validate_json((run.path / SHARED).read_bytes())
+    data = training_data(run, told if is_recipe_told else silent)
+    compared = find_shared(data, objectives)
     assert compared.items.get("sums.jsonl") == ids
     assert (compared.train is None) == (ids is None)
 
@@ -343,8 +343,8 @@ def test_the_runs_training_data_is_compared_though_the_choice_names_other_data(t
     told = recipe_of(tmp_path, ["Who keeps the cows?"], ["Who keeps the cows?"])
     run = make_run(tmp_path / "run", told)
     other = DataSection(train=str(tmp_path / "prose.jsonl"))
-    record_shared_items(run, told.model_copy(update={"data": other}), ())
-    compared = SharedItems.model_validate_json((run.path / SHARED).read_bytes())
+    compared = training_data(run, told.model_copy(update={"data": other}))
+    assert compared is not None
     assert compared.train == str(tmp_path / "train.jsonl")
 
 

@@ -144,28 +144,6 @@ def test_an_interrupted_search_ends_where_an_uninterrupted_one_does(
     ]
 
 
-def test_an_interruption_fails_the_running_trial(tmp_path: Path):
-    run = make_run(tmp_path / "run")
-    target, general = pair()
-    general.breaks_at = 9
-    with pytest.raises(KeyboardInterrupt):
-        seek(run, (target, general))
-    assert [trial.state.name for trial in trials_of(run)].count("FAIL") == 1
-    assert not any(trial.state.name == "RUNNING" for trial in trials_of(run))
-
-
-def test_a_trial_left_running_by_a_killed_process_is_failed(tmp_path: Path):
-    run = make_run(tmp_path / "run")
-    seek(run, pair(), trials=1)
-    storage = f"sqlite:///{run.path}/study.db"
-    (name,) = optuna.get_all_study_names(storage)
-    optuna.load_study(study_name=name, storage=storage).ask()
-    assert trials_of(run)[-1].state.name == "RUNNING"
-    resumed = seek(run, pair())
-    assert not any(trial.state.name == "RUNNING" for trial in trials_of(run))
-    assert points(resumed) == points(seek(make_run(tmp_path / "other"), pair()))
-
-
 def test_a_lost_study_is_made_again_from_the_measurements(tmp_path: Path):
     run = make_run(tmp_path / "run")
     found = seek(run, pair())

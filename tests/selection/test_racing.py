@@ -10,10 +10,10 @@ from backtrack.errors import UsageError
 from backtrack.point import Point
 from backtrack.recipe import BudgetSection
 from backtrack.records import Measurement
+from backtrack.records.search import Evaluation
 from backtrack.selection.search.budget import Budget, Cost, Plan
 from backtrack.selection.search.driver import search
 from backtrack.selection.search.racing import (
-    Evaluation,
     dropped,
     likeliest_first,
     next_anchor,

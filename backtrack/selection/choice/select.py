@@ -10,6 +10,7 @@ Not promised: that documents changed under the same name are noticed before some
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from backtrack import formatting
 from backtrack.errors import SelectionError, UsageError
 from backtrack.recipe import SelectSection
 from backtrack.records.record import now
+from backtrack.records.search import Evaluation
 from backtrack.records.selection import Constraints, Selection
 from backtrack.selection.choice.candidates import choose_point, front_hypervolume
 from backtrack.selection.choice.sweep import answer_weights, make_sweep, weight_ranges
@@ -53,7 +55,7 @@ if TYPE_CHECKING:
     from backtrack.evaluate.objectives.objective import Objective
     from backtrack.path.placement import Placement
     from backtrack.point import Point
-    from backtrack.recipe import Recipe
+    from backtrack.recipe import ClusterSection, Recipe
     from backtrack.records import Split
     from backtrack.records.selection import Baseline, BaselineRow, ReportRow
     from backtrack.records.sweep import Sweep
@@ -96,6 +98,7 @@ def select(  # noqa: PLR0913  # the front door: every argument but the run is op
     recipe: Recipe | None = None,
     placement: Placement | None = None,
     objectives: Sequence[Objective] | None = None,
+    cluster: ClusterSection | None = None,
     is_to_finish: bool = True,
     on_progress: OnProgress | None = None,
     command: str = "",
@@ -117,6 +120,7 @@ def select(  # noqa: PLR0913  # the front door: every argument but the run is op
         recipe: What to measure from now on; what the run is measured by if not given.
         placement: The run's live model; loaded if not given and something must be measured.
         objectives: Objectives in place of the recipe's.
+        cluster: By how many processes, and where, it is measured; the recipe's if not given.
         is_to_finish: Whether to search first; else the point is chosen from what is recorded.
         on_progress: Called before each objective and after each point.
         command: The command the user typed, for the record.
@@ -130,7 +134,7 @@ def select(  # noqa: PLR0913  # the front door: every argument but the run is op
             measured and must not be.
         ObjectiveError: An objective cannot be measured. Finished measurements are kept.
     """
-    evaluator = Evaluator(run, recipe, placement, objectives)
+    evaluator = Evaluator(run, recipe, placement, objectives, cluster)
     selector = _Selector(
         evaluator,
         constraints,
@@ -139,7 +143,8 @@ def select(  # noqa: PLR0913  # the front door: every argument but the run is op
         is_cautious=is_cautious,
         is_to_finish=is_to_finish,
     )
-    return selector.choose(weight, is_knee=is_knee)
+    with closing(evaluator):
+        return selector.choose(weight, is_knee=is_knee)
 
 
 def select_each(  # noqa: PLR0913  # as `select`
@@ -148,6 +153,7 @@ def select_each(  # noqa: PLR0913  # as `select`
     *,
     is_cautious: bool | None = None,
     constraints: Constraints | None = None,
+    cluster: ClusterSection | None = None,
     is_to_finish: bool = True,
     on_progress: OnProgress | None = None,
     command: str = "",
@@ -165,7 +171,7 @@ def select_each(  # noqa: PLR0913  # as `select`
         raise UsageError("give at least one weight.")
     for weight in weights:
         _require_share(weight)
-    evaluator = Evaluator(run, None, None, None)
+    evaluator = Evaluator(run, None, None, None, cluster)
     selector = _Selector(
         evaluator,
         constraints,
@@ -174,9 +180,10 @@ def select_each(  # noqa: PLR0913  # as `select`
         is_cautious=is_cautious,
         is_to_finish=is_to_finish,
     )
-    first = selector.choose(weights[0])
-    sweep = selector.sweep
-    others = [selector.choose(weight) for weight in weights[1:]]
+    with closing(evaluator):
+        first = selector.choose(weights[0])
+        sweep = selector.sweep
+        others = [selector.choose(weight) for weight in weights[1:]]
     run.write_selection(first.selection)
     run.write_sweep(sweep)
     return [first, *others]
@@ -297,11 +304,10 @@ class _Selector:
         evaluator = self._evaluator
         num_items = sum(evaluator.missing_items(point, "report") for point in points)
         meter = Meter(num_items, self._on_progress)
-        evaluator.expect(points)
         setting = evaluator.setting("report")
-        for point in points:
-            if not evaluator.table(setting).holds([point]):
-                evaluator.measure(point, "report", "report", meter)
+        table = evaluator.table(setting)
+        missing = [Evaluation(p, None, "report") for p in points if not table.holds([p])]
+        evaluator.measure(missing, "report", meter)
         return measure_missing(evaluator, setting, self._off_path)
 
     def _record(

@@ -23,10 +23,9 @@ from backtrack.records.record import Record, short_digest
 from backtrack.run.files import append_line, parse_record, read_lines, write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from backtrack.evaluate.objectives.objective import Objective
     from backtrack.records import Measurement, ObjectiveInfo
     from backtrack.run.directory import Run
 
@@ -50,26 +49,32 @@ class AnswersKept:
         self._is_full = max_bytes == 0
 
     def keep(
-        self, measurement: Measurement, objective: Objective, answers: Mapping[str, Answer]
+        self,
+        measurement: Measurement,
+        answers: Mapping[str, Answer],
+        questions: Callable[[str], Mapping[str, Question]],
     ) -> None:
-        """Write one measurement's answers, and what its objective asks unless that is there."""
+        """Write one measurement's answers, and what its objective asks unless that is there.
+
+        Args:
+            measurement: The measurement.
+            answers: What the model said, by item.
+            questions: Gives what the items of an objective ask, by the objective's name.
+        """
         if self._is_full or not answers:
             return
-        self._write_questions(objective)
+        path = question_file(self._folder, measurement.objective)
+        if not path.exists():
+            asked = questions(measurement.objective.name)
+            packed_questions = _packed({i: _start_of(q).model_dump() for i, q in asked.items()})
+            if self._has_room(len(packed_questions)):
+                write_atomically(path, packed_questions)
         kept = {item_id: _shortened(answer) for item_id, answer in answers.items()}
         values = {item_id: answer.model_dump() for item_id, answer in kept.items()}
         packed = base64.b64encode(_packed(values)).decode()
         line = _Line(measurement=_key(measurement), answers=packed).model_dump_json()
         if self._has_room(len(line)):
             append_line(answer_file(self._folder, measurement), line)
-
-    def _write_questions(self, objective: Objective) -> None:
-        path = question_file(self._folder, objective.info)
-        if not path.exists():
-            questions = zip(objective.item_ids, objective.questions(), strict=False)
-            packed = _packed({i: _start_of(q).model_dump() for i, q in questions})
-            if self._has_room(len(packed)):
-                write_atomically(path, packed)
 
     def _has_room(self, num_bytes: int) -> bool:
         """Whether the folder, which is made if missing, takes so many bytes more."""

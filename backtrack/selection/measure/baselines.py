@@ -8,7 +8,6 @@ of points.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +15,6 @@ import numpy as np
 from backtrack.errors import ObjectiveError
 from backtrack.records.selection import Baseline, BaselineMeasurement
 from backtrack.run.files import append_line, read_lines
-from backtrack.selection.measure.baseline_models import make_baseline_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -154,26 +152,23 @@ def measure_missing(
 
 
 def _measure(evaluator: Evaluator, setting: SplitSetting, baseline: Baseline) -> None:
-    """Make a baseline's model and record its scores on the setting's items."""
-    run, engine = evaluator.run, evaluator.engine
-    model = engine.asked(make_baseline_model(run, engine.placed, baseline))
-    for objective in evaluator.objectives:
-        item_ids = setting.item_ids[objective.info.name]
-        begin = time.perf_counter()
-        scores = objective.measure(model, item_ids)
+    """Record a baseline's scores on the setting's items."""
+    found = evaluator.score_baseline(baseline, setting.item_ids)
+    for info in setting.objectives:
+        item_ids, (scores, seconds) = setting.item_ids[info.name], found[info.name]
         if len(scores) != len(item_ids) or not np.isfinite(scores).all():
             raise ObjectiveError(
-                f"objective {objective.info.name!r} did not give one finite score an item for the "
+                f"objective {info.name!r} did not give one finite score an item for the "
                 f"baseline {baseline.kind!r}. Leave it out of `search.baselines`."
             )
         measurement = BaselineMeasurement(
             baseline=baseline,
             checkpoints=_checkpoints(baseline, setting),
-            setting=setting.digests[objective.info.name],
-            objective=objective.info,
+            setting=setting.digests[info.name],
+            objective=info,
             split=setting.split,
             item_ids=item_ids,
-            scores=tuple(scores),
-            seconds=time.perf_counter() - begin,
+            scores=scores,
+            seconds=seconds,
         )
-        append_line(run.path / BASELINES, measurement.model_dump_json())
+        append_line(evaluator.run.path / BASELINES, measurement.model_dump_json())

@@ -69,17 +69,15 @@ class SharedItems(Record):
     items: dict[str, tuple[str, ...]]
 
 
-def record_shared_items(run: Run, recipe: Recipe, objectives: Sequence[Objective]) -> None:
-    """Compare the items with what the run was trained on, and write `shared_items.json`.
-
-    Args:
-        run: The run; the training data is that of its own recipe.
-        recipe: What is measured; names the training data if the run's recipe does not.
-        objectives: Objectives of `recipe`.
-    """
-    data = (run.recipe and run.recipe.data) or recipe.data
-    shared = find_shared(data, objectives)
+def record_shared_items(run: Run, shared: SharedItems) -> None:
+    """Write `shared_items.json`."""
     write_atomically(run.path / SHARED, shared.model_dump_json(indent=2) + "\n")
+
+
+def training_data(run: Run, recipe: Recipe | None) -> DataSection | None:
+    """What a run was trained on, by its own recipe or else by what it is measured by."""
+    recipes = (run.recipe, recipe)
+    return next((each.data for each in recipes if each is not None and each.data), None)
 
 
 def find_shared(data: DataSection | None, objectives: Sequence[Objective]) -> SharedItems:

@@ -1,23 +1,23 @@
-"""Measure points on fixed items, each item of an objective at most once.
+"""Have points measured on fixed items, each item of an objective at most once, and record that.
 
-Promised: a measurement is on disk before the next begins, so an interruption loses at most one.
-It names its setting and its checkpoint; what is read is the lines of the setting that the recipe
-asks for, and of the checkpoints as they are now. Selection items come in nested rungs, the same at
-every point. The engine and the objectives are built when something must be measured, not before.
+Promised: a measurement is on disk as soon as it is known, so an interruption loses only what is
+under way. It names its setting and its checkpoint; what is read is the lines of the setting that
+the recipe asks for, and of the checkpoints as they are now. Selection items come in nested rungs,
+the same at every point. Engines are started and objectives built when something must be measured,
+not before. This is the only writer of a run's measurements.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from backtrack.errors import UsageError
-from backtrack.evaluate.engine import Engine
-from backtrack.evaluate.measure import measure
 from backtrack.point import Point
 from backtrack.recipe import (
+    ClusterSection,
     EngineSection,
     PlacementSection,
     Recipe,
@@ -38,14 +38,21 @@ from backtrack.selection.measure.settings import (
     record_setting,
     shared_texts,
 )
+from backtrack.selection.measurers.executor import Executor, InProcess
+from backtrack.selection.measurers.measurer import NO_OBJECTIVES, Facts, Measurer, Request
+from backtrack.selection.measurers.ray_executor import RayExecutor
 from backtrack.selection.stats.table import SplitSetting, tabulate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from backtrack.evaluate.engine import Engine
     from backtrack.evaluate.objectives.objective import Objective
     from backtrack.path.placement import Placement
     from backtrack.records import Measurement, ObjectiveInfo, Split
+    from backtrack.records.answers import Question
+    from backtrack.records.search import Evaluation
+    from backtrack.records.selection import Baseline
     from backtrack.run.directory import Run
     from backtrack.selection.measure.progress import Meter
     from backtrack.selection.stats.table import ScoreTable
@@ -78,6 +85,7 @@ class Evaluator:
         recipe: Recipe | None,
         engine: Engine | Placement | None,
         objectives: Sequence[Objective] | None,
+        cluster: ClusterSection | None = None,
     ) -> None:
         """Check what is given; load and start nothing.
 
@@ -86,6 +94,8 @@ class Evaluator:
             recipe: What to measure, from now on; what the run is measured by if None.
             engine: A started engine, or the live model; if None, an engine is started when needed.
             objectives: Built objectives, in place of the recipe's.
+            cluster: By how many processes, and where; the recipe's if None. An engine or
+                objectives that are given are in this process, and so is all else then.
 
         Raises:
             UsageError: No objectives are given, a role has none, the recipe has another base than
@@ -97,17 +107,17 @@ class Evaluator:
             allow(run.manifest, code_of_recipe(recipe))
         self.recipe = run.choosing.recipe if run.choosing else None
         self.section = self.recipe.search if self.recipe else SearchSection()
-        self._engine: Engine | None = None
-        self._is_engine_given = engine is not None
-        if isinstance(engine, Engine):
-            self._engine = engine
-        elif engine is not None:
-            self._engine = self._start_engine(engine)
+        cluster = cluster or (self.recipe.cluster if self.recipe else ClusterSection())
+        is_here = cluster.is_one_process or engine is not None or objectives is not None
+        self._executor: Executor = (
+            InProcess(Measurer(run, self.recipe, engine, objectives))
+            if is_here
+            else RayExecutor(run, run.choosing, cluster)
+        )
         self._given = None if objectives is None else tuple(objectives)
-        self._objectives = self._given
+        self._known_facts: Facts | None = None
         self._items: Items | None = None
         self._built: Setting | None = None
-        self._placed_at: Point | None = None
         self._splits: dict[Split, SplitSetting] = {}
         self._recorded = run.measurements()
         self._answers = AnswersKept(run, self.section.max_answer_bytes)
@@ -116,40 +126,34 @@ class Evaluator:
 
     @property
     def is_built(self) -> bool:
-        return self._engine is not None and self._objectives is not None
+        return self._executor.is_built
+
+    def close(self) -> None:
+        """End what measures in other processes."""
+        self._executor.close()
 
     @property
     def is_in_process(self) -> bool:
-        """Whether the model runs in this process, as baselines off the path need."""
+        """Whether the model runs in a process of ours, as baselines off the path need."""
         return self._engine_section.is_in_process
 
     @property
-    def engine(self) -> Engine:
-        """The engine, started at the first call."""
-        if self._engine is None:
-            self._engine = self._start_engine(None)
-        return self._engine
+    def num_measurers(self) -> int:
+        """How many requests are answered at the same time."""
+        return self._executor.num_measurers
 
     @property
     def _engine_section(self) -> EngineSection:
         return self.recipe.engine if self.recipe else TransformersSection()
 
-    def _start_engine(self, placed: Placement | None) -> Engine:
-        from backtrack.selection.measure.engines import start_engine
-
-        return start_engine(self.run, self.recipe, placed)
-
     @property
-    def objectives(self) -> tuple[Objective, ...]:
-        """The objectives, built at the first call."""
-        if self._objectives is None:
-            from backtrack.evaluate.build import build_objectives
-
-            if self.recipe is None:
-                raise UsageError(_NO_OBJECTIVES.format(path=self.run.path))
-            self._objectives = build_objectives(self.recipe, self.engine.tokenizer)
-            record_shared_items(self.run, self.recipe, self._objectives)
-        return self._objectives
+    def facts(self) -> Facts:
+        """The engine and the objectives, which are started and built at the first call."""
+        if self._known_facts is None:
+            self._known_facts = self._executor.ask(Measurer.facts)
+            if self._given is None:
+                record_shared_items(self.run, self._executor.ask(Measurer.shared_items))
+        return self._known_facts
 
     @property
     def ends(self) -> tuple[Point, Point]:
@@ -180,29 +184,24 @@ class Evaluator:
             return []
         return [*shared_texts(found), *differences(read_settings(self.run), found)]
 
-    @property
-    def is_from_recipe(self) -> bool:
-        """Whether everything follows from the recipe, so that another process can measure too."""
-        return self._given is None and not self._is_engine_given
-
     def _current(self) -> Setting:
         """The setting of new measurements, recorded with the recipe that asks for it."""
         if self._built is None:
+            facts, items = self.facts, self._split_items
             self._built = record_setting(
                 self.run,
                 Setting(
                     request=self._request(),
                     asked=self._asked(),
                     base=self.run.model_digest,
-                    form=self.engine.form,
-                    curve=self.engine.curve,
+                    form=facts.form,
+                    curve=facts.curve,
                     engine=self._engine_section.decisive,
-                    objectives=tuple(objective.info for objective in self.objectives),
-                    items={"selection": self._split_items.selection}
-                    | {"report": self._split_items.report},
-                    clusters=self._split_items.clusters,
+                    objectives=tuple(objective.info for objective in facts.objectives),
+                    items={"selection": items.selection, "report": items.report},
+                    clusters=items.clusters,
                     shared_fields={
-                        o.info.name: o.shared_field for o in self.objectives if o.shared_field
+                        o.info.name: o.shared_field for o in facts.objectives if o.shared_field
                     },
                     seed=self.section.seed,
                     batch_size=self.section.batch_size,
@@ -216,11 +215,9 @@ class Evaluator:
     def _find_recorded(self) -> Setting | None:
         request, base = self._request(), self.run.model_digest
         for setting in reversed(read_settings(self.run)):
-            measured = setting.form, setting.curve
-            if self._engine is not None:
-                fits = measured == (self._engine.form, self._engine.curve)
-            else:
-                fits = self._asked() in (setting.asked, measured)
+            measured, known = (setting.form, setting.curve), self._executor.form_and_curve
+            is_asked = self._asked() in (setting.asked, measured)
+            fits = is_asked if known is None else measured == known
             if fits and (setting.request, setting.base) == (request, base):
                 return setting
         return None
@@ -250,29 +247,14 @@ class Evaluator:
     def _asked(self) -> tuple[str, str]:
         """Form and curve as the recipe asks for them, unless an engine was given with others."""
         section = self.recipe.placement if self.recipe else PlacementSection()
-        form, curve = section.form, section.curve
-        if self._engine is not None:
-            form = form if form in ("auto", self._engine.form) else self._engine.form
-            curve = curve if curve in ("auto", self._engine.curve) else self._engine.curve
+        asked = section.form, section.curve
+        known = self._executor.form_and_curve or asked
+        form, curve = (a if a in ("auto", k) else k for a, k in zip(asked, known, strict=True))
         return form, curve
 
     def table(self, setting: SplitSetting) -> ScoreTable:
-        """Scores recorded under a setting."""
-        return tabulate(setting, self._recorded)
-
-    def reload(self) -> None:
-        """Read again, with what other workers recorded."""
-        self._recorded = self.run.measurements()
-        self._indices.clear()
-
-    def merge(self, received: Sequence[Measurement]) -> None:
-        """Reload, and record measurements received from other machines."""
-        self.reload()
-        known = {_key(m) for m in self._recorded}
-        for m in received:
-            if _key(m) not in known:
-                self.run.record(m)
-                self._recorded.append(m)
+        """Scores recorded under a setting; in which order they were measured decides nothing."""
+        return tabulate(setting, sorted(self._recorded, key=_place_on_path))
 
     @property
     def recorded(self) -> Sequence[Measurement]:
@@ -293,45 +275,58 @@ class Evaluator:
         return sum(len(ids) for _, ids in self._missing(point.canonical, split, rung))
 
     def measure(
-        self, point: Point, split: Split, origin: str, meter: Meter, rung: int | None = None
+        self,
+        evaluations: Sequence[Evaluation],
+        split: Split,
+        meter: Meter,
+        on_measured: Callable[[Evaluation], None] | None = None,
     ) -> None:
-        """Measure a point on items not recorded yet, recording each objective at once.
+        """Measure points on items not recorded yet, recording each objective at once.
 
         Args:
-            point: The point.
+            evaluations: Points, and the rung of items that each is measured on.
             split: Which items.
-            origin: What asked for the point, as recorded.
             meter: Receives the progress.
-            rung: Which rung of the items; all rungs if None.
+            on_measured: Called with each evaluation once all of it is recorded.
         """
-        point = point.canonical
-        missing = self._missing(point, split, rung)
-        if missing and self._placed_at != point:
-            self._placed_at = None
-            self.engine.place(point)
-            self._placed_at = point
-        for objective, item_ids in missing:
-            meter.begins(point, objective.info.name)
-            setting = self.setting(split)
-            with self.engine.noting() as answers:
-                measurement = measure(
-                    objective,
-                    self.engine,
-                    item_ids,
-                    split=split,
-                    origin=origin,
-                    setting=setting.digests[objective.info.name],
-                    checkpoint=setting.checkpoint_of(point),
-                )
-            self.run.record(measurement)
-            self._recorded.append(measurement)
-            self._answers.keep(measurement, objective, answers)
-            meter.scored(len(item_ids), measurement.seconds)
-        meter.ends(point)
+        asked = {r: e for e in evaluations for r in self._requests(e, split)}
+        left = Counter(asked.values())
+        for measured in self._executor.measured(
+            tuple(asked), lambda request: meter.begins(request.point, request.objective)
+        ):
+            m, evaluation = measured.measurement, asked[measured.request]
+            self.run.record(m)
+            self._recorded.append(m)
+            self._answers.keep(m, measured.answers, self._questions)
+            meter.scored(len(m.item_ids), m.seconds / self.num_measurers)
+            left[evaluation] -= 1
+            if left[evaluation] == 0:
+                meter.ends(m.point)
+                if on_measured is not None:
+                    on_measured(evaluation)
 
-    def expect(self, points: Sequence[Point]) -> None:
-        """Announce the next points, for an engine that answers several at once."""
-        self.engine.expect(points)
+    def measure_items(
+        self, point: Point, objective: str, item_ids: Sequence[str], split: Split, origin: str
+    ) -> Measurement:
+        """Measure any items of an objective at a point; recorded if they are of the split."""
+        point, setting = point.canonical, self.setting(split)
+        digests = setting.digests[objective], setting.checkpoint_of(point)
+        request = Request(point, objective, tuple(item_ids), split, origin, *digests)
+        (measured,) = self._executor.measured([request], lambda _: None)
+        if setting.fits(measured.measurement):
+            self.run.record(measured.measurement)
+            self._recorded.append(measured.measurement)
+        return measured.measurement
+
+    def prompts(self, name: str) -> dict[str, str]:
+        """The items of an objective as the model reads them, by item."""
+        return self._executor.ask(Measurer.prompts, name)
+
+    def score_baseline(
+        self, baseline: Baseline, item_ids: Mapping[str, tuple[str, ...]]
+    ) -> dict[str, tuple[tuple[float, ...], float]]:
+        """Score a baseline that is no point; see `Measurer.score_baseline`."""
+        return self._executor.ask(Measurer.score_baseline, baseline, item_ids)
 
     def rungs_done(self, point: Point) -> int:
         """Number of rungs, from the first, recorded for all objectives."""
@@ -370,22 +365,40 @@ class Evaluator:
 
     def _missing(
         self, point: Point, split: Split, rung: int | None
-    ) -> list[tuple[Objective, tuple[str, ...]]]:
-        """Items not recorded at a point, by rung and objective."""
+    ) -> list[tuple[str, tuple[str, ...]]]:
+        """Names of objectives with their items not recorded at a point, rung by rung."""
         recorded = self._recorded_items(point, split)
         rungs = self.rungs(split)
-        found: list[tuple[Objective, tuple[str, ...]]] = []
+        found: list[tuple[str, tuple[str, ...]]] = []
         for each in rungs if rung is None else rungs[rung : rung + 1]:
-            for objective in self.objectives:
-                name = objective.info.name
+            for name in (objective.info.name for objective in self.facts.objectives):
                 ids = tuple(i for i in each.get(name, ()) if i not in recorded[name])
-                found += [(objective, ids)] if ids else []
+                found += [(name, ids)] if ids else []
         return found
+
+    def _requests(self, evaluation: Evaluation, split: Split) -> list[Request]:
+        """What must be asked for an evaluation to be recorded."""
+        point, setting = evaluation.point.canonical, self.setting(split)
+        return [
+            Request(
+                point,
+                name,
+                item_ids,
+                split,
+                evaluation.origin,
+                setting.digests[name],
+                setting.checkpoint_of(point),
+            )
+            for name, item_ids in self._missing(point, split, evaluation.rung)
+        ]
+
+    def _questions(self, name: str) -> dict[str, Question]:
+        return self._executor.ask(Measurer.questions, name)
 
     @property
     def _split_items(self) -> Items:
         if self._items is None:
-            self._items = Items.split(self.section, self.objectives)
+            self._items = Items.split(self.section, self.facts.objectives)
         return self._items
 
     @property
@@ -398,7 +411,7 @@ class Evaluator:
     def _require_roles(self) -> None:
         requested = self._asked_infos
         if not requested:
-            raise UsageError(_NO_OBJECTIVES.format(path=self.run.path))
+            raise UsageError(NO_OBJECTIVES.format(path=self.run.path))
         missing = [role for role in ROLES if role not in {each.role for each in requested}]
         if missing:
             raise UsageError(
@@ -407,13 +420,6 @@ class Evaluator:
             )
 
 
-_NO_OBJECTIVES = (
-    "{path}: nothing says what to measure. Give a recipe with --recipe FILE, or add "
-    "`objectives:` to the run's recipe: at least one with `role: target` and one with "
-    "`role: general`."
-)
-
-
-def _key(m: Measurement) -> tuple[object, ...]:
-    """The identity of a measurement."""
-    return m.point, m.checkpoint, m.setting, m.split, m.item_ids
+def _place_on_path(m: Measurement) -> tuple[int, float, str]:
+    point = m.point.canonical
+    return point.step, point.alpha, point.profile

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from backtrack.evaluate.objectives.objective import Objective
     from backtrack.recipe import SearchSection
     from backtrack.records import Split
+    from backtrack.selection.measurers.measurer import ObjectiveFacts
 
     ByName = dict[str, tuple[str, ...]]
+    Built = ObjectiveFacts | Objective
 
 RUNG_UNIT = 16
 """Items that a rung is a multiple of where the batch size is left open."""
@@ -52,7 +54,7 @@ class Items:
         return found
 
     @classmethod
-    def split(cls, section: SearchSection, objectives: Sequence[Objective]) -> Items:
+    def split(cls, section: SearchSection, objectives: Sequence[Built]) -> Items:
         """Draw disjoint items for selection and report.
 
         Raises:
@@ -93,7 +95,7 @@ class Items:
 
 def _split_lent(
     section: SearchSection,
-    objective: Objective,
+    objective: Built,
     pairs: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]],
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Split borrowed items as those who lend them are split, and as many of each stratum's."""
@@ -107,7 +109,7 @@ def _split_lent(
 
 
 def _split_objective(
-    section: SearchSection, objective: Objective
+    section: SearchSection, objective: Built
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     items, ids = section.items, objective.item_ids
     try:

@@ -2,8 +2,8 @@
 
 What decides scores is in a digest: base, form, curve, engine, objectives and items. What moves
 them by rounding only is not: the size of batches, the device, versions of libraries. Nor is what
-says how much is measured: trials, budget, racing, workers and storage. Measurements under such
-changes are used together, and `differences` says so.
+says how much is measured, and by whom: trials, budget, racing, rounds, actors and storage.
+Measurements under such changes are used together, and `differences` says so.
 """
 
 from __future__ import annotations

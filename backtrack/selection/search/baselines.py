@@ -1,6 +1,6 @@
 """Measure the baselines that are not points on the selection items, and add them to the study.
 
-One worker measures them, after racing. Their items are outside the budget: each baseline costs all
+They are measured after racing. Their items are outside the budget: each baseline costs all
 selection items once. None of them can be chosen, since none is a point.
 """
 
@@ -10,16 +10,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from backtrack.records import ROLES
-from backtrack.run.files import hold_lock
 from backtrack.selection.measure.baselines import measure_missing, off_the_path, with_rows
 from backtrack.selection.stats.scores import RoleScores
 
 if TYPE_CHECKING:
     from backtrack.selection.measure.evaluator import Evaluator
-    from backtrack.selection.search.study import Ledger
+    from backtrack.selection.search.study import Study
 
 
-def measure_baselines(evaluator: Evaluator, ledger: Ledger) -> None:
+def measure_baselines(evaluator: Evaluator, study: Study) -> None:
     """Measure the baselines that are not recorded yet, and add those the study lacks.
 
     Raises:
@@ -30,17 +29,15 @@ def measure_baselines(evaluator: Evaluator, ledger: Ledger) -> None:
     baselines, _ = off_the_path(evaluator.run, evaluator.section, is_in_process=is_in_process)
     if not baselines:
         return
-    # Of several workers the one that gets the lock measures; the others go on.
-    with hold_lock(evaluator.run.path / ".baselines.lock") as is_locked:
-        table = evaluator.table(evaluator.setting("selection"))
-        if not is_locked or not table.knows(evaluator.ends):
-            return
-        scores = measure_missing(evaluator, table.setting, baselines)
-        joined = replace(table, scores=with_rows(table, list(scores.values())))
-        by_role = RoleScores(joined, evaluator.section.seed)
-        known = ledger.known()
-        for column, baseline in enumerate(scores, start=len(table.points)):
-            if str(baseline) not in known:
-                values = [float(by_role.role(role)[column]) for role in ROLES]
-                means = {name: float(mean[column]) for name, mean in joined.means.items()}
-                ledger.add_apart(str(baseline), values, means)
+    table = evaluator.table(evaluator.setting("selection"))
+    if not table.knows(evaluator.ends):
+        return
+    scores = measure_missing(evaluator, table.setting, baselines)
+    joined = replace(table, scores=with_rows(table, list(scores.values())))
+    by_role = RoleScores(joined, evaluator.section.seed)
+    known = study.known()
+    for column, baseline in enumerate(scores, start=len(table.points)):
+        if str(baseline) not in known:
+            values = [float(by_role.role(role)[column]) for role in ROLES]
+            means = {name: float(mean[column]) for name, mean in joined.means.items()}
+            study.add_apart(str(baseline), values, means)

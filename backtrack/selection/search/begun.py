@@ -10,9 +10,10 @@ from backtrack.records.search import BegunSearch
 from backtrack.run.files import read_record, write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from backtrack.recipe import SearchSection
+    from backtrack.records.search import Decision
     from backtrack.run.directory import Run
     from backtrack.selection.stats.table import SplitSetting
 
@@ -72,10 +73,16 @@ def begin_search(  # each is a fact of the record
         trials=trials,
         budget=_given(budget.model_dump()),
         num_before=before.num_before if before else num_recorded,
+        round=before.round if before else (),
         created=before.created if before else now(),
     )
     _write(run, begun)
     return begun
+
+
+def begin_round(run: Run, begun: BegunSearch, decisions: Sequence[Decision]) -> None:
+    """Record what was decided together, so that a search that stops goes on with the same."""
+    _write(run, begun.model_copy(update={"round": tuple(decisions)}))
 
 
 def finish_search(run: Run, begun: BegunSearch) -> None:

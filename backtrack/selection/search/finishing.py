@@ -13,9 +13,8 @@ from backtrack.selection.search.begun import (
 from backtrack.selection.search.space import anchors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
-    from backtrack.recipe import BudgetSection
     from backtrack.records.search import BegunSearch
     from backtrack.selection.measure.evaluator import Evaluator
     from backtrack.selection.measure.progress import Progress
@@ -37,26 +36,9 @@ def finish(evaluator: Evaluator, on_progress: Callable[[Progress], None] | None)
     if begun is not None:
         trials, budget = begun.trials, budget_of(begun)
     # Optuna takes half a second to import and is not needed to choose again.
-    if section.workers > 1 and evaluator.is_from_recipe and not evaluator.is_built:
-        _search_together(evaluator, trials, budget)
-    else:
-        from backtrack.selection.search.driver import Extent, search_by
+    from backtrack.selection.search.driver import Extent, search_by
 
-        search_by(evaluator, Extent(trials, budget, section.storage), None, on_progress)
-    evaluator.reload()
-
-
-def _search_together(evaluator: Evaluator, trials: int, budget: BudgetSection) -> None:
-    from backtrack.selection.search.workers import search_together
-
-    section = evaluator.section
-    arguments = ["--trials", str(trials), *_budget_arguments(budget)]
-    search_together(evaluator.run, section.workers, arguments, storage=section.storage)
-
-
-def _budget_arguments(budget: BudgetSection) -> Sequence[str]:
-    limits = {kind: limit for kind, limit in budget.model_dump().items() if limit is not None}
-    return [part for kind, limit in limits.items() for part in ("--budget", f"{kind}={limit}")]
+    search_by(evaluator, Extent(trials, budget, section.storage), None, on_progress)
 
 
 def unfinished(evaluator: Evaluator, table: ScoreTable) -> Iterator[str]:

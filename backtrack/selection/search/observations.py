@@ -27,15 +27,23 @@ class Observations:
     def __init__(self, evaluator: Evaluator, space: Space) -> None:
         self._evaluator = evaluator
         self._space = space
+        self._num_tabulated = -1
+        self._table: ScoreTable | None = None
+        self._by_role: RoleScores | None = None
 
     def table(self) -> ScoreTable:
-        """Scores of all points measured so far."""
-        return self._evaluator.table(self._evaluator.setting("selection"))
+        """Scores of all points measured so far; the same object until more is recorded."""
+        num_recorded = len(self._evaluator.recorded)
+        if self._table is None or self._num_tabulated != num_recorded:
+            self._table = self._evaluator.table(self._evaluator.setting("selection"))
+            self._num_tabulated = num_recorded
+        return self._table
 
     def by_role(self, table: ScoreTable) -> RoleScores:
         """Scores of a table by role; base and final checkpoint must be in it."""
-        seed = self._evaluator.section.seed
-        return RoleScores(table, seed, NUM_RESAMPLES)
+        if self._by_role is None or self._by_role.table is not table:
+            self._by_role = RoleScores(table, self._evaluator.section.seed, NUM_RESAMPLES)
+        return self._by_role
 
     def has_ends(self, table: ScoreTable) -> bool:
         """Whether base and final checkpoint are measured, which all scores are related to."""

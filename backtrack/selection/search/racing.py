@@ -19,12 +19,12 @@ spent. Without one, step 3 ends when every point that was not dropped has all it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from backtrack.records import ROLES
+from backtrack.records.search import Evaluation
 from backtrack.selection.stats.bootstrap import chances_best
 
 if TYPE_CHECKING:
@@ -45,21 +45,6 @@ NUM_RESAMPLES = 500
 """Bootstrap resamples of one decision."""
 WEIGHTS = (0.2, 0.35, 0.5, 0.65, 0.8)
 """Weights of the target over which the probability of being the best is summed."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One point and the next rung of items it is measured on.
-
-    Attributes:
-        point: The point.
-        rung: Index of the rung, from 0.
-        origin: What proposed the point: `anchor` or `sampler`, or as recorded.
-    """
-
-    point: Point
-    rung: int
-    origin: str
 
 
 def dropped(scores: RoleScores, level: float) -> Flags:
