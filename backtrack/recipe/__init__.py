@@ -31,6 +31,7 @@ from backtrack.recipe.objectives import (
     LmEvalObjective,
     Objective,
     ObjectiveSection,
+    PreferenceObjective,
     PythonObjective,
     TextObjective,
 )
@@ -87,6 +88,7 @@ __all__ = [
     "ObjectiveSection",
     "PeftMethod",
     "PlacementSection",
+    "PreferenceObjective",
     "ProfileKind",
     "PythonObjective",
     "PythonReward",
