@@ -34,6 +34,7 @@ from backtrack.recipe.objectives import (
     LmEvalObjective,
     Objective,
     ObjectiveSection,
+    PreferenceObjective,
     PythonObjective,
     TextObjective,
 )
@@ -91,6 +92,7 @@ __all__ = [
     "ObjectiveSection",
     "PeftMethod",
     "PlacementSection",
+    "PreferenceObjective",
     "ProfileKind",
     "PythonObjective",
     "PythonReward",

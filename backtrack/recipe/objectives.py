@@ -209,6 +209,31 @@ class ExamplesObjective(_DocumentsObjective):
         return self
 
 
+class PreferenceObjective(_DocumentsObjective):
+    """Pairs of answers of which one was preferred, in TRL's format: texts, or turns of a chat."""
+
+    implementation = "backtrack.evaluate.objectives.preference:PreferenceScores"
+
+    kind: Literal["preference"]
+    score: Literal["accuracy", "margin"] = "accuracy"
+    """`accuracy`: whether the chosen answer is the likelier; `margin`: its log-likelihood less
+    that of the rejected one, in nats, which needs `range`."""
+    prompt: str = "{prompt}"
+    """Format over the item's fields. Without a field `prompt`, what both answers begin with."""
+    chosen: str = "{chosen}"
+    """Format over the item's fields: the preferred answer."""
+    rejected: str = "{rejected}"
+    """Format over the item's fields: the other answer."""
+    apply_chat_template: bool = False
+    """Give the prompt as a user's turn of the tokenizer's chat template; turns always are."""
+
+    @property
+    def axis(self) -> Axis:
+        """A share of pairs, or a difference of log-likelihoods."""
+        unit = FRACTION if self.score == "accuracy" else "nats an answer"
+        return Axis(unit=unit, direction="maximize")
+
+
 class TextObjective(_DocumentsObjective):
     """Bits per byte of running text; an item is one window of it."""
 

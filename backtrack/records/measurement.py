@@ -21,7 +21,7 @@ class ObjectiveInfo(Record):
     Attributes:
         name: Unique name in the recipe.
         role: `target` or `general`.
-        kind: `lm_eval`, `examples`, `text` or `python`.
+        kind: Of its section in the recipe, such as `lm_eval` or `examples`.
         direction: Whether higher or lower is better. Values are never negated.
         unit: `fraction` for scores from 0 to 1; else a label such as `nats a token`.
         range: The scores worth 0 and 100 points, worst and best; None if the unit has a scale of

@@ -79,7 +79,7 @@ class ExampleScores(Objective):
         name = section.name or section.default_name
         self.item_ids = name_items(name, _keys(records))
         self._examples = tuple(
-            _example(section, record, tokenizer, item_id)
+            self._example(record, item_id)
             for record, item_id in zip(records, self.item_ids, strict=True)
         )
         if section.cluster is None:
@@ -99,8 +99,7 @@ class ExampleScores(Objective):
         if not item_ids:
             return ()
         asked = positions(item_ids, self.item_ids, self.info.name)
-        score = {"exact_match": self._exact, "choice": self._choice, "nll": self._nll}
-        scores = score[self._section.score](model, sorted(asked))
+        scores = self._ways[self._section.score](model, sorted(asked))
         return finite(in_order(asked, scores), item_ids, self.info.name)
 
     @override
@@ -144,6 +143,20 @@ class ExampleScores(Objective):
         num_texts = sum(map(len, completions)) / len(completions)
         return num_texts * read + num_scored
 
+    @property
+    def _ways(self) -> Mapping[str, Callable[[LanguageModel, Sequence[int]], list[float]]]:
+        """What scores items, by name; items are given by ascending index."""
+        return {"exact_match": self._exact, "choice": self._choice, "nll": self._nll}
+
+    @property
+    def _is_templated(self) -> bool:
+        """Whether prompts come from a chat template."""
+        return self._section.apply_chat_template
+
+    def _example(self, record: Mapping[str, Any], item_id: str) -> Example:
+        """What one record asks."""
+        return _example(self._section, record, self._tokenizer, item_id)
+
     def _exact(self, model: LanguageModel, indices: Sequence[int]) -> list[float]:
         prompts = [self._encoded.get(model.tokenizer, i, self._prompt) for i in indices]
         empty = next((i for i, ids in zip(indices, prompts, strict=True) if not ids), None)
@@ -164,16 +177,22 @@ class ExampleScores(Objective):
         ]
 
     def _choice(self, model: LanguageModel, indices: Sequence[int]) -> list[float]:
-        choices = [self._encoded.get(model.tokenizer, i, self._scored) for i in indices]
-        likelihoods = iter(model.score([sequence for each in choices for sequence in each]))
         scores = []
-        for index, sequences in zip(indices, choices, strict=True):
-            values = [next(likelihoods).log_likelihood for _ in sequences]
-            answer = Answer(likelihoods=tuple(values))
-            model.note(self.item_ids[index], answer)
+        for index, answer in zip(indices, self._likelihoods(model, indices), strict=True):
             likeliest = self._examples[index].choices[answer.choice or 0]
             scores.append(float(likeliest == self._examples[index].completion))
         return scores
+
+    def _likelihoods(self, model: LanguageModel, indices: Sequence[int]) -> list[Answer]:
+        """The log-likelihoods of each item's choices, which are noted."""
+        choices = [self._encoded.get(model.tokenizer, i, self._scored) for i in indices]
+        found = iter(model.score([sequence for each in choices for sequence in each]))
+        answers = []
+        for index, sequences in zip(indices, choices, strict=True):
+            answer = Answer(likelihoods=tuple(next(found).log_likelihood for _ in sequences))
+            model.note(self.item_ids[index], answer)
+            answers.append(answer)
+        return answers
 
     def _nll(self, model: LanguageModel, indices: Sequence[int]) -> list[float]:
         scored = [self._encoded.get(model.tokenizer, i, self._scored)[0] for i in indices]
@@ -188,8 +207,8 @@ class ExampleScores(Objective):
         ]
 
     def _prompt(self, tokenizer: Any, index: int) -> list[int]:
-        is_templated = self._section.apply_chat_template
-        return encode(tokenizer, self._examples[index].prompt, is_templated=is_templated)
+        prompt = self._examples[index].prompt
+        return encode(tokenizer, prompt, is_templated=self._is_templated)
 
     def _scored(self, tokenizer: Any, index: int) -> list[ScoredSequence]:
         example = self._examples[index]
@@ -197,7 +216,7 @@ class ExampleScores(Objective):
             tokenizer,
             example.prompt,
             example.choices or (example.completion,),
-            is_templated=self._section.apply_chat_template,
+            is_templated=self._is_templated,
         )
         if min(sequence.num_scored for sequence in sequences) < 1:
             raise ObjectiveError(
