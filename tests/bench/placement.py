@@ -6,7 +6,8 @@ Creates a Llama-shaped model with random weights (1.1 GB in bf16 by default) and
 models, LoRA r16, OFT b32. Prints, as medians of several placements in one process:
 
     line      merged, whole models: bytes read and written a second, relative to `Tensor.copy_` on
-              the same tensors (the design requires 0.8)
+              the same tensors (the design requires 0.8); on a CPU also on tensors in its cache,
+              where arithmetic alone is the bound
     lora, oft merged on their native curve: time relative to PEFT's `merge_adapter`
     attached  time to set the handles, relative to a copy of the adapter's bytes
 """
@@ -27,6 +28,7 @@ import torch
 from peft import LoraConfig, OFTConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from backtrack.path.curves import line
 from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.records import BaseModelReference, Manifest, Method
@@ -59,6 +61,8 @@ def run_benchmarks(folder: Path, options: argparse.Namespace) -> None:
     size = sum(path.stat().st_size for path in base.glob("*.safetensors"))
     print(f"model: {size / 1e9:.2f} GB in {options.dtype} on {options.device}")
     print_line(full_run(folder / "full", base), clock)
+    if options.device == "cpu":
+        print_bound(getattr(torch, options.dtype), clock)
     for name, config in (
         ("lora r16", LoraConfig(task_type="CAUSAL_LM", r=16, target_modules=LINEAR)),
         ("oft b32", OFTConfig(task_type="CAUSAL_LM", oft_block_size=32, target_modules=LINEAR)),
@@ -146,6 +150,22 @@ def print_line(run: Run, clock: Clock) -> None:
     print(
         f"line: {placed / 1e9:.1f} GB/s moved, copy_ {copied / 1e9:.1f} GB/s, "
         f"ratio {ratio:.2f} (end storage: {placement.keep})"
+    )
+
+
+def print_bound(dtype: torch.dtype, clock: Clock) -> None:
+    """The line's arithmetic, without the memory: on tensors that stay in the cache."""
+    base, tuned = torch.randn(1 << 17).to(dtype), torch.randn(1 << 17).to(dtype)
+    out = torch.empty_like(base)
+
+    def hundred_times() -> None:
+        for _ in range(100):
+            line(base, tuned, 0.37, out=out)
+
+    seconds = clock.median(hundred_times) / 100
+    print(
+        f"bound of the line: {base.numel() / seconds / 1e9:.2f} G values/s, "
+        f"{3 * base.nbytes / seconds / 1e9:.1f} GB/s on {torch.get_num_threads()} threads"
     )
 
 
