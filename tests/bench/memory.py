@@ -1,12 +1,12 @@
 """Peak memory of opening a run and of moving along its path, in copies of the base.
 
-    python tests/bench/memory.py [--layers 4] [--width 2048] [--dtype bfloat16] [--only NAME,...]
+    python tests/bench/memory.py [--layers 4] [--width 2048] [--dtype bfloat16] [--only NAME;...]
 
 Creates a Llama-shaped model with random weights (0.6 GB in bf16 by default) and runs of it: whole
 models, LoRA r16, OFT b32. Each row is a process of its own, which opens the run, visits three
-points and closes. Printed are, in bases above what the imports take: the highest anonymous memory
-until the run is open, after that, and the highest until the end. Pages of files, which the system
-drops when it needs room, are not counted.
+points and closes, or exports a point. Printed are, in bases above what the imports take: the
+highest anonymous memory until the run is open, after that, and the highest until the end. Pages of
+files, which the system drops when it needs room, are not counted.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ from typing import Any
 
 from peft import LoraConfig, OFTConfig
 
+from backtrack.exporter import export
 from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.run.directory import Run
 from tests.bench.placement import LINEAR, adapter_run, full_run, make_model
 
+EXPORT = "export"
+"""Key of a row that exports a point instead; its value is the form."""
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "attached lora": ("lora", {"form": "attached"}),
     "attached oft": ("oft", {"form": "attached"}),
@@ -38,6 +41,8 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "oft on the line": ("oft", {"form": "merged", "curve": "line"}),
     "whole models": ("full", {}),
     "whole models, ends mapped": ("full", {"keep": "mapped"}),
+    "export of an adapter": ("lora", {EXPORT: "adapter"}),
+    "export of a whole model": ("full", {EXPORT: "merged"}),
 }
 CONFIGS = {
     "lora": LoraConfig(task_type="CAUSAL_LM", r=16, target_modules=LINEAR),
@@ -52,7 +57,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--vocabulary", type=int, default=32_000)
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--only", default="", help="rows, separated by commas")
+    parser.add_argument("--only", default="", help="rows, separated by semicolons")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
@@ -62,7 +67,7 @@ def main() -> None:
         size = sum(path.stat().st_size for path in base.glob("*.safetensors"))
         print(f"base: {size / 1e9:.2f} GB in {options.dtype}")
         print(f"{'':28}{'opening':>10}{'open':>10}{'moving':>10}")
-        for name in options.only.split(",") if options.only else ROWS:
+        for name in options.only.split(";") if options.only else ROWS:
             kind, given = ROWS[name]
             peaks = in_process(runs[kind], given)
             print(f"{name:28}" + "".join(f"{peak / size:10.2f}" for peak in peaks), flush=True)
@@ -93,9 +98,13 @@ def measure(run: str, given: str, sender: Any) -> None:
     """Open a run, visit three points, and send the peaks."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    opened = Run.open(Path(run))
-    with Watch() as watch:
-        placement = Placement(opened, **json.loads(given))
+    opened, options = Run.open(Path(run)), json.loads(given)
+    with Watch() as watch, tempfile.TemporaryDirectory() as folder:
+        if EXPORT in options:
+            export(opened, Point(step=1, alpha=0.37), Path(folder), form=options[EXPORT])
+            sender.send([watch.peak()] * 3)
+            return
+        placement = Placement(opened, **options)
         opening, stays = watch.peak(), watch.now()
         for alpha in (0.37, 1.0, 0.0):
             placement.place(Point(step=1, alpha=alpha))

@@ -33,6 +33,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Path]
         ("lora on the line", 2.2),
         ("oft on the line", 2.2),
         ("whole models", 3.2),
+        ("whole models, ends mapped", 1.2),
+        ("export of an adapter", 1.2),
+        ("export of a whole model", 3.2),
     ],
 )
 def test_memory_stays_within_its_budget(
