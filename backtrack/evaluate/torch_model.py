@@ -183,7 +183,10 @@ class TorchModel(LanguageModel):
     def divergences(self, prompts: Sequence[list[int]]) -> list[float]:
         base = self._base
         if base is None:
-            raise ObjectiveError("this model knows no base that it could diverge from.")
+            raise ObjectiveError(
+                "a divergence is measured on a run's path, where the base is at hand, and this "
+                "model is by itself. Leave out the objectives of `kind: divergence`."
+            )
         is_shared, limit = self.reads_trees, self.context_tokens
         asked = [ids if limit is None else ids[-limit:] for ids in prompts]
 
