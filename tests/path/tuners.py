@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import peft
@@ -22,8 +23,12 @@ def _oft(**fields: Any) -> Any:
 
 
 def configs() -> dict[str, Any]:
-    """New configurations, by name."""
-    return _loras() | _rotations() | _others()
+    """New configurations, by name; without AdaMSS where scikit-learn, which it needs, is not."""
+    found = _loras() | _rotations() | _others()
+    if find_spec("sklearn") is not None:
+        subspaces = {"r": 8, "num_subspaces": 2, "subspace_rank": 1}
+        found["adamss"] = _adapter(peft.AdamssConfig, **subspaces)
+    return found
 
 
 def _loras() -> dict[str, Any]:
@@ -85,7 +90,6 @@ def _others() -> dict[str, Any]:
         "shira": _adapter(peft.ShiraConfig, r=4),
         "hira": _adapter(peft.HiraConfig, r=4),
         "delora": _adapter(peft.DeloraConfig, r=4),
-        "adamss": _adapter(peft.AdamssConfig, r=8, num_subspaces=2, subspace_rank=1),
         "supertuning": _adapter(peft.SupertuningConfig, sparsity=0.9),
         "supertuning-supra": _adapter(peft.SupertuningConfig, sparsity=0.9, r=2),
         "glora": _adapter(peft.GloraConfig, r=4),
