@@ -213,7 +213,7 @@ def paradigm_of(spec: EntrantSpec) -> Paradigm:
     """How an entrant's checkpoints are trained."""
     if spec.run is not None:
         return "adopted"
-    return "sft" if getattr(spec.recipe, "grpo", None) is None else "grpo"
+    return spec.recipe.paradigm
 
 
 def _diagnose(run: Run, num_prompts: int, on_step: OnStep) -> None:

@@ -16,8 +16,6 @@ from backtrack.recipe import FullMethod
 from backtrack.train.plan.plan import make_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from backtrack.recipe import Recipe
     from backtrack.recipe.arena import ArenaRecipe, EntrantSpec
     from backtrack.train.plan.plan import Plan
@@ -106,13 +104,9 @@ def _num_cards(plan: Plan) -> int | None:
     return math.ceil(plan.memory_bytes / (USED_SHARE * CARD_BYTES))
 
 
-def _settings(recipe: Recipe) -> Mapping[str, Any]:
-    return recipe.sft if recipe.grpo is None else recipe.grpo
-
-
 def _train_tokens(recipe: Recipe, plan: Plan) -> int | None:
     """Sequences of all steps, times the longest that is allowed."""
-    settings = _settings(recipe)
+    settings = recipe.trainer_settings
     if plan.num_steps is None:
         return None
     sequences = int(settings.get("per_device_train_batch_size", 8)) * int(
@@ -140,7 +134,7 @@ def _train_seconds(recipe: Recipe, num_weights: int, num_tokens: int) -> float:
     more forward with gradient checkpointing. GRPO generates its tokens first.
     """
     passes = 2 + isinstance(recipe.method, FullMethod)
-    passes += bool(_settings(recipe).get("gradient_checkpointing"))
+    passes += bool(recipe.trainer_settings.get("gradient_checkpointing"))
     seconds = 2.0 * passes * num_weights * num_tokens / FLOPS
     return seconds + (0 if recipe.grpo is None else _written_seconds(num_weights, num_tokens))
 

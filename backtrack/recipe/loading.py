@@ -181,7 +181,7 @@ def with_paths(raw: dict[str, Any], change: Callable[[str], str]) -> dict[str, A
     base = raw.get("base")
     copy["base"] = changed(base) if isinstance(base, str) else mapped(base, ["model"])
     copy["data"] = mapped(raw.get("data"), ["train", "eval"])
-    for trainer in ("sft", "grpo"):
+    for trainer in ("sft", "grpo", "dpo"):
         copy[trainer] = mapped(raw.get(trainer), _TRAINER_FILES)
     if isinstance(raw.get("objectives"), list):
         copy["objectives"] = [mapped(o, ["path", "include_path"]) for o in raw["objectives"]]

@@ -27,6 +27,8 @@ from backtrack.recipe.training import (
 )
 from backtrack.records import Role
 
+Paradigm = Literal["sft", "grpo", "dpo"]
+
 
 class Recipe(Section):
     """A whole recipe."""
@@ -47,6 +49,9 @@ class Recipe(Section):
     """Fields of TRL's SFTConfig, to train on given completions."""
     grpo: dict[str, Any] | None = None
     """Instead: fields of TRL's GRPOConfig, to train on sampled completions by `rewards`."""
+    dpo: dict[str, Any] | None = None
+    """Instead: fields of TRL's DPOConfig, to train on pairs of answers of which one was preferred.
+    The reference is the base; for adapters it costs no second copy."""
     rewards: tuple[Reward, ...] = ()
     """Rewards of a completion; their weighted sum is its reward."""
     learning_rates: LearningRates = Field(default_factory=dict)
@@ -84,6 +89,19 @@ class Recipe(Section):
         kept = {k: v for k, v in search.items() if k not in ("workers", "patience_seconds")}
         moved = {"cluster": {"actors": search["workers"]}} if "workers" in search else {}
         return {**moved, **values, "search": kept}
+
+    @property
+    def paradigm(self) -> Paradigm:
+        """How the model is trained: the section that says so."""
+        if self.grpo is not None:
+            return "grpo"
+        return "sft" if self.dpo is None else "dpo"
+
+    @property
+    def trainer_settings(self) -> dict[str, Any]:
+        """Fields of TRL's configuration for that."""
+        settings: dict[str, Any] = getattr(self, self.paradigm)
+        return settings
 
     @field_validator("base", mode="before")
     @classmethod
@@ -133,8 +151,12 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _one_trainer(self) -> Recipe:
-        if self.grpo is not None and self.sft:
-            raise ValueError("give one of `sft` and `grpo`: it says how the model is trained")
+        given = {"sft": self.sft or None, "grpo": self.grpo, "dpo": self.dpo}
+        named = [f"`{name}`" for name, section in given.items() if section is not None]
+        if len(named) > 1:
+            raise ValueError(
+                f"give one of {' and '.join(named)}: it says how the model is trained"
+            )
         if self.watch is not None and not self.objectives:
             raise ValueError("`watch` measures `objectives`; list some")
         if self.grpo is not None and not self.rewards:

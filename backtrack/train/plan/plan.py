@@ -92,7 +92,7 @@ def make_plan(recipe: Recipe) -> Plan:
     Nothing is downloaded, and only configurations, local data and a local tokenizer are loaded.
     """
     kind = "none" if recipe.method is None else recipe.method.kind
-    plan = Plan(trainer=f"{'SFT' if recipe.grpo is None else 'GRPO'}, {kind}")
+    plan = Plan(trainer=f"{recipe.paradigm.upper()}, {kind}")
     _count_weights(plan, recipe)
     _count_steps(plan, recipe)
     _count_bytes(plan, recipe)
@@ -166,7 +166,7 @@ def _config(base: BaseSection) -> Any:
 
 
 def _count_steps(plan: Plan, recipe: Recipe) -> None:
-    settings = recipe.sft if recipe.grpo is None else recipe.grpo
+    settings = recipe.trainer_settings
     max_steps = int(settings.get("max_steps", -1))
     if max_steps > 0:
         plan.num_steps = max_steps
@@ -226,8 +226,10 @@ def _count_bytes(plan: Plan, recipe: Recipe) -> None:
     plan.state_bytes = int(2 * 3 * plan.num_trainable * live_size)
     weight_size = _weight_size(recipe.base.quantization, base_size)
     weights = plan.num_parameters * weight_size
-    if not is_adapter and float((recipe.grpo or {}).get("beta", 0.0)):
-        plan.notes.append("`grpo.beta` needs a second copy of the weights as the reference model")
+    penalty = float((recipe.grpo or {}).get("beta", 0.0))
+    if not is_adapter and (penalty or recipe.dpo is not None):
+        cause = "`grpo.beta`" if penalty else "`dpo`"
+        plan.notes.append(f"{cause} needs a second copy of the weights as the reference model")
         weights *= 2
     # An adapter, its gradient and AdamW's two averages; a full model's weights are counted above.
     plan.memory_bytes = int(weights + (4 if is_adapter else 3) * plan.num_trainable * live_size)
@@ -256,7 +258,7 @@ def _size(base: BaseSection) -> float:
 def _stored_size(recipe: Recipe, live_size: float, *, is_adapter: bool) -> float:
     if recipe.trajectory.dtype != "auto":
         return float(getattr(torch, recipe.trajectory.dtype).itemsize)
-    settings = recipe.sft if recipe.grpo is None else recipe.grpo
+    settings = recipe.trainer_settings
     if not is_adapter and (settings.get("bf16") or settings.get("fp16")):
         return 2.0
     return live_size

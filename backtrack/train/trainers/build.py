@@ -17,6 +17,7 @@ from transformers import (
     PrinterCallback,
     set_seed,
 )
+from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -31,12 +32,12 @@ from backtrack.train.methods.initial_factors import initialize_factors
 from backtrack.train.methods.milora import MiloraCallback, double_rank
 from backtrack.train.methods.tied_head import expose_trained_tokens
 from backtrack.train.trainers.check import library_faults
-from backtrack.train.trainers.data import load_prompts, load_training_data
+from backtrack.train.trainers.data import load_pairs, load_prompts, load_training_data
 from backtrack.train.trainers.grpo_saves import DelayedSaveCallback
 from backtrack.train.trainers.lengths import drop_overlong, tokenized
 from backtrack.train.trainers.mixin import TrainerExtensions
 from backtrack.train.trainers.rewards import reward_function
-from backtrack.train.trainers.settings import grpo_config, sft_config
+from backtrack.train.trainers.settings import dpo_config, grpo_config, sft_config
 from backtrack.train.trajectory.initializations import BASE_CHANGING_INITIALIZATIONS
 
 if TYPE_CHECKING:
@@ -44,13 +45,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from peft import PeftConfig
+    from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.grpo_config import GRPOConfig
     from trl.trainer.sft_config import SFTConfig
 
     from backtrack.recipe import BaseSection, Recipe
 
 
-_CHECKED_SECTIONS = {"sft", "grpo", "method", "data", "early_stop"}
+_CHECKED_SECTIONS = {"sft", "grpo", "dpo", "method", "data", "early_stop"}
 
 
 class ExtendedSFTTrainer(TrainerExtensions, SFTTrainer):  # type: ignore[misc]  # TRL has no types
@@ -59,6 +61,10 @@ class ExtendedSFTTrainer(TrainerExtensions, SFTTrainer):  # type: ignore[misc]  
 
 class ExtendedGRPOTrainer(TrainerExtensions, GRPOTrainer):  # type: ignore[misc]  # TRL has no types
     """TRL's GRPO trainer with our extensions."""
+
+
+class ExtendedDPOTrainer(TrainerExtensions, DPOTrainer):  # type: ignore[misc]  # TRL has no types
+    """TRL's DPO trainer with our extensions."""
 
 
 def build_trainer(recipe: Recipe, folder: Path) -> Any:
@@ -75,9 +81,9 @@ def build_trainer(recipe: Recipe, folder: Path) -> Any:
     """
     method = require_trainable(recipe)
     settings = _settings(recipe, folder)
-    limit = settings.max_length if recipe.grpo is None else None
+    limit = settings.max_length if recipe.paradigm == "sft" else None
     drops = recipe.data is not None and recipe.data.overlong == "drop"
-    if drops and recipe.grpo is None:
+    if drops and limit is not None:
         settings.max_length = None  # TRL would cut them
     tokenizer = load_pretrained(AutoTokenizer, recipe.base)
     train_data, eval_data = _data(recipe, tokenizer, settings)
@@ -89,7 +95,6 @@ def build_trainer(recipe: Recipe, folder: Path) -> Any:
         "train_dataset": train_data, "eval_dataset": eval_data, "processing_class": tokenizer,
         "peft_config": adapter,
     }  # fmt: skip
-    section = "sft" if recipe.grpo is None else "grpo"
     try:
         trainer = _construct(recipe, model, settings, fields)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
@@ -97,7 +102,7 @@ def build_trainer(recipe: Recipe, folder: Path) -> Any:
         if isinstance(error, RuntimeError) and "to be installed" not in str(error):
             raise
         raise UsageError(
-            f"`{section}`, `method` and `data` do not fit: {' '.join(str(error).split())}"
+            f"`{recipe.paradigm}`, `method` and `data` do not fit: {' '.join(str(error).split())}"
         ) from error
     if drops and limit is not None:
         drop_overlong(trainer, limit)
@@ -111,8 +116,10 @@ def build_trainer(recipe: Recipe, folder: Path) -> Any:
 
 
 def _construct(recipe: Recipe, model: Any, settings: Any, fields: dict[str, Any]) -> Any:
-    if recipe.grpo is None:
+    if recipe.paradigm == "sft":
         return ExtendedSFTTrainer(model, settings, **fields)
+    if recipe.paradigm == "dpo":
+        return ExtendedDPOTrainer(model, args=settings, **fields)
     functions = [reward_function(reward) for reward in recipe.rewards]
     return ExtendedGRPOTrainer(model, functions, settings, **fields)
 
@@ -130,35 +137,36 @@ def require_trainable(recipe: Recipe) -> FullMethod | PeftMethod:
     faults = library_faults(recipe.model_dump(include=_CHECKED_SECTIONS))
     if faults:
         raise RecipeError(f"the recipe {recipe.name!r}", faults)
-    if recipe.grpo is not None and isinstance(recipe.method, PeftMethod):
-        _require_gradient(recipe.method)
+    if recipe.paradigm != "sft" and isinstance(recipe.method, PeftMethod):
+        _require_gradient(recipe.method, recipe.paradigm)
         _require_reference(recipe, recipe.method)
     return recipe.method
 
 
-def _require_gradient(method: PeftMethod) -> None:
+def _require_gradient(method: PeftMethod, paradigm: str) -> None:
     if method.settings.get("init_lora_weights") == KEEPLORA:
         raise UsageError(
             "init_lora_weights='keeplora' is computed from the gradient of given completions, and "
-            "`grpo` has none. Train by `sft`, or use another initialization."
+            f"`{paradigm}` has none. Train by `sft`, or use another initialization."
         )
 
 
 def _require_reference(recipe: Recipe, method: PeftMethod) -> None:
-    """Refuse a KL penalty if TRL's reference, the model without its adapter, is not the base."""
+    """Refuse a reference model if TRL's, the model without its adapter, is not the base."""
     initialization = str(method.settings.get("init_lora_weights", ""))
-    if not float((recipe.grpo or {}).get("beta", 0.0)):
+    if recipe.grpo is not None and not float(recipe.grpo.get("beta", 0.0)):
         return
+    instead = "" if recipe.dpo is not None else "Set `beta` to 0, or "
     if recipe.adapter_dtype == "base":
         raise UsageError(
             "with `adapter_dtype: base`, TRL would take a copy of the adapter for the reference "
-            "of `grpo.beta`. Set `beta` to 0, or leave out `adapter_dtype`."
+            f"of `{recipe.paradigm}`. {instead}leave out `adapter_dtype`."
         )
     if initialization.startswith(BASE_CHANGING_INITIALIZATIONS):
         raise UsageError(
             f"init_lora_weights={initialization!r} subtracts the initial adapter from the base. "
-            "The reference of `grpo.beta` is the model without its adapter, which would not be "
-            "the base. Set `beta` to 0, or use the default initialization."
+            f"The reference of `{recipe.paradigm}` is the model without its adapter, which would "
+            f"not be the base. {instead}use the default initialization."
         )
 
 
@@ -170,6 +178,8 @@ def _data(recipe: Recipe, tokenizer: Any, settings: Any) -> tuple[Any, Any]:
     def load(*, is_eval: bool) -> Any:
         if recipe.grpo is not None:
             return load_prompts(section, tokenizer, recipe.rewards, is_eval=is_eval)
+        if recipe.dpo is not None:
+            return load_pairs(section, tokenizer, is_eval=is_eval)
         field = settings.dataset_text_field
         rows = load_training_data(section, tokenizer, text_field=field, is_eval=is_eval)
         return tokenized(rows, tokenizer) if section.answer_end == "eos" else rows
@@ -244,22 +254,21 @@ def num_steps(trainer: Any) -> int:
     return int(trainer.set_initial_training_values(trainer.args, loader)[-1])
 
 
-def _settings(recipe: Recipe, folder: Path) -> SFTConfig | GRPOConfig:
-    section = "sft" if recipe.grpo is None else "grpo"
-    values = {
-        **_evaluation_defaults(recipe),
-        **(recipe.sft if recipe.grpo is None else recipe.grpo),
-    }
+def _settings(recipe: Recipe, folder: Path) -> SFTConfig | GRPOConfig | DPOConfig:
+    values = {**_evaluation_defaults(recipe), **recipe.trainer_settings}
     if recipe.data is not None and recipe.data.answer_end == "eos":
         values = {"completion_only_loss": True, **values}
     try:
-        if recipe.grpo is None:
+        if recipe.paradigm == "sft":
             return sft_config(values, folder, recipe.seed)
+        if recipe.paradigm == "dpo":
+            return dpo_config(values, folder, recipe.seed)
         weights = [reward.weight for reward in recipe.rewards]
         return grpo_config(values, folder, recipe.seed, weights)
     except (ValueError, ImportError) as error:
         raise UsageError(
-            f"`{section}` needs what this machine does not have: {' '.join(str(error).split())}"
+            f"`{recipe.paradigm}` needs what this machine does not have: "
+            f"{' '.join(str(error).split())}"
         ) from error
 
 

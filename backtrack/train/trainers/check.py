@@ -8,13 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.sft_config import SFTConfig
 
 from backtrack.recipe import PeftMethod
 from backtrack.train.library_fields import typed_fields
 from backtrack.train.methods.configs import kind_fault, method_faults
-from backtrack.train.trainers.settings import grpo_config, sft_config
+from backtrack.train.trainers.settings import dpo_config, grpo_config, sft_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,6 +38,7 @@ _TRL: dict[str, str] = {
 _OURS: dict[str, dict[str, str]] = {
     "sft": _TRL,
     "grpo": _TRL,
+    "dpo": _TRL,
     "method": {
         "base_model_name_or_path": "set `base.model`",
         "revision": "set `base.revision`",
@@ -49,10 +51,11 @@ _OURS: dict[str, dict[str, str]] = {
 
 
 def library_faults(raw: Mapping[str, Any]) -> list[str]:
-    """Return one sentence for each fault in `sft`, `grpo`, `method`, `data` and `early_stop`."""
+    """Return one sentence for each fault in what TRL and PEFT read, and in `data` for them."""
     return [
         *_trl_faults(raw, "sft", SFTConfig),
         *_trl_faults(raw, "grpo", GRPOConfig),
+        *_trl_faults(raw, "dpo", DPOConfig),
         *_method_faults(raw.get("method")),
         *_data_faults(raw),
     ]
@@ -83,6 +86,8 @@ def _config(name: str, values: Mapping[str, Any]) -> object:
     folder = Path("unused")
     if name == "sft":
         return sft_config(values, folder, seed=0)
+    if name == "dpo":
+        return dpo_config(values, folder, seed=0)
     return grpo_config(values, folder, seed=0, weights=[])
 
 
@@ -100,7 +105,7 @@ def _data_faults(raw: Mapping[str, Any]) -> list[str]:
     data = raw.get("data")
     if raw.get("early_stop") is not None and not _has_evaluation_data(data):
         return ["early_stop: it needs evaluation data; set `data.eval` or `data.eval_split`."]
-    if not isinstance(data, dict) or raw.get("grpo") is not None:
+    if not isinstance(data, dict) or any(raw.get(name) is not None for name in ("grpo", "dpo")):
         return []
     if data.get("prompt") is not None and data.get("completion") is None:
         return ["data: give both `prompt` and `completion`, or neither"]

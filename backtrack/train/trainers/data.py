@@ -3,6 +3,7 @@
 SFT: prompt and completion (the loss is on the completion), chat messages, or plain text; the first
 of these whose columns the data has. Other columns are dropped, so they may have any type.
 GRPO: prompts, with the correct answers for the rewards.
+DPO: pairs of a chosen and a rejected answer, with their prompt or beginning with it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 _log = logging.getLogger(__name__)
+_PAIR = ("chosen", "rejected")
 _EXTRA_COLUMNS = ("tools", "chat_template_kwargs")
 """Columns TRL reads beside those of a format."""
 
@@ -117,6 +119,39 @@ def load_prompts(
         ) from error
 
 
+def load_pairs(section: DataSection, tokenizer: Any, *, is_eval: bool = False) -> Dataset:
+    """Load the DPO data of a recipe: pairs of answers, with their prompt or beginning with it.
+
+    Args:
+        section: The recipe's `data`; `prompt` is a format over other columns, if given.
+        tokenizer: The model's tokenizer; chats need its chat template.
+        is_eval: Load the evaluation data instead of the training data.
+
+    Raises:
+        UsageError: The data cannot be read, or an item lacks a column or is no pair.
+    """
+    path, records = _records(section, is_eval=is_eval)
+    if section.prompt is not None:
+        prompts = _render_all(section.prompt, records, path)
+        records = [{**r, "prompt": p} for r, p in zip(records, prompts, strict=True)]
+    columns = ("prompt", *_PAIR) if "prompt" in records[0] else _PAIR
+    missing = [column for column in _PAIR if column not in records[0]]
+    if missing:
+        raise UsageError(
+            f"data: {path} has the columns {', '.join(records[0])}, but `dpo` needs `chosen` and "
+            f"`rejected`.{nearest(missing[0], records[0])}"
+        )
+    rows = [_checked(r, columns, f"{path}, item {i}") for i, r in enumerate(records)]
+    same = next((i for i, row in enumerate(rows) if row["chosen"] == row["rejected"]), None)
+    if same is not None:
+        raise UsageError(f"data: {path}, item {same}: `chosen` and `rejected` are the same.")
+    if section.chat:
+        rows = [_as_chat(record, section.system) for record in rows]
+    if isinstance(rows[0]["chosen"], list):
+        _require_chat_template(tokenizer, rows[0], columns[:-1], path)
+    return Dataset.from_list(rows)
+
+
 def _add_answers(
     rows: list[Record], records: Sequence[Record], reward: Any, path: str
 ) -> set[int]:
@@ -171,8 +206,9 @@ def _as_chat(record: Record, system: str | None) -> Record:
         return record
     turns = [{"role": "system", "content": system}] if system is not None else []
     chat = {**record, "prompt": [*turns, {"role": "user", "content": record["prompt"]}]}
-    if "completion" in record:
-        chat["completion"] = [{"role": "assistant", "content": record["completion"].strip()}]
+    for answer in ("completion", *_PAIR):
+        if answer in record:
+            chat[answer] = [{"role": "assistant", "content": record[answer].strip()}]
     return chat
 
 

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 TRAINER_FOLDER = "trainer"
 _END = "end.json"
 _UNCHANGEABLE = {
-    "base", "method", "data", "sft", "grpo", "rewards", "learning_rates", "early_stop", "watch",
-    "seed", "trajectory",
+    "base", "method", "data", "sft", "grpo", "dpo", "rewards", "learning_rates", "early_stop",
+    "watch", "seed", "trajectory",
 }  # fmt: skip
 """Sections of a recipe that must not change between a kill and a resume."""
 

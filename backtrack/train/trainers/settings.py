@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.sft_config import SFTConfig
 
@@ -57,6 +58,19 @@ def grpo_config(
         "output_dir": str(folder), "seed": seed, "data_seed": seed, "reward_weights": [*weights]
     }  # fmt: skip
     return GRPOConfig(**{**_defaults(typed), **typed, **fixed})
+
+
+def dpo_config(values: Mapping[str, Any], folder: Path, seed: int) -> DPOConfig:
+    """Return TRL's configuration for DPO.
+
+    Args:
+        values: Section `dpo` of a recipe.
+        folder: Folder of the Trainer's own checkpoints.
+        seed: Seed of the adapter's initialization, dropout and the data order.
+    """
+    typed, _ = typed_fields(DPOConfig, values, "dpo")
+    fixed = {"output_dir": str(folder), "seed": seed, "data_seed": seed}
+    return DPOConfig(**{**_defaults(typed), **typed, **fixed})
 
 
 def _defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
