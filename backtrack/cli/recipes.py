@@ -99,7 +99,7 @@ def show_reference(
     _verbosity: VerboseOption = 0,
 ) -> None:
     """Print every key of a recipe, as Markdown or as a JSON schema."""
-    from backtrack.recipe.reference import reference, schema
+    from backtrack.cli.reference import reference, schema
 
     if is_json:
         print_json(schema())
