@@ -6,9 +6,6 @@ and is passed in as one of `checks`, so that this package imports neither librar
 """
 
 from backtrack.recipe.choosing import ChoosingRecipe
-from backtrack.recipe.cluster import (
-    ClusterSection,
-)
 from backtrack.recipe.engine import (
     Engine,
     EngineSection,
@@ -41,6 +38,7 @@ from backtrack.recipe.objectives import (
 from backtrack.recipe.search import (
     BaselineKind,
     BudgetSection,
+    ClusterSection,
     ItemsSection,
     ProfileKind,
     RacingSection,

@@ -6,10 +6,9 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from backtrack.recipe.cluster import ClusterSection
 from backtrack.recipe.engine import Engine, EngineSection, TransformersSection
 from backtrack.recipe.objectives import Objective, ObjectiveSection
-from backtrack.recipe.search import SearchSection, SelectSection
+from backtrack.recipe.search import ClusterSection, SearchSection, SelectSection
 from backtrack.recipe.sections import (
     BaseSection,
     DataSection,
