@@ -21,7 +21,7 @@ import logging
 import threading
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from backtrack.errors import PointError, RunError
 from backtrack.formatting import command
@@ -44,6 +44,8 @@ from backtrack.run.trust import allow, code_of_base, code_of_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    import pandas as pd
 
     from backtrack.records import BaseModelReference
 
@@ -344,6 +346,22 @@ class Run:
     def measurements(self) -> list[Measurement]:
         """All measurements, in the order they were taken."""
         return list(read_lines(self.path / "measurements.jsonl", Measurement))
+
+    def measurements_frame(self) -> pd.DataFrame:
+        """All measurements as a table, a row each, with the mean score over its items."""
+        import pandas as pd
+
+        def row(m: Measurement) -> dict[str, Any]:
+            about = {"objective": m.objective.name, "role": m.objective.role, "split": m.split}
+            measured = {"items": len(m.scores), "mean": sum(m.scores) / len(m.scores)}
+            how = {"form": m.form, "curve": m.curve, "origin": m.origin, "seconds": m.seconds}
+            return m.point.model_dump() | about | measured | how
+
+        return pd.DataFrame([row(m) for m in self.measurements()])
+
+    def __repr__(self) -> str:
+        num = len(self.steps)
+        return f"Run({self.path}: {num} checkpoint{'s' * (num != 1)}, base {self.base.model})"
 
     def record(self, measurement: Measurement) -> None:
         """Append a measurement; safe with several writers at once."""

@@ -21,6 +21,7 @@ from backtrack.records.record import now
 from backtrack.records.search import Evaluation
 from backtrack.records.selection import Constraints, Selection
 from backtrack.selection.choice.candidates import choose_point, front_hypervolume
+from backtrack.selection.choice.notebook import as_html, candidates_frame, in_one_line
 from backtrack.selection.choice.sweep import answer_weights, make_sweep, weight_ranges
 from backtrack.selection.choice.verdict import (
     broken_on_report,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
+    import pandas as pd
     from numpy.typing import NDArray
 
     from backtrack.evaluate.objectives.objective import Objective
@@ -86,6 +88,16 @@ class Choice:
     tied: tuple[Point, ...]
     selection: Selection
     report: Path
+
+    def to_frame(self) -> pd.DataFrame:
+        """Every measured point as a row; see `notebook.candidates_frame`."""
+        return candidates_frame(self.selection)
+
+    def __repr__(self) -> str:
+        return f"Choice({in_one_line(self.selection)})"
+
+    def _repr_html_(self) -> str:
+        return as_html(self.selection, self.report.parent / "figures" / "plane.png")
 
 
 def select(  # noqa: PLR0913  # the front door: every argument but the run is optional
