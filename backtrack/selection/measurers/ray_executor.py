@@ -39,7 +39,8 @@ Asked = ParamSpec("Asked")
 logger = logging.getLogger(__name__)
 
 MAX_DEATHS = 3
-"""Actors that may die over one request, or before they are ready, until the search gives up."""
+"""Actors that may die over one request until the search gives up, or one after the other while
+they start until they are not replaced."""
 SECONDS_UNTIL_NOTE = 30.0
 """Wait for a first actor after which it is said what the cluster lacks."""
 
@@ -139,8 +140,10 @@ class RayExecutor(Executor):
             return
         options: dict[str, Any] = {"address": self._cluster.address}
         if self._cluster.address is None:
+            # Without `local`, Ray joins whatever cluster runs on this machine.
+            options = {"address": "local", "include_dashboard": False}
             num_cpus = ceil(self._cluster.actors * self._cluster.cpus_per_actor)
-            options = {"num_cpus": max(num_cpus, os.cpu_count() or 1), "include_dashboard": False}
+            options["num_cpus"] = max(num_cpus, os.cpu_count() or 1)
         with _signals_as_they_are():
             try:
                 ray.init(**options, log_to_driver=False, logging_level="error")
@@ -206,8 +209,7 @@ class RayExecutor(Executor):
         try:
             facts = ray.get(reference)
         except ray.exceptions.RayActorError as error:
-            self._count_death(None, error)
-            self._replace(actor)
+            self._note_start_death(actor, error)
             return
         if facts is None:
             self._starting[actor.prepare.remote(self._sent_files())] = actor
@@ -248,8 +250,22 @@ class RayExecutor(Executor):
             self._cluster.resources or "nothing else", ray.available_resources(),
         )  # fmt: skip
 
-    def _count_death(self, request: Request | None, error: Exception) -> None:
-        """Give up where actors die again and again.
+    def _note_start_death(self, actor: Any, error: Exception) -> None:
+        """Replace an actor that died before it was ready, until that is of no use.
+
+        Raises:
+            EngineError: No actor is left.
+        """
+        self._deaths[None] += 1
+        logger.warning("an actor died while it started: %s", str(error).splitlines()[0])
+        if self._deaths[None] < MAX_DEATHS:
+            self._replace(actor)
+        elif not (self._free or self._busy or self._starting):
+            number = self._deaths[None]
+            raise EngineError(_DIED.format(what="starting", number=number)) from error
+
+    def _count_death(self, request: Request, error: Exception) -> None:
+        """Give up a request over which actors die again and again.
 
         Raises:
             EngineError: It was once too often.
@@ -257,7 +273,7 @@ class RayExecutor(Executor):
         self._deaths[request] += 1
         logger.warning("an actor died: %s", str(error).splitlines()[0])
         if self._deaths[request] >= MAX_DEATHS:
-            what = "starting" if request is None else f"{request.objective} at {request.point}"
+            what = f"{request.objective} at {request.point}"
             raise EngineError(_DIED.format(what=what, number=MAX_DEATHS)) from error
 
     def _replace(self, actor: Any) -> None:
