@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backtrack.records import ROLES
 from backtrack.run.directory import Run
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 def test_a_choice_reads_in_one_line_as_a_table_and_as_html(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", make_recipe(trials=0, checkpoints=0))
-    choice = select(run, placement=FakeEngine(), objectives=pair(), weight=0.5)
+    given: dict[str, Any] = {"placement": FakeEngine(), "objectives": pair()}
+    choice = select(run, weight=0.5, **given)
     base, chosen = (choice.selection.report[name] for name in ("base", "chosen"))
     assert repr(choice).startswith(f"Choice({choice.point} at weight 0.5: target ")
     for role in ROLES:
