@@ -13,6 +13,8 @@ from backtrack.errors import UsageError
 LOG_VARIABLE = "BACKTRACK_LOG"
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING}
 _LIBRARY_VARIABLES = ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY")
+_CHATTY = ("bitsandbytes",)
+"""Libraries that warn on import of what they will not need."""
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 logger = logging.getLogger(__name__)
@@ -42,7 +44,10 @@ def configure_logging(verbosity: int) -> int:
     level = _level(verbosity)
     for name in _LIBRARY_VARIABLES:
         os.environ.setdefault(name, "error" if level is None else "warning")
-    if level is not None:
+    if level is None:
+        for name in _CHATTY:
+            logging.getLogger(name).setLevel(logging.ERROR)
+    else:
         logging.basicConfig(format=_FORMAT, datefmt="%H:%M:%S", handlers=[ConsoleHandler()])
         logging.getLogger(backtrack.__name__).setLevel(level)
         logger.debug("backtrack %s, arguments %s", backtrack.__version__, sys.argv[1:])
