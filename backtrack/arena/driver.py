@@ -110,7 +110,7 @@ class _Arena:
                 self._recipe.diagnose,
                 lambda step: self._on_progress(number, total, f"{label}: {step}"),
             )
-        except (KeyboardInterrupt, SystemExit):
+        except KeyboardInterrupt:
             self._attempts.end(entrant)
             raise
         except BacktrackError as error:

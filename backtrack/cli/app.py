@@ -66,7 +66,8 @@ app.add_typer(recipes_app, name="recipes")
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     _be_quiet()
-    _end_cleanly_on_sigterm()
+    received: list[int] = []
+    _interrupt_on_sigterm(received)
     try:
         code = app(args=list(arguments) if arguments is not None else None, standalone_mode=False)
     except BacktrackError as error:
@@ -76,9 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if error.format_message():  # without a command, the help was already shown
             terminal.print_error(_usage(error))
         sys.exit(EXIT_USAGE)
-    except typer.Abort:
-        code = EXIT_INTERRUPTED
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         code = EXIT_INTERRUPTED
     except OSError as error:
         terminal.print_error(f"{error.filename or 'the disk'}: {error.strerror or error}.")
@@ -88,22 +87,29 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(EXIT_FAILED)
     if code == EXIT_INTERRUPTED:
         terminal.print_note(_INTERRUPTED)
+        code = EXIT_TERMINATED if received else code
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _end_cleanly_on_sigterm() -> None:
-    """End this process as by an exception, so that what it started is ended too."""
+def _interrupt_on_sigterm(received: list[int]) -> None:
+    """Let SIGTERM interrupt this process as Ctrl-C does, so that what it started is ended too.
+
+    Not by SystemExit: Ray, while it waits, passes on a KeyboardInterrupt only.
+
+    Args:
+        received: The signal is appended to it.
+    """
     process_id = os.getpid()
 
-    def terminate(_signal: int, _frame: object) -> None:
+    def interrupt(number: int, _frame: object) -> None:
         if os.getpid() != process_id:  # a child that inherited this handler ends as others do
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
             return
-        terminal.print_note(_INTERRUPTED.replace("interrupted", "terminated", 1))
-        sys.exit(EXIT_TERMINATED)
+        received.append(number)
+        raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, terminate)
+    signal.signal(signal.SIGTERM, interrupt)
 
 
 def _usage(error: Any) -> str:

@@ -84,7 +84,7 @@ def main() -> None:
             run = make_peft_run(Path(folder) / f"by-{actors}", base, config, steps)
             found = timed(run, recipe, actors, asked.seconds)
             first = first or found
-            gain = first["measuring"] / found["measuring"]
+            gain = asked.actors[0] * first["measuring"] / found["measuring"]
             print(
                 f"{actors} actors: {60 * found['points'] / found['measuring']:.1f} points/minute, "
                 f"efficiency {gain / actors:.2f}, start-up {found['start-up']:.1f} s"

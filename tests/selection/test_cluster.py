@@ -212,8 +212,15 @@ def test_a_run_that_a_node_does_not_see_is_sent_to_it(
     [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)],
 )
 def test_actors_end_with_a_driver_that_is_stopped_and_the_next_one_goes_on(
-    run: Run, recipe: Recipe, expected: Run, tmp_path: Path, stop: signal.Signals, code: int
+    cluster: Any,
+    run: Run,
+    recipe: Recipe,
+    expected: Run,
+    tmp_path: Path,
+    stop: signal.Signals,
+    code: int,
 ) -> None:
+    """The driver starts a Ray of its own, though another cluster runs on this machine."""
     folder = tmp_path / "pids"
     settings = section(folder, 0.2).model_copy(update={"actors": 2})
     file = tmp_path / "recipe.yaml"

@@ -245,7 +245,8 @@ class RayExecutor(Executor):
     def _note_resources(self) -> None:
         ray = _ray()
         logger.warning(
-            "no actor has started yet: each takes %s CPUs, %s GPUs and %s; free are %s.",
+            "no actor is ready yet: they load their models, or wait for room. Each takes %s CPUs, "
+            "%s GPUs and %s; free are %s.",
             self._cluster.cpus_per_actor, self._cluster.gpus_per_actor,
             self._cluster.resources or "nothing else", ray.available_resources(),
         )  # fmt: skip
