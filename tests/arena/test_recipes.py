@@ -89,7 +89,9 @@ def test_supervised_training_is_the_release_s(paper) -> None:
         1,
         2048,
     ]
-    assert recipes["ia3"].method.settings["target_modules"] == "all-linear"
+    ia3 = recipes["ia3"].method.settings
+    assert len(ia3["target_modules"]) == 7, "all linear ones, by name: PEFT reads no other again"
+    assert set(ia3["feedforward_modules"]) < set(ia3["target_modules"])
     assert recipes["miss-r8"].method.settings["miss_dropout"] == 0.05
 
 

@@ -16,6 +16,7 @@ from backtrack.train.methods.initial_factors import PRINCIPAL_RANKS, keeplora_fa
 from backtrack.train.trainers.build import build_trainer
 from backtrack.train.trainers.train import train
 from tests.models import make_base, make_tokenizer
+from tests.path.tuners import LINEAR
 from tests.train.conftest import MakeRecipe
 from tests.train.test_supervised import CHAT
 
@@ -48,10 +49,10 @@ def adapted(model: Any) -> dict[str, Any]:
 
 
 def test_keeplora_starts_from_the_gradient_of_one_micro_batch(
-    make_recipe: MakeRecipe, base: Path
+    make_recipe: MakeRecipe, tmp_path: Path, base: Path
 ) -> None:
     trainer = build_trainer(
-        make_recipe(method={**LORA, "init_lora_weights": "keeplora"}), Path("unused")
+        make_recipe(method={**LORA, "init_lora_weights": "keeplora"}), tmp_path
     )
     plain = AutoModelForCausalLM.from_pretrained(base)
     plain(**next(iter(trainer.get_train_dataloader()))).loss.backward()
@@ -69,11 +70,11 @@ def trained_parts(model: Any) -> set[str]:
     return {name.split(".")[-3] for name, p in model.named_parameters() if p.requires_grad}
 
 
-def test_keeplora_needs_given_completions(make_recipe: MakeRecipe) -> None:
+def test_keeplora_needs_given_completions(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     method = {**LORA, "init_lora_weights": "keeplora"}
     recipe = make_recipe(method=method).model_copy(update={"sft": {}, "grpo": {}})
     with pytest.raises(UsageError, match="the gradient of given completions"):
-        build_trainer(recipe, Path("unused"))
+        build_trainer(recipe, tmp_path)
 
 
 def test_what_the_release_trains_as_keeplora_is_a_frozen_random_a(make_recipe: MakeRecipe) -> None:
@@ -87,11 +88,9 @@ def test_what_the_release_trains_as_keeplora_is_a_frozen_random_a(make_recipe: M
 
 @pytest.mark.parametrize("kind", ["added_pissa", "added_milora"])
 def test_the_release_s_pissa_and_milora_start_beside_the_whole_base(
-    make_recipe: MakeRecipe, kind: str
+    make_recipe: MakeRecipe, tmp_path: Path, kind: str
 ) -> None:
-    trainer = build_trainer(
-        make_recipe(method={**LORA, "init_lora_weights": kind}), Path("unused")
-    )
+    trainer = build_trainer(make_recipe(method={**LORA, "init_lora_weights": kind}), tmp_path)
     part = slice(2) if kind == "added_pissa" else slice(-2, None)
     for layer in adapted(trainer.model).values():
         weight = layer.get_base_layer().weight
@@ -101,8 +100,8 @@ def test_the_release_s_pissa_and_milora_start_beside_the_whole_base(
         torch.testing.assert_close(merged, component, atol=1e-5, rtol=1e-3)
 
 
-def test_lora_plus_multiplies_the_rate_of_b(make_recipe: MakeRecipe) -> None:
-    trainer = build_trainer(make_recipe(method={**LORA, "loraplus_lr_ratio": 16}), Path("unused"))
+def test_lora_plus_multiplies_the_rate_of_b(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    trainer = build_trainer(make_recipe(method={**LORA, "loraplus_lr_ratio": 16}), tmp_path)
     optimizer = trainer.create_optimizer()
     names = {id(p): name for name, p in trainer.model.named_parameters()}
     rates = {
@@ -123,7 +122,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "vera": {"kind": "vera", "r": 4},
     "miss": {"kind": "miss", "r": 4, "miss_dropout": 0.05},
     "oft": {"kind": "oft", "oft_block_size": 8},
-    "ia3": {"kind": "ia3", "target_modules": "all-linear", "feedforward_modules": ["down_proj"]},
+    "ia3": {"kind": "ia3", "target_modules": LINEAR, "feedforward_modules": ["down_proj"]},
     "full": {"kind": "full"},
 }
 
@@ -155,11 +154,11 @@ def chat_base(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("end", ["template", "eos"])
 def test_an_answer_ends_as_the_recipe_says(
-    make_recipe: MakeRecipe, chat_base: Path, sums: Path, end: str
+    make_recipe: MakeRecipe, tmp_path: Path, chat_base: Path, sums: Path, end: str
 ) -> None:
     data = {"train": str(sums), "prompt": "{sum}", "completion": "{answer}", "chat": True}
     trainer = build_trainer(
-        make_recipe(base=str(chat_base), data={**data, "answer_end": end}), Path("unused")
+        make_recipe(base=str(chat_base), data={**data, "answer_end": end}), tmp_path
     )
     batch = next(iter(trainer.get_train_dataloader()))
     learned = [ids[ids >= 0] for ids in batch["labels"]]
@@ -172,13 +171,15 @@ def test_an_answer_ends_as_the_recipe_says(
         assert trainer.processing_class.decode(labels) == answer
 
 
-def test_overlong_examples_are_dropped_whole(make_recipe: MakeRecipe, sums: Path) -> None:
+def test_overlong_examples_are_dropped_whole(
+    make_recipe: MakeRecipe, tmp_path: Path, sums: Path
+) -> None:
     data = {"train": str(sums), "prompt": "{sum}", "completion": " {answer}", "overlong": "drop"}
     lengths = {
         limit: [
             len(ids)
             for ids in build_trainer(
-                make_recipe(data=data, sft={"max_length": limit}), Path("unused")
+                make_recipe(data=data, sft={"max_length": limit}), tmp_path
             ).train_dataset["input_ids"]
         ]
         for limit in (100, 12, 10)
@@ -187,4 +188,4 @@ def test_overlong_examples_are_dropped_whole(make_recipe: MakeRecipe, sums: Path
     assert lengths[12] == [n for n in lengths[100] if n <= 12]
     assert 0 < len(lengths[10]) < len(lengths[12]) < 40
     with pytest.raises(UsageError, match="every one is longer than max_length=3"):
-        build_trainer(make_recipe(data=data, sft={"max_length": 3}), Path("unused"))
+        build_trainer(make_recipe(data=data, sft={"max_length": 3}), tmp_path)
