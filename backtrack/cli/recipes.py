@@ -22,8 +22,14 @@ def list_recipes(
     """List the recipes shipped with the package."""
     from backtrack.recipe import packaged_arenas, packaged_recipes
 
-    rows = [[path.stem, _purpose(path)] for path in packaged_recipes()]
-    rows += [[name, _purpose(path)] for name, path in packaged_arenas().items()]
+    alone = [[path.stem, _purpose(path)] for path in packaged_recipes()]
+    groups = {
+        "To train, or to choose from a finished run": alone,
+        "To compare methods, with backtrack arena": [
+            [n, _purpose(p)] for n, p in packaged_arenas().items()
+        ],
+    }
+    rows = [row for group in groups.values() for row in group]
     if is_json:
         print_json([{"name": name, "purpose": purpose} for name, purpose in rows])
         return
@@ -31,7 +37,9 @@ def list_recipes(
         for name, _ in rows:
             terminal.print_line(name)
         return
-    terminal.print_rows(["recipe", "purpose"], rows)
+    for heading, group in groups.items():
+        terminal.print_line(f"\n{heading}")
+        terminal.print_rows(["recipe", "purpose"], group)
 
 
 @recipes_app.command("show")
