@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from backtrack.recipe import Recipe
+
 Sign = Literal["ok", "missing", "note"]
 
 LIBRARIES = ("torch", "transformers", "peft", "trl", "lm_eval", "optuna")
@@ -52,11 +54,12 @@ class Finding:
     advice: str = ""
 
 
-def examine(folder: Path) -> Iterator[Finding]:
+def examine(folder: Path, recipe: Recipe | None = None) -> Iterator[Finding]:
     """Yield the findings of all checks.
 
     Args:
         folder: Folder of the runs; it need not exist.
+        recipe: Of extras and engines, only what this needs is checked; all of them if not given.
     """
     yield _python()
     yield _memory()
@@ -64,10 +67,22 @@ def examine(folder: Path) -> Iterator[Finding]:
     yield from _gpus()
     for name in LIBRARIES:
         yield _library(name)
-    for extra, (module, purpose) in EXTRAS.items():
-        yield _extra(extra, module, purpose)
-    yield _engine()
+    for extra in needed_extras(recipe) if recipe else EXTRAS:
+        yield _extra(extra, *EXTRAS[extra])
+    if recipe is None or recipe.engine.kind == "vllm":
+        yield _engine()
     yield _hub()
+
+
+def needed_extras(recipe: Recipe) -> tuple[str, ...]:
+    """The extras that a recipe needs."""
+    tasks = [getattr(objective, "task", "") for objective in recipe.objectives]
+    needed = {
+        "quantized": recipe.base.quantization is not None,
+        "ray": not recipe.cluster.is_one_process,
+        "ifeval": any("ifeval" in task for task in tasks),
+    }
+    return tuple(extra for extra in EXTRAS if needed[extra])
 
 
 def _python() -> Finding:

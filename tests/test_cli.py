@@ -505,3 +505,22 @@ def test_the_earlier_name_of_a_bound_is_read() -> None:
     written = Constraints.model_validate_json('{"objectives": {"nq": {"limit": 20}}}')
     assert written == Constraints.model_validate({"objectives": {"nq": {"worst": 20}}})
     assert json.loads(written.model_dump_json())["objectives"]["nq"]["worst"] == 20
+
+
+def test_the_doctor_of_a_recipe_checks_what_it_needs(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    text = (place / "recipe.yaml").read_text(encoding="utf-8")
+    (place / "needs.yaml").write_text(
+        text.replace("base: base", "base: {model: base, quantization: 4bit}")
+        + "cluster: {actors: 2}\n"
+    )
+
+    def extras(*recipe: str) -> set[str]:
+        found = json.loads(in_process(capsys, "doctor", *recipe, "--json"))
+        return {each["topic"] for each in found if each["topic"].startswith(("[", "vllm"))}
+
+    assert extras("recipe.yaml") == set()
+    assert extras("needs.yaml") == {"[quantized]", "[ray]"}
+    assert extras() >= {"[quantized]", "[ray]", "[ifeval]", "vllm"}

@@ -10,13 +10,21 @@ import typer
 
 from backtrack import terminal
 from backtrack.cli.app import app
-from backtrack.cli.options import JsonOption, QuietOption, VerboseOption
-from backtrack.cli.targets import print_json
+from backtrack.cli.options import JsonOption, QuietOption, VerboseOption, recipe_names
+from backtrack.cli.targets import load_named, print_json, recipe_path
 
 
 @app.command()
 def doctor(
-    folder: Annotated[Path, typer.Argument(help="Folder of the runs.")] = Path("runs"),
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A recipe: of extras and engines, only what it needs is checked.",
+            show_default=False,
+            autocompletion=recipe_names,
+        ),
+    ] = None,
+    folder: Annotated[Path, typer.Option("--runs", help="Folder of the runs.")] = Path("runs"),
     *,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
@@ -25,7 +33,8 @@ def doctor(
     """Check what this machine supports, and what to install for the rest."""
     from backtrack.doctor import examine
 
-    found = list(examine(folder))
+    needs = load_named(recipe_path(recipe)) if recipe is not None else None
+    found = list(examine(folder, needs))
     if is_json:
         print_json([dataclasses.asdict(each) for each in found])
         return
