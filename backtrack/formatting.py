@@ -13,6 +13,8 @@ import reprlib
 import shlex
 from typing import TYPE_CHECKING
 
+from backtrack.records import FRACTION, ROLES
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -118,6 +120,37 @@ def how_chosen(selection: Selection) -> str:
         "Chosen to cost least if wrong: of the points nearly as good as that of highest smoothed "
         "utility the one nearest the base, and the base only where that hardly leads it."
     )
+
+
+def before_and_after(selection: Selection) -> str:
+    """Both roles from base to choice on the report items, such as `target 7.7 -> 73.3, ...`."""
+    before, after = (selection.report[name] for name in ("base", "chosen"))
+    pairs = {
+        role: (getattr(before, role).estimate, getattr(after, role).estimate) for role in ROLES
+    }
+    changes = []
+    for role, values in pairs.items():
+        unit = selection.axes[role].unit
+        changes.append(f"{role} {' -> '.join(number(value, unit) for value in values)}")
+    return ", ".join(changes)
+
+
+def lost_most(selection: Selection) -> str:
+    """The objective whose mean fell most in percent points from base to choice; empty if none did.
+
+    Only objectives that are fractions are compared: other units have no common scale.
+    """
+    before, after = (selection.report[name].scores for name in ("base", "chosen"))
+    drops = {
+        o.name: 100 * (before[o.name] - after[o.name])
+        for o in selection.objectives
+        if o.unit == FRACTION and o.direction == "maximize"
+    }
+    name = max(drops, key=lambda name: drops[name], default="")
+    if not name or drops[name] <= 0:
+        return ""
+    values = (number(100 * scores[name], "%") for scores in (before, after))
+    return f"{name} lost most: {' -> '.join(values)}"
 
 
 def how_claimed(selection: Selection) -> str:

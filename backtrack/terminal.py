@@ -187,6 +187,7 @@ def print_selection(selection: Selection) -> None:
     if selection.baselines:
         out.print(_baselines(selection))
     out.print(selection.verdict, style="bold")
+    _print_change(selection)
     for sentence in (formatting.how_chosen(selection), formatting.how_claimed(selection)):
         out.print(f"- {sentence}", style="dim")
     if selection.hypervolume is not None:
@@ -197,6 +198,14 @@ def print_selection(selection: Selection) -> None:
         )
     for note in selection.notes:
         out.print(f"- {note}", style="yellow")
+
+
+def _print_change(selection: Selection) -> None:
+    """Print both roles before and after, and the objective that lost most."""
+    if not selection.chosen.is_base:
+        lost = formatting.lost_most(selection)
+        change = f"From the base: {formatting.before_and_after(selection)}"
+        out.print(f"{change}; {lost}." if lost else f"{change}.", style="bold")
 
 
 def _by_objective(selection: Selection) -> PlainTable:

@@ -19,13 +19,8 @@ if TYPE_CHECKING:
 
 def in_one_line(selection: Selection) -> str:
     """What was chosen, and what it brings and costs on the report items."""
-    before, after = (selection.report[name] for name in ("base", "chosen"))
-    changes = []
-    for role in ROLES:
-        unit = selection.axes[role].unit
-        scores = (getattr(row, role).estimate for row in (before, after))
-        changes.append(f"{role} {' -> '.join(formatting.number(s, unit) for s in scores)}")
-    return f"{selection.chosen} at weight {selection.weight:g}: {', '.join(changes)}"
+    change = formatting.before_and_after(selection)
+    return f"{selection.chosen} at weight {selection.weight:g}: {change}"
 
 
 def candidates_frame(selection: Selection) -> pd.DataFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from typing import TYPE_CHECKING, Any
 
+from backtrack import formatting, terminal
 from backtrack.records import ROLES
 from backtrack.run.directory import Run
 from backtrack.selection.choice.select import select
@@ -13,8 +14,12 @@ from tests.selection.fakes import FakeEngine, make_recipe, make_run, pair
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import pytest
 
-def test_a_choice_reads_in_one_line_as_a_table_and_as_html(tmp_path: Path) -> None:
+
+def test_a_choice_reads_in_one_line_as_a_table_and_as_html(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = make_run(tmp_path / "run", make_recipe(trials=0, checkpoints=0))
     given: dict[str, Any] = {"placement": FakeEngine(), "objectives": pair()}
     choice = select(run, weight=0.5, **given)
@@ -23,6 +28,16 @@ def test_a_choice_reads_in_one_line_as_a_table_and_as_html(tmp_path: Path) -> No
     for role in ROLES:
         before, after = (getattr(row, role).estimate for row in (base, chosen))
         assert f"{role} {before:.1f} -> {after:.1f}" in repr(choice)
+
+    means = [row.scores for row in (base, chosen)]
+    lost = {name: 100 * (means[0][name] - means[1][name]) for name in means[0]}
+    worst = max(lost, key=lambda name: lost[name])
+    ends = " -> ".join(f"{100 * scores[worst]:.1f}" for scores in means)
+    assert formatting.lost_most(choice.selection) == f"{worst} lost most: {ends}"
+    terminal.print_selection(choice.selection)
+    said = " ".join(capsys.readouterr().out.split())
+    change = formatting.before_and_after(choice.selection)
+    assert f"From the base: {change}; {worst} lost most: {ends}." in said
 
     frame = choice.to_frame()
     assert len(frame) == len(choice.selection.candidates)
