@@ -136,6 +136,7 @@ def _is_stopped(monkeypatch: pytest.MonkeyPatch, folder: Path, chances: Any, see
     monkeypatch.setattr("backtrack.train.trainers.probes.build_objectives", lambda *_: coins)
     monkeypatch.setattr("backtrack.train.trainers.probes.log_extra_values", lambda *_: None)
     monkeypatch.setattr("backtrack.train.trainers.probes.append_line", lambda *_: None)
+    monkeypatch.setattr("backtrack.train.trainers.probes.without_divergence", lambda asked: asked)
     monkeypatch.setattr("backtrack.train.trainers.probes.TorchModel", lambda *_: None)
     recipe: Any = SimpleNamespace(
         watch=SimpleNamespace(every_steps=1, items=50, max_general_drop=5.0, level=0.95),

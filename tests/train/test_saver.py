@@ -26,10 +26,15 @@ Weights = dict[str, torch.Tensor]
 
 @pytest.fixture
 def accelerated() -> Iterator[None]:
-    """Accelerate's state of the process, gone afterwards."""
+    """Accelerate's state of the process: none of an earlier training's, and gone afterwards."""
+
+    def reset() -> None:
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()
+
+    reset()
     yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    reset()
 
 
 def lora(model: Any) -> Any:

@@ -36,9 +36,9 @@ def test_full_training_leaves_plain_models_and_the_recipe(
     assert run.steps == (3, 6, 7)
     assert (run.manifest.method.kind, run.manifest.seed) == ("full", 3)
     assert run.base.fingerprint == fingerprint(base)
-    assert {"torch", "transformers", "peft", "trl", "backtrack"} >= set(run.manifest.versions) - {
-        "safetensors"
-    }
+    assert {"torch", "transformers", "peft", "trl", "backtrack-llm"} >= set(
+        run.manifest.versions
+    ) - {"safetensors"}
     assert run.recipe == recipe
     assert (run.path / "recipe.yaml").read_text() == "name: tiny  # in my words\n"
     last = load_whole(run, 7).state_dict()
