@@ -23,6 +23,8 @@ from backtrack.recipe.loading import (
     packaged_recipes,
 )
 from backtrack.recipe.model import (
+    PARADIGMS,
+    Paradigm,
     Recipe,
 )
 from backtrack.recipe.objectives import (
@@ -67,6 +69,7 @@ from backtrack.recipe.training import (
 )
 
 __all__ = [
+    "PARADIGMS",
     "BaseSection",
     "BaselineKind",
     "BudgetSection",
@@ -88,6 +91,7 @@ __all__ = [
     "NumericReward",
     "Objective",
     "ObjectiveSection",
+    "Paradigm",
     "PeftMethod",
     "PlacementSection",
     "PreferenceObjective",

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from backtrack.errors import RecipeError
 from backtrack.formatting import shortened
 from backtrack.recipe.faults import nearest, sentence
-from backtrack.recipe.model import Recipe
+from backtrack.recipe.model import PARADIGMS, Recipe
 from backtrack.recipe.yaml_loader import RefusedError, parse_yaml
 from backtrack.records.places import of_package
 
@@ -181,7 +181,7 @@ def with_paths(raw: dict[str, Any], change: Callable[[str], str]) -> dict[str, A
     base = raw.get("base")
     copy["base"] = changed(base) if isinstance(base, str) else mapped(base, ["model"])
     copy["data"] = mapped(raw.get("data"), ["train", "eval"])
-    for trainer in ("sft", "grpo", "dpo"):
+    for trainer in PARADIGMS:
         copy[trainer] = mapped(raw.get(trainer), _TRAINER_FILES)
     if isinstance(raw.get("objectives"), list):
         copy["objectives"] = [mapped(o, ["path", "include_path"]) for o in raw["objectives"]]

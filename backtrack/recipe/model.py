@@ -26,7 +26,9 @@ from backtrack.recipe.training import (
 )
 from backtrack.records import Role
 
-Paradigm = Literal["sft", "grpo", "dpo"]
+Paradigm = Literal["sft", "grpo", "dpo", "kto", "orpo"]
+"""How a model is trained, by the section that has TRL's settings for it."""
+PARADIGMS: tuple[Paradigm, ...] = get_args(Paradigm)
 
 
 class Recipe(Section):
@@ -51,6 +53,11 @@ class Recipe(Section):
     dpo: dict[str, Any] | None = None
     """Instead: fields of TRL's DPOConfig, to train on pairs of answers of which one was preferred.
     The reference is the base; for adapters it costs no second copy."""
+    kto: dict[str, Any] | None = None
+    """Instead: fields of TRL's KTOConfig, to train on single answers, each desirable or not, or on
+    the answers of pairs. The reference is that of `dpo`."""
+    orpo: dict[str, Any] | None = None
+    """Instead: fields of TRL's ORPOConfig, to train on pairs with no reference."""
     rewards: tuple[Reward, ...] = ()
     """Rewards of a completion; their weighted sum is its reward."""
     learning_rates: LearningRates = Field(default_factory=dict)
@@ -92,15 +99,34 @@ class Recipe(Section):
     @property
     def paradigm(self) -> Paradigm:
         """How the model is trained: the section that says so."""
-        if self.grpo is not None:
-            return "grpo"
-        return "sft" if self.dpo is None else "dpo"
+        given = (p for p in PARADIGMS if p != "sft" and getattr(self, p) is not None)
+        return next(given, "sft")
 
     @property
     def trainer_settings(self) -> dict[str, Any]:
         """Fields of TRL's configuration for that."""
         settings: dict[str, Any] = getattr(self, self.paradigm)
         return settings
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether training compares the model with the base, its reference model."""
+        if self.grpo is not None:
+            return bool(float(self.grpo.get("beta", 0.0)))
+        return self.paradigm in ("dpo", "kto")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_reward_model(cls, values: object) -> object:
+        if isinstance(values, dict) and "reward" in values:
+            raise ValueError(
+                "`reward`: reward models are not trained here. TRL's are classifiers, with a head "
+                "that the base does not have: at alpha 0 it would be random, and no objective can "
+                "be asked of a model that continues no text. Train it by TRL itself; a function "
+                "that calls it is a reward of `grpo`, `kind: python`. To train on the same pairs "
+                "without a reward model, use `dpo`, `kto` or `orpo`"
+            )
+        return values
 
     @field_validator("base", mode="before")
     @classmethod
@@ -150,8 +176,12 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _one_trainer(self) -> Recipe:
-        given = {"sft": self.sft or None, "grpo": self.grpo, "dpo": self.dpo}
-        named = [f"`{name}`" for name, section in given.items() if section is not None]
+        given = {name: getattr(self, name) for name in PARADIGMS}
+        named = [
+            f"`{name}`"
+            for name, section in given.items()
+            if section or (section is not None and name != "sft")
+        ]
         if len(named) > 1:
             raise ValueError(
                 f"give one of {' and '.join(named)}: it says how the model is trained"

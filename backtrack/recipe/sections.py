@@ -77,7 +77,7 @@ Method = Annotated[
 
 
 class DataSection(Section):
-    """Training data: prompt/completion pairs, chat messages or plain text."""
+    """Training data: prompt/completion pairs, chat messages, plain text, or preferences."""
 
     train: str
     """A JSONL file, a folder `datasets` can load, or a Hub name."""
@@ -89,7 +89,8 @@ class DataSection(Section):
     """Format over the fields, such as `Question: {question}\\nAnswer:`; omit it if the data has
     prompts."""
     completion: str | None = None
-    """Format of the completion; required with `prompt`, except for `grpo`, which has none."""
+    """Format of the completion; required with `prompt`, except for `grpo`, which has none, and for
+    pairs."""
     chat: bool = False
     """Format prompt and completion as user and assistant turns of the chat template."""
     system: str | None = None

@@ -26,7 +26,7 @@ from backtrack.records import (
 from backtrack.records.diagnosis import Correlation, Forgetting
 from backtrack.records.selection import Difference, ReportRow, Yardstick
 
-Paradigm = Literal["sft", "grpo", "dpo", "adopted"]
+Paradigm = Literal["sft", "grpo", "dpo", "kto", "orpo", "adopted"]
 State = Literal["waiting", "trained", "measured", "failed"]
 
 

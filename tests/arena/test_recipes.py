@@ -14,7 +14,7 @@ from backtrack.cli import app
 from backtrack.recipe import find_recipe, packaged_arenas
 from backtrack.recipe.arena import ArenaRecipe, is_arena, load_arena
 from backtrack.train.trainers.check import library_faults
-from backtrack.train.trainers.settings import grpo_config, sft_config
+from backtrack.train.trainers.paradigms import trainer_config
 from tests.models import make_base
 
 ARENAS = packaged_arenas()
@@ -75,7 +75,9 @@ def test_one_recipe_holds_the_paper_s_matrix(paper, domain: str, paradigm: str) 
 @pytest.mark.filterwarnings("ignore")
 def test_supervised_training_is_the_release_s(paper) -> None:
     recipes = {e.name: e.recipe for e in paper("domain=medicine").entrants}
-    settings = sft_config({**recipes["lora-r8"].sft, "use_cpu": True}, Path("unused"), 0)
+    settings = trainer_config(
+        "sft", {**recipes["lora-r8"].sft, "use_cpu": True}, Path("unused"), 0
+    )
     assert (settings.adam_beta1, settings.adam_beta2, settings.weight_decay) == (0.9, 0.95, 0.01)
     assert settings.get_warmup_steps(780) == 78
     assert settings.per_device_train_batch_size * settings.gradient_accumulation_steps == 256
@@ -98,8 +100,12 @@ def test_supervised_training_is_the_release_s(paper) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_four_optimizer_steps_are_taken_on_a_rollout(paper) -> None:
     recipes = {e.name: e.recipe for e in paper("paradigm=grpo").entrants}
-    settings = grpo_config(
-        {**recipes["lora-r8"].grpo, "use_cpu": True, "use_vllm": False}, Path("unused"), 0, [1.0]
+    settings = trainer_config(
+        "grpo",
+        {**recipes["lora-r8"].grpo, "use_cpu": True, "use_vllm": False},
+        Path("unused"),
+        0,
+        reward_weights=[1.0],
     )
     assert settings.generation_batch_size == 256 * 8
     assert settings.steps_per_generation / settings.gradient_accumulation_steps == 4

@@ -11,7 +11,7 @@ from backtrack.errors import RecipeError
 from backtrack.recipe import load_recipe
 from backtrack.train.methods.configs import peft_config
 from backtrack.train.trainers.check import library_faults
-from backtrack.train.trainers.settings import sft_config
+from backtrack.train.trainers.paradigms import trainer_config
 
 RECIPE = """\
 name: faulty
@@ -86,12 +86,14 @@ def test_what_pydantic_checks_or_another_machine_supports_is_no_fault(raw: dict[
 
 
 def test_a_number_that_yaml_reads_as_text_becomes_a_number() -> None:
-    config = sft_config({"learning_rate": "1e-4", "use_cpu": True}, Path("unused"), seed=0)
+    config = trainer_config(
+        "sft", {"learning_rate": "1e-4", "use_cpu": True}, Path("unused"), seed=0
+    )
     assert config.learning_rate == 1e-4
 
 
 def test_a_machine_without_a_gpu_trains_without_half_precision_tricks() -> None:
-    config = sft_config({"use_cpu": True}, Path("unused"), seed=7)
+    config = trainer_config("sft", {"use_cpu": True}, Path("unused"), seed=7)
     assert (config.bf16, config.gradient_checkpointing) == (False, False)
     assert (config.seed, config.data_seed, config.report_to) == (7, 7, [])
 

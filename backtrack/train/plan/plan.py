@@ -171,7 +171,7 @@ def _count_steps(plan: Plan, recipe: Recipe) -> None:
     if max_steps > 0:
         plan.num_steps = max_steps
     elif recipe.data is not None:
-        num = _num_examples(recipe.data)
+        num = _num_sequences(recipe, recipe.data)
         if num is None or settings.get("packing"):
             plan.notes.append(
                 "the number of steps depends on data that is not local, or is packed; set "
@@ -183,14 +183,24 @@ def _count_steps(plan: Plan, recipe: Recipe) -> None:
             * int(settings.get("gradient_accumulation_steps", 1))
         )  # fmt: skip
         epochs = float(settings.get("num_train_epochs", 3))
-        repeats = 1
-        if recipe.grpo is not None:
-            repeats = int(settings.get("num_generations", 8)) * int(
-                settings.get("num_iterations", 1)
-            )
         whole = math.floor if settings.get("dataloader_drop_last") else math.ceil
-        plan.num_steps = math.ceil(epochs * whole(num * repeats / batch))
+        plan.num_steps = math.ceil(epochs * whole(num / batch))
         plan.notes.append("steps are those of one process; n processes need n times fewer")
+
+
+def _num_sequences(recipe: Recipe, data: DataSection) -> int | None:
+    """Return the number of examples that TRL makes batches of in an epoch."""
+    num, settings = _num_examples(data), recipe.trainer_settings
+    if num is None or recipe.paradigm not in ("grpo", "kto"):
+        return num
+    if recipe.paradigm == "grpo":
+        generations = int(settings.get("num_generations", 8))
+        return num * generations * int(settings.get("num_iterations", 1))
+    if Path(data.train).exists():
+        with suppress(ObjectiveError):
+            has_pairs = "chosen" in load_records(data.train, data.subset, data.split)[0]
+            return 2 * num if has_pairs else num
+    return None
 
 
 def _num_examples(data: DataSection) -> int | None:
@@ -226,10 +236,10 @@ def _count_bytes(plan: Plan, recipe: Recipe) -> None:
     plan.state_bytes = int(2 * 3 * plan.num_trainable * live_size)
     weight_size = _weight_size(recipe.base.quantization, base_size)
     weights = plan.num_parameters * weight_size
-    penalty = float((recipe.grpo or {}).get("beta", 0.0))
-    if not is_adapter and (penalty or recipe.dpo is not None):
-        cause = "`grpo.beta`" if penalty else "`dpo`"
-        plan.notes.append(f"{cause} needs a second copy of the weights as the reference model")
+    is_computed_before = recipe.trainer_settings.get("precompute_ref_log_probs")
+    if not is_adapter and recipe.has_reference and not is_computed_before:
+        cause = recipe.paradigm if recipe.grpo is None else "grpo.beta"
+        plan.notes.append(f"`{cause}` needs a second copy of the weights as the reference model")
         weights *= 2
     # An adapter, its gradient and AdamW's two averages; a full model's weights are counted above.
     plan.memory_bytes = int(weights + (4 if is_adapter else 3) * plan.num_trainable * live_size)

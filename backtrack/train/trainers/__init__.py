@@ -1,1 +1,1 @@
-"""Train a recipe: data, rewards, TRL's SFT or GRPO trainer, probe evaluations and resuming."""
+"""Train a recipe: data, rewards, TRL's trainers, probe evaluations and resuming."""

@@ -17,14 +17,11 @@ from transformers import (
     PrinterCallback,
     set_seed,
 )
-from trl.trainer.dpo_trainer import DPOTrainer
-from trl.trainer.grpo_trainer import GRPOTrainer
-from trl.trainer.sft_trainer import SFTTrainer
 
 from backtrack.errors import PlacementError, RecipeError, RunError, UsageError
 from backtrack.path.adapters.tuners import require_quantizable
 from backtrack.path.models.loading import quantization_options
-from backtrack.recipe import FullMethod, PeftMethod
+from backtrack.recipe import PARADIGMS, FullMethod, PeftMethod
 from backtrack.records.places import base_name
 from backtrack.train.methods.adalora import AdaLoraCallback, orthogonality, set_total_step
 from backtrack.train.methods.configs import INITIALIZATIONS, KEEPLORA, MILORA, peft_config
@@ -32,12 +29,11 @@ from backtrack.train.methods.initial_factors import initialize_factors
 from backtrack.train.methods.milora import MiloraCallback, double_rank
 from backtrack.train.methods.tied_head import expose_trained_tokens
 from backtrack.train.trainers.check import library_faults
-from backtrack.train.trainers.data import load_pairs, load_prompts, load_training_data
+from backtrack.train.trainers.data import load_preferences, load_prompts, load_training_data
 from backtrack.train.trainers.grpo_saves import DelayedSaveCallback
 from backtrack.train.trainers.lengths import drop_overlong, tokenized
-from backtrack.train.trainers.mixin import TrainerExtensions
+from backtrack.train.trainers.paradigms import trainer_class, trainer_config
 from backtrack.train.trainers.rewards import reward_function
-from backtrack.train.trainers.settings import dpo_config, grpo_config, sft_config
 from backtrack.train.trajectory.initializations import BASE_CHANGING_INITIALIZATIONS
 
 if TYPE_CHECKING:
@@ -45,26 +41,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from peft import PeftConfig
-    from trl.trainer.dpo_config import DPOConfig
-    from trl.trainer.grpo_config import GRPOConfig
-    from trl.trainer.sft_config import SFTConfig
 
     from backtrack.recipe import BaseSection, Recipe
 
 
-_CHECKED_SECTIONS = {"sft", "grpo", "dpo", "method", "data", "early_stop"}
-
-
-class ExtendedSFTTrainer(TrainerExtensions, SFTTrainer):  # type: ignore[misc]  # TRL has no types
-    """TRL's SFT trainer with our extensions."""
-
-
-class ExtendedGRPOTrainer(TrainerExtensions, GRPOTrainer):  # type: ignore[misc]  # TRL has no types
-    """TRL's GRPO trainer with our extensions."""
-
-
-class ExtendedDPOTrainer(TrainerExtensions, DPOTrainer):  # type: ignore[misc]  # TRL has no types
-    """TRL's DPO trainer with our extensions."""
+_CHECKED_SECTIONS = {*PARADIGMS, "method", "data", "early_stop"}
 
 
 def build_trainer(recipe: Recipe, folder: Path) -> Any:
@@ -116,12 +97,22 @@ def build_trainer(recipe: Recipe, folder: Path) -> Any:
 
 
 def _construct(recipe: Recipe, model: Any, settings: Any, fields: dict[str, Any]) -> Any:
-    if recipe.paradigm == "sft":
-        return ExtendedSFTTrainer(model, settings, **fields)
-    if recipe.paradigm == "dpo":
-        return ExtendedDPOTrainer(model, args=settings, **fields)
-    functions = [reward_function(reward) for reward in recipe.rewards]
-    return ExtendedGRPOTrainer(model, functions, settings, **fields)
+    if recipe.grpo is not None:
+        fields["reward_funcs"] = [reward_function(reward) for reward in recipe.rewards]
+    elif _needs_copy(recipe, settings):
+        # TRL would load it by the base's name alone, whatever the revision.
+        fields["ref_model"] = _load_base(recipe.base)
+    tokenizer = fields["processing_class"]
+    if recipe.orpo is not None and tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # as TRL's other trainers do
+    return trainer_class(recipe.paradigm)(model=model, args=settings, **fields)
+
+
+def _needs_copy(recipe: Recipe, settings: Any) -> bool:
+    """Whether the reference model is not the model at hand, without its adapter or untrained."""
+    if not recipe.has_reference or isinstance(recipe.method, PeftMethod):
+        return False
+    return not settings.precompute_ref_log_probs
 
 
 def require_trainable(recipe: Recipe) -> FullMethod | PeftMethod:
@@ -154,9 +145,9 @@ def _require_gradient(method: PeftMethod, paradigm: str) -> None:
 def _require_reference(recipe: Recipe, method: PeftMethod) -> None:
     """Refuse a reference model if TRL's, the model without its adapter, is not the base."""
     initialization = str(method.settings.get("init_lora_weights", ""))
-    if recipe.grpo is not None and not float(recipe.grpo.get("beta", 0.0)):
+    if not recipe.has_reference:
         return
-    instead = "" if recipe.dpo is not None else "Set `beta` to 0, or "
+    instead = "" if recipe.grpo is None else "Set `beta` to 0, or "
     if recipe.adapter_dtype == "base":
         raise UsageError(
             "with `adapter_dtype: base`, TRL would take a copy of the adapter for the reference "
@@ -178,14 +169,17 @@ def _data(recipe: Recipe, tokenizer: Any, settings: Any) -> tuple[Any, Any]:
     def load(*, is_eval: bool) -> Any:
         if recipe.grpo is not None:
             return load_prompts(section, tokenizer, recipe.rewards, is_eval=is_eval)
-        if recipe.dpo is not None:
-            return load_pairs(section, tokenizer, is_eval=is_eval)
+        if recipe.paradigm != "sft":
+            return load_preferences(section, tokenizer, recipe.paradigm, is_eval=is_eval)
         field = settings.dataset_text_field
         rows = load_training_data(section, tokenizer, text_field=field, is_eval=is_eval)
         return tokenized(rows, tokenizer) if section.answer_end == "eos" else rows
 
     has_eval = section.eval is not None or section.eval_split is not None
-    return load(is_eval=False), load(is_eval=True) if has_eval else None
+    rows = load(is_eval=False)
+    if recipe.kto is not None:  # TRL takes its examples in their order
+        rows = rows.shuffle(seed=recipe.seed)
+    return rows, load(is_eval=True) if has_eval else None
 
 
 def _extend(trainer: Any, recipe: Recipe) -> None:
@@ -254,17 +248,14 @@ def num_steps(trainer: Any) -> int:
     return int(trainer.set_initial_training_values(trainer.args, loader)[-1])
 
 
-def _settings(recipe: Recipe, folder: Path) -> SFTConfig | GRPOConfig | DPOConfig:
+def _settings(recipe: Recipe, folder: Path) -> Any:
     values = {**_evaluation_defaults(recipe), **recipe.trainer_settings}
     if recipe.data is not None and recipe.data.answer_end == "eos":
         values = {"completion_only_loss": True, **values}
     try:
-        if recipe.paradigm == "sft":
-            return sft_config(values, folder, recipe.seed)
-        if recipe.paradigm == "dpo":
-            return dpo_config(values, folder, recipe.seed)
         weights = [reward.weight for reward in recipe.rewards]
-        return grpo_config(values, folder, recipe.seed, weights)
+        fixed = {"reward_weights": weights} if recipe.grpo is not None else {}
+        return trainer_config(recipe.paradigm, values, folder, recipe.seed, **fixed)
     except (ValueError, ImportError) as error:
         raise UsageError(
             f"`{recipe.paradigm}` needs what this machine does not have: "

@@ -8,17 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trl.trainer.dpo_config import DPOConfig
-from trl.trainer.grpo_config import GRPOConfig
-from trl.trainer.sft_config import SFTConfig
-
-from backtrack.recipe import PeftMethod
+from backtrack.recipe import PARADIGMS, PeftMethod
 from backtrack.train.library_fields import typed_fields
 from backtrack.train.methods.configs import kind_fault, method_faults
-from backtrack.train.trainers.settings import dpo_config, grpo_config, sft_config
+from backtrack.train.trainers.paradigms import config_class, trainer_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from backtrack.recipe import Paradigm
 
 _TRL: dict[str, str] = {
     "output_dir": "set `output` and `name` at the top of the recipe",
@@ -36,9 +34,7 @@ _TRL: dict[str, str] = {
     "reward_funcs": "set `rewards`",
 }
 _OURS: dict[str, dict[str, str]] = {
-    "sft": _TRL,
-    "grpo": _TRL,
-    "dpo": _TRL,
+    **dict.fromkeys(PARADIGMS, _TRL),
     "method": {
         "base_model_name_or_path": "set `base.model`",
         "revision": "set `base.revision`",
@@ -53,19 +49,21 @@ _OURS: dict[str, dict[str, str]] = {
 def library_faults(raw: Mapping[str, Any]) -> list[str]:
     """Return one sentence for each fault in what TRL and PEFT read, and in `data` for them."""
     return [
-        *_trl_faults(raw, "sft", SFTConfig),
-        *_trl_faults(raw, "grpo", GRPOConfig),
-        *_trl_faults(raw, "dpo", DPOConfig),
+        *(fault for paradigm in PARADIGMS for fault in _trl_faults(raw, paradigm)),
         *_method_faults(raw.get("method")),
         *_data_faults(raw),
     ]
 
 
-def _trl_faults(raw: Mapping[str, Any], name: str, kind: type) -> list[str]:
+def _trl_faults(raw: Mapping[str, Any], name: Paradigm) -> list[str]:
     section = raw.get(name)
     if not isinstance(section, dict):
         return []
     fields, faults = _without_ours(section, name)
+    try:
+        kind = config_class(name)
+    except ImportError as error:
+        return [f"{name}: the installed TRL does not have it: {_one_line(error)}"]
     faults += typed_fields(kind, fields, name)[1]
     if _evaluates(fields) and not _has_evaluation_data(raw.get("data")):
         faults.append(
@@ -76,19 +74,10 @@ def _trl_faults(raw: Mapping[str, Any], name: str, kind: type) -> list[str]:
         return faults
     try:
         # `use_cpu` leaves this machine out of the check: a recipe for a GPU is valid on a laptop.
-        _config(name, {**fields, "use_cpu": True})
+        trainer_config(name, {**fields, "use_cpu": True}, Path("unused"), seed=0)
     except (ValueError, TypeError, KeyError, ImportError) as error:
         return [f"{name}: TRL refuses these values: {_one_line(error)}"]
     return []
-
-
-def _config(name: str, values: Mapping[str, Any]) -> object:
-    folder = Path("unused")
-    if name == "sft":
-        return sft_config(values, folder, seed=0)
-    if name == "dpo":
-        return dpo_config(values, folder, seed=0)
-    return grpo_config(values, folder, seed=0, weights=[])
 
 
 def _evaluates(section: Mapping[str, Any]) -> bool:
@@ -105,7 +94,8 @@ def _data_faults(raw: Mapping[str, Any]) -> list[str]:
     data = raw.get("data")
     if raw.get("early_stop") is not None and not _has_evaluation_data(data):
         return ["early_stop: it needs evaluation data; set `data.eval` or `data.eval_split`."]
-    if not isinstance(data, dict) or any(raw.get(name) is not None for name in ("grpo", "dpo")):
+    is_sft = all(raw.get(name) is None for name in PARADIGMS if name != "sft")
+    if not isinstance(data, dict) or not is_sft:
         return []
     if data.get("prompt") is not None and data.get("completion") is None:
         return ["data: give both `prompt` and `completion`, or neither"]

@@ -3,7 +3,8 @@
 SFT: prompt and completion (the loss is on the completion), chat messages, or plain text; the first
 of these whose columns the data has. Other columns are dropped, so they may have any type.
 GRPO: prompts, with the correct answers for the rewards.
-DPO: pairs of a chosen and a rejected answer, with their prompt or beginning with it.
+DPO and ORPO: pairs of a chosen and a rejected answer, with their prompt or beginning with it.
+KTO: those, or prompts with one answer each and whether it is desirable.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from pyarrow import ArrowInvalid, ArrowTypeError
+from trl.data_utils import extract_prompt, unpair_preference_dataset
 
 from backtrack.errors import ObjectiveError, UsageError
 from backtrack.evaluate.objectives.documents import load_records, render
@@ -22,11 +24,12 @@ from backtrack.train.trainers.rewards import VerifiedReward, reward_function
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from backtrack.recipe import DataSection
+    from backtrack.recipe import DataSection, Paradigm
 
 Record = dict[str, Any]
 _log = logging.getLogger(__name__)
 _PAIR = ("chosen", "rejected")
+_LABELED = ("prompt", "completion", "label")
 _EXTRA_COLUMNS = ("tools", "chat_template_kwargs")
 """Columns TRL reads beside those of a format."""
 
@@ -59,13 +62,7 @@ def load_training_data(
     rows = [_checked(r, columns, f"{path}, item {i}") for i, r in enumerate(records)]
     if section.chat:
         rows = [_as_chat(record, section.system) for record in rows]
-    if isinstance(rows[0][columns[0]], list):
-        _require_chat_template(tokenizer, rows[0], columns, path)
-    elif tokenizer.eos_token is None:
-        raise UsageError(
-            "the tokenizer has no end-of-sequence token, which must end each example. "
-            "Set one of its tokens: `sft: {eos_token: ...}`."
-        )
+    _require_readable(tokenizer, rows, columns, path, "sft")
     return Dataset.from_list(rows)
 
 
@@ -119,37 +116,67 @@ def load_prompts(
         ) from error
 
 
-def load_pairs(section: DataSection, tokenizer: Any, *, is_eval: bool = False) -> Dataset:
-    """Load the DPO data of a recipe: pairs of answers, with their prompt or beginning with it.
+def load_preferences(
+    section: DataSection, tokenizer: Any, paradigm: Paradigm, *, is_eval: bool = False
+) -> Dataset:
+    """Load the data of a recipe for DPO, KTO or ORPO.
 
     Args:
-        section: The recipe's `data`; `prompt` is a format over other columns, if given.
+        section: The recipe's `data`; `prompt` and `completion` are formats over other columns, if
+            given.
         tokenizer: The model's tokenizer; chats need its chat template.
+        paradigm: `dpo`, `kto` or `orpo`.
         is_eval: Load the evaluation data instead of the training data.
+
+    Returns:
+        Pairs, in columns `chosen`, `rejected` and, if there is one, `prompt`; for KTO answers one
+        by one, in columns `prompt`, `completion` and `label`.
 
     Raises:
         UsageError: The data cannot be read, or an item lacks a column or is no pair.
     """
     path, records = _records(section, is_eval=is_eval)
-    if section.prompt is not None:
-        prompts = _render_all(section.prompt, records, path)
-        records = [{**r, "prompt": p} for r, p in zip(records, prompts, strict=True)]
-    columns = ("prompt", *_PAIR) if "prompt" in records[0] else _PAIR
-    missing = [column for column in _PAIR if column not in records[0]]
-    if missing:
-        raise UsageError(
-            f"data: {path} has the columns {', '.join(records[0])}, but `dpo` needs `chosen` and "
-            f"`rejected`.{nearest(missing[0], records[0])}"
-        )
+    for column in ("prompt", "completion"):
+        form = getattr(section, column)
+        if form is not None:
+            texts = _render_all(form, records, path)
+            records = [{**r, column: text} for r, text in zip(records, texts, strict=True)]
+    columns = _preference_columns(records[0], paradigm, path)
     rows = [_checked(r, columns, f"{path}, item {i}") for i, r in enumerate(records)]
+    has_pairs = "chosen" in columns
+    if has_pairs:
+        _require_different(rows, path)
+    if section.chat:
+        rows = [_as_chat(record, section.system) for record in rows]
+    _require_readable(tokenizer, rows, columns[:2], path, paradigm)
+    data = Dataset.from_list(rows)
+    if paradigm != "kto" or not has_pairs:
+        return data
+    return unpair_preference_dataset(data if "prompt" in columns else data.map(extract_prompt))
+
+
+def _preference_columns(
+    first: Mapping[str, Any], paradigm: Paradigm, path: str
+) -> tuple[str, ...]:
+    """Columns to train on; the last is that of an answer that was not preferred, or the label."""
+    if all(column in first for column in _PAIR):
+        return ("prompt", *_PAIR) if "prompt" in first else _PAIR
+    if paradigm == "kto" and all(column in first for column in _LABELED):
+        return _LABELED
+    needed = "`chosen` and `rejected`"
+    if paradigm == "kto":
+        needed = f"`prompt`, `completion` and `label`, or {needed}"
+    missing = next(column for column in (*_PAIR, *_LABELED) if column not in first)
+    raise UsageError(
+        f"data: {path} has the columns {', '.join(first)}, but `{paradigm}` needs {needed}."
+        f"{nearest(missing, first)}"
+    )
+
+
+def _require_different(rows: Sequence[Record], path: str) -> None:
     same = next((i for i, row in enumerate(rows) if row["chosen"] == row["rejected"]), None)
     if same is not None:
         raise UsageError(f"data: {path}, item {same}: `chosen` and `rejected` are the same.")
-    if section.chat:
-        rows = [_as_chat(record, section.system) for record in rows]
-    if isinstance(rows[0]["chosen"], list):
-        _require_chat_template(tokenizer, rows[0], columns[:-1], path)
-    return Dataset.from_list(rows)
 
 
 def _add_answers(
@@ -226,7 +253,13 @@ def _columns(first: Mapping[str, Any], path: str, text_field: str) -> tuple[str,
 def _checked(record: Mapping[str, Any], columns: tuple[str, ...], where: str) -> Record:
     for column in columns:
         value = record.get(column)
-        if column == "messages" or isinstance(value, list):
+        if column == "label":
+            if not isinstance(value, bool):
+                raise UsageError(
+                    f"data: {where}: `label` must be true for a desirable answer or false, not "
+                    f"{value!r}."
+                )
+        elif column == "messages" or isinstance(value, list):
             _require_messages(value, column, where)
         elif not isinstance(value, str):
             raise UsageError(
@@ -245,6 +278,21 @@ def _require_messages(value: object, column: str, where: str) -> None:
         raise UsageError(
             f"data: {where}: `{column}` must be a list of turns such as "
             '{"role": "user", "content": "..."}.'
+        )
+
+
+def _require_readable(
+    tokenizer: Any, rows: Sequence[Record], columns: tuple[str, ...], path: str, paradigm: Paradigm
+) -> None:
+    """Refuse chats without a chat template, and texts that no token can end."""
+    if isinstance(rows[0][columns[0]], list):
+        _require_chat_template(tokenizer, rows[0], columns, path)
+    elif tokenizer.eos_token is None:
+        remedy = "Set one of its tokens: `sft: {eos_token: ...}`."
+        if paradigm != "sft":
+            remedy = "Add one to the base's `tokenizer_config.json`."
+        raise UsageError(
+            "the tokenizer has no end-of-sequence token, which must end each example. " + remedy
         )
 
 

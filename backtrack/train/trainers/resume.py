@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 
 from backtrack.errors import RunError, UsageError
+from backtrack.recipe import PARADIGMS
 from backtrack.records import Record
 from backtrack.run.files import read_record, write_atomically
 from backtrack.run.foreign.formats import find_weights, weight_files_of
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 TRAINER_FOLDER = "trainer"
 _END = "end.json"
 _UNCHANGEABLE = {
-    "base", "method", "data", "sft", "grpo", "dpo", "rewards", "learning_rates", "early_stop",
-    "watch", "seed", "trajectory",
+    "base", "method", "data", *PARADIGMS, "rewards", "learning_rates", "early_stop", "watch",
+    "seed", "trajectory",
 }  # fmt: skip
 """Sections of a recipe that must not change between a kill and a resume."""
 

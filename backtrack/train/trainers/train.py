@@ -1,4 +1,4 @@
-"""Train a recipe by TRL's SFT or GRPO trainer, saving a trajectory.
+"""Train a recipe by one of TRL's trainers, saving a trajectory.
 
 Promised: a run killed at any moment can be resumed, and on one CPU thread what it then writes
 equals, bit for bit, what an uninterrupted run writes. The run's folder is created once model and
@@ -118,7 +118,7 @@ def train(
         trainer.add_callback(callback)
         trainer.add_callback(TrajectoryLogCallback(trainer, run))
         try:
-            _run_training(trainer, path / TRAINER_FOLDER)
+            _run_training(trainer, path / TRAINER_FOLDER, recipe.paradigm)
         finally:
             callback.close()
         if trainer.is_world_process_zero() and run is not None:
@@ -176,7 +176,7 @@ def _verified(base: BaseModelReference) -> BaseModelReference:
     return base
 
 
-def _run_training(trainer: Any, folder: Path) -> None:
+def _run_training(trainer: Any, folder: Path, section: str) -> None:
     # SFTTrainer creates its folder when constructed, so this one is set once the run exists.
     trainer.args.output_dir = str(folder)
     checkpoint = newest_checkpoint(folder)
@@ -184,8 +184,9 @@ def _run_training(trainer: Any, folder: Path) -> None:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except torch.OutOfMemoryError as error:
         raise RunError(
-            "the GPU's memory is full. Lower `sft.per_device_train_batch_size` and raise "
-            "`sft.gradient_accumulation_steps`, or lower `sft.max_length`."
+            f"the GPU's memory is full. Lower `{section}.per_device_train_batch_size` and raise "
+            f"`{section}.gradient_accumulation_steps`, or lower `{section}."
+            f"{'max_completion_length' if section == 'grpo' else 'max_length'}`."
         ) from error
     except KeyError as error:
         if "metric_for_best_model" not in str(error):
