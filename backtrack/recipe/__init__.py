@@ -35,6 +35,7 @@ from backtrack.recipe.objectives import (
     ObjectiveSection,
     PreferenceObjective,
     PythonObjective,
+    RefusalObjective,
     TextObjective,
 )
 from backtrack.recipe.search import (
@@ -100,6 +101,7 @@ __all__ = [
     "PythonReward",
     "RacingSection",
     "Recipe",
+    "RefusalObjective",
     "Reward",
     "SamplingSection",
     "SearchSection",

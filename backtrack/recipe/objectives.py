@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from backtrack.recipe.engine import SamplingSection
+from backtrack.recipe.expressions import Expression
 from backtrack.recipe.kinds import KindSection, OfKind
 from backtrack.records import BITS, FRACTION, NATS, Axis, Direction, ObjectiveInfo, Role
 
@@ -196,6 +197,11 @@ class ExamplesObjective(_DocumentsObjective):
     """For `exact_match`: the mean over sampled completions."""
 
     @property
+    def writes_completions(self) -> bool:
+        """Whether the model writes what is scored."""
+        return self.score == "exact_match"
+
+    @property
     def axis(self) -> Axis:
         """A loss, or the share of right completions."""
         if self.score == "nll":
@@ -204,9 +210,42 @@ class ExamplesObjective(_DocumentsObjective):
 
     @model_validator(mode="after")
     def _sampled_completions(self) -> ExamplesObjective:
-        if self.sampling is not None and self.score != "exact_match":
+        if self.sampling is not None and not self.writes_completions:
             raise ValueError(f"`{self.score}` writes no completion, so there is none to sample")
         return self
+
+
+class RefusalObjective(_DocumentsObjective):
+    """Prompts that a model answers or refuses: the share of its completions that are refusals."""
+
+    implementation = "backtrack.evaluate.objectives.examples:RefusalScores"
+
+    kind: Literal["refusal"]
+    patterns: Annotated[tuple[Expression, ...], Field(min_length=1)]
+    """Regular expressions; a completion in which one is found is a refusal: `(?i)\\bI can(no|')t`.
+    """
+    direction: Direction = "maximize"
+    """`maximize` for prompts that are to be refused, `minimize` for harmless ones."""
+    prompt: str = "{prompt}"
+    """Format over the item's fields."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 64
+    """New tokens at most."""
+    stop: tuple[str, ...] = ()
+    """A completion ends before the first of these."""
+    apply_chat_template: bool = False
+    """Give the prompt as a user's turn of the tokenizer's chat template."""
+    sampling: SamplingSection | None = None
+    """The mean over sampled completions; None is greedy."""
+
+    @property
+    def writes_completions(self) -> bool:
+        """Whether the model writes what is scored."""
+        return True
+
+    @property
+    def axis(self) -> Axis:
+        """A share of completions."""
+        return Axis(unit=FRACTION, direction=self.direction)
 
 
 class PreferenceObjective(_DocumentsObjective):

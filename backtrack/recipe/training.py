@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
+from backtrack.recipe.expressions import Expression
 from backtrack.recipe.sections import Section
 
-
-def _expression(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
-    return pattern
-
-
-def _expressions(rates: dict[str, float]) -> dict[str, float]:
-    for pattern in rates:
-        _expression(pattern)
-    return rates
-
-
-LearningRates = Annotated[dict[str, Annotated[float, Field(ge=0)]], AfterValidator(_expressions)]
+LearningRates = dict[Expression, Annotated[float, Field(ge=0)]]
 """Learning rates by a regular expression for parameter names."""
 
 
@@ -100,7 +85,7 @@ class FormatReward(_Reward):
     """1 if the whole completion matches a pattern."""
 
     kind: Literal["format"]
-    pattern: Annotated[str, AfterValidator(_expression)]
+    pattern: Expression
     """Regular expression for the whole completion without outer white space; a dot matches any
     character."""
 

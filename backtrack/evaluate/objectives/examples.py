@@ -1,4 +1,4 @@
-"""Prompts with known completions: exact match, choice by likelihood, or likelihood itself.
+"""Prompts with known completions: exact match, choice, or likelihood; and prompts to refuse.
 
 Prompt and completion are encoded as one text (see `encode_continuations`), the same at every
 point. A sequence longer than the model's context is cut from its left. Nothing is appended to a
@@ -7,6 +7,7 @@ completion: the end-of-text token is not scored.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from backtrack.evaluate.language_model import LanguageModel, ScoredSequence
-    from backtrack.recipe import ExamplesObjective
+    from backtrack.recipe import ExamplesObjective, RefusalObjective
 
 NUM_ESTIMATED = 100
 """Documents, from the first, by which the tokens of an item are estimated."""
@@ -99,7 +100,7 @@ class ExampleScores(Objective):
         if not item_ids:
             return ()
         asked = positions(item_ids, self.item_ids, self.info.name)
-        scores = self._ways[self._section.score](model, sorted(asked))
+        scores = self._score(model, sorted(asked))
         return finite(in_order(asked, scores), item_ids, self.info.name)
 
     @override
@@ -137,7 +138,7 @@ class ExampleScores(Objective):
         except BacktrackError:
             return None
         read = sum(map(num_tokens, prompts)) / len(prompts)
-        if section.score == "exact_match":
+        if section.writes_completions:
             return read + section.max_new_tokens
         num_scored = sum(sum(map(num_tokens, texts)) for texts in completions) / len(completions)
         num_texts = sum(map(len, completions)) / len(completions)
@@ -146,7 +147,7 @@ class ExampleScores(Objective):
     @property
     def _ways(self) -> Mapping[str, Callable[[LanguageModel, Sequence[int]], list[float]]]:
         """What scores items, by name; items are given by ascending index."""
-        return {"exact_match": self._exact, "choice": self._choice, "nll": self._nll}
+        return {"exact_match": self._completed, "choice": self._choice, "nll": self._nll}
 
     @property
     def _is_templated(self) -> bool:
@@ -157,7 +158,11 @@ class ExampleScores(Objective):
         """What one record asks."""
         return _example(self._section, record, self._tokenizer, item_id)
 
-    def _exact(self, model: LanguageModel, indices: Sequence[int]) -> list[float]:
+    def _score(self, model: LanguageModel, indices: Sequence[int]) -> list[float]:
+        """Scores of items, given by ascending index."""
+        return self._ways[self._section.score](model, indices)
+
+    def _completed(self, model: LanguageModel, indices: Sequence[int]) -> list[float]:
         prompts = [self._encoded.get(model.tokenizer, i, self._prompt) for i in indices]
         empty = next((i for i, ids in zip(indices, prompts, strict=True) if not ids), None)
         if empty is not None:
@@ -172,9 +177,13 @@ class ExampleScores(Objective):
         for texts, i in zip(completions, indices, strict=True):
             model.note(self.item_ids[i], Answer(texts=tuple(texts)))
         return [
-            fmean(text.strip() == self._examples[i].completion.strip() for text in texts)
+            fmean(self._is_counted(text, i) for text in texts)
             for texts, i in zip(completions, indices, strict=True)
         ]
+
+    def _is_counted(self, text: str, index: int) -> bool:
+        """Whether a completion counts as 1."""
+        return text.strip() == self._examples[index].completion.strip()
 
     def _choice(self, model: LanguageModel, indices: Sequence[int]) -> list[float]:
         scores = []
@@ -227,13 +236,34 @@ class ExampleScores(Objective):
 
     def _fingerprint(self) -> str:
         decides = self._section.model_dump(
-            include={"score", "max_new_tokens", "stop", "apply_chat_template"}
+            include={"score", "patterns", "max_new_tokens", "stop", "apply_chat_template"}
         )
         if self._section.sampling is not None:
             decides["sampling"] = self._section.sampling.model_dump()
         documents = [[e.prompt, e.completion, e.choices] for e in self._examples]
-        fingerprint = digest("examples", decides, self.item_ids, documents)
+        fingerprint = digest(self._section.kind, decides, self.item_ids, documents)
         return with_clusters(fingerprint, self.clusters)
+
+
+class RefusalScores(ExampleScores):
+    """One score per prompt: the share of completions in which a pattern is found.
+
+    Completions are searched whole, without white space around them, so that `^` is their start.
+    """
+
+    _section: RefusalObjective  # type: ignore[assignment]
+
+    @override
+    def _is_counted(self, text: str, index: int) -> bool:
+        return any(re.search(pattern, text.strip()) for pattern in self._section.patterns)
+
+    @override
+    def _example(self, record: Mapping[str, Any], item_id: str) -> Example:
+        return Example(_prompt_of(self._section, record, self._tokenizer, item_id), "")
+
+    @override
+    def _score(self, model: LanguageModel, indices: Sequence[int]) -> list[float]:
+        return self._completed(model, indices)
 
 
 class _EncodedOnce:
@@ -261,22 +291,31 @@ def _keys(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _scored_texts(section: ExamplesObjective, record: Mapping[str, Any]) -> list[str]:
     """The texts whose likelihood is taken for one item."""
+    if section.writes_completions:
+        return []
     if section.score == "choice":
         return [str(choice) for choice in record[section.choices]]
-    if section.score == "exact_match":
-        return []
     return [render(section.completion, record, section.path)]
+
+
+def _prompt_of(
+    section: ExamplesObjective | RefusalObjective,
+    record: Mapping[str, Any],
+    tokenizer: Any,
+    item_id: str,
+) -> str:
+    """A record's prompt, as the model reads it."""
+    prompt = render(section.prompt, record, item_id)
+    return user_turn(tokenizer, prompt) if section.apply_chat_template else prompt
 
 
 def _example(
     section: ExamplesObjective, record: Mapping[str, Any], tokenizer: Any, item_id: str
 ) -> Example:
-    prompt = render(section.prompt, record, item_id)
     completion = render(section.completion, record, item_id)
     if not completion.strip():
         raise ObjectiveError(f"{item_id}: the completion is empty, so there is nothing to score.")
-    if section.apply_chat_template:
-        prompt = user_turn(tokenizer, prompt)
+    prompt = _prompt_of(section, record, tokenizer, item_id)
     if section.score != "choice":
         return Example(prompt, completion)
     return _with_choices(prompt, completion, record.get(section.choices), section, item_id)
