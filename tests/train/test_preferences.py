@@ -249,6 +249,21 @@ def test_what_contradicts_itself_is_refused(base: Path, tmp_path: Path) -> None:
         train(tiny(base, tmp_path, "kto", method={**lora, "init_lora_weights": "pissa"}))
 
 
+def test_eva_is_computed_from_batches_the_model_reads_or_refused(
+    base: Path, tmp_path: Path
+) -> None:
+    method = {"kind": "lora", "r": 4, "init_lora_weights": "eva"}
+    for paradigm in ("dpo", "kto"):
+        trainer = build_trainer(tiny(base, tmp_path, paradigm, method=method), tmp_path / paradigm)
+        assert trainer.model.peft_config["default"].init_lora_weights == "eva"
+    with pytest.raises(UsageError, match="batches for `orpo` have none as the model reads them"):
+        build_trainer(tiny(base, tmp_path, "orpo", method=method), tmp_path / "orpo")
+    rewards = [{"kind": "format", "pattern": ".*"}]
+    recipe = tiny(base, tmp_path, "grpo", method=method, rewards=rewards, grpo={"max_steps": 1})
+    with pytest.raises(UsageError, match="batches for `grpo` have none as the model reads them"):
+        build_trainer(recipe, tmp_path / "grpo")
+
+
 def test_a_reward_model_is_refused_in_words(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a head that the base does not have: at alpha 0 it"):
         tiny(base, tmp_path, reward={"max_steps": 2})

@@ -129,13 +129,21 @@ def require_trainable(recipe: Recipe) -> FullMethod | PeftMethod:
     if faults:
         raise RecipeError(f"the recipe {recipe.name!r}", faults)
     if recipe.paradigm != "sft" and isinstance(recipe.method, PeftMethod):
-        _require_gradient(recipe.method, recipe.paradigm)
+        _require_computable(recipe.method, recipe.paradigm)
         _require_reference(recipe, recipe.method)
     return recipe.method
 
 
-def _require_gradient(method: PeftMethod, paradigm: str) -> None:
-    if method.settings.get("init_lora_weights") == KEEPLORA:
+def _require_computable(method: PeftMethod, paradigm: str) -> None:
+    """Refuse an initialization that is computed from what the paradigm's batches do not have."""
+    initialization = method.settings.get("init_lora_weights")
+    if initialization == "eva" and paradigm in ("grpo", "orpo"):
+        raise UsageError(
+            "init_lora_weights='eva' is computed from sequences that the model reads, and TRL's "
+            f"batches for `{paradigm}` have none as the model reads them. Use another "
+            "initialization."
+        )
+    if initialization == KEEPLORA:
         raise UsageError(
             "init_lora_weights='keeplora' is computed from the gradient of given completions, and "
             f"`{paradigm}` has none. Train by `sft`, or use another initialization."
