@@ -9,6 +9,7 @@ import contextlib
 import io
 import logging
 import os
+import signal
 import subprocess
 import warnings
 from typing import TYPE_CHECKING
@@ -38,6 +39,11 @@ def backtrack(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 1
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
+def hear_interrupts() -> None:
+    """In a child process: SIGINT interrupts it, also where tests run in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

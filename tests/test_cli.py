@@ -27,7 +27,7 @@ from backtrack.records.selection import Constraints
 from backtrack.run.checkpoint_writer import write_checkpoint
 from backtrack.run.directory import Run
 from backtrack.selection.search import driver as searching
-from tests.commands import backtrack
+from tests.commands import backtrack, hear_interrupts
 from tests.models import make_base, make_peft_run
 from tests.selection import fakes
 
@@ -41,6 +41,7 @@ def started(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
         [sys.executable, "-m", "backtrack", *map(str, arguments)],
         cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+        preexec_fn=hear_interrupts,
     )  # fmt: skip
 
 
