@@ -125,7 +125,7 @@ def _train(recipe: Recipe, *, is_quiet: bool) -> Run:
 def _next_commands(run: Run) -> tuple[str, ...]:
     where = shlex.quote(str(run.path))
     return (
-        "Choose again, without measuring again:",
+        "Choose again; only the report items of a new choice are measured:",
         f"  backtrack select {where} --weight 0.8",
         f"  backtrack select {where} --max-general-drop 2",
         *_NEXT,

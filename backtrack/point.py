@@ -85,4 +85,13 @@ def find_point(text: str, named: Mapping[str, Point]) -> Point:
     """
     if text in named:
         return named[text]
-    return parse_point(text if ":" in text else f"{named['final'].step}:{text}")
+    if ":" in text:
+        return parse_point(text)
+    try:
+        return parse_point(f"{named['final'].step}:{text}")
+    except UsageError as error:
+        names = ", ".join(named)
+        raise UsageError(
+            f"{text!r} is not a point. Write {names}, STEP:ALPHA such as 400:0.35, or an alpha of "
+            "the last step."
+        ) from error

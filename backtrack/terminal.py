@@ -254,6 +254,7 @@ def print_weights(selections: Sequence[Selection]) -> None:
         )
         point = str(selection.chosen)
         table.add_row(f"{selection.weight:g}", point, *cells, to["base"], to["final"])
+    out.print()
     out.print(table)
 
 
@@ -274,7 +275,7 @@ def print_ranges(selection: Selection) -> None:
 def _before_after(selection: Selection) -> PlainTable:
     target, general = (selection.axes[role] for role in ROLES)
     table = _table(
-        f"{selection.run}, weight {selection.weight:g}: chosen {selection.chosen}, "
+        f"{selection.run}, weight {selection.weight:.3g}: chosen {selection.chosen}, "
         f"final step {selection.final.step}"
     )
     table.add_column("")

@@ -255,7 +255,7 @@ def test_the_doctor_says_what_there_is_and_what_to_install(
 def test_an_error_nobody_expected_ends_in_the_same_voice(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def break_down(_folder: object) -> None:
+    def break_down(*_: object) -> None:
         raise RuntimeError("CUDA out of memory\nand more")
 
     monkeypatch.setattr("backtrack.doctor.examine", break_down)
@@ -466,6 +466,32 @@ def test_bounds_of_the_command_line_are_added_to_the_recipes(capsys: pytest.Capt
     assert replaced == Constraints.model_validate({**bounds, "max_general_drop": 1.0})
     said = " ".join(capsys.readouterr().err.split())
     assert "max_general_drop 1 on the command line replaces the recipe's 2" in said
+
+
+def test_a_bound_given_twice_is_refused() -> None:
+    with pytest.raises(UsageError, match="--max-drop is given twice for nq"):
+        parse_bounds(["nq=1", "nq=5"], None)
+
+
+def test_points_have_the_same_names_in_every_command(place: Path) -> None:
+    done = backtrack("export", "mine", "by-name", "--point", "base", "--json", cwd=place)
+    assert json.loads(done.stdout)["point"] == "base", done.stderr
+    done = backtrack("export", "mine", "by-alpha", "--point", "0.5", "--json", cwd=place)
+    last = Run.open(place / "runs" / "mine").steps[-1]
+    assert json.loads(done.stdout)["point"] == f"step {last} alpha 0.5", done.stderr
+    wrong = backtrack("export", "mine", "wrong", "--point", "nonsense", cwd=place)
+    assert "'nonsense' is not a point. Write base, final" in wrong.stderr
+
+
+def test_a_gate_leaves_what_the_run_is_chosen_by(place: Path) -> None:
+    done = backtrack("search", "--recipe", "recipe.yaml", cwd=place)
+    assert done.returncode == 0, done.stderr
+    file = place / "runs" / "mine" / "recipe.choosing.json"
+    before = file.read_text(encoding="utf-8")
+    done = backtrack("gate", "runs/mine", "--against", "runs/mine@base", "--max-general-drop", 50,
+                     "--limit", 8, "--json", cwd=place)  # fmt: skip
+    assert done.returncode in (0, 3), done.stderr
+    assert file.read_text(encoding="utf-8") == before
 
 
 def test_budgets_and_bounds_on_objectives_are_read_or_refused():

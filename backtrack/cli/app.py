@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -21,8 +22,8 @@ EXIT_UNDECIDED = 3
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 _INTERRUPTED = (
-    "interrupted. What was saved and measured is kept: the same command continues from there "
-    "(train with --resume)."
+    "interrupted. What was saved and measured is kept: the same command continues from there; "
+    "a training with --resume."
 )
 
 app = typer.Typer(
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except (typer.Abort, KeyboardInterrupt):
         code = EXIT_INTERRUPTED
     except OSError as error:
-        terminal.print_error(f"{error.filename or 'the disk'}: {error.strerror or error}.")
+        terminal.print_error(_of_disk(error))
         sys.exit(EXIT_FAILED)
     except Exception as error:  # noqa: BLE001  # not raised on purpose: print the traceback
         terminal.print_unexpected(error)
@@ -115,7 +116,14 @@ def _interrupt_on_sigterm(received: list[int]) -> None:
 def _usage(error: Any) -> str:
     """The message of a usage error, with the command that prints help."""
     path = error.ctx.command_path if getattr(error, "ctx", None) else "backtrack"
-    return f"{error.format_message()} See `{path} --help`."
+    said = error.format_message().replace("Value error, ", "")
+    return f"{said if said.endswith(('.', '?', '!')) else f'{said}.'} See `{path} --help`."
+
+
+def _of_disk(error: OSError) -> str:
+    """What went wrong on the disk, with the file that was asked for, not what it is first."""
+    name = re.sub(r"\.([^/]+)\.[0-9a-f]{8}\.partial$", r"\1", str(error.filename or "the disk"))
+    return f"{name}: {error.strerror or error}."
 
 
 def _be_quiet() -> None:

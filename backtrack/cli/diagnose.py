@@ -20,9 +20,9 @@ from backtrack.cli.options import (
     TrustOption,
     VerboseOption,
 )
-from backtrack.cli.targets import command_line, open_run, print_json
+from backtrack.cli.targets import command_line, named_points, open_run, print_json
 from backtrack.errors import UsageError
-from backtrack.point import parse_point
+from backtrack.point import find_point
 from backtrack.records import ROLES
 
 if TYPE_CHECKING:
@@ -50,8 +50,9 @@ def diagnose(
         list[str] | None,
         typer.Option(
             "--point",
-            metavar="STEP:ALPHA[:PROFILE]",
-            help="Points to diagnose; default: the final checkpoint and the chosen point.",
+            metavar="POINT",
+            help="base, chosen, final, STEP:ALPHA[:PROFILE], or ALPHA of the last step; default: "
+            "the final checkpoint and the chosen point.",
         ),
     ] = None,
     modules: Annotated[
@@ -92,8 +93,8 @@ def diagnose(
 ) -> None:
     """Show which modules an update changes, and how weights and activations change."""
     files = _files(prompts or ())
-    chosen = [parse_point(text) for text in points or ()]
     opened = open_run(run, base, recipe, overrides, may_run_code=may_run_code)
+    chosen = [find_point(text, named_points(opened)) for text in points or ()]
     with terminal.progress("diagnosing", is_quiet=is_quiet or is_json) as report:
         from backtrack.diagnose.diagnose import Options
         from backtrack.diagnose.diagnose import diagnose as diagnose_run

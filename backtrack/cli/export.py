@@ -20,10 +20,17 @@ from backtrack.cli.options import (
     TrustOption,
     VerboseOption,
 )
-from backtrack.cli.targets import command_line, draw_report, open_run, print_json, write_export
+from backtrack.cli.targets import (
+    command_line,
+    draw_report,
+    named_points,
+    open_run,
+    print_json,
+    write_export,
+)
 from backtrack.errors import RunError, UsageError
 from backtrack.formatting import command
-from backtrack.point import Point, parse_point
+from backtrack.point import Point, find_point
 
 if TYPE_CHECKING:
     from backtrack.records.selection import Selection
@@ -37,9 +44,17 @@ def export(
     ],
     point: Annotated[
         str | None,
-        typer.Option(help="STEP:ALPHA[:PROFILE], such as 400:0.35; default: the chosen point."),
+        typer.Option(
+            help="base, chosen, final, STEP:ALPHA[:PROFILE] such as 400:0.35, or ALPHA of the "
+            "last step; default: the chosen point."
+        ),
     ] = None,
-    form: Annotated[ExportForm | None, typer.Option("--as", help="What to write.")] = None,
+    form: Annotated[
+        ExportForm | None,
+        typer.Option(
+            "--as", help="What to write; default: an adapter where one is exact, else a model."
+        ),
+    ] = None,
     front: Annotated[
         int | None,
         typer.Option(
@@ -74,7 +89,7 @@ def export(
             raise UsageError("--front writes adapters of several points: leave out the others.")
         _export_front(opened, front, Path(arguments[-1]), is_json=is_json, is_quiet=is_quiet)
         return
-    where = parse_point(point) if point else _chosen(opened)
+    where = find_point(point, named_points(opened)) if point else _chosen(opened)
     if push:
         from backtrack.exporter.push import require_login
 

@@ -115,7 +115,7 @@ def select(
     is_quiet: QuietOption = False,
     _verbosity: VerboseOption = 0,
 ) -> None:
-    """Choose the best point at a weight, when the search that was begun is finished."""
+    """Choose the best point at a weight; a search that was begun is finished first."""
     if is_knee and weights:
         raise UsageError("--knee takes its weight from the front: give it or --weight, not both.")
     by_name = parse_bounds(max_drop, worst)
@@ -192,6 +192,8 @@ def parse_bounds(max_drop: Sequence[str] | None, worst: Sequence[str] | None) ->
     for option, texts in (("max_drop", max_drop or ()), ("worst", worst or ())):
         for text in texts:
             name, equals, number = text.rpartition("=")
+            if option in found.get(name, {}):
+                raise UsageError(f"--{option.replace('_', '-')} is given twice for {name}.")
             try:
                 found.setdefault(name, {})[option] = float(number)
             except ValueError:

@@ -62,6 +62,15 @@ def open_run(
     return run
 
 
+def named_points(run: Run) -> dict[str, Point]:
+    """The points of a run that have names, by them."""
+    from backtrack.point import Point
+
+    selection = run.selection()
+    named = {"base": Point.base(), "final": run.final}
+    return named if selection is None else {**named, "chosen": selection.chosen}
+
+
 def require_trust(run: Run, *, may_run_code: bool) -> None:
     """Refuse a run from elsewhere that asks for code, unless the user allows it now or did before.
 
@@ -192,7 +201,7 @@ def cluster_of(run: Run, workers: int | None, address: str | None) -> ClusterSec
 
 def measuring(report: terminal.Report) -> Any:
     """A progress callback for a search."""
-    return lambda p: report(p.done, p.total, f"{p.point}, {p.objective}")
+    return lambda p: report(p.done, p.total, ", ".join(filter(None, (str(p.point), p.objective))))
 
 
 def command_line() -> str:

@@ -47,8 +47,14 @@ def kind_of(name: str, runs: Path = Path("runs")) -> Kind:
         return _kind_of_folder(path)
     if (runs / name) in find_runs(runs):
         return "run"
-    if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
-        raise UsageError(f"there is no {path}.")
+    before, at, point = name.rpartition("@")
+    if at and (Path(before).is_dir() or (runs / before) in find_runs(runs)):
+        raise UsageError(
+            f"{point!r} is no point of {before}. Write base, chosen, final, STEP:ALPHA, or an "
+            "alpha of the last step."
+        )
+    if path.is_absolute() or name.startswith(".") or name.count("/") != 1 or path.parent.is_dir():
+        raise UsageError(f"there is no run, adapter, model or folder of results {name}.")
     return "model"
 
 

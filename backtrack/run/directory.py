@@ -94,6 +94,7 @@ class Run:
         """The last entry of each step; replaced, never changed, since other threads read it."""
         self._index_lock = threading.RLock()
         self._choosing: ChoosingRecipe | None = None
+        self._keeps_choosing = True
 
     @classmethod
     def create(
@@ -213,10 +214,14 @@ class Run:
         if choosing != self.choosing:
             self._choosing = choosing
 
+    def choose_for_now(self) -> None:
+        """Leave the run's own recipe of choosing as it is on disk, whatever is measured."""
+        self._keeps_choosing = False
+
     def save_choosing(self) -> None:
         """Write the recipe of choosing, unless it is that of training."""
         path = self.path / CHOOSING
-        if self._choosing is not None:
+        if self._choosing is not None and self._keeps_choosing:
             written = {"recipe": self._written(self._choosing.recipe)}
             saved = self._choosing.model_copy(update=written)
             text = saved.model_dump_json(indent=2) + "\n"

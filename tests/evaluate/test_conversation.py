@@ -174,3 +174,11 @@ def test_a_point_the_run_lacks_and_an_unknown_command_are_named(run: Run) -> Non
     done = talk(run, "/go\n/at chosen\n")
     assert "There is no command /go" in done.stderr
     assert "is not a point" in str(done.exception)
+
+
+def test_an_answer_takes_at_most_half_of_a_short_context(run: Run) -> None:
+    done = CliRunner().invoke(app, ["chat", str(run.path), "--json"], input="a b c\n")
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["asked"] == "a b c"
+    assert list(said["answers"]) == ["step 20 alpha 1"]

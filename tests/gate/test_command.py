@@ -90,6 +90,30 @@ def test_wrong_use_says_what_to_do_with_exit_code_2(evaluated, command, argument
     assert said in " ".join(err.split())
 
 
+@pytest.mark.parametrize(
+    ("candidate", "said"),
+    [("{folder}@nope", "'nope' is no point of"), ("{folder}/nope", "there is no run, adapter"),
+     ("{folder}", "no checkpoint")],
+)  # fmt: skip
+def test_no_error_ends_as_a_candidate_that_fails(
+    evaluated, command, tmp_path, candidate, said
+) -> None:
+    name = candidate.format(folder=tmp_path)
+    code, out, err = command(name, "--against", evaluated.incumbent, "--max-drop", "sums:acc=1")
+    assert (code, out) == (2, "")
+    assert said in " ".join(err.split())
+
+
+def test_a_file_that_cannot_be_written_is_named_before_anything_is_measured(
+    evaluated, command, tmp_path
+) -> None:
+    file = tmp_path / "nowhere" / "gate.xml"
+    code, out, err = command(evaluated.candidate, "--against", evaluated.incumbent,
+                             "--max-drop", "sums:acc=1", "--junit", file)  # fmt: skip
+    assert (code, out) == (2, "")
+    assert f"{file} cannot be written" in err.replace("\n", "")
+
+
 def test_a_model_needs_a_recipe(evaluated, command) -> None:
     code, _, err = command(evaluated.models[0], "--against", evaluated.incumbent,
                            "--max-drop", "sums:acc=1")  # fmt: skip

@@ -19,7 +19,7 @@ from backtrack.cli.options import (
     TrustOption,
     VerboseOption,
 )
-from backtrack.cli.targets import open_run
+from backtrack.cli.targets import named_points, open_run
 from backtrack.errors import BacktrackError
 from backtrack.formatting import visible
 from backtrack.point import Point, find_point
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from backtrack.evaluate.conversation import Conversation
     from backtrack.evaluate.language_model import Sampling
     from backtrack.path.placement import Placement
-    from backtrack.run.directory import Run
 
 HELP = """\
 /at POINT   go to base, chosen, final, STEP:ALPHA, or ALPHA of the last step
@@ -55,7 +54,10 @@ def chat(
         ),
     ] = None,
     system: Annotated[str, typer.Option(help="A system prompt.")] = "",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 512,
+    max_tokens: Annotated[
+        int,
+        typer.Option(min=1, help="Tokens of an answer at most, and half of the model's context."),
+    ] = 512,
     temperature: Annotated[
         float, typer.Option(min=0, help="Sample at this temperature; 0 is greedy.")
     ] = 0.0,
@@ -73,7 +75,7 @@ def chat(
     plain text. With --json each answer is a line of JSON.
     """
     opened = open_run(run, base, None, may_run_code=may_run_code)
-    named = _named(opened)
+    named = named_points(opened)
     start = find_point(at or ("chosen" if "chosen" in named else "final"), named)
     with terminal.progress("loading", is_quiet=is_quiet or is_json):
         from backtrack.evaluate.conversation import Conversation
@@ -84,6 +86,8 @@ def chat(
         placement = place_as_asked(opened)
         placement.place(start)
         model = TorchModel(placement.model, placement.tokenizer, "auto")
+    room = model.context_tokens
+    max_tokens = max_tokens if room is None else min(max_tokens, max(room // 2, 1))
     limits, sampling = CompletionLimits(max_tokens, ()), _sampling(temperature, seed)
     conversation = Conversation(model, limits, sampling, system)
     talk = _Talk(placement, named, conversation, is_json=is_json, is_quiet=is_quiet)
@@ -91,13 +95,6 @@ def chat(
     for line in _lines(talk):
         if talk.is_over(line.strip()):
             break
-
-
-def _named(run: Run) -> dict[str, Point]:
-    """The points that have names."""
-    selection = run.selection()
-    named = {"base": Point.base(), "final": run.final}
-    return named if selection is None else {**named, "chosen": selection.chosen}
 
 
 def _sampling(temperature: float, seed: int) -> Sampling | None:

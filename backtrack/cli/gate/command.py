@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,7 +25,7 @@ from backtrack.cli.options import (
     as_settings,
 )
 from backtrack.cli.targets import print_json
-from backtrack.errors import UsageError
+from backtrack.errors import BacktrackError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,8 +41,8 @@ def gate(
         str,
         typer.Argument(
             metavar="CANDIDATE",
-            help="RUN or RUN@POINT (base, chosen, final, STEP:ALPHA), an adapter, a model, a "
-            "folder of lm-eval's with samples, or a measurements.jsonl.",
+            help="RUN or RUN@POINT (base, chosen, final, STEP:ALPHA, ALPHA), an adapter, a "
+            "model, a folder of lm-eval's with samples, or a measurements.jsonl.",
         ),
     ],
     against: Annotated[
@@ -87,9 +88,13 @@ def gate(
 ) -> None:
     """Say whether a candidate loses more than allowed against an incumbent.
 
-    Exit codes: 0 it passes, 1 it fails, 3 the items cannot tell. Items are measured in nested
-    parts until that is certain; sides whose scores are recorded need no model.
+    Exit codes: 0 it passes, 1 it fails, 3 the items cannot tell, 2 any error. Items are measured
+    in nested parts until that is certain; sides whose scores are recorded need no model. What is
+    set here holds for this command only.
     """
+    for file in (junit, markdown):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise UsageError(f"{file} cannot be written: there is no folder {file.parent}.")
     from backtrack.gate import gate as compare_sides
     from backtrack.gate import output
     from backtrack.run.files import write_atomically
@@ -102,19 +107,31 @@ def gate(
     ]
     settings = as_settings(overrides, device=device, batch_size=batch_size, limit=limit)
     opening = Opening(base, recipe, settings, target or (), may_run_code=may_run_code)
-    with terminal.progress("measuring", is_quiet=is_quiet or is_json) as report:
-        sides = opening.sides(candidate, against)
-        result = compare_sides(*sides, bounds, confidence=confidence, seed=opening.seed,
-                               on_progress=report)  # fmt: skip
-    if junit is not None:
-        write_atomically(junit, output.junit(result))
-    if markdown is not None:
-        write_atomically(markdown, output.markdown(result))
+    with _no_error_is_a_failure():
+        with terminal.progress("measuring", is_quiet=is_quiet or is_json) as report:
+            sides = opening.sides(candidate, against)
+            result = compare_sides(*sides, bounds, confidence=confidence, seed=opening.seed,
+                                   on_progress=report)  # fmt: skip
+        if junit is not None:
+            write_atomically(junit, output.junit(result))
+        if markdown is not None:
+            write_atomically(markdown, output.markdown(result))
     if is_json:
         print_json(result.model_dump(mode="json"))
     else:
         _print(result, is_quiet=is_quiet)
     raise typer.Exit(_EXIT_CODES[result.outcome])
+
+
+@contextmanager
+def _no_error_is_a_failure() -> Iterator[None]:
+    """Let no error end with the exit code that says that the candidate fails."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except (BacktrackError, OSError) as error:
+        raise UsageError(str(error)) from error
 
 
 def _print(result: GateResult, *, is_quiet: bool) -> None:

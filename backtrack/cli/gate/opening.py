@@ -76,6 +76,7 @@ class Opening:
 
         run = open_run(name, self._base, self._recipe_file, self._overrides,
                        may_run_code=self._may_run_code)  # fmt: skip
+        run.choose_for_now()
         path = run.path.resolve()
         if path not in self._evaluators:
             self._evaluators[path] = Evaluator(run, None, None, None)

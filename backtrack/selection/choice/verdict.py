@@ -57,10 +57,8 @@ def verdict(
 
 def _unsettled(chosen: Point, unclear: Sequence[Difference], cautious: Point | None) -> str:
     """Say how many items would settle what is unclear, and what the cautious rule takes."""
-    needed = [
-        f"{d.items_to_settle:,} to tell it from {_name(d)}" for d in unclear if d.items_to_settle
-    ]
-    said = f" It would take about {' and '.join(needed)} (items a role)." if needed else ""
+    needed = [f"{d.items_to_settle:,} from {_name(d)}" for d in unclear if d.items_to_settle]
+    said = f" About so many items a role would tell it: {', '.join(needed)}." if needed else ""
     if unclear and cautious is not None and cautious != chosen:
         said += f" The cautious rule takes {'the base' if cautious.is_base else cautious}."
     return said
@@ -133,7 +131,10 @@ def _tied_with_base(outcome: Outcome) -> str:
         return f"No {measured} has a higher utility than the base."
     gap = float(decision.smoothed[top] - decision.smoothed[base])
     needed = outcome.weighted.items_to_settle(top, base, gap)
-    more = f"; about {needed:,} items a role would" if needed else ""
+    by_role = {o.role: 0 for o in outcome.scores.table.setting.objectives}
+    for o in outcome.scores.table.setting.objectives:
+        by_role[o.role] += len(outcome.scores.table.setting.item_ids[o.name])
+    more = f"; about {needed:,} items a role would" if needed > min(by_role.values()) else ""
     return (
         f"The items cannot tell {outcome.scores.table.points[top]} from the base "
         f"(utility {gap:+.1f} points){more}."

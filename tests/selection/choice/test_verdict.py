@@ -102,16 +102,16 @@ def test_an_interval_that_barely_excludes_zero_is_no_claim_and_the_reason_is_sai
     assert verdict(CHOSEN, FINAL, two_differences(is_clear=False)) == (
         "Step 40 alpha 0.5 cannot be told apart from the base (utility +0.0 points [-1.0, +1.0]) "
         "and the final checkpoint (utility +1.1 points [+0.1, +2.1], but of two comparisons). "
-        "It would take about 9 to tell it from the base and 9 to tell it from the final "
-        "checkpoint (items a role)."
+        "About so many items a role would tell it: 9 from the base, 9 from the final "
+        "checkpoint."
     )
 
 
 def test_where_nothing_is_shown_the_verdict_says_how_many_items_would_and_the_cautious_choice():
     said = verdict(CHOSEN, FINAL, two_differences(is_clear=False), Point.base())
     assert said.endswith(
-        " It would take about 9 to tell it from the base and 9 to tell it from the final "
-        "checkpoint (items a role). The cautious rule takes the base."
+        " About so many items a role would tell it: 9 from the base, 9 from the final "
+        "checkpoint. The cautious rule takes the base."
     )
     found = differences(weighted_scores([0.2, 0.9, 0.5], 0), CHOSEN, FINAL)
     assert "would take" not in verdict(CHOSEN, FINAL, found, Point.base())
