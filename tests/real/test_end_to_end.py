@@ -84,7 +84,7 @@ def test_stock_transformers_give_the_losses_of_the_export(
     measured = scores(run, result, "gsm8k")
     model: Any = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     lines = Path("openai/gsm8k/main/test.jsonl").read_text(encoding="utf-8").splitlines()
     for item_id, loss in list(measured.items())[:4]:
         record = json.loads(lines[int(item_id.rpartition("/")[2])])

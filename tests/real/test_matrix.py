@@ -94,7 +94,9 @@ def test_each_benchmark_is_asked_of_a_real_model(first_blocks: Path, documents: 
     measured = set()
     for domain in ("math", "medicine"):
         recipe = load(first_blocks, documents, f"domain={domain}").entrants[0].recipe
-        short = tuple(o.model_copy(update={"max_gen_toks": 2}) for o in recipe.objectives)
+        short: tuple[Any, ...] = tuple(
+            o.model_copy(update={"max_gen_toks": 2}) for o in recipe.objectives
+        )
         assert all(o.apply_chat_template for o in short), "it is an instruct model by its name"
         new = [o for o in short if o.name not in measured]
         for objective in build_objectives(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -131,10 +132,12 @@ def _tied_with_base(outcome: Outcome) -> str:
         return f"No {measured} has a higher utility than the base."
     gap = float(decision.smoothed[top] - decision.smoothed[base])
     needed = outcome.weighted.items_to_settle(top, base, gap)
-    by_role = {o.role: 0 for o in outcome.scores.table.setting.objectives}
-    for o in outcome.scores.table.setting.objectives:
-        by_role[o.role] += len(outcome.scores.table.setting.item_ids[o.name])
-    more = f"; about {needed:,} items a role would" if needed > min(by_role.values()) else ""
+    setting = outcome.scores.table.setting
+    counts = Counter[str]()
+    for objective in setting.objectives:
+        counts[objective.role] += len(setting.item_ids[objective.name])
+    is_more = needed is not None and needed > min(counts.values())
+    more = f"; about {needed:,} items a role would" if is_more else ""
     return (
         f"The items cannot tell {outcome.scores.table.points[top]} from the base "
         f"(utility {gap:+.1f} points){more}."
