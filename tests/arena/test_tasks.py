@@ -2,9 +2,10 @@
 
 Held against the release (e982d19) and its OpenCompass, run on the same texts: the letter of 20,000
 made-up medical answers is the same in all; of 1,500 made-up answers to MATH-500 (the solutions,
-another problem's answer, the answer in words) 1,498 are graded alike, and the two others are
-`x \\in [-2,7]`, which the release does not find equal to itself. The prompts of 26 sets of BBH are
-the release's to the last character; in the 27th three line breaks are spaces there.
+another problem's answer, the answer in words) 1,496 were graded alike. Two of the others were then
+mended; the two left are `x \\in [-2,7]`, which the release does not find equal to itself. The
+prompts of 26 sets of BBH are the release's to the last character; in the 27th three line breaks
+are spaces there.
 """
 
 from __future__ import annotations
