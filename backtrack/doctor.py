@@ -94,7 +94,7 @@ def _python() -> Finding:
 def _memory() -> Finding:
     import torch
 
-    from backtrack.path.backends.free_memory import free_bytes, total_host_bytes
+    from backtrack.free_memory import free_bytes, total_host_bytes
 
     total, free = total_host_bytes(), free_bytes(torch.device("cpu"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

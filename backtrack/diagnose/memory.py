@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from backtrack.path.backends.free_memory import free_bytes
+from backtrack.free_memory import free_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -2,12 +2,15 @@
 
 Of a model whose cache is keys and values, rows whose completion has ended leave the batch; other
 models (recurrent, hybrid) complete by transformers' `generate`, whose rows all stay to the end.
+A shorter prompt is padded on its left. Some of these models see what pads it, and some mix up
+rows: their prompts are completed with those of their length, or one at a time.
 """
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from transformers import DynamicCache, GenerationConfig
@@ -20,6 +23,13 @@ if TYPE_CHECKING:
     from backtrack.evaluate.shared_reading.passes import Budget
     from backtrack.evaluate.token_choice import TokenChoice
 
+_log = logging.getLogger(__name__)
+_said: set[str] = set()
+Together = Literal["all", "equal", "none"]
+"""Which prompts may be one batch: all, those of equal length, or none."""
+MOST_DIFFERENCE = 0.05
+"""Of a row's logits with and without padding, relative to their spread; bfloat16 makes 0.01."""
+
 
 def completions(
     model: Any,
@@ -28,6 +38,7 @@ def completions(
     budget: Budget,
     *,
     may_leave: bool = False,
+    together: Together = "all",
 ) -> Iterator[tuple[int, list[list[int]]]]:
     """Index and completion of each prompt, in a list of its own, once its batch is done.
 
@@ -37,6 +48,7 @@ def completions(
         choice: Chooses tokens, by the index of each prompt.
         budget: Bounds of a batch.
         may_leave: The cache is keys and values, so that rows can leave it.
+        together: Which prompts may be one batch.
     """
     write = _write if may_leave else _generate
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
@@ -44,9 +56,56 @@ def completions(
         while order:
             longest = len(prompts[order[0]]) + choice.max_new_tokens
             size = max(min(budget.rows, budget.cached_tokens // longest), 1)
+            lengths = [len(prompts[index]) for index in order[:size]]
+            size = {"all": size, "equal": lengths.count(lengths[0]), "none": 1}[together]
             batch, order = order[:size], order[size:]
             written = write(model, [prompts[index] for index in batch], batch, choice)
             yield from ((index, [ids]) for index, ids in zip(batch, written, strict=True))
+
+
+@torch.inference_mode()
+def rows_together(model: Any) -> Together:
+    """Which prompts are completed in one batch as each by itself, by trial.
+
+    Where it is not all, it is logged, once for each kind of model.
+
+    Args:
+        model: A live model in evaluation mode.
+    """
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    row, equal, longer = (
+        [token % vocabulary for token in part] for part in (range(3, 5), range(5, 7), range(5, 25))
+    )
+    with _without_settings_of_its_own(model):
+        alone = _logits_of_last(model, [row])
+        most = MOST_DIFFERENCE * (alone - alone.mean(dim=-1, keepdim=True)).norm()
+        if (_logits_of_last(model, [longer, row]) - alone).norm() <= most:
+            return "all"
+        is_right = bool((_logits_of_last(model, [equal, row]) - alone).norm() <= most)
+    if model.config.model_type not in _said:
+        _said.add(model.config.model_type)
+        _log.warning(
+            "Prompts are completed %s: beside others, %s gives other answers.",
+            "with those of their length only" if is_right else "one at a time",
+            model.config.model_type,
+        )  # fmt: skip
+    return "equal" if is_right else "none"
+
+
+def _logits_of_last(model: Any, prompts: Sequence[list[int]]) -> Tensor:
+    """Logits after the last prompt and after two fixed tokens, [3, vocabulary]."""
+    ids, mask = _padded(prompts, model.device)
+    found = model.generate(
+        input_ids=ids,
+        attention_mask=mask.long(),
+        generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
+            max_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True
+        ),
+        logits_processor=[
+            lambda _, scores: torch.arange(scores.shape[1]).to(scores).expand_as(scores)
+        ],
+    )
+    return torch.stack(found.logits)[:, -1].float()
 
 
 def _padded(prompts: Sequence[list[int]], device: Any) -> tuple[Tensor, Tensor]:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         Sampling,
         ScoredSequence,
     )
+    from backtrack.evaluate.plain_decoding import Together
     from backtrack.evaluate.shared_reading.passes import Budget
     from backtrack.records import BatchSize
 
@@ -117,6 +118,14 @@ class TorchModel(LanguageModel):
         """Whether prefixes that sequences share are read once."""
         with _evaluating(self._model):
             return reads_trees(self._model)
+
+    @cached_property
+    def _together(self) -> Together:
+        """Which prompts may be one batch if each is a row of its own."""
+        if self.reads_trees:
+            return "all"
+        with _evaluating(self._model):
+            return plain_decoding.rows_together(self._model)
 
     @cached_property
     def _measured(self) -> Budget:
@@ -267,6 +276,7 @@ class TorchModel(LanguageModel):
             copies: How often each is completed; only models that read trees give more than one.
         """
         is_shared = self.reads_trees
+        together = self._together
 
         def answer(
             waiting: Sequence[int], budget: Budget
@@ -277,8 +287,9 @@ class TorchModel(LanguageModel):
             # NOTE: 16 prompts that share nothing take 1.3 times as long beside each other as in
             # rows of their own, since each step compares all with all.
             return plain_decoding.completions(
-                self._model, asked, choice(waiting), budget, may_leave=is_shared
-            )
+                self._model, asked, choice(waiting), budget,
+                may_leave=is_shared, together=together,
+            )  # fmt: skip
 
         return self._answers(prompts, answer)
 

@@ -1,7 +1,7 @@
 """Tokens read and seconds of lm-eval's tasks: our model interface and lm-eval's `hf` model.
 
     python -m tests.bench.reading [--model FOLDER] [--dtype float32] [--batch-sizes 1 8]
-        [--only bbh gsm8k nq_open ifeval] [--bbh-tasks '*'] [--documents 2]
+        [--only bbh gsm8k nq_open ifeval] [--bbh-tasks '*'] [--documents 2] [--threads 1]
 
 Needs the shared documents beside the checkout; the model is the small English one unless given.
 Both sides answer the same requests of the same tasks in one process, `hf` once with each batch
@@ -17,9 +17,12 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 KINDS: dict[str, tuple[str, int | None, dict[str, Any]]] = {
@@ -46,17 +49,20 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--bbh-tasks", default="*")
+    parser.add_argument("--bbh-tasks", nargs="+", default=["*"])
     parser.add_argument("--documents", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
     os.environ |= {"HF_HUB_OFFLINE": "1", "NLTK_DATA": str(SHARED / "data" / "nltk_data")}
     os.chdir(SHARED / "data")
     model, tokenizer = load(asked.model, asked.dtype)
     print(f"{asked.model.name}, {asked.dtype}, {torch.get_num_threads()} threads")
     for name in asked.only:
         tasks = load_tasks(name, asked.bbh_tasks)
-        answer(our_model(model, tokenizer), model, tasks, 1)  # what is loaded at first use
-        ours = answer(our_model(model, tokenizer), model, tasks, asked.documents)
+        lm = our_model(model, tokenizer)  # one for all points, as in a search
+        answer(lm, model, tasks, 1)
+        ours = answer(lm, model, tasks, asked.documents)
         stock = {
             size: answer(stock_model(model, tokenizer, size), model, tasks, asked.documents)
             for size in asked.batch_sizes
@@ -72,14 +78,14 @@ def load(folder: Path, dtype: str) -> tuple[Any, Any]:
     return made.eval(), AutoTokenizer.from_pretrained(folder)
 
 
-def load_tasks(name: str, bbh_tasks: str = "*", **generation: Any) -> dict[str, Any]:
+def load_tasks(name: str, bbh_tasks: Sequence[str] = ("*",), **generation: Any) -> dict[str, Any]:
     from lm_eval.tasks import TaskManager
 
     pattern, shots, settings = KINDS[name]
     manager = TaskManager()
     names = fnmatch.filter(manager.all_subtasks, pattern) or [pattern]
     if name == "bbh":
-        names = fnmatch.filter(names, f"leaderboard_bbh_{bbh_tasks}")
+        names = [n for part in bbh_tasks for n in fnmatch.filter(names, f"leaderboard_bbh_{part}")]
     tasks: dict[str, Any] = manager.load(names)["tasks"]
     for task in tasks.values():
         if shots is not None:

@@ -149,7 +149,7 @@ def test_answers_are_those_of_lm_evals_own_model_in_fp32(
     documents, shared, name, bbh_tasks, num_documents
 ):
     model, tokenizer = reading.load(shared / "models" / "tiny-en", "float32")
-    tasks = reading.load_tasks(name, bbh_tasks, max_gen_toks=12)
+    tasks = reading.load_tasks(name, [bbh_tasks], max_gen_toks=12)
     ours, stock = (
         reading.answer(lm, model, tasks, num_documents)
         for lm in (reading.our_model(model, tokenizer), reading.stock_model(model, tokenizer, 2))

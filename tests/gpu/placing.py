@@ -12,8 +12,8 @@ import torch
 from backtrack.evaluate.language_model import CompletionLimits, ScoredSequence
 from backtrack.evaluate.torch_model import TorchModel
 from backtrack.exporter import AsForm, export
+from backtrack.free_memory import free_bytes
 from backtrack.path.backends.end_storage import store_end
-from backtrack.path.backends.free_memory import free_bytes
 from backtrack.path.backends.pinned_memory import empty_pinned
 from backtrack.path.models import loading
 from backtrack.path.placement import Placement

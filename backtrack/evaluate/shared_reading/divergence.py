@@ -10,11 +10,11 @@ from __future__ import annotations
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import psutil
 import torch
 
 from backtrack.evaluate.shared_reading.prefix_tree import PrefixTree
 from backtrack.evaluate.shared_reading.reader import read_all
+from backtrack.free_memory import free_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -80,7 +80,7 @@ class BaseLogits:
     def keep(self, readings: Sequence[_Reading]) -> None:
         """Read what is not kept yet in one visit of the base, as far as there is room."""
         if self._room is None:
-            self._room = int(SHARE * psutil.virtual_memory().available)
+            self._room = int(SHARE * free_bytes(torch.device("cpu")))
         missing = [each for each in readings if each.key not in self._kept]
         if not missing or self._room <= 0:
             return

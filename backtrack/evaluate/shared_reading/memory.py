@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import psutil
-import torch
-
 from backtrack.evaluate.shared_reading.passes import MIN_TOKENS, Budget
+from backtrack.free_memory import free_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    import torch
 
 SHARE = 0.25
 """Of the free memory that keys and values may take, and that a pass may take."""
@@ -24,7 +24,7 @@ def measured(model: Any) -> Budget:
     """The budget of a model on its device, in powers of two so that it rarely changes."""
     most_tokens, most_rows = MOST.get(model.device.type, MOST_ELSEWHERE)
     config = model.config.get_text_config(decoder=True)
-    room = SHARE * _free_bytes(model.device)
+    room = SHARE * free_bytes(model.device)
     tokens = _power_of_two(room / _pass_bytes(config, model.dtype))
     cached = _power_of_two(room / _cached_bytes(config, model.dtype))
     return Budget(min(max(tokens, MIN_TOKENS), most_tokens), most_rows, cached)
@@ -33,15 +33,6 @@ def measured(model: Any) -> Budget:
 def fixed(num_sequences: int, lengths: Iterable[int]) -> Budget:
     """So many sequences at a time, and no more tokens than so many of the longest have."""
     return Budget(num_sequences * max(lengths, default=1), num_sequences, UNBOUNDED)
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type != "cuda":
-        available: int = psutil.virtual_memory().available
-        return available
-    free, _ = torch.cuda.mem_get_info(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return free + unused
 
 
 def _pass_bytes(config: Any, dtype: torch.dtype) -> float:

@@ -22,7 +22,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from backtrack.path.backends.free_memory import HEADROOM, free_bytes
+from backtrack.free_memory import HEADROOM, free_bytes
 from backtrack.path.backends.pinned_memory import empty_pinned
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from transformers.utils import logging as transformers_logging
 
 from backtrack.errors import PlacementError
 from backtrack.formatting import one_line
+from backtrack.free_memory import HEADROOM, free_bytes
 from backtrack.path.adapters.handles import plain_name
 from backtrack.path.adapters.tuners import tuner_of
-from backtrack.path.backends.free_memory import HEADROOM, free_bytes
 from backtrack.path.curves import rounding
 from backtrack.path.models.architecture import class_and_config
 from backtrack.path.models.embeddings import fit_vocabulary, vocabulary_size

@@ -27,7 +27,7 @@ from backtrack.errors import ObjectiveError, UsageError
 from backtrack.evaluate.objectives.documents import load_records
 from backtrack.evaluate.objectives.lm_eval_lengths import TASK_LENGTHS
 from backtrack.formatting import byte_size
-from backtrack.path.backends.free_memory import total_host_bytes
+from backtrack.free_memory import total_host_bytes
 from backtrack.recipe import PeftMethod
 from backtrack.train.methods.configs import FROZEN_A, KEEPLORA, MILORA, peft_config
 from backtrack.train.methods.initial_factors import freeze_down

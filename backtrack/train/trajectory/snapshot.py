@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from backtrack.path.backends.free_memory import HEADROOM, free_bytes
+from backtrack.free_memory import HEADROOM, free_bytes
 from backtrack.path.backends.pinned_memory import empty_pinned
 from backtrack.run.bits import Bits, bits_of
 

@@ -41,7 +41,18 @@ WHOLE: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba": ("mamba", {"state_size": 4}),
     "bloom": ("bloom", {"n_layer": 2, "n_head": 4}),
     "lfm2": ("lfm2", {"layer_types": ["conv", "full_attention"] * 2}),
-}
+    # Its convolution sees what pads a row, and so does the attention of the next one.
+    "recurrent-gemma": ("recurrent_gemma", {
+        "lru_width": 32, "attention_window_size": 16, "block_types": ["recurrent", "attention"],
+    }),
+    "minimax": ("minimax", {
+        "block_size": 8, "num_local_experts": 2, "num_experts_per_tok": 1,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+    }),
+    # Its rows get into each other's states.
+    "rwkv": ("rwkv", {"attention_hidden_size": 32, "context_length": 256}),
+}  # fmt: skip
+TOGETHER = {"recurrent-gemma": "equal", "minimax": "equal", "rwkv": "none"}
 
 
 def make(family: str, changes: dict[str, Any]) -> Any:
@@ -101,6 +112,7 @@ def test_likelihoods_and_completions_are_those_of_sequences_read_one_by_one(name
     for batch_size in (2, "auto"):
         ours = TorchModel(model, make_tokenizer(), batch_size)
         assert ours.reads_trees == (name in SHARED)
+        assert ours._together == TOGETHER.get(name, "all")
         found = ours.score(asked)
         assert [each.log_likelihood for each in found] == pytest.approx(expected, abs=1e-4)
         written = ours._complete(prompts, limits, [1], None)

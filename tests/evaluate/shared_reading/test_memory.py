@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from backtrack import free_memory
 from backtrack.errors import ObjectiveError
 from backtrack.evaluate.language_model import CompletionLimits
 from backtrack.evaluate.shared_reading.memory import fixed, measured
@@ -84,6 +85,13 @@ def test_budgets_are_bounded_by_the_device_and_by_a_fixed_size() -> None:
     assert (budget.tokens, budget.rows) == (1024, 16)
     assert budget.cached_tokens & (budget.cached_tokens - 1) == 0
     assert fixed(3, [10, 40])[:2] == (120, 3)
+
+
+def test_the_limit_of_a_container_bounds_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(*SHARED["llama"])
+    limit, used = 2 * 10**9, 2 * 10**9 - 10**6
+    monkeypatch.setattr(free_memory, "_limits", lambda: [(limit, used)])
+    assert measured(model).tokens < 1024
 
 
 @pytest.mark.gpu

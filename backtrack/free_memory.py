@@ -1,4 +1,4 @@
-"""Memory that is free on a device, as this process may use it."""
+"""Memory that is free on a device, as this process may use it: within its container's limit."""
 
 from __future__ import annotations
 

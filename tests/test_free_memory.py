@@ -8,8 +8,8 @@ import psutil
 import pytest
 import torch
 
-from backtrack.path.backends import free_memory
-from backtrack.path.backends.free_memory import free_bytes, total_host_bytes
+from backtrack import free_memory
+from backtrack.free_memory import free_bytes, total_host_bytes
 
 GB = 10**9
 
