@@ -103,6 +103,9 @@ def test_a_recipe_of_choosing_and_keys_that_were_set_are_kept_and_shown(place: P
     assert "set is chosen by --recipe recipe.yaml, --set search.alphas=[0.25]" in shown.stdout
     listed = json.loads(backtrack("runs", "set", "--settings", "--json", cwd=place).stdout)
     assert [(row["objectives"], row["replaced"]) for row in listed] == [("sums, words", 0)]
+    assert backtrack("search", "set", "--seed", 5, cwd=place).returncode == 0
+    listed = json.loads(backtrack("runs", "set", "--settings", "--json", cwd=place).stdout)
+    assert [row["changed"] for row in listed] == ["seed, items", ""]
     wrong = backtrack("select", "set", "--set", "search.trails=1", cwd=place)
     assert wrong.returncode == 2
     assert "trails" in wrong.stderr

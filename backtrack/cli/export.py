@@ -243,7 +243,7 @@ def _list_settings(path: Path, *, is_json: bool) -> None:
     choosing = run.choosing
     changes = ", ".join(choosing.changes) if choosing else ""
     terminal.print_line(f"{run.path} is chosen by {changes or 'the recipe of its training'}.")
-    headings = ["created", "objectives", "items", "form", "points", "scores"]
+    headings = ["created", "objectives", "items", "form", "points", "scores", "changed"]
     headings += ["replaced"] if any(row["replaced"] for row in rows) else []
     cells = [[str(row[name]) for name in headings] for row in rows]
     for row in cells:

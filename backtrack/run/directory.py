@@ -175,6 +175,12 @@ class Run:
         written = self._with_changed_paths(self.places.written)
         write_atomically(self.path / MANIFEST, written.model_dump_json(indent=2) + "\n")
 
+    def keep_notes(self, notes: tuple[str, ...]) -> tuple[str, ...]:
+        """Save what a reader of the run's scores should know, and return it."""
+        if notes != self.manifest.notes:
+            self.write_manifest(self.manifest.model_copy(update={"notes": notes}))
+        return notes
+
     def _with_changed_paths(self, change: Callable[[str], str]) -> Manifest:
         manifest, base = self.manifest, self.manifest.base
         paths = {"source": manifest.source, "initial": manifest.initial}
