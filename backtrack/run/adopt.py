@@ -277,8 +277,9 @@ def _create(
         run.choose_by(ChoosingRecipe(recipe=recipe))
         run.save_choosing()
     replaced = []
-    for entry in entries:
-        old = run.entry(entry.step) if entry.step in run.steps else None
+    for found in entries:
+        old = run.entry(found.step) if found.step in run.steps else None
+        entry = found if old is None else found.as_recorded(old)
         if old != entry:
             replaced += [entry.step] if old and old.digest != entry.digest else []
             if entry.source:

@@ -340,7 +340,7 @@ class Run:
 
     def drop_entry(self, step: int) -> None:
         """Mark a step as deleted in the index."""
-        facts = {"folder": "", "num_bytes": 0, "sha256": {}, "reference": None}
+        facts = {"folder": "", "num_bytes": 0, "sha256": {}, "config": "", "reference": None}
         self.add_entry(self.entry(step).model_copy(update={**facts, "is_dropped": True}))
 
     def all_entries(self, *, up_to: int) -> list[CheckpointEntry]:
