@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING
 from backtrack.errors import CheckpointError, PointError
 from backtrack.run.bits import write_safetensors
 from backtrack.records.adapter_config import ADAPTER_CONFIG
-from backtrack.run.checkpoint_writer import config_digest, digest_once, remove_folders, write_checkpoint
+from backtrack.run.checkpoint_writer import (
+    config_digest,
+    digest_once,
+    remove_folders,
+    write_checkpoint,
+)
 from backtrack.run.codec import CODED_FILE, decode, encode, read_table
 
 if TYPE_CHECKING:
