@@ -266,16 +266,20 @@ class RecordedEngine(Engine):
     def __init__(self, table: Recorded) -> None:
         self.table = table
         self.form, self.curve, self.tokenizer = "attached", "native", None
-        self.point = Point.base()
+        self._point = Point.base()
         self.num_tokens = 0
         itself: Any = self
         self.language_model = self.placed = itself
+
+    @property
+    def point(self) -> Point:
+        return self._point
 
     def noting(self) -> Any:
         return contextlib.nullcontext({})
 
     def place(self, point: Point) -> None:
-        self.point = point
+        self._point = point
 
     def distance(self, point: Point) -> float:
         row = self.table.points.index(near(self.table.name, point))
