@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from backtrack.records import Interval
     from backtrack.records.answers import Answer, Question
-    from backtrack.records.selection import Candidate, Selection
+    from backtrack.records.selection import BaselineRow, Candidate, Selection
 
 POINTS = "points"
 PERCENT = "%"
@@ -168,10 +168,15 @@ def point_marks(selection: Selection, candidate: Candidate) -> tuple[str, ...]:
         "base": candidate.point.is_base,
         "final": candidate.point == selection.final.canonical,
         "front": candidate.is_on_front,
-        "tied": candidate.is_tied,
-        "misses a constraint": not candidate.is_feasible,
+        "tied": candidate.is_tied and selection.has_ties,
+        "misses a bound": not candidate.is_feasible,
     }
     return tuple(mark for mark, holds in marks.items() if holds)
+
+
+def missed(row: BaselineRow) -> str:
+    """The bounds that a baseline misses: `misses max_general_drop`; empty if it has all."""
+    return f"misses {', '.join(row.misses)}" if row.misses else ""
 
 
 def measured_share(candidate: Candidate) -> str:

@@ -234,7 +234,8 @@ def _baselines(selection: Selection) -> PlainTable:
     for row in selection.baselines:
         values = zip((row.target.estimate, row.general.estimate), units, strict=True)
         cells = [formatting.number(value, unit) for value, unit in values]
-        table.add_row(str(row.baseline), *cells, _difference(row.difference, POINTS))
+        name = "\n".join(filter(None, (str(row.baseline), formatting.missed(row))))
+        table.add_row(name, *cells, _difference(row.difference, POINTS))
     return table
 
 
@@ -302,21 +303,27 @@ def _difference(value: Interval, unit: str) -> str:
 
 
 def print_candidates(selection: Selection, limit: int = 12) -> None:
-    """Print the measured points by smoothed utility, which decides, on selection items."""
+    """Print the measured points by smoothed utility, which decides, on selection items.
+
+    Points that miss a bound come last.
+    """
     units = [selection.axes[role].unit for role in ROLES] + [POINTS, POINTS]
     table = _table("measured points, by smoothed utility on selection items")
-    for name in ("point", "target", "general", "utility", "smoothed"):
-        table.add_column(name, justify="left" if name == "point" else "right")
+    table.add_column("point", no_wrap=True)
+    for name in ("target", "general", "utility", "smoothed"):
+        table.add_column(name, justify="right")
     table.add_column("")
-    ranked = sorted(selection.candidates, key=lambda c: -c.smoothed)
-    for candidate in ranked[:limit]:
+    ranked = sorted(selection.candidates, key=lambda c: (not c.is_feasible, -c.smoothed))
+    chosen = selection.chosen.canonical
+    shown = [c for i, c in enumerate(ranked) if i < limit or c.point == chosen]
+    for candidate in shown:
         c = candidate
         values = (c.target, c.general, c.utility, c.smoothed)
         numbers = [formatting.number(v, unit) for v, unit in zip(values, units, strict=True)]
         table.add_row(str(candidate.point), *numbers, _marks(selection, candidate))
     out.print(table)
-    if len(ranked) > limit:
-        out.print(f"and {len(ranked) - limit} more in selection.json", style="dim")
+    if len(ranked) > len(shown):
+        out.print(f"and {len(ranked) - len(shown)} more in selection.json", style="dim")
         out.print()
 
 

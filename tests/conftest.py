@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -31,6 +33,31 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs the benchmark documents of ../shared, which are not here")
     return SHARED
+
+
+@pytest.fixture
+def study_on_disk() -> None:
+    """Named by a test that reads or damages `study.db`, in a module of `study_in_memory`."""
+
+
+@pytest.fixture
+def study_in_memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Optuna keeps its studies in this process, by URL as in files.
+
+    SQLite takes longer than all else in a search of formulas, of which nothing is decided by the
+    file: `tests/selection/test_driver.py` tests it as it is.
+    """
+    if "study_on_disk" in request.fixturenames:
+        return
+    from optuna.storages import InMemoryStorage
+
+    from backtrack.selection.search import study
+
+    class Storage(InMemoryStorage):
+        engine = SimpleNamespace(dispose=lambda: None)
+
+    opened: defaultdict[str, Storage] = defaultdict(Storage)
+    monkeypatch.setattr(study, "_open_storage", opened.__getitem__)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

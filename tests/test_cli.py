@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -15,14 +16,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from peft import LoraConfig, PromptTuningConfig
+from typer.core import TyperGroup
 
 from backtrack import __version__, cli
 from backtrack.cli.search import parse_budget
 from backtrack.cli.select import add_to_recipe, parse_bounds
 from backtrack.errors import UsageError
 from backtrack.point import Point
-from backtrack.recipe import Recipe
+from backtrack.recipe import Recipe, loading
 from backtrack.records.selection import Constraints
 from backtrack.run.checkpoint_writer import write_checkpoint
 from backtrack.run.directory import Run
@@ -100,6 +103,9 @@ def test_a_recipe_of_choosing_and_keys_that_were_set_are_kept_and_shown(place: P
     assert "set is chosen by --recipe recipe.yaml, --set search.alphas=[0.25]" in shown.stdout
     listed = json.loads(backtrack("runs", "set", "--settings", "--json", cwd=place).stdout)
     assert [(row["objectives"], row["replaced"]) for row in listed] == [("sums, words", 0)]
+    assert backtrack("search", "set", "--seed", 5, cwd=place).returncode == 0
+    listed = json.loads(backtrack("runs", "set", "--settings", "--json", cwd=place).stdout)
+    assert [row["changed"] for row in listed] == ["seed, items", ""]
     wrong = backtrack("select", "set", "--set", "search.trails=1", cwd=place)
     assert wrong.returncode == 2
     assert "trails" in wrong.stderr
@@ -303,8 +309,11 @@ def test_an_export_of_a_retrained_checkpoint_has_no_scores_of_the_earlier_one(pl
 
 
 WRONG = {
-    "weight": (["select", "--weight", "1.5"], 2, "from 0 to 1"),
-    "bound": (["select", "--keep-gain", "7"], 2, "keep-gain"),
+    "weight": (["select", "nothing-here", "--weight", "1.5"], 2, "'--weight'"),
+    "bound": (["select", "nothing-here", "--keep-gain", "7"], 2, "'--keep-gain'"),
+    "drop": (["gate", "a", "--against", "b", "--max-target-drop", "-1"], 2, "'--max-target"),
+    "choices": (["select", "-w", ".1", "-w", ".2", "--export", "x"], 2, "give one --weight"),
+    "folder": (["export", "mine", "a", "-o", "b"], 2, "export [RUN] -o DIR"),
     "option": (["select", "--wight", "0.5"], 2, "--weight"),
     "run": (["select", "nothing-here"], 1, "nothing-here"),
     "point": (["export", "mine", "x", "--point", "here"], 2, "STEP:ALPHA"),
@@ -318,7 +327,7 @@ WRONG = {
 @pytest.mark.parametrize("name", list(WRONG))
 def test_wrong_use_is_one_clear_error(name: str, place: Path) -> None:
     arguments, code, expected = WRONG[name]
-    if name in {"bound", "unreachable", "weight"}:
+    if name == "unreachable":
         arguments = [*arguments, "--recipe", "recipe.yaml"]
     done = backtrack(*arguments, cwd=place)
     assert done.returncode == code, done.stderr
@@ -476,7 +485,7 @@ def test_a_bound_given_twice_is_refused() -> None:
 def test_points_have_the_same_names_in_every_command(place: Path) -> None:
     done = backtrack("export", "mine", "by-name", "--point", "base", "--json", cwd=place)
     assert json.loads(done.stdout)["point"] == "base", done.stderr
-    done = backtrack("export", "mine", "by-alpha", "--point", "0.5", "--json", cwd=place)
+    done = backtrack("export", "mine", "-o", "by-alpha", "--point", "0.5", "--json", cwd=place)
     last = Run.open(place / "runs" / "mine").steps[-1]
     assert json.loads(done.stdout)["point"] == f"step {last} alpha 0.5", done.stderr
     wrong = backtrack("export", "mine", "wrong", "--point", "nonsense", cwd=place)
@@ -522,6 +531,38 @@ def test_the_neighbours_options_set_keys_of_the_recipe_and_are_kept(place: Path)
     assert (recipe.search.items.selection, recipe.search.items.report) == (5, 4)
     kept = backtrack("runs", "short", "--settings", cwd=place).stdout
     assert "--set search.seed=7" in kept
+
+
+def every_command() -> list[str]:
+    """The words that name each command."""
+    top = typer.main.get_group(cli.app).commands
+    groups = {n: each.commands for n, each in top.items() if isinstance(each, TyperGroup)}
+    return ["", *top, *(f"{name} {inner}" for name in groups for inner in groups[name])]
+
+
+@pytest.mark.parametrize("name", every_command())
+def test_the_help_shows_a_value_only_where_one_is_to_be_written(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = in_process(capsys, *name.split(), "--help")
+    assert "--help" in said
+    assert not re.search("<bool>|range>", said)
+
+
+def test_a_recipe_is_read_from_standard_input_relative_to_the_working_directory(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (place / "recipe.yaml").read_text(encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    monkeypatch.chdir(place)
+    loading._standard_input.cache_clear()
+    found = json.loads(in_process(capsys, "recipes", "check", "-", "--json"))
+    assert found["base"]["model"] == str(place / "base")
+    assert in_process(capsys, "recipes", "show", "-") == text
+    said = in_process(capsys, "recipes", "check", "-")
+    assert "none" in said
+    assert "not known" not in said
+    loading._standard_input.cache_clear()
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,7 +100,7 @@ def compare(entrant: LiveEntrant, record: Entrant, rule: Rule) -> Entrant:
     Base, chosen point and final checkpoint are measured on the report items unless they are.
 
     Raises:
-        SelectionError: None of its points meets the constraints.
+        SelectionError: None of its points meets the bounds.
     """
     base, final = entrant.evaluator.ends
     scores = entrant.scores(entrant.table)

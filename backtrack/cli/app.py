@@ -9,12 +9,15 @@ import sys
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from backtrack import terminal
 from backtrack.errors import BacktrackError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from typer.models import CommandFunctionType
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -26,8 +29,45 @@ _INTERRUPTED = (
     "a training with --resume."
 )
 
-app = typer.Typer(
+
+class _Command(TyperCommand):
+    """A command whose help shows of each option what is to be written after it."""
+
+    def get_params(self, ctx: Any) -> Any:
+        return _with_metavars(super().get_params(ctx))
+
+
+class _Group(TyperGroup):
+    """A group of such commands."""
+
+    def get_params(self, ctx: Any) -> Any:
+        return _with_metavars(super().get_params(ctx))
+
+
+def _with_metavars(parameters: Any) -> Any:
+    """Where Typer shows `<bool>` after a flag, and `<float range>` for a number."""
+    for each in parameters:
+        if not isinstance(each, TyperOption) or each.metavar is not None:
+            continue
+        if each.is_flag or each.count:
+            each.metavar = ""
+        elif (each.min, each.max) != (None, None):
+            each.metavar = "NUMBER"
+    return parameters
+
+
+class _App(typer.Typer):
+    """An application of such commands."""
+
+    def command(
+        self, name: str | None = None, **options: Any
+    ) -> Callable[[CommandFunctionType], CommandFunctionType]:
+        return super().command(name, cls=_Command, **options)
+
+
+app = _App(
     name="backtrack",
+    cls=_Group,
     help="Find the best point on a fine-tuning path, without training again.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -60,7 +100,7 @@ def start(
     """Find the best point on a fine-tuning path, without training again."""
 
 
-recipes_app = typer.Typer(help="Recipes shipped with the package.", no_args_is_help=True)
+recipes_app = _App(cls=_Group, help="Recipes shipped with the package.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
 
 

@@ -151,10 +151,11 @@ def _load(path: Path, overrides: list[str] | None, *, may_run_code: bool) -> Are
 def _run(recipe: ArenaRecipe, path: Path, *, is_retry: bool, is_quiet: bool) -> Arena:
     with terminal.progress("arena", is_quiet=is_quiet) as report:
         from backtrack.arena.driver import run_arena
+        from backtrack.recipe import read_text
 
         return run_arena(
             recipe,
-            recipe_text=path.read_text(encoding="utf-8"),
+            recipe_text=read_text(path),
             retry=is_retry,
             on_progress=report,
             command=command_line(),

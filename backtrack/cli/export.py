@@ -40,8 +40,12 @@ if TYPE_CHECKING:
 @app.command()
 def export(
     arguments: Annotated[
-        list[str], typer.Argument(metavar="[RUN] DIR", help="The run, and a new folder.")
-    ],
+        list[str] | None,
+        typer.Argument(metavar="RUN DIR", help="The run, if not the newest, and a new folder."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The folder, instead of DIR.")
+    ] = None,
     point: Annotated[
         str | None,
         typer.Option(
@@ -80,14 +84,12 @@ def export(
     _verbosity: VerboseOption = 0,
 ) -> None:
     """Write a point as an adapter or model that PEFT or transformers loads."""
-    if len(arguments) > 2:
-        raise UsageError(f"export takes a run and a folder, got {len(arguments)} arguments.")
-    name = arguments[0] if len(arguments) == 2 else None
+    name, folder = _run_and_folder(arguments or [], output)
     opened = open_run(name, base, None, overrides, may_run_code=may_run_code)
     if front is not None:
         if point or form or push:
             raise UsageError("--front writes adapters of several points: leave out the others.")
-        _export_front(opened, front, Path(arguments[-1]), is_json=is_json, is_quiet=is_quiet)
+        _export_front(opened, front, folder, is_json=is_json, is_quiet=is_quiet)
         return
     where = find_point(point, named_points(opened)) if point else _chosen(opened)
     if push:
@@ -95,7 +97,7 @@ def export(
 
         require_login()
     is_silent = is_quiet or is_json
-    written = write_export(opened, where, Path(arguments[-1]), form, is_quiet=is_silent)
+    written = write_export(opened, where, folder, form, is_quiet=is_silent)
     address = _push(written.folder, push, is_private=is_private) if push else None
     if is_json:
         found = {"folder": str(written.folder), "form": written.form, "point": str(where)}
@@ -107,6 +109,17 @@ def export(
     terminal.print_line(str(written.folder) if is_quiet else text + ".")
     if address:
         terminal.print_line(address if is_quiet else f"pushed to {address}")
+
+
+def _run_and_folder(arguments: list[str], output: Path | None) -> tuple[str | None, Path]:
+    """What `[RUN] DIR`, or `[RUN] -o DIR`, names."""
+    given = [*arguments, *([] if output is None else [str(output)])]
+    if not 1 <= len(given) <= 2:
+        raise UsageError(
+            f"export takes a run, if not the newest, and a folder: `export [RUN] DIR` or "
+            f"`export [RUN] -o DIR`; got {len(given)} names."
+        )
+    return given[0] if len(given) == 2 else None, Path(given[-1])
 
 
 def _export_front(
@@ -230,7 +243,7 @@ def _list_settings(path: Path, *, is_json: bool) -> None:
     choosing = run.choosing
     changes = ", ".join(choosing.changes) if choosing else ""
     terminal.print_line(f"{run.path} is chosen by {changes or 'the recipe of its training'}.")
-    headings = ["created", "objectives", "items", "form", "points", "scores"]
+    headings = ["created", "objectives", "items", "form", "points", "scores", "changed"]
     headings += ["replaced"] if any(row["replaced"] for row in rows) else []
     cells = [[str(row[name]) for name in headings] for row in rows]
     for row in cells:

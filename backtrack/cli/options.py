@@ -45,7 +45,7 @@ class LoadDtype(StrEnum):
 RunArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[RUN]",
+        metavar="RUN",
         help="A run, or a folder of checkpoints to adopt; default: the newest run.",
         show_default=False,
         autocompletion=run_names,
@@ -62,7 +62,8 @@ RecipeOption = Annotated[
     Path | None,
     typer.Option(
         "--recipe",
-        help="What the run is measured and chosen by from now on; training's recipe stays.",
+        help="What the run is measured and chosen by from now on, a file, a name or - for "
+        "standard input; training's recipe stays.",
         autocompletion=recipe_names,
     ),
 ]

@@ -9,9 +9,11 @@ from backtrack import formatting, terminal
 if TYPE_CHECKING:
     from backtrack.train.plan.plan import Plan
 
+_UNKNOWN = "not known"
+
 
 def print_plan(plan: Plan) -> None:
-    """Print a plan as a table, and its notes."""
+    """Print what is known of a plan as a table, and its notes, which say what is not and why."""
     rows = [
         ["training", plan.trainer],
         ["parameters of the base", _count(plan.num_parameters)],
@@ -24,21 +26,22 @@ def print_plan(plan: Plan) -> None:
         ["memory before activations", _bytes(plan.memory_bytes)],
         ["evaluation a point, at most", _count(plan.evaluation_tokens, " tokens")],
     ]
-    terminal.print_rows(["what", "how much"], rows)
+    known = [row for row in rows if row[1] != _UNKNOWN]
+    terminal.print_rows(["what", "how much"], known)
     for note in plan.notes:
         terminal.out.print(f"- {note}", soft_wrap=True)
 
 
 def _count(number: int | None, unit: str = "") -> str:
-    return "not known" if number is None else f"{number:,}{unit}"
+    return _UNKNOWN if number is None else f"{number:,}{unit}"
 
 
 def _trainable(plan: Plan) -> str:
     if plan.num_trainable is None or plan.num_parameters is None:
-        return "not known"
+        return _UNKNOWN
     percent = 100 * plan.num_trainable / plan.num_parameters
     return f"{plan.num_trainable:,} ({percent:.3g} %)"
 
 
 def _bytes(number: int | None) -> str:
-    return "not known" if number is None else formatting.byte_size(number)
+    return _UNKNOWN if number is None else formatting.byte_size(number)

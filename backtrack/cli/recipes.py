@@ -53,7 +53,9 @@ def show_recipe(
     _verbosity: VerboseOption = 0,
 ) -> None:
     """Print a recipe."""
-    text = recipe_path(Path(name)).read_text(encoding="utf-8")
+    from backtrack.recipe import read_text
+
+    text = read_text(recipe_path(Path(name)))
     if is_json:
         print_json({"name": name, "text": text})
         return

@@ -45,7 +45,7 @@ def search(
     batch_size: BatchSizeOption = None,
     seed: SeedOption = None,
     limit: LimitOption = None,
-    trials: Annotated[int | None, typer.Option(help="Points the sampler adds.")] = None,
+    trials: Annotated[int | None, typer.Option(min=0, help="Points the sampler adds.")] = None,
     budget: Annotated[
         list[str] | None,
         typer.Option(

@@ -53,19 +53,24 @@ def select(
     weights: Annotated[
         list[float] | None,
         typer.Option(
-            "--weight", "-w", help="Weight of the target, from 0 to 1; repeat it for a table."
+            "--weight",
+            "-w",
+            metavar="NUMBER",
+            min=0,
+            max=1,
+            help="Weight of the target, from 0 to 1; repeat it for a table.",
         ),
     ] = None,
     max_general_drop: Annotated[
         float | None,
-        typer.Option(help="Largest drop of the general score, in points."),
+        typer.Option(min=0, help="Largest drop of the general score, in points."),
     ] = None,
     min_target: Annotated[
         float | None, typer.Option(help="Lowest target score, in points.")
     ] = None,
     keep_gain: Annotated[
         float | None,
-        typer.Option(help="Smallest share of the final checkpoint's gain."),
+        typer.Option(min=0, max=1, help="Smallest share of the final checkpoint's gain."),
     ] = None,
     max_drop: Annotated[
         list[str] | None,
@@ -77,7 +82,9 @@ def select(
     ] = None,
     bound_confidence: Annotated[
         float | None,
-        typer.Option(help="Confidence with which bounds must be shown to be met; 0.95."),
+        typer.Option(
+            min=0.5, max=1, help="Confidence with which bounds must be shown to be met; 0.95."
+        ),
     ] = None,
     export: Annotated[Path | None, typer.Option(help="Export the chosen point here.")] = None,
     form: Annotated[ExportForm | None, typer.Option("--as", help="What to write.")] = None,
@@ -118,6 +125,8 @@ def select(
     """Choose the best point at a weight; a search that was begun is finished first."""
     if is_knee and weights:
         raise UsageError("--knee takes its weight from the front: give it or --weight, not both.")
+    if export is not None and len(weights or ()) > 1:
+        raise UsageError("--export writes one choice: give one --weight, or leave it out.")
     by_name = parse_bounds(max_drop, worst)
     given = parse_constraints(max_general_drop, min_target, keep_gain, by_name, bound_confidence)
     settings = as_settings(overrides, device=device, batch_size=batch_size, seed=seed, limit=limit)

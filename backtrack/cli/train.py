@@ -69,7 +69,8 @@ def train(
     recipe: Annotated[
         Path,
         typer.Argument(
-            help="A recipe; see `backtrack recipes list`.", autocompletion=recipe_names
+            help="A recipe, or - for standard input; see `backtrack recipes list`.",
+            autocompletion=recipe_names,
         ),
     ],
     overrides: SetOption = None,
@@ -83,7 +84,7 @@ def train(
     _verbosity: VerboseOption = 0,
 ) -> None:
     """Train a recipe and save a dense trajectory."""
-    from backtrack.recipe import load_recipe
+    from backtrack.recipe import load_recipe, read_text
 
     path = recipe_path(recipe)
     if is_dry:
@@ -99,7 +100,7 @@ def train(
         loaded = load_recipe(path, overrides or (), checks=[library_faults])
         run = train_recipe(
             loaded,
-            recipe_text=path.read_text(encoding="utf-8"),
+            recipe_text=read_text(path),
             resume=is_resumed,
             on_progress=lambda p: report(p.done, p.total, _doing(p, loaded)),
         )

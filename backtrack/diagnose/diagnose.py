@@ -146,7 +146,7 @@ class _Diagnoser:
         """Hash of every setting two lines must share to be comparable."""
         return digest(
             self._run.base.fingerprint,
-            {step: self._run.entry(step).sha256 for step in self._run.steps},
+            {step: self._run.entry(step).contents for step in self._run.steps},
             [self._placement.form, self._placement.curve],
             [prompts.digest for prompts in self._prompts],
             [self._options.mode, self._options.seed, *ActivationGeometry.model_fields],

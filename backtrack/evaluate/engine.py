@@ -85,7 +85,6 @@ class Engine(ABC):
         tokenizer: The run's tokenizer.
         form: How the weights are held: adapters, or merged weights.
         curve: The curve on which points lie.
-        point: Where the model is now.
     """
 
     placed: PlacedModel
@@ -93,7 +92,6 @@ class Engine(ABC):
     tokenizer: Any
     form: Form
     curve: CurveName
-    point: Point
 
     @classmethod
     def placement_options(cls, section: PlacementSection, checkpoint: Path) -> dict[str, Any]:  # noqa: ARG003
@@ -121,9 +119,18 @@ class Engine(ABC):
             EngineError: It does not start, or does not answer as the placed model does.
         """
 
+    @property
+    @abstractmethod
+    def point(self) -> Point:
+        """Where the model is now.
+
+        Raises:
+            PlacementError: The last `place` was interrupted while it wrote weights.
+        """
+
     @abstractmethod
     def place(self, point: Point) -> None:
-        """Move the model to `point`.
+        """Move the model to `point`; if this raises, it is where it was, or at no point.
 
         Raises:
             PointError: The run has no such step, or the method cannot go there.

@@ -39,17 +39,20 @@ class TransformersEngine(Engine):
         self.placed = placed
         self._batch_size = run.batch_size
         self.tokenizer, self.form, self.curve = placed.tokenizer, placed.form, placed.curve
-        self.point = placed.point
         strengths = placed.row_strengths
         self._shared = None
         if strengths is not None:
             self._shared = SharedStrengthsModel(placed, strengths, run.batch_size)
         self.language_model = self._shared or self.asked(placed.model)
 
+    @property
+    @override
+    def point(self) -> Point:
+        return self.placed.point
+
     @override
     def place(self, point: Point) -> None:
         self.placed.place(point)
-        self.point = self.placed.point
         if self._shared is not None:
             self._shared.answers.arrive(self.point)
 

@@ -21,6 +21,7 @@ from backtrack.recipe.loading import (
     load_recipe,
     packaged_arenas,
     packaged_recipes,
+    read_text,
 )
 from backtrack.recipe.model import (
     PARADIGMS,
@@ -117,4 +118,5 @@ __all__ = [
     "nearest",
     "packaged_arenas",
     "packaged_recipes",
+    "read_text",
 ]

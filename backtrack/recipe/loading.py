@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 
 _TRAINER_FILES = ("accelerator_config", "chat_template_path", "deepspeed", "fsdp_config")
 """Fields of TRL's configurations that may name a file."""
+
+STANDARD_INPUT = Path("-")
+"""The name of a recipe that is read from standard input; its paths are relative to the working
+directory."""
 
 logger = logging.getLogger(__name__)
 
@@ -78,18 +84,37 @@ def _folder() -> Path:
 
 
 def find_recipe(name: Path) -> Path:
-    """The recipe file given by path, or by the name of a packaged recipe.
+    """The recipe file given by path, by the name of a packaged recipe, or as `-`.
 
     Raises:
         RecipeError: There is no such recipe.
     """
-    if name.is_file():
+    if name == STANDARD_INPUT or name.is_file():
         return name
     known = {path.stem: path for path in packaged_recipes()} | packaged_arenas()
     if str(name) in known:
         return known[str(name)]
     hint = nearest(str(name), known)
     raise RecipeError(str(name), [f"there is no such file, and no recipe of that name.{hint}"])
+
+
+def read_text(path: Path) -> str:
+    """The text of a recipe; that of standard input can be read again.
+
+    Raises:
+        RecipeError: The file is unreadable or not UTF-8.
+    """
+    try:
+        return _standard_input() if path == STANDARD_INPUT else path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(str(path), [f"it cannot be read: {error.strerror}"]) from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(str(path), ["it is not UTF-8 text"]) from error
+
+
+@cache
+def _standard_input() -> str:
+    return sys.stdin.read()
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -99,11 +124,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         RecipeError: The file is unreadable, not YAML, or not a mapping.
     """
     try:
-        raw = parse_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(str(path), [f"it cannot be read: {error.strerror}"]) from error
-    except UnicodeDecodeError as error:
-        raise RecipeError(str(path), ["it is not UTF-8 text"]) from error
+        raw = parse_yaml(read_text(path))
     except RefusedError as error:
         raise RecipeError(str(path), [str(error)]) from error
     except yaml.YAMLError as error:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from backtrack.records.adapter_config import ADAPTER_CONFIG
 from backtrack.records.record import Record, short_digest
 
 BITSANDBYTES_FIELDS = ("load_in_", "bnb_4bit_", "llm_int8_")
@@ -115,6 +116,8 @@ class CheckpointEntry(Record):
         sha256: Digest of each weight file, by file name.
         content: Digest of the decoded weights of a coded checkpoint, which recoding keeps; empty
             for others.
+        config: Digest of the fields of an adapter's configuration that decide its model; empty for
+            whole models, and in entries of versions that did not record it.
         modified_ns: Latest time of modification of the weight files when they were digested, in
             nanoseconds; None if unknown.
         train_loss: The training loss logged last before the step; None if unknown.
@@ -133,6 +136,7 @@ class CheckpointEntry(Record):
     num_bytes: Annotated[int, Field(ge=0)]
     sha256: dict[str, str]
     content: str = ""
+    config: str = ""
     modified_ns: int | None = None
     train_loss: float | None = None
     storage: Storage = "plain"
@@ -144,7 +148,21 @@ class CheckpointEntry(Record):
     @property
     def digest(self) -> str:
         """What measurements name the checkpoint by."""
-        return self.content or short_digest(self.sha256)
+        return self.content or short_digest(self.contents)
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """Digest of each file that decides the model, by file name."""
+        return self.sha256 | ({ADAPTER_CONFIG: self.config} if self.config else {})
+
+    def is_same(self, recorded: CheckpointEntry) -> bool:
+        """Whether this is the recorded checkpoint, as far as it was recorded."""
+        return self.sha256 == recorded.sha256 and recorded.config in {"", self.config}
+
+    def as_recorded(self, recorded: CheckpointEntry) -> CheckpointEntry:
+        """This entry; under the digest that measurements know if it is the recorded checkpoint."""
+        is_known = self.is_same(recorded)
+        return self.model_copy(update={"config": recorded.config}) if is_known else self
 
     @model_validator(mode="after")
     def _older_reference(self) -> CheckpointEntry:

@@ -53,7 +53,7 @@ class Candidate(Record):
         distance: Distance from the base, see `Measurement.distance`.
         origin: What requested the point, see `Measurement.origin`.
         is_on_front: Whether no point is better on both roles, by smoothed scores.
-        is_feasible: Whether it meets every constraint.
+        is_feasible: Whether it meets every bound.
         is_tied: Whether it cannot be told apart from the point of highest utility.
         chance_best: Share of bootstrap samples in which it has the highest utility.
         share: Share of the selection items it was measured on. Below 1, scores are estimates, and
@@ -215,7 +215,7 @@ class BaselineRow(Record):
     """Scores of a baseline on the report items, compared with the chosen point.
 
     `target` and `general` are in the unit of their axes; `utility` and `difference`, chosen minus
-    baseline in utility, in points.
+    baseline in utility, in points; `misses` names the bounds that it does not reach.
     """
 
     baseline: Baseline
@@ -224,6 +224,7 @@ class BaselineRow(Record):
     general: Interval
     utility: Interval
     difference: Interval
+    misses: tuple[str, ...] = ()
 
 
 class Selection(Record):
@@ -303,6 +304,11 @@ class Selection(Record):
     def tied(self) -> tuple[Point, ...]:
         """Points that cannot be told apart from the point of highest utility."""
         return tuple(candidate.point for candidate in self.candidates if candidate.is_tied)
+
+    @property
+    def has_ties(self) -> bool:
+        """Whether any point but that of highest utility is tied with it."""
+        return len(self.tied) > 1
 
     @property
     def apart_from_role(self) -> tuple[int, ...]:

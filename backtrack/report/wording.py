@@ -8,8 +8,10 @@ from backtrack import formatting
 from backtrack.formatting import NO_NUMBER, PERCENT, POINTS
 
 if TYPE_CHECKING:
-    from backtrack.records import Axis, Interval
-    from backtrack.records.selection import Difference, Selection
+    from collections.abc import Iterator
+
+    from backtrack.records import Axis, Interval, ObjectiveInfo
+    from backtrack.records.selection import Difference, ObjectiveBound, Selection
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -50,8 +52,8 @@ def comparison(value: Interval, axis: Axis | None = None) -> str:
     return "better" if is_more == (axis is None or axis.direction == "maximize") else "worse"
 
 
-def constraints_text(selection: Selection) -> tuple[str, ...]:
-    """One phrase per constraint on a role's score; empty without any."""
+def bounds_text(selection: Selection) -> tuple[str, ...]:
+    """One phrase per bound on a role's or an objective's score; empty without any."""
     bounds = selection.constraints
     phrases = []
     if bounds.max_general_drop is not None:
@@ -61,9 +63,24 @@ def constraints_text(selection: Selection) -> tuple[str, ...]:
         phrases.append(f"target at least {number(bounds.min_target, POINTS)} points")
     if bounds.keep_gain is not None:
         phrases.append(f"at least {bounds.keep_gain:.0%} of the final checkpoint's gain kept")
+    for objective in selection.objectives:
+        phrases += _objective_bounds(objective, bounds.objectives.get(objective.name))
     if phrases:
         phrases[-1] += f" (shown with {bounds.bound_confidence:.4g} confidence)"
     return tuple(phrases)
+
+
+def _objective_bounds(objective: ObjectiveInfo, bound: ObjectiveBound | None) -> Iterator[str]:
+    if bound is None:
+        return
+    unit = formatting.shown_unit(objective.unit)[0]
+    is_more = objective.direction == "maximize"
+    if bound.max_drop is not None:
+        side = "below" if is_more else "above"
+        yield f"{objective.name} at most {number(bound.max_drop, unit)} {unit} {side} the base"
+    if bound.worst is not None:
+        least = "least" if is_more else "most"
+        yield f"{objective.name} at {least} {number(bound.worst, unit)} {unit}"
 
 
 def items_to_settle(difference: Difference) -> str:

@@ -86,11 +86,12 @@ def adopt(  # noqa: PLR0913  # public: every argument but the source is optional
         and with the folders of checkpoints and base as they are now.
 
     Raises:
-        UsageError: The base is unknown, or an adapter itself.
+        UsageError: The name is a path, or the base is unknown or an adapter itself.
         RunError: No checkpoints, no language models, another base, or a run of that name from
             another source.
         CheckpointError: The weights of the base cannot be read.
     """
+    _require_plain(name)
     source = folder_of_run(Path(source).resolve())
     entries, skipped = _describe(find_checkpoints(source))
     if not entries:
@@ -129,11 +130,17 @@ def adopt(  # noqa: PLR0913  # public: every argument but the source is optional
     return run
 
 
+def _require_plain(name: str | None) -> None:
+    """Refuse a name that is a path: a run lies in the folder of the runs."""
+    if name is not None and (Path(name).name != name or name in {"", ".."}):
+        raise UsageError(
+            f"the name {name!r} is a path, but a run is a folder of `runs/`. Give a plain name; "
+            "a run can be moved afterwards."
+        )
+
+
 def _keep_notes(run: Run, on_note: Callable[[str], None]) -> None:
-    notes = adoption_notes(run)
-    if notes != run.manifest.notes:
-        run.write_manifest(run.manifest.model_copy(update={"notes": notes}))
-    for note in notes:
+    for note in run.keep_notes(adoption_notes(run)):
         on_note(note)
 
 
@@ -277,8 +284,9 @@ def _create(
         run.choose_by(ChoosingRecipe(recipe=recipe))
         run.save_choosing()
     replaced = []
-    for entry in entries:
-        old = run.entry(entry.step) if entry.step in run.steps else None
+    for found in entries:
+        old = run.entry(found.step) if found.step in run.steps else None
+        entry = found if old is None else found.as_recorded(old)
         if old != entry:
             replaced += [entry.step] if old and old.digest != entry.digest else []
             if entry.source:

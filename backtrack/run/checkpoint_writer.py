@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from backtrack.errors import CheckpointError, RunError
 from backtrack.records import CheckpointEntry
+from backtrack.records.adapter_config import ADAPTER_CONFIG, path_fields
+from backtrack.records.record import short_digest
 from backtrack.run.codec import CODED_FILE, read_table
 from backtrack.run.files import read_record, sync_folder
 
@@ -45,7 +47,7 @@ def write_checkpoint(
 ) -> CheckpointEntry:
     """Add a checkpoint to a run's trajectory.
 
-    If the step is already saved with the same weights, as after a resume, nothing changes.
+    If the step is already saved with the same model, as after a resume, nothing changes.
 
     Args:
         run: The run.
@@ -64,7 +66,7 @@ def write_checkpoint(
     try:
         write(partial)
         entry = describe_checkpoint(partial, step, folder=name, train_loss=train_loss)
-        if step in run.steps and run.entry(step).sha256 == entry.sha256:
+        if step in run.steps and entry.is_same(run.entry(step)):
             shutil.rmtree(partial)
             return run.entry(step)
         _sync_tree(partial)
@@ -86,7 +88,7 @@ def describe_checkpoint(
     """The index entry for a folder of weights.
 
     Raises:
-        CheckpointError: The folder has no safetensors.
+        CheckpointError: The folder has no safetensors, or a damaged adapter's configuration.
     """
     files = weight_files(weights)
     is_coded = [path.name for path in files] == [CODED_FILE]
@@ -101,7 +103,21 @@ def describe_checkpoint(
         modified_ns=latest_change(files),
         reference=table.reference if table else None,
         content=table.content if table else "",
+        config=config_digest(weights) if is_adapter(weights) else "",
     )
+
+
+def config_digest(folder: Path) -> str:
+    """Digest of what decides an adapter's model beside its weights, such as `lora_alpha`.
+
+    Raises:
+        CheckpointError: The configuration is damaged.
+    """
+    try:
+        config = read_record(folder / ADAPTER_CONFIG, dict[str, Any])
+    except RunError as error:
+        raise CheckpointError(str(error)) from error
+    return short_digest(path_fields(config))
 
 
 def latest_change(files: Iterable[Path]) -> int:
@@ -158,7 +174,7 @@ def _indexed_files(index: Path) -> tuple[Path, ...]:
 
 def is_adapter(folder: Path) -> bool:
     """Whether a checkpoint is a PEFT adapter rather than a whole model."""
-    return (folder / "adapter_config.json").is_file()
+    return (folder / ADAPTER_CONFIG).is_file()
 
 
 def digest(path: Path) -> str:

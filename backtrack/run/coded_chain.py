@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING
 
 from backtrack.errors import CheckpointError, PointError
 from backtrack.run.bits import write_safetensors
-from backtrack.run.checkpoint_writer import digest_once, remove_folders, write_checkpoint
+from backtrack.records.adapter_config import ADAPTER_CONFIG
+from backtrack.run.checkpoint_writer import (
+    config_digest,
+    digest_once,
+    remove_folders,
+    write_checkpoint,
+)
 from backtrack.run.codec import CODED_FILE, decode, encode, read_table
 
 if TYPE_CHECKING:
@@ -31,7 +37,8 @@ def verified_folder(run: Run, step: int) -> Path:
     """The folder of a checkpoint, after checking its files against the index.
 
     Raises:
-        CheckpointError: A file is missing or its digest differs.
+        CheckpointError: A file is missing or its digest differs, or an adapter's configuration is
+            another.
     """
     folder = run.folder(step)
     entry = run.entry(step)
@@ -46,6 +53,11 @@ def verified_folder(run: Run, step: int) -> Path:
                 f"step {step}: {path} is not the file that was saved (sha256 differs): "
                 "truncated, damaged or replaced. Restore it, or choose another step."
             )
+    if entry.config and config_digest(folder) != entry.config:
+        raise CheckpointError(
+            f"step {step}: {folder / ADAPTER_CONFIG} was changed after the step was saved, in "
+            "fields that decide the model, such as lora_alpha. Restore it, or choose another step."
+        )
     return folder
 
 

@@ -175,6 +175,12 @@ class Run:
         written = self._with_changed_paths(self.places.written)
         write_atomically(self.path / MANIFEST, written.model_dump_json(indent=2) + "\n")
 
+    def keep_notes(self, notes: tuple[str, ...]) -> tuple[str, ...]:
+        """Save what a reader of the run's scores should know, and return it."""
+        if notes != self.manifest.notes:
+            self.write_manifest(self.manifest.model_copy(update={"notes": notes}))
+        return notes
+
     def _with_changed_paths(self, change: Callable[[str], str]) -> Manifest:
         manifest, base = self.manifest, self.manifest.base
         paths = {"source": manifest.source, "initial": manifest.initial}
@@ -340,7 +346,7 @@ class Run:
 
     def drop_entry(self, step: int) -> None:
         """Mark a step as deleted in the index."""
-        facts = {"folder": "", "num_bytes": 0, "sha256": {}, "reference": None}
+        facts = {"folder": "", "num_bytes": 0, "sha256": {}, "config": "", "reference": None}
         self.add_entry(self.entry(step).model_copy(update={**facts, "is_dropped": True}))
 
     def all_entries(self, *, up_to: int) -> list[CheckpointEntry]:

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from backtrack.errors import PlacementError
 from backtrack.evaluate.engine import RunFacts
 from backtrack.evaluate.language_model import CompletionLimits, Sampling
 from backtrack.evaluate.objectives.lm_eval_model import AskedByLmEval
 from backtrack.evaluate.torch_model import TorchModel
 from backtrack.evaluate.transformers_engine import TransformersEngine
+from backtrack.path.adapters.handles import Handle
 from backtrack.path.backends import row_strengths
 from backtrack.path.placement import Placement
 from backtrack.point import Point
@@ -170,6 +172,22 @@ def test_lm_evals_stop_sequences_end_every_row(run: Run) -> None:
         answers.append(tuple(shared))
     assert max(rows[1:]) == 8
     assert len(set(answers)) > 1
+
+
+def test_an_engine_whose_move_failed_midway_is_at_no_point(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start(run)
+    engine.place(POINTS[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(Handle, "write", lambda *_: torch.empty(-1))
+        with pytest.raises(RuntimeError, match="negative dimension"):
+            engine.place(POINTS[1])
+    with pytest.raises(PlacementError, match="at no point"):
+        _ = engine.point
+    engine.place(POINTS[0])
+    assert engine.point == POINTS[0]
+    assert ask(engine) == alone(Placement(run, device="cpu"), POINTS[0])
 
 
 def test_the_base_is_decoded_alone(run: Run) -> None:

@@ -11,10 +11,11 @@ from peft import AdaLoraConfig, BOFTConfig, LoraConfig, PeftModel, VeraConfig
 from transformers import AutoModelForCausalLM
 
 from backtrack.errors import PlacementError
-from backtrack.path.adapters.config_fields import first_difference
 from backtrack.path.models.loading import probe
 from backtrack.path.placement import Placement
 from backtrack.point import Point
+from backtrack.records.adapter_config import first_difference
+from backtrack.run.checkpoint_writer import config_digest
 from backtrack.run.directory import Run
 from tests.models import make_base, make_peft_run
 
@@ -72,6 +73,8 @@ def test_fields_that_an_earlier_release_did_not_have_are_their_defaults(
 ) -> None:
     old = ("r", "lora_alpha", "target_modules", "peft_type", "base_model_name_or_path")
     rewrite(run, {name: saved[name] for name in old})
+    saved_so = {"config": config_digest(run.folder(10))}
+    run.add_entry(run.entry(10).model_copy(update=saved_so))
     Placement(run).place(Point(step=10))
 
 
@@ -103,5 +106,5 @@ def test_an_earlier_checkpoint_on_another_path_is_refused_by_the_fields_name(
 def test_other_methods_have_bookkeeping_of_their_own(
     one: Any, other: Any, field: str | None
 ) -> None:
-    difference = first_difference(one, other)
+    difference = first_difference(one.to_dict(), other.to_dict())
     assert (difference and difference[0]) == field

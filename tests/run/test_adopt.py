@@ -13,15 +13,16 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from backtrack.errors import RunError, UsageError
+from backtrack.errors import CheckpointError, RunError, UsageError
 from backtrack.path.models.loading import probe
 from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.recipe import Recipe
+from backtrack.records.record import short_digest
 from backtrack.run.adopt import adopt
 from backtrack.run.adoption.refreshing import refresh
 from backtrack.run.bits import bits_of
-from backtrack.run.checkpoint_reader import base_folder
+from backtrack.run.checkpoint_reader import base_folder, read_checkpoint
 from backtrack.run.checkpoint_writer import describe_checkpoint
 from backtrack.run.coded_chain import write_coded
 from backtrack.run.directory import Run
@@ -235,6 +236,44 @@ def test_a_checkpoint_that_was_retrained_in_place_is_named_and_gets_another_dige
     size = (run.trajectory / "index.jsonl").stat().st_size
     refresh(Run.open(run.path))
     assert (run.trajectory / "index.jsonl").stat().st_size == size
+
+
+def set_alpha(folder: Path, lora_alpha: int) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": lora_alpha}))
+
+
+def test_another_lora_alpha_in_the_same_weights_is_another_checkpoint(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = save(tmp_path / "tuned", base, is_peft=True)
+    run = adopt(folder, base=str(base), runs=tmp_path / "runs")
+    (before,) = run.checkpoint_digests().values()
+    set_alpha(folder, 99)
+    with pytest.raises(CheckpointError, match="adapter_config.json was changed"):
+        read_checkpoint(run, 1)
+    refresh(run)
+    assert "the checkpoint of step 1 changed" in caplog.text
+    assert run.checkpoint_digests()[1] != before
+    Placement(Run.open(run.path)).place(Point(step=1, alpha=0.5))
+
+
+def test_an_index_of_an_earlier_version_keeps_its_digests(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = save(tmp_path / "tuned", base, is_peft=True)
+    run = adopt(folder, base=str(base), runs=tmp_path / "runs")
+    index = run.trajectory / "index.jsonl"
+    entry = json.loads(index.read_text())
+    assert entry.pop("config")
+    index.write_text(json.dumps(entry) + "\n")
+    before = Run.open(run.path).checkpoint_digests()
+    assert before == {1: short_digest(entry["sha256"])}
+    again = adopt(folder, base=str(base), runs=tmp_path / "runs")
+    refresh(again)
+    assert again.checkpoint_digests() == before
+    assert read_checkpoint(again, 1)
+    assert "changed since" not in caplog.text
 
 
 def test_recoding_a_checkpoint_keeps_its_digest(tmp_path: Path) -> None:

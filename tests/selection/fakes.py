@@ -56,7 +56,7 @@ class FakeEngine(Engine):
         self.placed: Any = self
 
     @property
-    def point(self) -> Point:  # type: ignore[override]
+    def point(self) -> Point:
         model: Any = self.language_model
         point: Point = model.point
         return point

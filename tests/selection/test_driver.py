@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shutil
 import sqlite3
 from itertools import pairwise
 from types import SimpleNamespace
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
     from backtrack.records import Measurement
 
+pytestmark = pytest.mark.usefixtures("study_in_memory")
+
 SAMPLERS = ["gp", "tpe", "nsga2", "random"]
 
 
@@ -59,6 +62,20 @@ def trials_of(run: Run, *states: str) -> list[optuna.trial.FrozenTrial]:
     (name,) = optuna.get_all_study_names(storage)
     trials = optuna.load_study(study_name=name, storage=storage).trials
     return [trial for trial in trials if not states or trial.state.name in states]
+
+
+@pytest.fixture(scope="module")
+def searched_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run after a search, with `study.db`."""
+    run = make_run(tmp_path_factory.mktemp("searched") / "run")
+    seek(run, pair())
+    return run.path
+
+
+@pytest.fixture
+def searched(searched_once: Path, study_on_disk: None, tmp_path: Path) -> Run:
+    """A copy of it."""
+    return Run.open(shutil.copytree(searched_once, tmp_path / "run"))
 
 
 def test_anchors_come_first_then_as_many_points_as_the_recipe_asks_for(tmp_path: Path):
@@ -102,12 +119,11 @@ def test_a_placement_in_this_process_is_refused_under_a_recipe_for_vllm(tmp_path
         seek(make_run(tmp_path / "run"), pair(), recipe=recipe, placement=SimpleNamespace())
 
 
-def test_searching_again_measures_nothing(tmp_path: Path):
-    run = make_run(tmp_path / "run")
-    found = seek(run, pair())
+def test_searching_again_measures_nothing(searched: Run):
+    found = searched.measurements()
     target, general = pair()
     placement = FakeEngine()
-    assert seek(run, (target, general), placement=placement) == found
+    assert seek(searched, (target, general), placement=placement) == found
     assert not target.calls + general.calls
     assert not placement.visits
 
@@ -144,15 +160,15 @@ def test_an_interrupted_search_ends_where_an_uninterrupted_one_does(
     ]
 
 
-def test_a_lost_study_is_made_again_from_the_measurements(tmp_path: Path):
-    run = make_run(tmp_path / "run")
-    found = seek(run, pair())
-    (run.path / "study.db").unlink()
-    assert seek(run, pair()) == found
-    whole = [t.user_attrs["point"] for t in trials_of(run, "COMPLETE")]
-    assert sorted(whole) == sorted(set(points(found)) - dropped_of(run))
+def test_a_lost_study_is_made_again_from_the_measurements(searched: Run):
+    found = searched.measurements()
+    (searched.path / "study.db").unlink()
+    assert seek(searched, pair()) == found
+    whole = [t.user_attrs["point"] for t in trials_of(searched, "COMPLETE")]
+    assert sorted(whole) == sorted(set(points(found)) - dropped_of(searched))
 
 
+@pytest.mark.usefixtures("study_on_disk")
 def test_the_study_holds_role_scores_in_points_of_which_more_is_better(tmp_path: Path):
     run = make_run(tmp_path / "run")
     loss = Formula(
@@ -173,12 +189,10 @@ def test_the_study_holds_role_scores_in_points_of_which_more_is_better(tmp_path:
     assert (base.user_attrs["loss"], final.user_attrs["loss"]) == pytest.approx((2, 3), abs=0.01)
 
 
-def test_a_changed_objective_is_measured_anew(tmp_path: Path):
-    run = make_run(tmp_path / "run")
+def test_a_changed_objective_is_measured_anew(searched: Run):
     target, general = pair()
-    seek(run, (target, general))
     changed = Formula(make_info("sums", "target", fingerprint="other"), target.mean)
-    found = seek(run, (changed, pair()[1]))
+    found = seek(searched, (changed, general))
     assert {str(point) for point, _ in changed.calls} == set(points(found))
 
 
@@ -224,11 +238,9 @@ def test_progress_counts_items_up_to_the_total(tmp_path: Path):
     assert (seen[-1].done, seen[-1].seconds_left) == (seen[-1].total, 0)
 
 
-def test_progress_of_a_finished_search_reaches_the_total_too(tmp_path: Path):
-    run = make_run(tmp_path / "run")
-    seek(run, pair())
+def test_progress_of_a_finished_search_reaches_the_total_too(searched: Run):
     seen: list[Progress] = []
-    seek(run, pair(), on_progress=seen.append)
+    seek(searched, pair(), on_progress=seen.append)
     assert seen[-1].done == seen[-1].total
 
 
@@ -238,6 +250,7 @@ def test_a_second_search_of_the_same_run_is_refused(tmp_path: Path):
         seek(run, pair())
 
 
+@pytest.mark.usefixtures("study_on_disk")
 def test_a_damaged_study_is_named_and_the_error_says_what_to_do(tmp_path: Path):
     run = make_run(tmp_path / "run")
     (run.path / "study.db").write_bytes(b"not a database" * 100)
@@ -268,18 +281,16 @@ def test_a_damaged_study_is_named_and_the_error_says_what_to_do(tmp_path: Path):
     ],
 )
 def test_a_study_damaged_inside_is_named(
-    tmp_path: Path, size: int | None, statement: str | None, message: str
+    searched: Run, size: int | None, statement: str | None, message: str
 ):
-    run = make_run(tmp_path / "run")
-    seek(run, pair())
-    path = run.path / "study.db"
+    path = searched.path / "study.db"
     if statement is not None:
         with contextlib.closing(sqlite3.connect(path)) as database, database:
             database.execute(f"update trial_user_attributes set value_json={statement}")
     else:
         path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(RunError, match=message):
-        seek(run, pair())
+        seek(searched, pair())
 
 
 def test_without_objectives_the_error_says_how_to_give_some(tmp_path: Path):

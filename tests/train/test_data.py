@@ -10,7 +10,7 @@ import pytest
 
 from backtrack.errors import UsageError
 from backtrack.recipe import DataSection
-from backtrack.train.trainers.data import load_training_data
+from backtrack.train.trainers.data import load_prompts, load_training_data
 from tests.models import make_tokenizer
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
@@ -67,8 +67,11 @@ def test_a_folder_in_the_working_directory_wins_over_the_hub(
 
 def test_chat_needs_a_chat_template(tmp_path: Path) -> None:
     path = written(tmp_path, {"messages": CHAT})
-    with pytest.raises(UsageError, match="no chat template"):
+    with pytest.raises(UsageError, match=r"no chat template. Set `sft: \{chat_template_path"):
         load(path)
+    section = DataSection(train=written(tmp_path, {"prompt": CHAT[:1]}))
+    with pytest.raises(UsageError, match=r"Put a `chat_template.jinja` beside the base's"):
+        load_prompts(section, make_tokenizer(), [])
 
 
 def test_a_template_that_refuses_the_turns_is_quoted(tmp_path: Path) -> None:

@@ -84,6 +84,17 @@ def test_settings_of_trl_work_with_a_trajectory(
     placement.place(Point.base())
 
 
+def test_other_ends_of_answers_are_kept_for_the_readers_of_scores(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    base, tokenizer = make_base(tmp_path / "questioning"), make_tokenizer()
+    tokenizer.eos_token = "?"
+    tokenizer.save_pretrained(base)
+    run = train(make_recipe(method=LORA, base=str(base), sft={"max_steps": 1}))
+    (note,) = run.manifest.notes
+    assert note.startswith("An answer ends at </s>, and also at ?,")
+
+
 def test_evaluation_is_logged_and_stops_a_training_that_no_longer_improves(
     make_recipe: MakeRecipe, sums: Path
 ) -> None:

@@ -22,6 +22,8 @@
   const isAsSelected = () =>
     state.weight === page.weight && JSON.stringify(state.constraints) === JSON.stringify(page.constraints);
 
+  const isTied = (i) => state.isTied[i] && state.isTied.filter(Boolean).length > 1;
+
   function utility(i) {
     if (!sweep) return candidates.utility[i];
     const [target, general] = ROLES.map((role) => sweep.points[role][i]);
@@ -76,7 +78,7 @@
 
   function overlay(shown, hasInterval) {
     const { kinds } = drawing;
-    const marks = shown.filter((i) => state.isTied[i]).map((i) => row(i, kinds.tied));
+    const marks = shown.filter(isTied).map((i) => row(i, kinds.tied));
     const { chosen } = state;
     if (chosen == null || !shown.includes(chosen)) return marks;
     if (hasInterval && cross(chosen).length) {
@@ -168,8 +170,8 @@
       base: id === indices.base,
       final: id === indices.final,
       front: candidates.is_on_front[id],
-      tied: state.isTied[id],
-      "misses a constraint": !state.isFeasible[id],
+      tied: isTied(id),
+      "misses a bound": !state.isFeasible[id],
     };
     return Object.keys(marks).filter((mark) => marks[mark]);
   }

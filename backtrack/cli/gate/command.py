@@ -57,10 +57,10 @@ def gate(
         typer.Option(metavar="NAME=NUMBER", help="Smallest gain of an objective; repeatable."),
     ] = None,
     max_general_drop: Annotated[
-        float | None, typer.Option(help="Largest drop of the general score, in points.")
+        float | None, typer.Option(min=0, help="Largest drop of the general score, in points.")
     ] = None,
     max_target_drop: Annotated[
-        float | None, typer.Option(help="Largest drop of the target score, in points.")
+        float | None, typer.Option(min=0, help="Largest drop of the target score, in points.")
     ] = None,
     min_target_gain: Annotated[
         float | None, typer.Option(help="Smallest gain of the target score, in points.")

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _said: set[tuple[str, str]] = set()
-MOST_DIFFERENCE = 0.05
-"""Of logits read both ways, relative to their spread; bfloat16 alone makes about 0.01."""
+MOST_SHARE = {"full": 0.02, "half": 0.25}
+"""Of the difference that a branch beside it would make if it were seen, by precision.
+
+In bfloat16 other batches alone change logits by up to a tenth of their spread (SmolLM2-135M, with
+LoRA), a branch that is seen by 0.5 to 2 times it, and wrong positions by a third or more."""
 
 
 @torch.inference_mode()
@@ -55,11 +58,14 @@ def _trial(model: Any) -> str | None:
         columns = [node - nodes.start for node in tree.path(tree.last[1], 6)]
         packed = reader.read(nodes, columns)[0]
         whole = model(input_ids=torch.tensor([short], device=model.device)).logits[0, len(trunk) :]
+        leaked = [*long, *short[len(trunk) :]]
+        seen = model(input_ids=torch.tensor([leaked], device=model.device)).logits[0, len(long) :]
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # noqa: BLE001  # whatever a model of somebody else's raises
         return f"it does not take packed rows ({type(error).__name__}: {error})"
-    if _difference(packed, whole) > MOST_DIFFERENCE:
+    precision = "full" if torch.finfo(whole.dtype).bits >= 32 else "half"
+    if _difference(packed, whole) > MOST_SHARE[precision] * _difference(seen, whole):
         return "packed rows give it other logits"
     return None
 

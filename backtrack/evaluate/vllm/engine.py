@@ -65,7 +65,6 @@ class VllmEngine(Engine):
         self._folder = tempfile.TemporaryDirectory(prefix="backtrack-engine-")
         self._numbers: dict[Point, int] = {}
         self._loaded: Point | None = Point.base()
-        self.point = Point.base()
         try:
             arguments = self._arguments(settings, run.base, run.final)
             self.process = VllmProcess(arguments, run.folder / LOG)
@@ -80,13 +79,18 @@ class VllmEngine(Engine):
                 self.tokenizer,
                 placed.model.generation_config,
                 adapter_of,
-                self.point,
+                Point.base(),
             )
             points = _probed(run.final, settings.max_loras if adapter_of else 0)
             require_same_answers(self, self.language_model, placed, points, arguments["dtype"])
         except BaseException:
             self.close()
             raise
+
+    @property
+    @override
+    def point(self) -> Point:
+        return self.language_model.answers.point
 
     @override
     def place(self, point: Point) -> None:
@@ -103,7 +107,6 @@ class VllmEngine(Engine):
             self._loaded = None
             self.process.load(folder)
             self._loaded = canonical
-        self.point = canonical
         self.language_model.answers.arrive(canonical)
         self._tidy()
 

@@ -11,7 +11,6 @@ from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state
 from peft.tuners.lora import LoraLayer
 
 from backtrack.errors import PlacementError
-from backtrack.path.adapters.config_fields import first_difference
 from backtrack.path.adapters.handles import plain_name
 from backtrack.path.adapters.rewritten_base import (
     is_factor,
@@ -35,6 +34,7 @@ from backtrack.path.models.loading import (
     require_all_used,
     without_copies,
 )
+from backtrack.records.adapter_config import first_difference
 from backtrack.run.adoption.fitting import require_same_tensors
 from backtrack.run.checkpoint_reader import read_checkpoint
 
@@ -255,7 +255,7 @@ def _subtract_products(model: PeftModel) -> None:
 
 
 def _require_same_config(folder: Path, config: PeftConfig) -> None:
-    difference = first_difference(config, read_adapter_config(folder))
+    difference = first_difference(config.to_dict(), read_adapter_config(folder).to_dict())
     if difference is not None:
         name, ours, theirs = difference
         raise PlacementError(

@@ -30,6 +30,7 @@ from peft.utils.other import get_pattern_key
 
 from backtrack.errors import PlacementError
 from backtrack.formatting import command
+from backtrack.records.adapter_config import BASE_PRESERVING
 from backtrack.run.checkpoint_reader import read_tensors, shapes
 from backtrack.run.checkpoint_writer import is_adapter
 from backtrack.run.directory import INITIAL
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
 
 REPRODUCIBLE = frozenset({"pissa", "olora"})
 """Initializations that give the same factors when computed again."""
-BASE_PRESERVING = frozenset({"gaussian", "orthogonal", "eva", "mica", "loftq"})
-"""Named initializations that leave the base alone, or (loftq) have no factors to subtract."""
 
 _DOWN = ("lora_A", "lora_embedding_A")
 _UP = ("lora_B", "lora_embedding_B")

@@ -110,7 +110,8 @@ class Drawing:
 
     def overlay(self) -> list[Row]:
         """Rings around tied points, the chosen point's report score, then the chosen point."""
-        rows = [self.row(i, TIED) for i in self.ids if self.candidate(i).is_tied]
+        tied = [i for i in self.ids if self.candidate(i).is_tied]
+        rows = [self.row(i, TIED) for i in tied if self.selection.has_ties]
         if self.chosen is None:
             return rows
         if self.chosen_report is not None:

@@ -62,7 +62,7 @@ def facts(
             f"{weight} \N{MULTIPLICATION SIGN} target + {rest} \N{MULTIPLICATION SIGN} "
             "general, both in points",
         ),
-        ("Constraints", "; ".join(wording.constraints_text(selection)) or "none"),
+        ("Bounds", "; ".join(wording.bounds_text(selection)) or "none"),
         ("Choice", formatting.how_chosen(selection)),
         ("Claims", formatting.how_claimed(selection)),
         ("Recipe", ", ".join(selection.changes) or "that of training"),
@@ -70,8 +70,8 @@ def facts(
         ("Curve", curves[selection.curve]),
         (
             "Intervals",
-            f"{selection.level:.0%}, paired bootstrap over items, "
-            f"{selection.num_resamples:,} resamples, seed {selection.seed}",
+            f"{selection.level:.0%}, paired bootstrap over items, items of one cluster drawn "
+            f"together, {selection.num_resamples:,} resamples, seed {selection.seed}",
         ),
         ("Trajectory", _trajectory(entries)),
         ("Measuring", _measuring(selection, measurements)),
@@ -82,7 +82,7 @@ def captions(selection: Selection) -> dict[str, tuple[str, str]]:
     """Title and caption of each chart."""
     faded = ""
     if any(not c.is_feasible for c in selection.candidates):
-        faded = " Faded points miss a constraint."
+        faded = " Faded points miss a bound."
     if any(c.share < 1 for c in selection.candidates):
         faded += " Hollow marks are estimates from some of the items."
     plane = (

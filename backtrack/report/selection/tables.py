@@ -60,6 +60,7 @@ def baselines(selection: Selection) -> Table:
     rows = [
         {
             "name": str(row.baseline),
+            "misses": formatting.missed(row),
             "cells": [
                 {"text": wording.interval(row.target, axes["target"].unit), "comparison": ""},
                 {"text": wording.interval(row.general, axes["general"].unit), "comparison": ""},

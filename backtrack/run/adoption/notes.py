@@ -1,4 +1,4 @@
-"""What adoption finds in checkpoints that a reader of their scores should know, in sentences.
+"""What a reader of a run's scores should know of its checkpoints, in sentences.
 
 The notes are kept in the run's manifest, printed by `backtrack adopt` and shown with each choice.
 """
@@ -30,8 +30,8 @@ def adoption_notes(run: Run) -> tuple[str, ...]:
     entry, folder = run.entry(run.final.step), run.folder(run.final.step)
     source = Path(entry.source or folder)
     found = foreign_headers(entry.storage, source) if entry.source else headers(folder)
-    notes = (_rounding(run, found, source), _value_head(found, source), _ends(run))
-    return tuple(note for note in notes if note)
+    notes = (_rounding(run, found, source), _value_head(found, source))
+    return (*(note for note in notes if note), *training_notes(run))
 
 
 def _rounding(run: Run, found: Headers, source: Path) -> str | None:
@@ -59,10 +59,10 @@ def _value_head(found: Headers, source: Path) -> str | None:
     )
 
 
-def _ends(run: Run) -> str | None:
+def training_notes(run: Run) -> tuple[str, ...]:
     """That answers end at tokens of the base, the tokenizer or the template too."""
     try:
         ends = answer_ends(run, load_tokenizer(run))
     except PlacementError:
-        return None  # opening the run names the cause
-    return str(ends) if ends.added else None
+        return ()  # opening the run names the cause
+    return (str(ends),) if ends.added else ()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backtrack.errors import CheckpointError, RunError
-from backtrack.run.checkpoint_writer import digest, latest_change, weight_files
+from backtrack.run.checkpoint_writer import config_digest, digest, latest_change, weight_files
 from backtrack.run.foreign.formats import weight_files_of
 
 if TYPE_CHECKING:
@@ -42,14 +42,14 @@ def _digested_again(run: Run, entry: CheckpointEntry) -> CheckpointEntry:
         folder = run.folder(entry.step)
         source = Path(entry.source) if entry.source else None
         files = weight_files_of(entry.storage, source) if source else weight_files(folder)
-        num_bytes = sum(path.stat().st_size for path in files)
-        if (num_bytes, latest_change(files)) == (entry.num_bytes, entry.modified_ns):
-            return entry
-        facts = {
-            "num_bytes": num_bytes,
-            "sha256": {path.name: digest(path) for path in files},
+        facts: dict[str, Any] = {
+            "num_bytes": sum(path.stat().st_size for path in files),
             "modified_ns": latest_change(files),
+            "config": config_digest(folder) if entry.config else "",
         }
+        if all(getattr(entry, name) == value for name, value in facts.items()):
+            return entry
+        facts["sha256"] = {path.name: digest(path) for path in files}
     except (CheckpointError, RunError, OSError):
         return entry  # reading the step names the cause
     return entry.model_copy(update=facts)

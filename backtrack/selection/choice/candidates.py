@@ -93,7 +93,7 @@ def choose_point(
         is_cautious: Choose by the cautious rule.
 
     Raises:
-        SelectionError: No point meets the constraints.
+        SelectionError: No point meets the bounds.
     """
     points = scores.table.points
     base_column, final_column = scores.table.column(Point.base()), scores.table.column(final)
@@ -148,9 +148,9 @@ def front_hypervolume(outcome: Outcome) -> Interval | None:
 
 
 def _out_of_reach(bounds: Sequence[Bound], points: Sequence[Point], confidence: float) -> str:
-    """Say how many points each constraint rules out, and how near the others come to it."""
+    """Say how many points each bound rules out, and how near the others come to it."""
     lines = [
-        f"none of the {len(points)} measured points is shown to meet every constraint "
+        f"none of the {len(points)} measured points is shown to meet every bound "
         f"(confidence {confidence:g})."
     ]
     for bound in bounds:

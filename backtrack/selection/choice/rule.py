@@ -1,6 +1,6 @@
 """The rule that picks a point. Pure numpy.
 
-1. Only points that meet every constraint can be chosen.
+1. Only points that meet every bound can be chosen.
 2. Target and general are smoothed over the points (see `stats.gaussian_process`). The smoothed
    utility is that of the smoothed scores.
 3. ELIGIBLE are the feasible points measured on as many items as any, and those of fewer items that

@@ -2,7 +2,7 @@
 
 Promised: a point is chosen when the search that was begun is finished, or as things are where that
 is asked for, and then it is said what is missing. Recorded measurements are used as they are.
-Choosing again under another weight or other constraints loads no model if base, choice and final
+Choosing again under another weight or other bounds loads no model if base, choice and final
 checkpoint are recorded for the report items.
 The same measurements and seed give the same selection except for its time.
 Not promised: that documents changed under the same name are noticed before something is measured.
@@ -42,6 +42,7 @@ from backtrack.selection.measure.evaluator import Evaluator
 from backtrack.selection.measure.progress import Meter, Progress
 from backtrack.selection.search.finishing import finish, unfinished
 from backtrack.selection.stats.bootstrap import LEVEL, NUM_RESAMPLES
+from backtrack.selection.stats.bounds import missed
 from backtrack.selection.stats.comparisons import baseline_row, differences, report_rows
 from backtrack.selection.stats.scores import RoleScores, axes_of
 from backtrack.selection.stats.table import points_left_out
@@ -142,7 +143,7 @@ def select(  # noqa: PLR0913  # the front door: every argument but the run is op
 
     Raises:
         UsageError: The weight is out of range, or no objective is specified.
-        SelectionError: No point meets the constraints; or base or final checkpoint is not
+        SelectionError: No point meets the bounds; or base or final checkpoint is not
             measured and must not be.
         ObjectiveError: An objective cannot be measured. Finished measurements are kept.
     """
@@ -176,7 +177,7 @@ def select_each(  # noqa: PLR0913  # as `select`
 
     Raises:
         UsageError: No weight is given, or one is out of range.
-        SelectionError: No point meets the constraints.
+        SelectionError: No point meets the bounds.
         ObjectiveError: An objective cannot be measured. Finished measurements are kept.
     """
     if not weights:
@@ -333,6 +334,7 @@ class _Selector:
         rows = report_rows(weighted, {"base": base, "chosen": chosen, "final": final})
         compared = differences(weighted, chosen, final)
         num_items = _num_items(table, report.table)
+        bounded = table.setting.objectives, self._constraints
         return Selection(
             run=evaluator.run.manifest.name,
             weight=weight,
@@ -371,7 +373,10 @@ class _Selector:
                 *evaluator.setting_notes(),
                 *self._left_out,
             ),
-            baselines=_baseline_rows(report, weighted, chosen),
+            baselines=tuple(
+                row.model_copy(update={"misses": tuple(missed(row, rows, *bounded))})
+                for row in _baseline_rows(report, weighted, chosen)
+            ),
             ranges=weight_ranges(outcome, self._answers),
             hypervolume=front_hypervolume(outcome),
             command=self._command,

@@ -128,7 +128,7 @@ def _tied_with_base(outcome: Outcome) -> str:
     decision = outcome.decision
     top, base = decision.top, outcome.base
     if top == base:
-        measured = "point that meets the constraints" if outcome.bounds else "measured point"
+        measured = "point that meets the bounds" if outcome.bounds else "measured point"
         return f"No {measured} has a higher utility than the base."
     gap = float(decision.smoothed[top] - decision.smoothed[base])
     needed = outcome.weighted.items_to_settle(top, base, gap)
@@ -176,7 +176,7 @@ def _why_not_top(outcome: Outcome) -> str:
 def broken_on_report(
     weighted: WeightedScores, chosen: Point, base: Point, final: Point, constraints: Constraints
 ) -> Iterator[str]:
-    """List the constraints that the chosen point misses on the report items."""
+    """List the bounds that the chosen point misses on the report items."""
     table = weighted.scores.table
     column = table.column(chosen)
     ends = table.column(base), table.column(final)
@@ -190,11 +190,16 @@ def broken_on_report(
 
 
 def few_items(splits: Sequence[SplitSetting]) -> Iterator[str]:
-    """List the objectives with too few items, or clusters, for intervals to keep their level."""
+    """Name the objectives with too few items, or clusters, for intervals to keep their level."""
+    few = list(_few_items(splits))
+    if few:
+        yield f"Few items a split, so that intervals are rough: {', '.join(few)}."
+
+
+def _few_items(splits: Sequence[SplitSetting]) -> Iterator[str]:
     for name in splits[0].item_ids:
         num_items = min(len(split.item_ids[name]) for split in splits)
         num_clusters = min(len(set(split.item_clusters[name])) for split in splits)
         if num_clusters < FEW_ITEMS:
-            items = f"{num_items} items"
-            counted = items if num_clusters == num_items else f"{num_clusters} clusters ({items})"
-            yield f"{name} has only {counted} per split: its intervals are rough."
+            counted = f"{num_items}" if num_clusters == num_items else f"{num_clusters} clusters"
+            yield f"{name} {counted}"

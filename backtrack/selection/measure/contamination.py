@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from backtrack import formatting
 from backtrack.errors import BacktrackError, RunError
 from backtrack.evaluate.objectives.documents import iter_records, render
 from backtrack.records import Record
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from backtrack.run.directory import Run
 
 SHARED = "shared_items.json"
-_AGAIN = "Correct that, then run `backtrack search`, which compares them again."
 RUN_WORDS = 13
 OVERLAP = 0.8
 MIN_WORDS = 4
@@ -227,12 +227,14 @@ def _shared_notes(path: Path, used: Mapping[str, Sequence[str]]) -> Iterator[str
                 "them; leave them out."
             )
     others = [name for name in used if name not in shared.items]
+    search = formatting.command("search", path.parent)
+    again = f"Correct that, then run {search}, which compares them again."
     if shared.failure:
-        yield (f"Whether items were trained on is unknown: {shared.failure} {_AGAIN}")
+        yield (f"Whether items were trained on is unknown: {shared.failure} {again}")
     elif shared.train is None and path.exists():
         yield (
             "Whether items were trained on is unknown: no recipe names the training data under "
-            f"`data:`. {_AGAIN}"
+            f"`data:`. {again}"
         )
     elif others:
         yield (

@@ -54,7 +54,11 @@ def summaries(run: Run) -> list[dict[str, Any]]:
     for m in run.measurements():
         lines[m.setting].append(m)
     settings = read_settings(run)
-    rows = [_summary(setting, lines, current) for setting in reversed(settings)]
+    befores = [None, *settings[:-1]]
+    rows = [
+        _summary(setting, lines, current) | {"changed": ", ".join(_changed(setting, before))}
+        for setting, before in reversed(list(zip(settings, befores, strict=True)))
+    ]
     known = {digest for setting in settings for digest in setting.digests.values()}
     others = [m for digest, of_digest in lines.items() if digest not in known for m in of_digest]
     if others:
@@ -64,7 +68,9 @@ def summaries(run: Run) -> list[dict[str, Any]]:
 
 _UNKNOWN = {
     "created": "unknown",
-    **dict.fromkeys(("objectives", "items", "form", "curve", "engine", "batch_size"), ""),
+    **dict.fromkeys(
+        ("objectives", "items", "form", "curve", "engine", "batch_size", "changed"), ""
+    ),
 }
 
 
@@ -87,6 +93,20 @@ def _summary(
         "digests": setting.digests,
         "versions": setting.versions,
     } | _counts(found, current)
+
+
+def _changed(setting: Setting, before: Setting | None) -> Iterator[str]:
+    """Name what a setting has otherwise than the one before it."""
+    if before is None:
+        return
+    for name in ("base", "form", "curve", "engine", "seed", "items", "batch_size", "versions"):
+        if getattr(setting, name) != getattr(before, name):
+            yield name
+    if setting.digests == before.digests and setting.items == before.items:
+        yield "nothing that scores depend on"
+    own, others = ({o.name: o.fingerprint for o in s.objectives} for s in (setting, before))
+    yield from (f"without {name}" for name in others if name not in own)
+    yield from (name for name in own if own[name] != others.get(name))
 
 
 def _counts(found: Sequence[Measurement], current: Mapping[int, str]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The user's constraints as lower bounds on values of points. Pure numpy.
+"""The user's bounds as lower bounds on values of points. Pure numpy.
 
 A point meets a bound where its value, less a one-sided margin, is high enough. The margin is the
 value's standard error over bootstrap samples times the normal quantile of `bound_confidence`: a
@@ -9,19 +9,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from statistics import NormalDist
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from backtrack.errors import UsageError
+from backtrack.records import FRACTION
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from backtrack.records import ObjectiveInfo, Role
-    from backtrack.records.selection import Constraints
+    from backtrack.records.selection import BaselineRow, Constraints, ReportRow
 
     Floats = NDArray[np.float64]
     Flags = NDArray[np.bool_]
@@ -190,6 +191,42 @@ def require_known(constraints: Constraints, objectives: Sequence[ObjectiveInfo])
                 f"a bound is set on {name!r}, which is no objective. Known objectives: "
                 f"{', '.join(known)}."
             )
+
+
+def missed(
+    row: ReportRow | BaselineRow,
+    ends: Mapping[Literal["base", "chosen", "final"], ReportRow],
+    objectives: Sequence[ObjectiveInfo],
+    bounds: Constraints,
+) -> Iterator[str]:
+    """Name the bounds that a model's scores on the report items do not reach, without a margin.
+
+    Args:
+        row: The model's scores.
+        ends: Those of base and final checkpoint.
+        objectives: All objectives.
+        bounds: The user's bounds.
+    """
+    base, target = ends["base"], row.target.estimate
+    drop = base.general.estimate - row.general.estimate
+    if bounds.max_general_drop is not None and drop > bounds.max_general_drop + _TOLERANCE:
+        yield "max_general_drop"
+    if bounds.min_target is not None and target < bounds.min_target - _TOLERANCE:
+        yield "min_target"
+    if bounds.keep_gain is not None:
+        gain = max(ends["final"].target.estimate - base.target.estimate, 0.0)
+        if target < base.target.estimate + bounds.keep_gain * gain - _TOLERANCE:
+            yield "keep_gain"
+    for o in objectives:
+        if (bound := bounds.objectives.get(o.name)) is None:
+            continue
+        sign = 1.0 if o.direction == "maximize" else -1.0
+        factor = sign * (100.0 if o.unit == FRACTION else 1.0)
+        score, before = factor * row.scores[o.name], factor * base.scores[o.name]
+        if bound.max_drop is not None and before - score > bound.max_drop + _TOLERANCE:
+            yield f"max_drop of {o.name}"
+        if bound.worst is not None and score < sign * bound.worst - _TOLERANCE:
+            yield f"worst of {o.name}"
 
 
 def meets_all(bounds: Sequence[Bound], num_points: int) -> Flags:

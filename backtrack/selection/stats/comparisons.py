@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 from backtrack.point import Point
@@ -119,6 +120,7 @@ def gap_parts(
                 samples=shares[o.name] * samples,
                 reserve=shares[o.name] ** 2 * least / len(weighed),
                 num_free=_num_free(scores, o.name),
+                largest=shares[o.name] * (highest_points(o) or math.inf),
             )
         )
     return parts
@@ -132,7 +134,8 @@ def _own_difference(
     first, second = table.scores[name][list(pair)]
     least = reserve(first - second, highest_score(objective)) if pair[0] != pair[1] else 0.0
     gap = _gap(table.means, scores.samples, name, pair)
-    return difference_interval([Part(*gap, least, _num_free(scores, name))])
+    largest = highest_score(objective) or math.inf
+    return difference_interval([Part(*gap, least, _num_free(scores, name), largest)])
 
 
 def _gap(

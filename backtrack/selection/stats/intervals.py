@@ -54,12 +54,14 @@ class Part:
         samples: Bootstrap samples of it, [resamples].
         reserve: Variance it has at least, see `reserve`.
         num_free: Degrees of freedom: its clusters less one.
+        largest: The largest difference there can be; infinite if that is unknown.
     """
 
     estimate: float
     samples: Floats
     reserve: float
     num_free: int
+    largest: float = math.inf
 
     @property
     def variance(self) -> float:
@@ -134,6 +136,8 @@ def reserve(gaps: Floats, top: float | None) -> float:
 def difference_interval(parts: Iterable[Part], num_compared: int = 1) -> Interval:
     """Make the interval of a paired difference that objectives add up to.
 
+    It ends where no difference can be larger.
+
     Args:
         parts: What each objective adds.
         num_compared: Comparisons that share the level.
@@ -144,7 +148,10 @@ def difference_interval(parts: Iterable[Part], num_compared: int = 1) -> Interva
     samples = np.sum([part.samples for part in listed], axis=0)
     plain = percentile_interval(estimate, samples, quantile)
     reach = quantile * math.sqrt(sum(part.reserve for part in listed))
-    return combine(estimate, [(1.0, plain), (1.0, Interval(estimate=0.0, low=-reach, high=reach))])
+    most = sum(part.largest for part in listed)
+    spread = Interval(estimate=0.0, low=-reach, high=reach)
+    found = combine(estimate, [(1.0, plain), (1.0, spread)])
+    return Interval(estimate=estimate, low=max(found.low, -most), high=min(found.high, most))
 
 
 def degrees_of_freedom(parts: Iterable[Part]) -> float:

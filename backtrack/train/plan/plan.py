@@ -57,7 +57,7 @@ class Plan:
     """What training and searching a recipe need; None for what cannot be known before.
 
     Attributes:
-        trainer: `SFT` or `GRPO`, and the method.
+        trainer: `SFT` or `GRPO`, and the method; `none` for a recipe that only measures.
         num_parameters: Parameters of the base.
         num_trainable: Trained parameters, of the base or an adapter.
         num_steps: Optimizer steps.
@@ -91,11 +91,12 @@ def make_plan(recipe: Recipe) -> Plan:
 
     Nothing is downloaded, and only configurations, local data and a local tokenizer are loaded.
     """
-    kind = "none" if recipe.method is None else recipe.method.kind
-    plan = Plan(trainer=f"{recipe.paradigm.upper()}, {kind}")
+    method = recipe.method
+    plan = Plan("none" if method is None else f"{recipe.paradigm.upper()}, {method.kind}")
     _count_weights(plan, recipe)
-    _count_steps(plan, recipe)
-    _count_bytes(plan, recipe)
+    if method is not None:
+        _count_steps(plan, recipe)
+        _count_bytes(plan, recipe)
     _count_tokens(plan, recipe)
     return plan
 

@@ -98,7 +98,7 @@ def load_prompts(
     if section.chat:
         rows = [_as_chat(record, section.system) for record in rows]
     if isinstance(rows[0]["prompt"], list):
-        _require_chat_template(tokenizer, rows[0], ("prompt",), path)
+        _require_chat_template(tokenizer, rows[0], ("prompt",), path, "grpo")
     dropped: set[int] = set()
     for reward in rewards:
         dropped |= _add_answers(rows, records, reward, path)
@@ -286,7 +286,7 @@ def _require_readable(
 ) -> None:
     """Refuse chats without a chat template, and texts that no token can end."""
     if isinstance(rows[0][columns[0]], list):
-        _require_chat_template(tokenizer, rows[0], columns, path)
+        _require_chat_template(tokenizer, rows[0], columns, path, paradigm)
     elif tokenizer.eos_token is None:
         remedy = "Set one of its tokens: `sft: {eos_token: ...}`."
         if paradigm != "sft":
@@ -297,13 +297,15 @@ def _require_readable(
 
 
 def _require_chat_template(
-    tokenizer: Any, first: Record, columns: tuple[str, ...], path: str
+    tokenizer: Any, first: Record, columns: tuple[str, ...], path: str, paradigm: Paradigm
 ) -> None:
     if not tokenizer.chat_template:
+        remedy = "Put a `chat_template.jinja` beside the base's tokenizer"
+        if paradigm == "sft":
+            remedy = "Set `sft: {chat_template_path: FILE.jinja}`"
         raise UsageError(
-            f"data: {path} contains chat messages, but the tokenizer has no chat template. Set "
-            "`sft: {chat_template_path: FILE.jinja}`, or make plain texts by `data.prompt` and "
-            "`data.completion`."
+            f"data: {path} contains chat messages, but the tokenizer has no chat template. "
+            f"{remedy}, or make plain texts by `data.prompt` and `data.completion`."
         )
     turns = [turn for column in columns for turn in first[column]]
     try:

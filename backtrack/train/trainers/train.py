@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from typing_extensions import override
 
 from backtrack.errors import RunError
+from backtrack.run.adoption.notes import training_notes
 from backtrack.run.checkpoint_reader import verify_base
 from backtrack.run.directory import MANIFEST, Run
 from backtrack.train.trainers.build import build_trainer
@@ -123,6 +124,8 @@ def train(
             callback.close()
         if trainer.is_world_process_zero() and run is not None:
             write_end(run, _end(trainer, probes))
+            finished = Run.open(path)
+            finished.keep_notes(training_notes(finished))
     trainer.accelerator.wait_for_everyone()
     return Run.open(path)
 

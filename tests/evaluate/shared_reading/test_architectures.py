@@ -159,8 +159,10 @@ def test_a_model_that_cannot_share_says_so_once(caplog: pytest.LogCaptureFixture
     assert "mamba cannot share" in lines[0]
 
 
-def test_a_model_that_ignores_the_mask_is_found_out_by_trial() -> None:
-    model = make(*SHARED["llama"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_ignores_the_mask_is_found_out_by_trial(dtype: torch.dtype) -> None:
+    model = make(*SHARED["llama"]).to(dtype)
+    assert TorchModel(model, make_tokenizer(), "auto").reads_trees
     plain = model.model.forward
 
     def deaf(**asked: Any) -> Any:

@@ -161,7 +161,7 @@ def test_a_selection_of_an_older_commit_is_drawn_without_bands(percents):
 
 
 def test_one_tied_with_nobody_has_no_ring_in_the_legend(made):
-    selection = made.percents(num_tied=0)
+    selection = made.percents(num_tied=1)
     assert TIED not in json.dumps(charts.plane_spec(Drawing(selection)))
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from backtrack.errors import RunError
 from backtrack.point import Point
+from backtrack.records.selection import Baseline, BaselineRow, Constraints
 from backtrack.report.selection.page import write_report
 
 BREAKOUT = "</script><script>alert(1)</script>"
@@ -170,6 +171,23 @@ def test_scores_that_are_no_numbers_are_dashes_and_leave_the_drawing(tmp_path, m
     assert any(str(broken.point) in row and "\N{EN DASH}" in row for row in elements.rows)
     assert "NaN" not in elements.scripts[0]
     assert json.loads(elements.scripts[0])["candidates"]["target"][-1] is None
+
+
+def test_all_bounds_are_listed_and_a_baseline_that_misses_one_is_marked(tmp_path, made, nats):
+    bounds = {"max_general_drop": 5, "objectives": {"wikitext": {"max_drop": 0.1, "worst": 2}}}
+    interval = nats.report["base"].utility
+    missing = BaselineRow(
+        baseline=Baseline(kind="checkpoint", point=Point(step=50)), scores={}, target=interval,
+        general=interval, utility=interval, difference=interval, misses=("max_general_drop",),
+    )  # fmt: skip
+    given = {"constraints": Constraints.model_validate(bounds), "baselines": (missing,)}
+    page = write(tmp_path, made, nats.model_copy(update=given))
+    elements = Elements(page.read_text("utf-8"))
+    assert "general at most 5.0 points below the base" in elements.text
+    assert "wikitext at most 0.1000 nats a token above the base" in elements.text
+    assert "wikitext at most 2.000 nats a token" in elements.text
+    (row,) = [row for row in elements.rows if "best checkpoint: step 50" in row]
+    assert "misses max_general_drop" in row
 
 
 def test_losses_are_written_in_their_own_unit(tmp_path, made, nats):

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from backtrack.cli import app
+from backtrack.errors import UsageError
 from backtrack.run.adopt import adopt
 from backtrack.run.directory import Run
 from tests.models import jitter, make_base, make_tokenizer
@@ -104,6 +105,14 @@ def test_other_ends_of_answers_are_printed_and_kept(
     expected = "An answer ends at </s>, and also at ?, which ends one by the tokenizer"
     assert expected in " ".join(done.output.split())
     assert Run.open("runs/out").manifest.notes[0].startswith(expected)
+
+
+def test_a_name_that_is_a_path_is_refused(base: Path, tmp_path: Path) -> None:
+    as_model(load_file(base / "model.safetensors"), tmp_path / "out", base)
+    for name in ("../x", "a/b", "..", ""):
+        with pytest.raises(UsageError, match="is a path, but a run is a folder of"):
+            adopt(tmp_path / "out", base=str(base), runs=tmp_path / "runs", name=name)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_nothing_is_said_of_an_ordinary_checkpoint(base: Path, tmp_path: Path) -> None:

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from backtrack.selection.measure.progress import Progress
     from backtrack.selection.search.budget import Plan
 
+pytestmark = pytest.mark.usefixtures("study_in_memory")
+
 ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 

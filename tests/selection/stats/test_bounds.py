@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from backtrack.records.selection import Constraints
-from backtrack.selection.stats.bounds import BoundedScore, meets_all, role_bounds
+from backtrack.point import Point
+from backtrack.records import Interval, ObjectiveInfo
+from backtrack.records.selection import Constraints, ReportRow
+from backtrack.selection.stats.bounds import BoundedScore, meets_all, missed, role_bounds
 
 TARGETS = np.array([30.0, 50.0, 45.0, 40.0])
 GENERALS = np.array([60.0, 40.0, 55.0, 59.5])
@@ -37,6 +41,36 @@ def test_constraints_bound_points_from_base_and_final(
 ):
     bounds = role_bounds(scores(TARGETS), 0, 1, constraints)
     assert meets_all(bounds, 4).tolist() == expected
+
+
+def report_row(target: float, general: float) -> ReportRow:
+    def exactly(value: float) -> Interval:
+        return Interval(estimate=value, low=value, high=value)
+
+    return ReportRow(
+        point=Point(step=1), scores={"sums": target / 100, "loss": 3 - general / 50},
+        target=exactly(target), general=exactly(general), utility=exactly(0),
+    )  # fmt: skip
+
+
+def test_a_model_is_said_to_miss_each_bound_that_its_report_items_do_not_reach():
+    given: dict[str, Any] = {"kind": "examples", "fingerprint": ""}
+    objectives = (
+        ObjectiveInfo(name="sums", role="target", direction="maximize", unit="fraction", **given),
+        ObjectiveInfo(name="loss", role="general", direction="minimize", unit="nats", **given),
+    )
+    ends = {"base": report_row(10, 90), "final": report_row(70, 60)}
+    bounds = Constraints.model_validate(
+        {"max_general_drop": 5, "min_target": 40, "keep_gain": 0.5}
+        | {"objectives": {"sums": {"worst": 40}, "loss": {"max_drop": 0.1, "worst": 1.3}}}
+    )
+    assert list(missed(report_row(40, 85), ends, objectives, bounds)) == []
+    assert list(missed(report_row(39.9, 85), ends, objectives, bounds)) == [
+        "min_target", "keep_gain", "worst of sums",
+    ]  # fmt: skip
+    assert list(missed(report_row(40, 84), ends, objectives, bounds)) == [
+        "max_general_drop", "max_drop of loss", "worst of loss",
+    ]  # fmt: skip
 
 
 def test_keep_gain_without_a_gain_asks_for_the_bases_score():

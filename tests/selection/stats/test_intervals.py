@@ -96,6 +96,15 @@ def test_answers_that_never_differ_leave_room_for_a_difference():
     assert reserve(np.array([0.5, -0.1, 0.0]), 1.0) == 2 * (0.5 / 5) ** 2
 
 
+def test_a_difference_ends_where_none_can_be_larger():
+    samples = np.linspace(0.5, 1.0, 100)
+    parts = [Part(0.9, samples, reserve(np.array([0.9]), 1.0), 9, largest=1.0)]
+    found = difference_interval(parts)
+    assert found.high == 1.0
+    assert -1.0 < found.low < 0.5
+    assert difference_interval([*parts, Part(0.0, samples, 0.0, 9)]).high > 1.0
+
+
 def test_a_part_of_few_items_counts_by_its_share_of_the_variance():
     few, many = (np.array([-1.0, 1.0]) * s for s in (3.0, 1.0))
     parts = [Part(0.0, few, 0.0, 14), Part(0.0, many, 0.0, 199)]

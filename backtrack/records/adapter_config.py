@@ -1,4 +1,4 @@
-"""Compare adapter configurations by the fields that decide an adapter's path.
+"""The fields of an adapter's configuration that decide its model and its path.
 
 The other fields are bookkeeping (who wrote it, where the base lay) or matter while training only
 (dropout, schedules, how weights were initialized): checkpoints of one run may differ in them.
@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from backtrack.path.adapters.rewritten_base import BASE_PRESERVING
-
 if TYPE_CHECKING:
-    from peft import PeftConfig
+    from collections.abc import Mapping
+
+ADAPTER_CONFIG = "adapter_config.json"
+"""PEFT's name of the file, which makes a folder of weights an adapter."""
+
+BASE_PRESERVING = frozenset({"gaussian", "orthogonal", "eva", "mica", "loftq"})
+"""Named initializations that leave the base alone, or (loftq) have no factors to subtract."""
 
 _BOOKKEEPING = frozenset({
     "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "progressbar",
@@ -35,16 +39,31 @@ _SCHEDULE = frozenset({
 """Fields by which AdaLoRA and AdaMSS schedule their ranks, and AdaLoRA's penalty."""
 _NOT_ON_PATH = _BOOKKEEPING | _RUNTIME | _DROPOUT | _INITIALIZATION | _SCHEDULE
 
-_UNORDERED = frozenset({"exclude_modules", "feedforward_modules", "modules_to_save"})
-"""Fields whose lists PEFT writes in any order; it reads `target_modules` as a set itself."""
+_UNORDERED = frozenset({
+    "exclude_modules", "feedforward_modules", "modules_to_save", "target_modules",
+})  # fmt: skip
+"""Fields whose lists PEFT writes in any order."""
 
 
-def first_difference(config: PeftConfig, other: PeftConfig) -> tuple[str, Any, Any] | None:
+def path_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that decide the path and are set, each in a form that is equal if the path is.
+
+    Args:
+        config: An adapter's configuration, as in its file or as PEFT fills it with defaults;
+            unset, empty and 0 are one.
+    """
+    comparable = {name: _comparable(name, config[name]) for name in config if _decides_path(name)}
+    return {name: value for name, value in comparable.items() if value}
+
+
+def first_difference(
+    config: Mapping[str, Any], other: Mapping[str, Any]
+) -> tuple[str, Any, Any] | None:
     """The first field that decides the path and differs, with both values; None if none does."""
-    ours, theirs = config.to_dict(), other.to_dict()
-    for name, value in ours.items():
-        if _decides_path(name) and _comparable(name, value) != _comparable(name, theirs.get(name)):
-            return name, value, theirs.get(name)
+    ours, theirs = path_fields(config), path_fields(other)
+    for name in config:
+        if ours.get(name) != theirs.get(name):
+            return name, config[name], other.get(name)
     return None
 
 
@@ -53,12 +72,11 @@ def _decides_path(name: str) -> bool:
 
 
 def _comparable(name: str, value: Any) -> Any:
-    """The value in a form that is equal if the path is the same; unset, empty and 0 are one."""
     if name.startswith("init_") and (isinstance(value, bool) or _preserves_base(name, value)):
         return None
     if name in _UNORDERED and isinstance(value, list | tuple | set):
-        return frozenset(value) or None
-    return value or None
+        return sorted(map(str, value))
+    return value
 
 
 def _preserves_base(name: str, value: object) -> bool:
