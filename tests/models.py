@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from backtrack.recipe import Recipe
 from backtrack.records import BaseModelReference, Manifest, Method
 from backtrack.records.record import now
 from backtrack.run.checkpoint_reader import fingerprint, read_checkpoint
 from backtrack.run.checkpoint_writer import write_checkpoint
 from backtrack.run.directory import Run
+from backtrack.selection.choice.select import select
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:;?!'\"+-*/=()\n"
 
@@ -104,3 +107,23 @@ def load_whole(run: Run, step: int) -> Any:
         state_dict=read_checkpoint(run, step),
         dtype="auto",
     )
+
+
+def make_selected_run(folder: Path, config: Any, width: int = 32) -> Run:
+    """A run with a choice among strengths of two checkpoints."""
+    base = make_base(folder / "base", width=width)
+    run = make_peft_run(folder / "run", base, config)
+    for name in ("sums", "words"):
+        rows = [{"prompt": f"{name} {i}:", "completion": f" {i * 7 % 11}"} for i in range(24)]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    search = {"trials": 0, "checkpoints": 1, "alphas": [0.25, 0.5, 0.75], "racing": {"shares": []},
+              "items": {"selection": 12, "report": 12}, "baselines": []}  # fmt: skip
+    recipe = Recipe.model_validate({
+        "name": "run", "base": str(base), "search": search,
+        "objectives": [
+            {"kind": "examples", "role": role, "path": str(folder / f"{name}.jsonl"),
+             "score": "nll"} for name, role in (("sums", "target"), ("words", "general"))
+        ],
+    })  # fmt: skip
+    select(run, recipe=recipe)
+    return run

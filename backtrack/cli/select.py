@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from backtrack.recipe import ClusterSection, Recipe
-    from backtrack.records.selection import Constraints
+    from backtrack.records.selection import Constraints, Selection
     from backtrack.run.directory import Run
 
 
@@ -147,6 +147,8 @@ def select(
     page = draw_report(opened, choice.selection)
     if export is not None:
         write_export(opened, choice.point, export, form, is_quiet=is_quiet or is_json)
+    for each in choices:
+        _log(opened, each.selection)
     if is_json:
         dumped = [each.selection.model_dump(mode="json") for each in choices]
         print_json(dumped[0] if len(dumped) == 1 else dumped)
@@ -193,6 +195,13 @@ def _choose(
         return select_each(run, weights, **common)
     weight = weights[0] if weights else None
     return [select_point(run, weight=weight, is_knee=is_knee, **common)]
+
+
+def _log(run: Run, selection: Selection) -> None:
+    from backtrack.train.trainers.front_log import log_front
+
+    for note in log_front(run, selection):
+        terminal.print_note(note)
 
 
 def parse_bounds(max_drop: Sequence[str] | None, worst: Sequence[str] | None) -> dict[str, Any]:

@@ -22,40 +22,18 @@ from backtrack.exporter.front import name_of, spread
 from backtrack.path.models.loading import probe
 from backtrack.path.placement import Placement
 from backtrack.point import Point
-from backtrack.recipe import Recipe
 from backtrack.records.front import ServedFront
 from backtrack.run.directory import Run
-from backtrack.selection.choice.select import select
-from tests.models import make_base, make_full_run, make_peft_run
+from tests.models import make_base, make_full_run, make_selected_run
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 LORA = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], r=4)
 
 
-def selected(folder: Path, config: Any, width: int = 32) -> Run:
-    """A run with a choice among strengths of two checkpoints."""
-    base = make_base(folder / "base", width=width)
-    run = make_peft_run(folder / "run", base, config)
-    for name in ("sums", "words"):
-        rows = [{"prompt": f"{name} {i}:", "completion": f" {i * 7 % 11}"} for i in range(24)]
-        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    search = {"trials": 0, "checkpoints": 1, "alphas": [0.25, 0.5, 0.75], "racing": {"shares": []},
-              "items": {"selection": 12, "report": 12}, "baselines": []}  # fmt: skip
-    recipe = Recipe.model_validate({
-        "name": "run", "base": str(base), "search": search,
-        "objectives": [
-            {"kind": "examples", "role": role, "path": str(folder / f"{name}.jsonl"),
-             "score": "nll"} for name, role in (("sums", "target"), ("words", "general"))
-        ],
-    })  # fmt: skip
-    select(run, recipe=recipe)
-    return run
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return selected(tmp_path_factory.mktemp("front"), LORA)
+    return make_selected_run(tmp_path_factory.mktemp("front"), LORA)
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +137,7 @@ def test_names_are_fit_for_files_and_requests() -> None:
 
 def test_a_method_that_vllm_does_not_read_has_no_server_and_no_scales(tmp_path: Path) -> None:
     config = OFTConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], oft_block_size=8)
-    run = selected(tmp_path, config)
+    run = make_selected_run(tmp_path, config)
     front = export_front(run, 2, tmp_path / "served")
     assert front.unserved == "OFT adapters"
     assert not (tmp_path / "served" / "serve-vllm.sh").exists()

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 import pytest
+from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.trial import TrialState, create_trial
 
 from backtrack.errors import ObjectiveError, RunError, UsageError
 from backtrack.point import Point
@@ -181,12 +183,79 @@ def test_the_study_holds_role_scores_in_points_of_which_more_is_better(tmp_path:
     (name,) = optuna.get_all_study_names(storage)
     study = optuna.load_study(study_name=name, storage=storage)
     assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MAXIMIZE"]
+    assert study.metric_names == ["target (%)", "general (points)"]
     whole = {t.user_attrs["point"]: t for t in study.trials if t.state.name == "COMPLETE"}
     base, final = whole["base"], whole["step 40 alpha 1"]
     assert base.params["alpha"] == 0
+    assert final.params == {"step": 40, "alpha": 1}
     points = (100 * math.exp(-2), 100 * math.exp(-3))
     assert (base.values[1], final.values[1]) == pytest.approx(points, rel=0.01)
     assert (base.user_attrs["loss"], final.user_attrs["loss"]) == pytest.approx((2, 3), abs=0.01)
+
+
+@pytest.mark.usefixtures("study_on_disk")
+def test_each_point_is_one_trial_and_one_without_all_items_is_pruned_with_what_it_has(
+    tmp_path: Path,
+):
+    run = make_run(tmp_path / "run", make_recipe(budget={"items": 1000}))
+    found = seek(run, pair())
+    trials = {t.user_attrs["point"]: t for t in trials_of(run)}
+    assert len(trials) == len(trials_of(run))
+    assert set(trials) == set(points(found))
+    pruned = {name for name, trial in trials.items() if trial.state.name == "PRUNED"}
+    assert pruned == dropped_of(run)
+    assert pruned
+    for name in pruned:
+        assert trials[name].user_attrs["share of items"] < 1
+        assert 0 < min(trials[name].values) <= max(trials[name].values) < 100
+    assert {t.state.name for t in trials.values()} == {"COMPLETE", "PRUNED"}
+    assert seek(run, pair()) == found
+    assert len(trials_of(run)) == len(trials)
+
+
+@pytest.mark.usefixtures("study_on_disk")
+def test_a_point_under_way_runs_until_its_search_is_over(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+
+    def stop(progress: Progress) -> None:
+        if len({m.point for m in run.measurements()}) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        seek(run, pair(), on_progress=stop)
+    begun = trials_of(run, "RUNNING")
+    assert begun
+    seek(Run.open(run.path), pair())
+    assert not trials_of(run, "RUNNING")
+    assert len({t.user_attrs["point"] for t in trials_of(run)}) == len(trials_of(run))
+    for trial, ended in zip(begun, trials_of(run), strict=False):
+        assert ended.user_attrs["point"] == trial.user_attrs["point"]
+
+
+@pytest.mark.usefixtures("study_on_disk")
+def test_a_study_of_an_earlier_version_is_gone_on_with(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    found = seek(run, pair(), trials=0)
+    storage = f"sqlite:///{run.path}/study.db"
+    (name,) = optuna.get_all_study_names(storage)
+    optuna.delete_study(study_name=name, storage=storage)
+    study = optuna.create_study(
+        study_name=name, storage=storage, directions=["maximize", "maximize"]
+    )
+    index, alpha = IntDistribution(0, 3), FloatDistribution(0.0, 1.0, step=0.01)
+    for state, values in ((TrialState.PRUNED, None), (TrialState.COMPLETE, [10.0, 99.0])):
+        study.add_trial(
+            create_trial(
+                state=state,
+                values=values,
+                params={"step": 3, "alpha": 0.0},
+                distributions={"step": index, "alpha": alpha},
+                user_attrs={"point": "base"},
+            )
+        )
+    more = seek(Run.open(run.path), pair(), trials=2)
+    assert more[: len(found)] == found
+    assert {t.user_attrs["point"] for t in trials_of(run)} == set(points(more))
 
 
 def test_a_changed_objective_is_measured_anew(searched: Run):

@@ -35,7 +35,7 @@ def measure_baselines(evaluator: Evaluator, study: Study) -> None:
     scores = measure_missing(evaluator, table.setting, baselines)
     joined = replace(table, scores=with_rows(table, list(scores.values())))
     by_role = RoleScores(joined, evaluator.section.seed)
-    known = study.known()
+    known = study.complete()
     for column, baseline in enumerate(scores, start=len(table.points)):
         if str(baseline) not in known:
             values = [float(by_role.role(role)[column]) for role in ROLES]

@@ -170,13 +170,13 @@ class Driver:
 
     def run(self) -> None:
         """Measure until there is nothing left to do."""
-        self._add_measured_points()
+        self._add_measured_points(is_over=False)
         decisions = self._under_way() or self._scheduler.round()
         while decisions:
             begin_round(self._evaluator.run, self._begun, decisions)
             self._measure(decisions)
             decisions = self._scheduler.round()
-        self._add_measured_points()
+        self._add_measured_points(is_over=True)
         self._meter.expect(0)
         self._meter.ends(self._evaluator.ends[-1])
 
@@ -192,23 +192,25 @@ class Driver:
         by_evaluation = {each.evaluation: each for each in decisions}
 
         def add(evaluation: Evaluation) -> None:
-            point, table = evaluation.point, self._observations.table()
-            observed, attributes = self._observations.for_study(point, table)
-            self._study.add(by_evaluation[evaluation], observed, attributes)
+            noted = self._observations.for_study(evaluation.point, is_over=False)
+            self._study.add(by_evaluation[evaluation], noted)
 
         self._evaluator.measure(list(by_evaluation), "selection", self._meter, add)
 
-    def _add_measured_points(self) -> None:
-        """Add points with all items to a study that lacks them: a new or a deleted `study.db`."""
+    def _add_measured_points(self, *, is_over: bool) -> None:
+        """End the trials of points with all items, and of all others if the search is over.
+
+        A study that lacks them, a new or a deleted `study.db`, gets them.
+        """
         table = self._observations.table()
         if not self._observations.has_ends(table):
             return
-        known = self._study.known()
+        complete, ended = self._study.complete(), self._study.ended()
         for point, origin in zip(table.points, table.origins, strict=True):
-            observed, attributes = self._observations.for_study(point, table)
-            if observed is not None and str(point) not in known:
-                decision = Decision(Evaluation(point, None, origin))
-                self._study.add(decision, observed, attributes)
+            noted = self._observations.for_study(point, is_over=is_over)
+            known = complete if noted.is_whole else ended
+            if noted.observed is not None and str(point) not in known:
+                self._study.add(Decision(Evaluation(point, None, origin)), noted)
 
 
 def _open_study(evaluator: Evaluator, storage: str | None) -> AbstractContextManager[Study]:
@@ -218,7 +220,7 @@ def _open_study(evaluator: Evaluator, storage: str | None) -> AbstractContextMan
     return open_study(
         storage or f"sqlite:///{(evaluator.run.path / STUDY).resolve()}",
         f"search-{search_key(evaluator.section, setting)}",
-        [role_axis(setting.objectives, role).direction for role in ROLES],
+        {role: role_axis(setting.objectives, role) for role in ROLES},
         space,
     )
 

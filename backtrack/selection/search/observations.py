@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from backtrack.records import ROLES
@@ -19,6 +19,21 @@ if TYPE_CHECKING:
     from backtrack.selection.search.space import Space
     from backtrack.selection.stats.bounds import Bound
     from backtrack.selection.stats.table import ScoreTable
+
+
+@dataclass(frozen=True)
+class NotedPoint:
+    """What the study notes of a point.
+
+    Attributes:
+        attributes: User attributes.
+        observed: Its scores; None as long as they may change.
+        is_whole: Whether it has all items.
+    """
+
+    attributes: Mapping[str, object]
+    observed: ObservedPoint | None = None
+    is_whole: bool = False
 
 
 class Observations:
@@ -71,23 +86,28 @@ class Observations:
                 history.append(observed)
         return history
 
-    def for_study(
-        self, point: Point, table: ScoreTable
-    ) -> tuple[ObservedPoint | None, dict[str, object]]:
-        """Values and user attributes of the point's trial; no values before it has all items."""
+    def for_study(self, point: Point, *, is_over: bool) -> NotedPoint:
+        """What the study notes of a point.
+
+        Args:
+            point: The point.
+            is_over: Whether it gets no more items, so that estimates are its values.
+        """
+        table = self.table()
         if point.canonical not in table.points:
-            return None, {}
+            return NotedPoint({})
         column = table.column(point)
         share = float(table.shares[column])
         attributes: dict[str, object] = {
             "share of items": round(share, 4),
             **{name: float(means[column]) for name, means in table.means.items()},
         }
-        if not self.has_ends(table) or share < 1:
-            return None, attributes
+        if not self.has_ends(table) or not (is_over or share == 1):
+            return NotedPoint(attributes)
         by_role = self.by_role(table)
         observed = self._observed(point, by_role, self._bounds(by_role))
-        return observed, attributes | dict(zip(ROLES, observed.values, strict=True))
+        by_name = dict(zip(ROLES, observed.values, strict=True))
+        return NotedPoint(attributes | by_name, observed, is_whole=share == 1)
 
     def _bounds(self, by_role: RoleScores) -> tuple[Bound, ...]:
         base, final = (by_role.table.column(end) for end in self._evaluator.ends)

@@ -15,7 +15,8 @@ from backtrack.evaluate.vllm.process import Adapter, VllmProcess
 from backtrack.exporter import export_front
 from backtrack.point import Point
 from tests.evaluate.vllm.conftest import ENGINE
-from tests.exporter.test_front import LORA, selected
+from tests.exporter.test_front import LORA
+from tests.models import make_selected_run
 
 pytestmark = [
     pytest.mark.vllm,
@@ -27,7 +28,7 @@ pytestmark = [
 def test_every_point_of_the_front_is_served_by_one_engine_with_its_measured_scores(
     tmp_path: Path,
 ) -> None:
-    run = selected(tmp_path, LORA, width=64)
+    run = make_selected_run(tmp_path, LORA, width=64)
     front = export_front(run, 3, tmp_path / "served")
     words = shlex.split((tmp_path / "served" / "serve-vllm.sh").read_text().splitlines()[1])
     given = {name: words[words.index(name) + 1] for name in ("--max-loras", "--max-lora-rank")}
