@@ -34,7 +34,10 @@ from tests.commands import backtrack, hear_interrupts
 from tests.models import make_base, make_peft_run
 from tests.selection import fakes
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.usefixtures("study_in_memory"),
+]
 
 
 def started(*arguments: object, cwd: Path) -> subprocess.Popen[str]:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backtrack.errors import CheckpointError, PointError
-from backtrack.run.bits import write_safetensors
 from backtrack.records.adapter_config import ADAPTER_CONFIG
+from backtrack.run.bits import write_safetensors
 from backtrack.run.checkpoint_writer import (
     config_digest,
     digest_once,

@@ -24,7 +24,10 @@ from backtrack.report.arena.rows import ranking
 from backtrack.run.directory import Run
 from tests.models import make_base
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.usefixtures("study_in_memory"),
+]
 
 RECIPE = """\
 name: small

@@ -13,7 +13,10 @@ from backtrack import cli
 from backtrack.gate import gate, output
 from backtrack.records.gate import GateBound, GateResult
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.usefixtures("study_in_memory"),
+]
 
 Command = Callable[..., tuple[int, str, str]]
 

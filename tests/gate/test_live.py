@@ -25,7 +25,10 @@ from backtrack.run.directory import Run
 from backtrack.selection.measure.evaluator import Evaluator
 from tests.models import make_base, make_peft_run
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.usefixtures("study_in_memory"),
+]
 
 LOSS = GateBound(kind="max_drop", name="words", number=0.5)
 NUM_ITEMS = 256

@@ -52,6 +52,8 @@ class Workshop:
         self.folder = folder
         self._bases = {d: make_base(folder / d, dtype=d) for d in DTYPES}
         self._runs: dict[tuple[str, str], Run] = {}
+        self._attached: dict[str, Placement] = {}
+        self._base_logits: dict[str, torch.Tensor] = {}
 
     def base(self, dtype: str) -> Any:
         return AutoModelForCausalLM.from_pretrained(self._bases[dtype]).eval()
@@ -62,6 +64,16 @@ class Workshop:
             path = self.folder / f"run-{name}-{dtype}"
             self._runs[name, dtype] = make_peft_run(path, self._bases[dtype], configs()[name])
         return self._runs[name, dtype]
+
+    def attached(self, name: str) -> Placement:
+        if name not in self._attached:
+            self._attached[name] = Placement(self.run(name), form="attached")
+        return self._attached[name]
+
+    def base_logits(self, dtype: str) -> torch.Tensor:
+        if dtype not in self._base_logits:
+            self._base_logits[dtype] = probe(self.base(dtype))
+        return self._base_logits[dtype]
 
     def stock(self, name: str, dtype: str, folder: Path) -> torch.Tensor:
         return probe(PeftModel.from_pretrained(self.base(dtype), str(folder)).eval())
@@ -120,7 +132,7 @@ def test_both_ends_are_exact_after_fifty_visits_in_any_order(
     for _ in range(50):
         alpha = visits.choice([0.0, 1.0, visits.uniform(0, highest)])
         placement.place(Point(step=visits.choice(run.steps), alpha=alpha))
-    base = probe(workshop.base(dtype))
+    base = workshop.base_logits(dtype)
     for step in run.steps:
         expected = workshop.stock(name, dtype, run.folder(step))
         assert float((expected - base).abs().max()) > 1e-3
@@ -134,9 +146,8 @@ def test_both_ends_are_exact_after_fifty_visits_in_any_order(
 
 @pytest.mark.parametrize("name", [name for name in NATIVE if name in MERGED])
 def test_attached_and_merged_are_the_same_point(name: str, workshop: Workshop) -> None:
-    run = workshop.run(name)
-    attached = Placement(run, form="attached")
-    merged = Placement(run, form="merged", curve="native")
+    attached = workshop.attached(name)
+    merged = Placement(workshop.run(name), form="merged", curve="native")
     for point in (Point(step=20, alpha=0.4), Point(step=10, alpha=0.9)):
         attached.place(point)
         merged.place(point)
@@ -173,7 +184,7 @@ def test_stock_peft_loads_a_point_as_the_same_kind_of_adapter(
 ) -> None:
     run = workshop.run(name)
     point = Point(step=20, alpha=0.37)
-    placement = Placement(run, form="attached")
+    placement = workshop.attached(name)
     placement.place(point)
     export(run, point, tmp_path / "out", form="adapter")
     exported = workshop.stock(name, "float32", tmp_path / "out")

@@ -250,7 +250,7 @@ def test_another_lora_alpha_in_the_same_weights_is_another_checkpoint(
     run = adopt(folder, base=str(base), runs=tmp_path / "runs")
     (before,) = run.checkpoint_digests().values()
     set_alpha(folder, 99)
-    with pytest.raises(CheckpointError, match="adapter_config.json was changed"):
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json was changed"):
         read_checkpoint(run, 1)
     refresh(run)
     assert "the checkpoint of step 1 changed" in caplog.text

@@ -39,7 +39,10 @@ if TYPE_CHECKING:
 
     from backtrack.records.selection import Selection
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.usefixtures("study_in_memory"),
+]
 
 RECIPE = """\
 name: mine

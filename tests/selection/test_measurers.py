@@ -19,6 +19,8 @@ from backtrack.selection.search.driver import search
 from tests.models import make_base, make_peft_run
 from tests.selection.fakes import FakeEngine, make_recipe, make_run, pair
 
+pytestmark = pytest.mark.usefixtures("study_in_memory")
+
 
 def test_a_carried_run_has_the_same_checkpoints_bit_for_bit(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")

@@ -34,6 +34,8 @@ from tests.selection.fakes import (
     split_setting,
 )
 
+pytestmark = pytest.mark.usefixtures("study_in_memory")
+
 FINAL = Point(step=40)
 ALPHAS = tuple(i / 10 for i in range(1, 10))
 

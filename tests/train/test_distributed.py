@@ -1,4 +1,4 @@
-"""Two processes write the same trajectory as one, up to rounding."""
+"""Several processes write the same trajectory as one, up to rounding."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def assert_same_trajectory(run: Run, expected: Run) -> None:
         assert {n: d for n, d in far.items() if d > ROUNDING} == {}
 
 
-def on_two(make_recipe: MakeRecipe, name: str, method: dict[str, Any]) -> Recipe:
-    sft = {**ON_CPU, "per_device_train_batch_size": 2}
-    return make_recipe(name=f"two-{name}", method=method, sft=sft)
+def shared_among(num: int, make_recipe: MakeRecipe, name: str, method: dict[str, Any]) -> Recipe:
+    """A recipe whose four rows a step are shared among processes."""
+    sft = {**ON_CPU, "per_device_train_batch_size": 4 // num}
+    return make_recipe(name=f"{num}-{name}", method=method, sft=sft)
 
 
 def on_one(make_recipe: MakeRecipe, name: str, method: dict[str, Any]) -> Run:
-    sft = {**ON_CPU, "per_device_train_batch_size": 4}
-    return train(make_recipe(name=f"one-{name}", method=method, sft=sft))
+    return train(shared_among(1, make_recipe, name, method))
 
 
 def written(recipe: Recipe, folder: Path) -> str:
@@ -78,7 +78,7 @@ def written(recipe: Recipe, folder: Path) -> str:
 
 
 def test_a_recipe_on_two_processes_by_accelerate(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    two = on_two(make_recipe, "full", FULL)
+    two = shared_among(2, make_recipe, "full", FULL)
     # Accelerate starts several processes on a CPU only when told of several GPUs.
     done = launch(
         "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m",
@@ -104,7 +104,9 @@ def test_a_recipe_on_two_processes_by_accelerate(make_recipe: MakeRecipe, tmp_pa
 def test_recipes_on_two_processes_by_deepspeed(
     make_recipe: MakeRecipe, tmp_path: Path, stage: str, methods: dict[str, Any], share: str
 ) -> None:
-    recipes = {name: on_two(make_recipe, name, method) for name, method in methods.items()}
+    recipes = {
+        name: shared_among(2, make_recipe, name, method) for name, method in methods.items()
+    }
     launch(
         "accelerate.commands.launch", "--use_deepspeed", "--zero_stage", stage,
         "--num_processes", "2", "-m", "tests.train.train_by_deepspeed",
@@ -129,16 +131,16 @@ PARTITIONED = {
     importlib.util.find_spec("deepspeed") is None,
     reason="DeepSpeed is not installed; the dev extra installs it on Linux",
 )
-def test_tensors_partitioned_by_zero3_are_saved_whole(
+def test_tensors_partitioned_over_four_processes_by_zero3_are_saved_whole(
     make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     methods: dict[str, dict[str, Any]] = {"full": FULL, "lora": LORA}
-    recipes = {name: on_two(make_recipe, name, method) for name, method in methods.items()}
+    recipes = {n: shared_among(4, make_recipe, n, method) for n, method in methods.items()}
     config = tmp_path / "zero3.json"
     config.write_text(json.dumps(PARTITIONED))
     launch(
         "accelerate.commands.launch", "--use_deepspeed", "--deepspeed_config_file", str(config),
-        "--num_processes", "2", "-m", "tests.train.train_by_deepspeed",
+        "--num_processes", "4", "-m", "tests.train.train_by_deepspeed",
         *(written(recipe, tmp_path) for recipe in recipes.values()),
     )  # fmt: skip
     for name, recipe in recipes.items():
@@ -148,20 +150,21 @@ def test_tensors_partitioned_by_zero3_are_saved_whole(
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs whose weights were sharded over two processes by FSDP2, the main one being slow."""
+    """Runs whose weights were sharded over processes by FSDP2, the main one being slow."""
     out = tmp_path_factory.mktemp("fsdp2")
     model_in_memory().save_pretrained(out / "base")
     script = str(Path(__file__).with_name("train_sharded.py"))
-    launch(
-        "torch.distributed.run", "--nproc-per-node", "2", script, *SHARDED, str(out)
-    )  # fmt: skip
+    for num, methods in SHARDED.items():
+        arguments = ("--nproc-per-node", str(num), script, *methods, str(out))
+        launch("torch.distributed.run", *arguments)
     return out
 
 
-SHARDED = ("full", "lora", "full-of-files", "lora-of-files")
+SHARDED = {2: ("full", "lora-of-files"), 4: ("lora", "full-of-files")}
+"""What is trained by so many processes."""
 
 
-@pytest.mark.parametrize("method", SHARDED)
+@pytest.mark.parametrize("method", [*SHARDED[2], *SHARDED[4]])
 def test_sharded_weights_are_saved_as_on_one_process(
     sharded: Path, tmp_path: Path, method: str
 ) -> None:

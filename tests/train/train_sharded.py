@@ -1,6 +1,6 @@
 """Train with weights sharded by FSDP2, or unsharded, saving every second step.
 
-    python -m torch.distributed.run --nproc-per-node 2 tests/train/train_sharded.py METHOD... OUT
+    python -m torch.distributed.run --nproc-per-node NUM tests/train/train_sharded.py METHOD... OUT
 
 A method is `full` or `lora` of a model built in memory, or with `-of-files` of one loaded from
 OUT/base. A loop of its own replaces the Trainer, since accelerate does not shard by FSDP on a CPU.
@@ -54,11 +54,11 @@ def make_model(method: str, out: Path) -> Any:
 
 
 def batch(step: int) -> torch.Tensor:
-    """Four rows; of two processes each takes two."""
+    """Four rows, shared among the processes."""
     rows = torch.randint(3, 60, (4, 12), generator=torch.Generator().manual_seed(step))
     if not dist.is_initialized():
         return rows
-    return rows[dist.get_rank() * 2 : dist.get_rank() * 2 + 2]
+    return rows.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 def shard(model: Any) -> None:
