@@ -1,24 +1,29 @@
-"""Run an arena: entrant by entrant, then the table.
+"""Run an arena: prepare its entrants, then the table.
 
-Promised: `arena.json` says after every entrant how far each has come; entrants are compared once
-all have run. A killed arena resumes where it stopped, also inside an entrant: training, search and
-diagnosis each resume. If an entrant fails, its error is recorded and the others run. An entrant in
-which the process died twice without progress (out of memory, a crash in a library) is skipped, so
-that it cannot block the others; `retry` runs it again.
+Promised: `arena.json` says after every entrant how far each has come, and only this process writes
+it; entrants are compared once all have run. Where they are prepared, and how many at once (see
+`slots`), decides nothing. A killed arena resumes where it stopped, also inside an entrant:
+training, search and diagnosis each resume. If an entrant fails, its error is recorded and the
+others run. An entrant whose process died twice without progress (out of memory, a crash in a
+library, a lost node) is skipped, so that it cannot block the others; `retry` runs it again.
 """
 
 from __future__ import annotations
 
 import logging
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backtrack.arena.attempts import MAX_DEATHS, Attempts
+from backtrack.arena.attempts import Attempts
 from backtrack.arena.comparison import compare, make_rule, require_comparable
 from backtrack.arena.entrants import LiveEntrant
 from backtrack.arena.ranking import forgetting_of, make_ranking
+from backtrack.arena.ray_slots import RaySlots
+from backtrack.arena.schedule import Schedule
+from backtrack.arena.slots import OneSlot
 from backtrack.diagnose.correlation import correlations
-from backtrack.errors import BacktrackError, FailureError
+from backtrack.errors import BacktrackError
 from backtrack.records import BaseModelReference
 from backtrack.records.arena import Arena
 from backtrack.records.places import shown
@@ -66,10 +71,17 @@ def run_arena(
     folder.mkdir(parents=True, exist_ok=True)
     if recipe_text is not None:
         write_atomically(folder / "recipe.yaml", recipe_text)
-    arena = _Arena(recipe, folder, command, on_progress or (lambda _done, _total, _what: None))
-    for number in range(len(recipe.entrants)):
-        arena.run_entrant(number, retry=retry)
-        arena.write(arena.progress())
+    arena = _Arena(recipe, folder, command)
+    schedule = Schedule(
+        arena.entrants,
+        Attempts(folder / ATTEMPTS),
+        on_progress or (lambda _done, _total, _what: None),
+        retry=retry,
+    )
+    slots = OneSlot() if recipe.cluster.is_one_process else RaySlots(recipe.cluster)
+    with closing(slots):
+        for _ in schedule.run(slots, recipe.diagnose):
+            arena.write(arena.progress())
     return arena.write(arena.comparison())
 
 
@@ -83,55 +95,19 @@ def read_arena(folder: Path) -> Arena:
 
 
 class _Arena:
-    """All entrants of a running arena."""
+    """All entrants of a running arena, and its record.
 
-    def __init__(
-        self, recipe: ArenaRecipe, folder: Path, command: str, on_progress: OnProgress
-    ) -> None:
+    Attributes:
+        entrants: The entrants, in the recipe's order.
+    """
+
+    def __init__(self, recipe: ArenaRecipe, folder: Path, command: str) -> None:
         self._recipe = recipe
         self._folder = folder
         self._command = command
-        self._on_progress = on_progress
         recorded = read_arena(folder).entrants if (folder / RECORD).is_file() else ()
         last = {Path(entrant.run).name: entrant for entrant in recorded}
-        self._entrants = [LiveEntrant(s, last.get(s.label)) for s in recipe.entrants]
-        self._attempts = Attempts(folder / ATTEMPTS)
-
-    def run_entrant(self, number: int, *, retry: bool) -> None:
-        """Run one entrant; if it fails, note why."""
-        entrant, total = self._entrants[number], len(self._entrants)
-        label = entrant.spec.label
-        deaths = 0 if retry else self._attempts.deaths(entrant)
-        is_skipped = deaths >= MAX_DEATHS
-        try:
-            self._require_startable(entrant, is_skipped=is_skipped)
-            self._attempts.begin(entrant, deaths)
-            entrant.prepare(
-                self._recipe.diagnose,
-                lambda step: self._on_progress(number, total, f"{label}: {step}"),
-            )
-        except KeyboardInterrupt:
-            self._attempts.end(entrant)
-            raise
-        except BacktrackError as error:
-            entrant.failure = str(error)
-        except Exception as error:  # one entrant's failure must not stop the others
-            logger.warning("%s failed", label, exc_info=error)
-            text = " ".join(str(error).split())
-            entrant.failure = f"{type(error).__name__}: {text[:500]}"
-        if not is_skipped:
-            self._attempts.end(entrant)
-        self._on_progress(number + 1, total, label)
-
-    def _require_startable(self, entrant: LiveEntrant, *, is_skipped: bool) -> None:
-        like = entrant.spec.like
-        if any(e.failure and e.spec.label == like for e in self._entrants):
-            raise FailureError(f"it measures the checkpoints of {like}, which failed.")
-        if is_skipped:
-            raise FailureError(
-                f"the process died {MAX_DEATHS} times while it ran, without progress, so it is "
-                "skipped; run it again with --retry."
-            )
+        self.entrants = [LiveEntrant(s, last.get(s.label)) for s in recipe.entrants]
 
     def write(self, record: Arena) -> Arena:
         """Write `arena.json`."""
@@ -140,7 +116,7 @@ class _Arena:
 
     def progress(self) -> Arena:
         """The record of how far each entrant has come."""
-        records = [entrant.record(self._folder) for entrant in self._entrants]
+        records = [entrant.record(self._folder) for entrant in self.entrants]
         return self._record(records)
 
     def comparison(self) -> Arena:
@@ -150,7 +126,7 @@ class _Arena:
             return self.progress()
         rule = make_rule(comparable)
         records = []
-        for entrant in self._entrants:
+        for entrant in self.entrants:
             record = entrant.record(self._folder)
             is_comparable = entrant in comparable
             records.append(_compared(entrant, record, rule) if is_comparable else record)
@@ -172,7 +148,7 @@ class _Arena:
     def _comparable(self) -> list[LiveEntrant]:
         """Entrants measured alike; those that were measured otherwise become failures."""
         comparable: list[LiveEntrant] = []
-        for entrant in self._entrants:
+        for entrant in self.entrants:
             if entrant.failure or not entrant.is_prepared:
                 continue
             try:
@@ -185,7 +161,7 @@ class _Arena:
         return comparable
 
     def _base(self) -> BaseModelReference:
-        prepared = next((e for e in self._entrants if e.is_prepared), None)
+        prepared = next((e for e in self.entrants if e.is_prepared), None)
         if prepared is not None:
             base = prepared.run.base
             return base.model_copy(update={"model": shown(base.model), "run": None})
@@ -194,7 +170,7 @@ class _Arena:
 
     def _notes(self) -> Iterator[str]:
         waiting = []
-        for entrant in self._entrants:
+        for entrant in self.entrants:
             if entrant.failure:
                 yield f"{entrant.spec.label} failed: {entrant.failure}"
             elif not entrant.is_prepared:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,8 +10,17 @@ import typer
 
 from backtrack import formatting, terminal
 from backtrack.cli.app import app
-from backtrack.cli.options import JsonOption, QuietOption, SetOption, TrustOption, VerboseOption
+from backtrack.cli.options import (
+    JsonOption,
+    QuietOption,
+    RayOption,
+    SetOption,
+    TrustOption,
+    VerboseOption,
+    WorkersOption,
+)
 from backtrack.cli.targets import (
+    as_cluster,
     command_line,
     draw_report,
     print_json,
@@ -33,6 +43,8 @@ def arena(
         typer.Argument(help="An arena's recipe by file or name, or its directory to show again."),
     ],
     overrides: SetOption = None,
+    workers: WorkersOption = None,
+    ray: RayOption = None,
     *,
     is_retry: Annotated[bool, typer.Option("--retry", help="Retry entrants that failed.")] = False,
     is_dry: Annotated[
@@ -54,6 +66,7 @@ def arena(
         if is_dry:
             _print_plan(loaded, is_json=is_json)
             return
+        loaded = replace(loaded, cluster=as_cluster(loaded.cluster, workers, ray))
         folder = Path(loaded.output) / loaded.name
         found = _run(loaded, path, is_retry=is_retry, is_quiet=is_quiet or is_json)
     from backtrack.report.arena.figures import write_arena_figures

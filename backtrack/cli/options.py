@@ -120,8 +120,8 @@ WorkersOption = Annotated[
     typer.Option(
         "--workers",
         min=1,
-        help="Processes that measure, one per GPU if there are several; the recipe's "
-        "`cluster.actors`.",
+        help="Processes that measure, one per GPU if there are several, or an arena's entrants at "
+        "once; the recipe's `cluster.actors`.",
     ),
 ]
 RayOption = Annotated[
@@ -129,7 +129,7 @@ RayOption = Annotated[
     typer.Option(
         "--ray",
         metavar="ADDRESS",
-        help="Measure on a running Ray cluster: its address, or `auto` for the one this machine "
+        help="Work on a running Ray cluster: its address, or `auto` for the one this machine "
         "belongs to.",
     ),
 ]

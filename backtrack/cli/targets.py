@@ -191,10 +191,17 @@ def write_export(
 
 
 def cluster_of(run: Run, workers: int | None, address: str | None) -> ClusterSection:
-    """The recipe's section on actors, with what the command line changes."""
+    """The section on actors of what measures a run, with what the command line changes."""
     from backtrack.recipe import ClusterSection
 
     section = run.choosing.recipe.cluster if run.choosing else ClusterSection()
+    return as_cluster(section, workers, address)
+
+
+def as_cluster(
+    section: ClusterSection, workers: int | None, address: str | None
+) -> ClusterSection:
+    """A section on actors, with what the command line changes."""
     given = {"actors": workers, "address": address}
     return section.model_copy(update={k: v for k, v in given.items() if v is not None})
 

@@ -146,8 +146,11 @@ class _Looks:
         open_bounds = list(range(len(self._means)))
         found: dict[int, BoundResult] = {}
         while open_bounds:
-            for name in dict.fromkeys(n for i in open_bounds for n in self._means[i].shares):
-                self._measure(name, self.num_looks)
+            names = dict.fromkeys(n for i in open_bounds for n in self._means[i].shares)
+            for name in names:
+                self._expect(name)
+            for name in names:
+                self._measure(name)
             self.num_looks += 1
             found |= {i: self._result(i) for i in open_bounds}
             self.results = [found[i] for i in range(len(self._means))]
@@ -159,11 +162,21 @@ class _Looks:
                 if found[i].outcome == "undecided" and self._fractions[i][-1] < 1
             ]
 
-    def _measure(self, name: str, look: int) -> None:
-        """Score the items of an objective up to a look, on both sides."""
+    def _asked(self, name: str) -> tuple[str, ...]:
+        """The items of an objective that this look adds."""
+        pair = self._pairs[name]
+        end = pair.ends[min(self.num_looks, len(pair.ends) - 1)]
+        return pair.item_ids[len(self._scores[name][0]) : end]
+
+    def _expect(self, name: str) -> None:
+        if asked := self._asked(name):
+            for side in (self._pairs[name].candidate, self._pairs[name].incumbent):
+                side.expect(asked)
+
+    def _measure(self, name: str) -> None:
+        """Score the items of an objective that this look adds, on both sides."""
         pair, known = self._pairs[name], self._scores[name]
-        end = pair.ends[min(look, len(pair.ends) - 1)]
-        asked = pair.item_ids[len(known[0]) : end]
+        asked = self._asked(name)
         if not asked:
             return
         if self._on_progress is not None:

@@ -99,6 +99,13 @@ class _PointScores(_ObjectiveScores):
         self._side = side
 
     @override
+    def expect(self, item_ids: Sequence[str]) -> None:
+        known = self._recorded()
+        if missing := [item_id for item_id in item_ids if item_id not in known]:
+            side, name = self._side, self.info.name
+            side.evaluator.expect_items(side.point, name, missing, "report", "gate")
+
+    @override
     def scores(self, item_ids: Sequence[str]) -> tuple[float, ...]:
         known = self._recorded()
         missing = [item_id for item_id in item_ids if item_id not in known]

@@ -47,6 +47,9 @@ class ItemScores(ABC):
     def texts(self) -> Mapping[str, str]:
         return NO_TEXTS
 
+    def expect(self, item_ids: Sequence[str]) -> None:  # noqa: B027  # for what is measured alone
+        """Announce the next call of `scores`, for what is measured along with others."""
+
     @abstractmethod
     def scores(self, item_ids: Sequence[str]) -> tuple[float, ...]:
         """One score per item, in the order of `item_ids`, in the unit of `info`."""

@@ -18,6 +18,7 @@ from backtrack.recipe.choices import read_with_options
 from backtrack.recipe.faults import sentence
 from backtrack.recipe.loading import read_mapping, with_absolute_paths
 from backtrack.recipe.model import Recipe
+from backtrack.recipe.search import ClusterSection
 from backtrack.recipe.sections import Section
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class _ArenaSection(BaseModel):
     output: str = "runs"
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     diagnose: DiagnoseSection | None = DiagnoseSection()
+    cluster: ClusterSection = ClusterSection()
     entrants: tuple[EntrantSection, ...] = Field(min_length=1)
 
     @field_validator("seeds")
@@ -111,6 +113,8 @@ class ArenaRecipe:
         entrants: Every entrant under every seed, in the order of running: all entrants under the
             first seed come first.
         shared: The keys of the file that all entrants share.
+        cluster: Where entrants run, and how many at once; what one takes is said by the `cluster`
+            of its own recipe.
     """
 
     name: str
@@ -119,6 +123,7 @@ class ArenaRecipe:
     diagnose: DiagnoseSection | None
     entrants: tuple[EntrantSpec, ...]
     shared: dict[str, Any]
+    cluster: ClusterSection
 
 
 def is_arena(path: Path) -> bool:
@@ -167,6 +172,7 @@ def load_arena(
         diagnose=arena.diagnose,
         entrants=tuple(_specs(arena, recipes)),
         shared=shared,
+        cluster=arena.cluster,
     )
 
 

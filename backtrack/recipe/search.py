@@ -106,7 +106,7 @@ class SearchSection(Section):
 
 
 class ClusterSection(Section):
-    """Actors that measure: processes with a model each, started by Ray."""
+    """Actors that measure: processes with a model each, started by Ray. In an arena, entrants."""
 
     actors: Annotated[int, Field(ge=1)] = 1
     """Actors that measure at the same time; 1 without `address` is this process itself. More than
@@ -116,7 +116,9 @@ class ClusterSection(Section):
     Ray on this machine for as long as the command runs."""
     gpus_per_actor: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     """GPUs of one actor; a fraction shares one. `auto` is one, or a share of one where there are
-    fewer GPUs than actors, and none where the cluster has none."""
+    fewer GPUs than actors, and none where the cluster has none. With two or more a model that
+    does not fit on the first is spread over them, and an arena's entrant is trained by as many
+    processes."""
     cpus_per_actor: Annotated[float, Field(gt=0)] = 1
     """CPUs of one actor; on a CPU, also the threads it computes by."""
     resources: dict[str, float] = Field(default_factory=dict)

@@ -10,6 +10,7 @@ measurers/             who measures
     measurer           one placed model and its objectives, asked for scores
     executor           where requests are answered: in this process, or elsewhere
     ray_executor       by actors of a Ray cluster
+    ray_cluster        the connection to it, and what a process takes of it
     remote_measurer, run_copy   what runs in an actor, and how a run gets there
     baseline_models    the models of baselines off the path
     engines            the engine a recipe asks for, started

@@ -5,7 +5,9 @@
 Each objective sleeps as long as a GPU would take for its items, so that the actors of one machine
 do not wait for each other's cores. Efficiency is how much faster N actors are than one, over N,
 from the first measurement to the last; start-up, from the command to the first measurement, is
-printed apart. The driver's own time a point is what one search takes that does not sleep.
+printed apart. Where the actors' time went is printed too: measuring, not yet started when the
+first one was, and waiting for the others at the end of a round.
+The driver's own time a point is what one search takes that does not sleep.
 """
 
 from __future__ import annotations
@@ -56,11 +58,13 @@ def timed(run: Run, recipe: Recipe, actors: int, seconds: float) -> dict[str, fl
     begin = time.perf_counter()
     found = search(run, recipe=recipe, cluster=section,
                    on_progress=lambda _: moments.append(time.perf_counter()))  # fmt: skip
+    starts = [file.stat().st_mtime for file in pids.iterdir()]
     return {
         "start-up": moments[0] - begin,
         "measuring": moments[-1] - moments[0],
         "points": len({m.point for m in found}),
         "asleep": sum(m.seconds for m in found),
+        "late": sum(start - min(starts) for start in starts),
     }
 
 
@@ -87,8 +91,16 @@ def main() -> None:
             gain = asked.actors[0] * first["measuring"] / found["measuring"]
             print(
                 f"{actors} actors: {60 * found['points'] / found['measuring']:.1f} points/minute, "
-                f"efficiency {gain / actors:.2f}, start-up {found['start-up']:.1f} s"
+                f"efficiency {gain / actors:.3f}, start-up {found['start-up']:.1f} s; "
+                + of_their_time(found, actors)
             )
+
+
+def of_their_time(found: dict[str, float], actors: int) -> str:
+    """What the actors did from the first measurement to the last."""
+    whole = actors * found["measuring"]
+    asleep, late = found["asleep"] / whole, found["late"] / whole
+    return f"measuring {asleep:.1%}, late {late:.1%}, waiting {1 - asleep - late:.1%}"
 
 
 if __name__ == "__main__":

@@ -87,6 +87,26 @@ def test_two_points_of_a_run_are_measured_part_by_part_and_recorded_once(evaluat
     assert {m.split for m in again.run.measurements()} == {"report"}
 
 
+def test_what_a_look_needs_is_measured_at_once(evaluator) -> None:
+    sides = [PointSide(evaluator, point) for point in (evaluator.run.final, Point.base())]
+    words, sums = ([side.objectives[name] for side in sides] for name in ("words", "sums"))
+    ids = words[0].item_ids[:8]
+    other = next(i for i in words[0].possible if i not in words[0].item_ids)
+    for each in words:
+        each.expect(ids)
+    words[1].expect([other])
+    scores = sums[0].scores(sums[0].item_ids[:8])
+    assert len(scores) == 8
+    assert [len(m.item_ids) for m in evaluator.recorded] == [8, 8, 8]
+    first = [words[0].scores(ids), words[1].scores(ids), words[1].scores([other])]
+    assert len(evaluator.recorded) == 3, "what was expected is not measured again"
+    alone = Evaluator(evaluator.run, evaluator.recipe, None, None)
+    assert words[0].scores(ids) == first[0]
+    assert PointSide(alone, Point.base()).objectives["words"].scores([other]) == pytest.approx(
+        first[2], rel=1e-5
+    )
+
+
 def test_points_whose_items_are_all_recorded_need_no_model(evaluator, tmp_path) -> None:
     final = evaluator.run.final
     for name in ("sums", "words"):

@@ -1,4 +1,4 @@
-"""Objectives of a real model that say which process measures, and take a while."""
+"""Objectives of a real model that say which process measures by which GPUs, and take a while."""
 
 from __future__ import annotations
 
@@ -32,5 +32,7 @@ def unlikely(model: Any, tokenizer: Any, item_ids: Sequence[str]) -> list[float]
 
 def _say_who_measures(num_items: int) -> None:
     if FOLDER in os.environ:
-        (Path(os.environ[FOLDER]) / str(os.getpid())).touch()
+        file = Path(os.environ[FOLDER]) / str(os.getpid())
+        if not file.exists():
+            file.write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""), encoding="utf-8")
         time.sleep(num_items * float(os.environ[SECONDS]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,10 +18,12 @@ from backtrack.cli.options import (
     JsonOption,
     LimitOption,
     QuietOption,
+    RayOption,
     RecipeOption,
     SetOption,
     TrustOption,
     VerboseOption,
+    WorkersOption,
     as_settings,
 )
 from backtrack.cli.targets import print_json
@@ -80,6 +82,8 @@ def gate(
     device: DeviceOption = None,
     batch_size: BatchSizeOption = None,
     limit: LimitOption = None,
+    workers: WorkersOption = None,
+    ray: RayOption = None,
     *,
     may_run_code: TrustOption = False,
     is_json: JsonOption = False,
@@ -106,8 +110,9 @@ def gate(
         *_role_bounds("min_gain", {"target": min_target_gain}),
     ]
     settings = as_settings(overrides, device=device, batch_size=batch_size, limit=limit)
-    opening = Opening(base, recipe, settings, target or (), may_run_code=may_run_code)
-    with _no_error_is_a_failure():
+    opening = Opening(base, recipe, settings, target or (), cluster=(workers, ray),
+                      may_run_code=may_run_code)  # fmt: skip
+    with _no_error_is_a_failure(), closing(opening):
         with terminal.progress("measuring", is_quiet=is_quiet or is_json) as report:
             sides = opening.sides(candidate, against)
             result = compare_sides(*sides, bounds, confidence=confidence, seed=opening.seed,

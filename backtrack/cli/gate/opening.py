@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backtrack.cli.targets import open_run, recipe_path
+from backtrack.cli.targets import cluster_of, open_run, recipe_path
 from backtrack.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,14 +31,18 @@ class Opening:
         overrides: Sequence[str] | None,
         targets: Sequence[str],
         *,
+        cluster: tuple[int | None, str | None],
         may_run_code: bool,
     ) -> None:
+        """Take what the user gave; `cluster` has the number of workers and Ray's address."""
         self._base = base
         self._recipe_file = recipe
         self._overrides = overrides
         self._targets = targets
+        self._cluster = cluster
         self._may_run_code = may_run_code
         self._evaluators: dict[Path, Evaluator] = {}
+        self._is_one_run = False
         self._recipe: Recipe | None = None
         self.seed = 0
 
@@ -52,11 +56,23 @@ class Opening:
         if self._recipe_file is not None:
             path = recipe_path(self._recipe_file)
             self._recipe = load_recipe(path, self._overrides or ())
+        runs = {name for (name, _), kind in zip(names, kinds, strict=True) if kind == "run"}
+        self._is_one_run = len(runs) == 1
+        if any(self._cluster) and not self._is_one_run:
+            raise UsageError(
+                "--workers and --ray measure points of one run; a gate of two runs, or of none, "
+                "is measured by this process."
+            )
         opened: dict[int, Side] = {}
         for index in sorted((0, 1), key=lambda i: kinds[i] != "run"):
             opened[index] = self._open(kinds[index], *names[index])
         self.seed = self._recipe.search.seed if self._recipe else 0
         return opened[0], opened[1]
+
+    def close(self) -> None:
+        """End what measures in other processes."""
+        for evaluator in self._evaluators.values():
+            evaluator.close()
 
     def _open(self, kind: Kind, name: str, point: str) -> Side:
         match kind:
@@ -72,6 +88,7 @@ class Opening:
     def _open_run(self, name: str, point: str) -> Side:
         from backtrack.gate.live import PointSide
         from backtrack.gate.opening import point_of
+        from backtrack.recipe import ClusterSection
         from backtrack.selection.measure.evaluator import Evaluator
 
         run = open_run(name, self._base, self._recipe_file, self._overrides,
@@ -79,7 +96,8 @@ class Opening:
         run.choose_for_now()
         path = run.path.resolve()
         if path not in self._evaluators:
-            self._evaluators[path] = Evaluator(run, None, None, None)
+            cluster = cluster_of(run, *self._cluster) if self._is_one_run else ClusterSection()
+            self._evaluators[path] = Evaluator(run, None, None, None, cluster)
         evaluator = self._evaluators[path]
         self._recipe = self._recipe or evaluator.recipe
         return PointSide(evaluator, point_of(evaluator.run, point))

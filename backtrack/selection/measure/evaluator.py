@@ -122,6 +122,8 @@ class Evaluator:
         self._recorded = run.measurements()
         self._answers = AnswersKept(run, self.section.max_answer_bytes)
         self._indices: dict[Split, _Index] = {}
+        self._expected: list[Request] = []
+        self._ahead: dict[Request, Measurement] = {}
         self._require_roles()
 
     @property
@@ -305,18 +307,36 @@ class Evaluator:
                 if on_measured is not None:
                     on_measured(evaluation)
 
+    def expect_items(
+        self, point: Point, objective: str, item_ids: Sequence[str], split: Split, origin: str
+    ) -> None:
+        """Announce a call of `measure_items`; what is expected is measured along with the next."""
+        self._expected.append(self._request_of(point, objective, item_ids, split, origin))
+
     def measure_items(
         self, point: Point, objective: str, item_ids: Sequence[str], split: Split, origin: str
     ) -> Measurement:
         """Measure any items of an objective at a point; recorded if they are of the split."""
+        asked = self._request_of(point, objective, item_ids, split, origin)
+        if asked not in self._ahead:
+            requests = dict.fromkeys([*self._expected, asked])
+            self._expected = []
+            points = list(dict.fromkeys(request.point for request in requests))
+            by_point = sorted(requests, key=lambda request: points.index(request.point))
+            for measured in self._executor.measured(by_point, lambda _: None):
+                m = measured.measurement
+                self._ahead[measured.request] = m
+                if self.setting(split).fits(m):
+                    self.run.record(m)
+                    self._recorded.append(m)
+        return self._ahead.pop(asked)
+
+    def _request_of(
+        self, point: Point, objective: str, item_ids: Sequence[str], split: Split, origin: str
+    ) -> Request:
         point, setting = point.canonical, self.setting(split)
         digests = setting.digests[objective], setting.checkpoint_of(point)
-        request = Request(point, objective, tuple(item_ids), split, origin, *digests)
-        (measured,) = self._executor.measured([request], lambda _: None)
-        if setting.fits(measured.measurement):
-            self.run.record(measured.measurement)
-            self._recorded.append(measured.measurement)
-        return measured.measurement
+        return Request(point, objective, tuple(item_ids), split, origin, *digests)
 
     def prompts(self, name: str) -> dict[str, str]:
         """The items of an objective as the model reads them, by item."""
@@ -378,17 +398,9 @@ class Evaluator:
 
     def _requests(self, evaluation: Evaluation, split: Split) -> list[Request]:
         """What must be asked for an evaluation to be recorded."""
-        point, setting = evaluation.point.canonical, self.setting(split)
+        point, origin = evaluation.point.canonical, evaluation.origin
         return [
-            Request(
-                point,
-                name,
-                item_ids,
-                split,
-                evaluation.origin,
-                setting.digests[name],
-                setting.checkpoint_of(point),
-            )
+            self._request_of(point, name, item_ids, split, origin)
             for name, item_ids in self._missing(point, split, evaluation.rung)
         ]
 

@@ -10,18 +10,22 @@ along differs from what is decoded alone by rounding only.
 from __future__ import annotations
 
 import logging
-import os
-import signal
 from collections import Counter
-from contextlib import contextmanager
-from math import ceil
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from typing_extensions import override
 
-from backtrack.errors import BacktrackError, EngineError, UsageError
+from backtrack.errors import BacktrackError, EngineError
 from backtrack.selection.measurers.executor import Executor
 from backtrack.selection.measurers.measurer import Facts, Measured, Measurer, Request
+from backtrack.selection.measurers.ray_cluster import (
+    SECONDS_UNTIL_NOTE,
+    RayCluster,
+    cause_of,
+    note_lack,
+    options_of,
+    ray_library,
+)
 from backtrack.selection.measurers.remote_measurer import RemoteMeasurer
 from backtrack.selection.measurers.run_copy import files_to_carry, run_digest
 
@@ -41,8 +45,6 @@ logger = logging.getLogger(__name__)
 MAX_DEATHS = 3
 """Actors that may die over one request until the search gives up, or one after the other while
 they start until they are not replaced."""
-SECONDS_UNTIL_NOTE = 30.0
-"""Wait for a first actor after which it is said what the cluster lacks."""
 
 
 class RayExecutor(Executor):
@@ -54,7 +56,7 @@ class RayExecutor(Executor):
         self._run, self._choosing, self._cluster = run, choosing, cluster
         self._facts: Facts | None = None
         self._files: dict[str, Any] | None = None
-        self._is_ray_ours = False
+        self._connection = RayCluster(cluster)
         self._starting: dict[Any, Any] = {}
         self._free: list[Any] = []
         self._busy: dict[Any, tuple[Any, Request]] = {}
@@ -97,7 +99,7 @@ class RayExecutor(Executor):
         *args: Asked.args,
         **kwargs: Asked.kwargs,
     ) -> Value:
-        ray = _ray()
+        ray = ray_library()
         self._start()
         if method is Measurer.facts:
             return self._facts  # type: ignore[return-value]  # what every actor answered
@@ -108,7 +110,7 @@ class RayExecutor(Executor):
             try:
                 return _value(ray.get(actor.apply.remote(method, *args)))  # type: ignore[no-any-return]
             except ray.exceptions.RayActorError as error:
-                logger.warning("an actor died: %s", str(error).splitlines()[0])
+                logger.warning("an actor died: %s", cause_of(error))
                 if actor in self._free:  # a busy one's request is taken back by `_wait`
                     self._free.remove(actor)
                     self._replace(actor)
@@ -118,52 +120,23 @@ class RayExecutor(Executor):
     def close(self) -> None:
         busy = [actor for actor, _ in self._busy.values()]
         for actor in (*self._starting.values(), *self._free, *busy):
-            _ray().kill(actor)
+            ray_library().kill(actor)
         self._starting, self._free, self._busy, self._at = {}, [], {}, {}
         self._files = None
-        if self._is_ray_ours:
-            _ray().shutdown()
-            self._is_ray_ours = False
+        self._connection.disconnect()
 
     def _start(self) -> None:
         """Start the actors, unless they are there, and wait until one is ready."""
         if self._free or self._busy or self._starting:
             return
-        self._connect()
+        self._connection.connect()
         for _ in range(self._cluster.actors):
             self._start_actor()
         self._wait_for_one()
 
-    def _connect(self) -> None:
-        ray = _ray()
-        if ray.is_initialized():
-            return
-        options: dict[str, Any] = {"address": self._cluster.address}
-        if self._cluster.address is None:
-            # Without `local`, Ray joins whatever cluster runs on this machine.
-            options = {"address": "local", "include_dashboard": False}
-            num_cpus = ceil(self._cluster.actors * self._cluster.cpus_per_actor)
-            options["num_cpus"] = max(num_cpus, os.cpu_count() or 1)
-        with _signals_as_they_are():
-            try:
-                ray.init(**options, log_to_driver=False, logging_level="error")
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                raise EngineError(
-                    f"Ray at {self._cluster.address or 'this machine'} does not answer: {error} "
-                    "Is it running (`ray status`), and reachable from here?"
-                ) from error
-        self._is_ray_ours = True
-
     def _start_actor(self) -> None:
-        ray, cluster = _ray(), self._cluster
-        asked = {
-            "num_cpus": cluster.cpus_per_actor,
-            "num_gpus": _gpus_per_actor(cluster, ray.cluster_resources().get("GPU", 0)),
-            "resources": cluster.resources or None,
-            "runtime_env": cluster.runtime_env or None,
-        }
         path = self._run.path.resolve()
-        remote = ray.remote(RemoteMeasurer).options(**asked)
+        remote = ray_library().remote(RemoteMeasurer).options(**options_of(self._cluster))
         actor = remote.remote(str(path), run_digest(path), self._choosing)
         self._starting[actor.prepare.remote(None)] = actor
 
@@ -185,7 +158,7 @@ class RayExecutor(Executor):
 
     def _wait(self, left: list[Request]) -> Measured | None:
         """Wait until one actor is ready, has answered or died; return the answer if it has one."""
-        ray = _ray()
+        ray = ray_library()
         (reference,), _ = ray.wait([*self._busy, *self._starting], num_returns=1)
         if reference in self._starting:
             self._receive_actor(reference)
@@ -204,7 +177,7 @@ class RayExecutor(Executor):
 
     def _receive_actor(self, reference: Any) -> None:
         """Take an actor that is ready, has died or cannot measure."""
-        ray = _ray()
+        ray = ray_library()
         actor = self._starting.pop(reference)
         try:
             facts = ray.get(reference)
@@ -232,38 +205,33 @@ class RayExecutor(Executor):
 
     def _wait_for_one(self) -> None:
         """Wait until one actor is ready; say what the cluster lacks where that takes long."""
-        ray = _ray()
+        ray = ray_library()
         timeout: float | None = SECONDS_UNTIL_NOTE
         while self._starting and not self._free:
             done, _ = ray.wait(list(self._starting), num_returns=1, timeout=timeout)
             for reference in done:
                 self._receive_actor(reference)
             if not done:
-                self._note_resources()
+                note_lack("actor", self._cluster)
                 timeout = None
 
-    def _note_resources(self) -> None:
-        ray = _ray()
-        logger.warning(
-            "no actor is ready yet: they load their models, or wait for room. Each takes %s CPUs, "
-            "%s GPUs and %s; free are %s.",
-            self._cluster.cpus_per_actor, self._cluster.gpus_per_actor,
-            self._cluster.resources or "nothing else", ray.available_resources(),
-        )  # fmt: skip
-
-    def _note_start_death(self, actor: Any, error: Exception) -> None:
+    def _note_start_death(self, actor: Any, error: Any) -> None:
         """Replace an actor that died before it was ready, until that is of no use.
 
         Raises:
             EngineError: No actor is left.
         """
         self._deaths[None] += 1
-        logger.warning("an actor died while it started: %s", str(error).splitlines()[0])
-        if self._deaths[None] < MAX_DEATHS:
+        logger.warning("an actor died while it started: %s", cause_of(error))
+        is_unable = error.actor_init_failed  # another one would be too
+        if not is_unable and self._deaths[None] < MAX_DEATHS:
             self._replace(actor)
         elif not (self._free or self._busy or self._starting):
             number = self._deaths[None]
-            raise EngineError(_DIED.format(what="starting", number=number)) from error
+            died = _DIED.format(what="starting", number=number)
+            raise EngineError(
+                _UNABLE.format(cause=cause_of(error)) if is_unable else died
+            ) from error
 
     def _count_death(self, request: Request, error: Exception) -> None:
         """Give up a request over which actors die again and again.
@@ -272,21 +240,21 @@ class RayExecutor(Executor):
             EngineError: It was once too often.
         """
         self._deaths[request] += 1
-        logger.warning("an actor died: %s", str(error).splitlines()[0])
+        logger.warning("an actor died: %s", cause_of(error))
         if self._deaths[request] >= MAX_DEATHS:
             what = f"{request.objective} at {request.point}"
             raise EngineError(_DIED.format(what=what, number=MAX_DEATHS)) from error
 
     def _replace(self, actor: Any) -> None:
         """Start another actor for one that died or is not reached any more."""
-        ray = _ray()
+        ray = ray_library()
         ray.kill(actor)
         self._at.pop(actor, None)
         self._start_actor()
 
     def _sent_files(self) -> dict[str, Any]:
         """References to the contents of the run's files, put into the object store once."""
-        ray = _ray()
+        ray = ray_library()
         if self._files is None:
             names = files_to_carry(self._run)
             self._files = {name: ray.put((self._run.path / name).read_bytes()) for name in names}
@@ -297,42 +265,14 @@ _DIED = (
     "{what}: {number} actors died over it, one after the other. Out of memory? `ray logs` and the "
     "dashboard say more. What was measured is recorded; the same command resumes."
 )
+_UNABLE = (
+    "no actor could begin: {cause}. Each node needs the same version of backtrack, and the "
+    "modules that the recipe names; do not change them while a command runs. "
+    "`cluster.runtime_env` can bring them."
+)
 
 
 def _value(answer: Any) -> Any:
     if isinstance(answer, BacktrackError):
         raise answer
     return answer
-
-
-def _ray() -> Any:
-    """Ray, which is an extra.
-
-    Raises:
-        UsageError: It is not installed.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise UsageError(
-            "measuring by several processes or on a cluster needs Ray: "
-            "pip install 'backtrack-llm[ray]'."
-        ) from error
-    return ray
-
-
-def _gpus_per_actor(cluster: ClusterSection, num_gpus: float) -> float:
-    if cluster.gpus_per_actor != "auto":
-        return cluster.gpus_per_actor
-    return 1 / ceil(cluster.actors / num_gpus) if num_gpus else 0
-
-
-@contextmanager
-def _signals_as_they_are() -> Iterator[None]:
-    """Keep this process's own handler of SIGTERM, which Ray replaces."""
-    try:
-        before = signal.getsignal(signal.SIGTERM)
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
