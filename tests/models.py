@@ -109,9 +109,9 @@ def load_whole(run: Run, step: int) -> Any:
     )
 
 
-def make_selected_run(folder: Path, config: Any, width: int = 32) -> Run:
-    """A run with a choice among strengths of two checkpoints."""
-    base = make_base(folder / "base", width=width)
+def make_selected_run(folder: Path, config: Any, **given: Any) -> Run:
+    """A run with a choice among strengths of two checkpoints; keywords are `make_base`'s."""
+    base = make_base(folder / "base", **given)
     run = make_peft_run(folder / "run", base, config)
     for name in ("sums", "words"):
         rows = [{"prompt": f"{name} {i}:", "completion": f" {i * 7 % 11}"} for i in range(24)]

@@ -11,7 +11,9 @@ where the gain is lower, and vary more: an interval with one variance at both en
 the size of the bound pass in up to 7 of 100 draws where 5 are allowed. How the variance follows
 the mean is taken from the third moment, as by exponential tilting of the items; of right or wrong
 answers that gives the interval of Wilson (J. Am. Stat. Assoc. 22, 1927), to the order of 1 over
-the number of items. Pure numpy.
+the number of items. An end reaches half of a step further, the least by which the sum of such
+answers can move (the correction for continuity; R. G. Newcombe, Stat. Med. 17, 1998): without it,
+up to 5.9 of 100 pass at the bound where few answers change hands. Pure numpy.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from functools import cached_property
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from backtrack.records import Interval
 from backtrack.selection.stats.bootstrap import deviation, residual_sums
 from backtrack.selection.stats.intervals import reserve, welch_satterthwaite
@@ -29,7 +33,6 @@ from backtrack.selection.stats.intervals import reserve, welch_satterthwaite
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from backtrack.records.gate import Outcome
@@ -66,6 +69,13 @@ class Gains:
         """Third cumulant of the mean of the values."""
         sums = residual_sums(self.values, self.clusters)
         return float(sum((each**3).sum() for each in sums)) / len(self.values) ** 3
+
+    @cached_property
+    def step(self) -> float:
+        """The least by which the mean moves when one item gains otherwise."""
+        distances = np.diff(np.unique(np.append(self.values, 0.0)))
+        distances = distances[distances > _NO_DISTANCE]
+        return float(distances.min() if len(distances) else self.top or 0.0) / len(self.values)
 
     @property
     def num_free(self) -> int:
@@ -116,6 +126,7 @@ class Gain:
         quantile = float(stdtrit(max(num_free, 1), 1 - tail))
         middle = self.estimate + quantile**2 * self._slope / 2
         reach = quantile * math.hypot(math.sqrt(sum(self.variances)), quantile * self._slope / 2)
+        reach += min(part.share * part.step for part in self.parts) / 2
         low, high = (round(end, 12) for end in (middle - reach, middle + reach))
         return Interval(estimate=round(self.estimate, 12), low=low, high=high)
 

@@ -1,8 +1,9 @@
 """Does a candidate lose more than allowed against an incumbent? `gate`.
 
 Items are compared in nested parts, in the seeded order of a search's rungs: an eighth, a quarter,
-half, all. After each part there is a look at every undecided bound, and nothing more is measured
-when the outcome is certain. Where both sides have their scores already there is one look at all.
+three eighths, half, three quarters, all. After each part there is a look at every undecided bound,
+and nothing more is measured when the outcome is certain. Where both sides have their scores
+already there is one look at all.
 
 The chance of error is shared equally among the bounds (Bonferroni) and by `spending` among looks,
 so that all claims of passing hold together with the stated confidence, and so do all of failing.
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     OnProgress = Callable[[int, int, str], None]
 
-SHARES = (1 / 8, 1 / 4, 1 / 2)
+SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)
 """Cumulative shares of the items at each look but the last."""
 CONFIDENCE = 0.95
 
