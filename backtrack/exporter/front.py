@@ -228,9 +228,21 @@ def _mergekit(front: ServedFront, point: ServedPoint, dtype: str) -> str:
     model = json.dumps(f"{front.base}+{point.folder}")
     return (
         f"# {point.point} as whole weights, run in the exported folder:\n"
-        f"#     mergekit-yaml mergekit/{point.name}.yaml OUT\n"
+        f"#     {_merge_command(point.name)}\n"
         f"merge_method: linear\ndtype: {dtype}\n"
         f"models:\n  - model: {model}\n    parameters: {{weight: 1.0}}\n"
+    )
+
+
+def _merge_command(name: str) -> str:
+    """The command that merges a point into `OUT`, run in the exported folder.
+
+    mergekit has PEFT merge an adapter first, in a folder that must be named: in this one, since it
+    is known there by the adapter's relative path. In fp32, for a single rounding.
+    """
+    return (
+        f"mergekit-yaml mergekit/{name}.yaml OUT "
+        "--lora-merge-cache mergekit/merged --lora-merge-dtype float32"
     )
 
 
@@ -257,8 +269,7 @@ def _readme(front: ServedFront) -> str:
         *_scales(front),
         "## mergekit",
         "",
-        "`mergekit-yaml mergekit/NAME.yaml OUT`, run in this folder, merges a point into the "
-        "base.",
+        f"`{_merge_command('NAME')}`, run in this folder, merges a point into the base.",
         "",
     ])  # fmt: skip
 

@@ -107,6 +107,8 @@ def test_the_server_is_given_every_adapter_by_a_path_that_is_there(
         merged = yaml.safe_load((exported / "mergekit" / f"{each.name}.yaml").read_text())
         assert merged["models"][0]["model"] == f"{front.base}+{each.folder}"
         assert merged["dtype"] == "float32"
+    # Without a folder for it, mergekit refuses an adapter.
+    assert "--lora-merge-cache mergekit/merged --lora-merge-dtype float32" in readme
 
 
 def test_the_points_are_the_choice_and_then_the_farthest_apart() -> None:

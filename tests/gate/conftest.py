@@ -83,9 +83,8 @@ def evaluate(
         tracker.save_results_samples(task_name=task, samples=samples[task])
 
 
-@pytest.fixture(scope="session")
-def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
-    folder = tmp_path_factory.mktemp("lm-eval")
+def make_evaluated(folder: Path) -> Evaluated:
+    """Two random models, evaluated by lm-eval on two tasks."""
     datasets.config.HF_DATASETS_CACHE = folder / "cache"
     tasks = folder / "tasks"
     tasks.mkdir()
@@ -102,6 +101,11 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
     for model, output in zip(models, ("candidate", "incumbent"), strict=True):
         evaluate(model, tasks, folder / output)
     return Evaluated(folder, tasks, (models[0], models[1]))
+
+
+@pytest.fixture(scope="session")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+    return make_evaluated(tmp_path_factory.mktemp("lm-eval"))
 
 
 @pytest.fixture(scope="session")

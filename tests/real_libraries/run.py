@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import venv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def trained(library: str, environments: Path, work: Path) -> dict[str, Make]:
     """
     work.mkdir()
     base, data = make_plain_base(work / "base"), make_data(work / "data")
-    python, out = python_of(library, environments), work / "out"
+    python = python_of(library, REQUIREMENTS[library], environments)
+    out = work / "out"
     program = [python, HERE / f"train_by_{library}.py", base, data, out]
     variables = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with (work / "log").open("w") as log:
@@ -128,9 +130,9 @@ def make_data(folder: Path) -> Path:
     return folder
 
 
-def python_of(library: str, environments: Path) -> Path:
+def python_of(library: str, requirements: Sequence[str], environments: Path) -> Path:
     """The interpreter of a library's environment, which is made if it is missing."""
-    if not REQUIREMENTS[library]:
+    if not requirements:
         return Path(sys.executable)
     folder = environments / library
     python = folder / "bin" / "python"
@@ -140,7 +142,7 @@ def python_of(library: str, environments: Path) -> Path:
         constraints = HERE.parents[1] / "constraints.txt"
         lines = constraints.read_text().splitlines()
         torch = next(line for line in lines if line.startswith("torch=="))
-        subprocess.run([*pip, "install", torch, *REQUIREMENTS[library]], check=True)
+        subprocess.run([*pip, "install", torch, *requirements], check=True)
         subprocess.run([*pip, "uninstall", "-y", *UNUSED], check=True)
         (folder / "made").touch()
     return python

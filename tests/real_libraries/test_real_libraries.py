@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench.shapes import measured
+from tests.real_libraries.merge import merged
 from tests.real_libraries.run import REQUIREMENTS, trained
 
 ENVIRONMENTS = os.environ.get("BACKTRACK_ENVIRONMENTS")
@@ -32,3 +33,12 @@ def test_what_a_library_leaves_is_exact_or_refused(library: str, tmp_path: Path)
         folder.mkdir()
         row = measured(make(folder), folder)
         assert not row.is_wrong, (name, row.cells)
+
+
+def test_mergekit_makes_of_a_front_s_configuration_what_we_export(tmp_path: Path) -> None:
+    rows = merged(Path(ENVIRONMENTS or ""), tmp_path)
+    assert len(rows) >= 2
+    for row in rows:
+        assert row.ours <= 0.5
+        assert row.num_differing <= row.num_values / 100
+        assert row.theirs <= 2

@@ -19,10 +19,12 @@ from backtrack.point import Point
 from backtrack.recipe import Recipe
 from backtrack.run.checkpoint_reader import read_checkpoint
 from backtrack.run.directory import Run
+from backtrack.run.files import read_lines
 from backtrack.train.plan.plan import make_plan
 from backtrack.train.trainers.build import build_trainer
 from backtrack.train.trainers.build import num_steps as run_length
 from backtrack.train.trainers.data import load_preferences
+from backtrack.train.trainers.probes import PROBE_FILE, ProbeEvaluation
 from backtrack.train.trainers.train import train
 from tests.models import make_tokenizer
 
@@ -141,6 +143,22 @@ def test_an_adapters_reference_is_the_base_without_a_second_copy(
     with trainer.model.disable_adapter():
         live = trainer.model.get_base_model().state_dict()
     assert torch.equal(live["model.embed_tokens.weight"], stock["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("paradigm", PARADIGMS)
+def test_watch_sees_the_margin_grow_and_leaves_training_unchanged(
+    base: Path, tmp_path: Path, paradigm: str
+) -> None:
+    plain = train(tiny(base, tmp_path, paradigm, name="plain"))
+    recipe = tiny(base, tmp_path, paradigm, watch={"every_steps": 3, "items": 8})
+    run = train(recipe)
+    weights = {r.entry(6).sha256["adapter_model.safetensors"] for r in (run, plain)}
+    assert len(weights) == 1
+    first, middle, last = read_lines(run.path / PROBE_FILE, ProbeEvaluation)
+    assert (first.step, middle.step, last.step) == (0, 3, 6)
+    assert first.target < middle.target < last.target
+    assert first.drop.estimate == 0
+    assert last.drop.estimate < 0, "what is `general` here is the same margin, and grows too"
 
 
 @pytest.mark.parametrize("paradigm", PARADIGMS)
