@@ -110,15 +110,26 @@ def duration(seconds: float) -> str:
 
 
 def how_chosen(selection: Selection) -> str:
-    """How the point was chosen, in one sentence."""
+    """How the point was chosen, in one sentence: which part of the rule decided."""
     if selection.is_cautious:
         return (
             "Chosen with caution: the base wherever the selection items cannot tell it from the "
             "point of highest smoothed utility."
         )
+    chosen = selection.candidate(selection.chosen)
+    tied = [candidate for candidate in selection.candidates if candidate.is_tied]
+    top = max(tied, key=lambda candidate: candidate.smoothed, default=chosen)
+    if top.point == chosen.point:
+        return "The choice is the point of highest smoothed utility."
+    lead = top.smoothed - chosen.smoothed
+    if chosen.point.is_base:
+        return (
+            f"The base rule decided: {top.point}, of highest smoothed utility, leads the base by "
+            f"{lead:.2f} points, which is hardly more than luck."
+        )
     return (
-        "Chosen to cost least if wrong: of the points nearly as good as that of highest smoothed "
-        "utility the one nearest the base, and the base only where that hardly leads it."
+        f"The quarter-point rule decided: {top.point} has the highest smoothed utility, by "
+        f"{lead:.2f} points, and of the points at most 0.25 below the choice is nearest the base."
     )
 
 

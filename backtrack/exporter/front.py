@@ -15,19 +15,18 @@ from __future__ import annotations
 import json
 import math
 import shlex
-import shutil
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backtrack import formatting
 from backtrack.errors import UsageError
 from backtrack.evaluate.vllm.adapters import allowed_rank, target_modules, why_not_in_vllm
+from backtrack.exporter.new_folder import require_new, whole_folder
 from backtrack.exporter.write import export
 from backtrack.records import ROLES
 from backtrack.records.front import ServedFront, ServedPoint
 from backtrack.run.checkpoint_reader import base_folder, headers, stored_dtype
-from backtrack.run.files import sync_folder, write_atomically
+from backtrack.run.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -68,30 +67,20 @@ def export_front(
         ExportError: Loaded by stock libraries, an adapter would be another model.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} exists and is not empty. Name a new folder.")
+    require_new(folder)
     selection = run.selection()
     if selection is None:
         raise UsageError(
             f"{run.path} has no front yet. Measure one: {formatting.command('select', run.path)}."
         )
     chosen = spread(selection, num_points)
-    partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
-    partial.mkdir(parents=True)
-    try:
+    with whole_folder(folder) as partial:
         for candidate in chosen:
             adapter = partial / "adapters" / name_of(candidate.point)
             on_stage(f"writing {candidate.point}")
             export(run, candidate.point, adapter, form="adapter", device=device, command=command)
         front = _described(run, selection, chosen, partial)
         _write_files(front, partial, _dtype_of_base(run))
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-        sync_folder(folder.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return front
 
 

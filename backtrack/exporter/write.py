@@ -9,14 +9,13 @@ the placed model takes, and one file of the written one.
 from __future__ import annotations
 
 import logging
-import shutil
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backtrack.errors import UsageError
 from backtrack.exporter.card import Card, vllm_note
+from backtrack.exporter.new_folder import require_new, whole_folder
 from backtrack.exporter.verify import verify_adapter, verify_model
 from backtrack.path.adapters.tuners import tuner_of
 from backtrack.path.form_and_curve import resolve_form_and_curve
@@ -25,7 +24,6 @@ from backtrack.path.models.loading import read_adapter_config
 from backtrack.path.placement import Placement
 from backtrack.records.setting import setting_digest
 from backtrack.run.checkpoint_writer import is_adapter
-from backtrack.run.files import sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,11 +80,11 @@ def export(  # noqa: PLR0913  # every argument but the first three is optional
 
     Raises:
         UsageError: The folder is not empty, or the run has no adapter to export.
-        ExportError: Loaded by stock libraries, the export would be another model.
+        ExportError: Loaded by stock libraries, the export would be another model; or the disk is
+            full.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} exists and is not empty. Name a new folder.")
+    require_new(folder)
     selection = _selection_of(run, point)
     form = form or _default_form(run, selection)
     on_stage("loading the model")
@@ -94,10 +92,8 @@ def export(  # noqa: PLR0913  # every argument but the first three is optional
     on_stage(f"placing the model at {point}")
     placement.place(point)
     measured = _measure_again(run, placement, selection)
-    partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
-    partial.mkdir(parents=True)
     on_stage("writing")
-    try:
+    with whole_folder(folder) as partial:
         placement.save(partial)
         placement.save_files(partial)
         loader = loader_name(placement.model)
@@ -109,13 +105,6 @@ def export(  # noqa: PLR0913  # every argument but the first three is optional
             verify_adapter(partial, placement)
         else:
             verify_model(partial, placement, trust_remote_code=run.base.trust_remote_code)
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-        sync_folder(folder.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return Export(folder, form, point.canonical, measured)
 
 

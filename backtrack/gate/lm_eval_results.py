@@ -6,7 +6,9 @@
 The newest samples of each task count. A metric is named `TASK` where the task has one only, else
 `TASK:METRIC` or `TASK:METRIC,FILTER`; TASK may also be a group of tasks, or match several by `*`:
 their documents are then the items, each task a stratum. A metric counts if it is one number a
-document; a recipe may say instead which are meant, and their roles.
+document, or a list of them whose mean over all documents is what lm-eval reported (IFEval's over
+instructions): its items are the parts, `task/number.part`, and a document is a cluster. A recipe
+may say instead which are meant, and their roles.
 """
 
 from __future__ import annotations
@@ -162,8 +164,19 @@ class LmEvalSide(Side):
         return RecordedScores(
             info,
             {item: score for task in read for item, score in task.metrics[metric].items()},
-            asked={item: digests for task in read for item, digests in task.asked.items()},
-            texts={item: text for task in read for item, text in task.texts.items()},
+            clusters={
+                item: task.documents[item]
+                for task in read
+                for item in task.metrics[metric]
+                if item in task.documents
+            },
+            asked={i: task.asked[task.document(i)] for task in read for i in task.metrics[metric]},
+            texts={
+                i: task.texts[task.document(i)]
+                for task in read
+                for i in task.metrics[metric]
+                if task.document(i) in task.texts
+            },
         )
 
     def _matching(self, pattern: str) -> list[str]:
@@ -179,8 +192,24 @@ class LmEvalSide(Side):
 
     def _task(self, name: str) -> _Task:
         if name not in self._tasks:
-            self._tasks[name] = _Task.read(name, self._samples[name])
+            task = _Task.read(name, self._samples[name])
+            task.metrics = {
+                metric: scores
+                for metric, scores in task.metrics.items()
+                # A list may also be what a number about the whole set is made of.
+                if not scores.keys() & task.documents or self._is_mean(task, metric)
+            }
+            self._tasks[name] = task
         return self._tasks[name]
+
+    def _reported(self, task: _Task, metric: Metric) -> Any:
+        return self._result("results", task.name, f"{metric.metric},{metric.filter}")
+
+    def _is_mean(self, task: _Task, metric: Metric) -> bool:
+        """Whether what lm-eval reported is the mean of the scores; False where it says nothing."""
+        reported = self._reported(task, metric)
+        is_number = isinstance(reported, float | int)
+        return is_number and math.isclose(task.mean(metric), reported, rel_tol=1e-6, abs_tol=1e-9)
 
     def _result(self, *keys: str) -> Any:
         """What the newest results that know it say under nested keys; None if none does."""
@@ -204,16 +233,13 @@ class LmEvalSide(Side):
 
     def _require_mean(self, task: _Task, metric: Metric) -> None:
         """Refuse a metric that is a number about the whole set, where the results show that."""
-        reported = self._result("results", task.name, f"{metric.metric},{metric.filter}")
-        scores = task.metrics[metric]
-        mean = math.fsum(scores.values()) / len(scores)
-        if isinstance(reported, float | int) and not math.isclose(
-            mean, reported, rel_tol=1e-6, abs_tol=1e-9
-        ):
+        is_reported = isinstance(self._reported(task, metric), float | int)
+        if is_reported and not self._is_mean(task, metric):
             raise UsageError(
-                f"{self.name}: {metric} of {task.name!r} is {reported:g} in the results and the "
-                f"mean of its documents is {mean:g}. Either it is no mean over documents, which "
-                "cannot be compared item by item, or the samples are not those of the results."
+                f"{self.name}: {metric} of {task.name!r} is {self._reported(task, metric):g} in "
+                f"the results and the mean of its documents is {task.mean(metric):g}. Either it "
+                "is no mean over documents, which cannot be compared item by item, or the samples "
+                "are not those of the results."
             )
 
 
@@ -222,7 +248,8 @@ class _Task:
 
     Attributes:
         name: The task.
-        metrics: Score by item, by metric; of metrics that are one number a document.
+        metrics: Score by item, by metric; of metrics that all documents have.
+        documents: The document of each item that is a part of one.
         asked: Digests of what is asked, by item and kind.
         texts: The first prompt by item.
     """
@@ -230,6 +257,7 @@ class _Task:
     def __init__(self, name: str) -> None:
         self.name = name
         self.metrics: dict[Metric, dict[str, float]] = defaultdict(dict)
+        self.documents: dict[str, str] = {}
         self.asked: dict[str, dict[str, str]] = {}
         self.texts: dict[str, str] = {}
 
@@ -250,26 +278,45 @@ class _Task:
                         f"{path}, line {number} is no sample of lm-eval: "
                         f"{type(error).__name__}: {error}. Evaluate again with --log_samples."
                     ) from error
-        lengths = {metric: len(scores) for metric, scores in task.metrics.items()}
+        lengths = {m: len(set(map(task.document, each))) for m, each in task.metrics.items()}
         most = max(lengths.values(), default=0)
         task.metrics = {m: scores for m, scores in task.metrics.items() if lengths[m] == most}
         return task
 
+    def document(self, item: str) -> str:
+        """The document that an item is, or is a part of."""
+        return self.documents.get(item, item)
+
+    def mean(self, metric: Metric) -> float:
+        scores = self.metrics[metric]
+        return math.fsum(scores.values()) / len(scores)
+
     def _add(self, sample: Mapping[str, Any]) -> None:
         item = f"{self.name}/{sample['doc_id']}"
         for name in sample.get("metrics") or ():
-            value = sample[name]
-            if isinstance(value, bool | int | float) and math.isfinite(value):
+            found = _scores(item, sample[name])
+            if found:
                 scores = self.metrics[Metric(name, sample.get("filter", "none"))]
-                if item in scores:
+                if found.keys() & scores:
                     raise ValueError(f"document {sample['doc_id']} occurs twice")
-                scores[item] = float(value)
+                scores.update(found)
+                self.documents.update({part: item for part in found if part != item})
         self.asked[item] = {
             what: sample[key] for key, what in _DIGESTS.items() if sample.get(key) is not None
         }
         first = (sample.get("arguments") or {}).get("gen_args_0") or {}
         if isinstance(first.get("arg_0"), str):
             self.texts[item] = first["arg_0"]
+
+
+def _scores(document: str, value: Any) -> dict[str, float]:
+    """Scores by item: of a number the document's, of a list of numbers its parts'."""
+    parts = value if isinstance(value, list) else [value]
+    if not all(isinstance(each, bool | int | float) and math.isfinite(each) for each in parts):
+        return {}
+    if not isinstance(value, list):
+        return {document: float(value)}
+    return {f"{document}.{number}": float(each) for number, each in enumerate(value)}
 
 
 def _newest(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Path]]:

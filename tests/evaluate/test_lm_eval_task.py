@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import lm_eval.utils
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -401,3 +402,28 @@ def test_documents_with_the_same_field_are_a_cluster_of_their_task(build):
     assert objective.info.fingerprint != build({**CHOICE, "task": "toys"}).info.fingerprint
     with pytest.raises(ObjectiveError, match=r"toy_choice/0 has no field 'passage'"):
         build(CHOICE, cluster="passage")
+
+
+@pytest.mark.parametrize("task", ["toy_next", "gsm8k", "leaderboard_bbh_navigate"])
+def test_one_task_is_found_without_reading_all_of_lm_evals(toys, monkeypatch, task):
+    def read_all(_include_paths):
+        raise AssertionError
+
+    monkeypatch.setattr(library, "_index", read_all)
+    assert task in library._manager(task, (toys.folder,)).all_subtasks
+    with pytest.raises(AssertionError):
+        library._manager("leaderboard_bbh", (toys.folder,))
+
+
+def test_a_template_is_compiled_once_for_all_documents(build, successor, tokenizer, monkeypatch):
+    compiled = []
+    compile_ = lm_eval.utils.env.compile
+    monkeypatch.setattr(
+        lm_eval.utils.env, "compile", lambda source: compiled.append(source) or compile_(source)
+    )
+    library._template.cache_clear()
+    objective = build(NEXT)
+    compiled.clear()
+    for _ in range(2):
+        objective.measure(as_model(successor, tokenizer), objective.item_ids)
+    assert len(compiled) == len(set(compiled))

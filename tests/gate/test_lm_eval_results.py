@@ -41,6 +41,29 @@ def test_means_of_the_items_are_what_lm_eval_reported(evaluated) -> None:
     assert side.known_names == ("sums:acc", "sums:acc_norm", "words:acc", "words:acc_norm")
 
 
+def test_parts_of_a_document_are_items_and_the_document_a_cluster(tmp_path) -> None:
+    """As of IFEval's instructions; a list that is no mean over parts, as of F1, is no metric."""
+    parts = [[True, False, True], [False], [True, True]]
+    lines = [
+        {"doc_id": n, "metrics": ["instructions", "f1"], "instructions": each, "f1": [1, 0]}
+        for n, each in enumerate(parts)
+    ]
+    results = {
+        "results": {"follow": {"instructions,none": 4 / 6, "f1,none": 0.9}},
+        "higher_is_better": {"follow": {"instructions": True}},
+    }
+    date = "2026-01-01T00-00-00.000000"
+    samples = tmp_path / f"samples_follow_{date}.jsonl"
+    samples.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (tmp_path / f"results_{date}.json").write_text(json.dumps(results), encoding="utf-8")
+    scores = LmEvalSide(tmp_path).find("follow")
+    assert scores is not None
+    ids = scores.item_ids
+    assert ids == tuple(f"follow/{n}" for n in ("0.0", "0.1", "0.2", "1.0", "2.0", "2.1"))
+    assert scores.scores(ids) == (1, 0, 1, 0, 1, 1)
+    assert [scores.clusters[item] for item in ids] == [item.partition(".")[0] for item in ids]
+
+
 def test_a_group_and_a_star_mean_all_their_tasks(evaluated) -> None:
     side = LmEvalSide(evaluated.candidate)
     for name in ("toys:acc", "*s:acc"):

@@ -6,6 +6,7 @@
   const ROLES = ["target", "general"];
   const USUAL_CONFIDENCE = 0.95; // As in backtrack/records/selection.py, Constraints.
   const byId = (id) => document.getElementById(id);
+  const verdict = byId("headline").textContent;
   const ids = candidates.step.map((_, i) => i);
 
   // The current choice; at first the selection's own.
@@ -15,6 +16,7 @@
     constraints: page.constraints,
     isFeasible: candidates.is_feasible,
     chosen: indices.chosen,
+    top: null,
     isTied: candidates.is_tied,
   };
 
@@ -46,8 +48,15 @@
   const rows = (groups) => groups.flatMap(([kind, members]) => members.map((i) => row(i, kind)));
   const lines = (paths) =>
     paths.flatMap(([kind, members], path) =>
-      members.map((i, order) => row(i, kind, { path, order })),
+      members.map((i, order) => row(i, kind, { path, order, ...smoothed(i) })),
     );
+  const smoothed = (i) => Object.fromEntries(ROLES.map((role) => [role, candidates.lines[role][i]]));
+
+  // Two lines that cross, each from low to high along one axis in the middle of the other.
+  const crossing = ([x, left, right], [y, down, up]) => [
+    { target: left, target_end: right, general: y, general_end: y },
+    { target: x, target_end: x, general: down, general_end: up },
+  ];
 
   const bands = drawing.curves.flatMap(([kind, members], path) =>
     members
@@ -59,6 +68,15 @@
       }),
   );
 
+  const frontBands = drawing.front
+    .flatMap(([, members]) => members)
+    .filter((i) => drawing.bands[i])
+    .flatMap((i) => {
+      const [left, right, down, up] = drawing.bands[i];
+      const { target, general } = smoothed(i);
+      return crossing([target, left, right], [general, down, up]);
+    });
+
   // Estimate and interval of a role's score at a candidate: on the report items if it was measured
   // on them, else on the selection items.
   function roleScore(id, role) {
@@ -69,11 +87,14 @@
 
   function cross(id) {
     if (id == null || (!sweep && !page.reported[id])) return [];
-    const [[x, left, right], [y, down, up]] = ROLES.map((role) => roleScore(id, role));
-    return [
-      { target: left, target_end: right, general: y, general_end: y },
-      { target: x, target_end: x, general: down, general_end: up },
-    ];
+    return crossing(...ROLES.map((role) => roleScore(id, role)));
+  }
+
+  // Which items the cross is of, where they are not those of the marks.
+  function crossLabel(id) {
+    if (id == null || !page.reported[id]) return [];
+    const [[target], [general]] = ROLES.map((role) => roleScore(id, role));
+    return [{ target, general, text: drawing.kinds.report }];
   }
 
   function overlay(shown, hasInterval) {
@@ -94,14 +115,14 @@
     if (!sweep || chosen == null) return positioned;
     const { kinds } = drawing;
     const ends = positioned.map((label) =>
-      label.id === chosen ? { ...label, text: `${kinds.chosen} = ${label.text}` } : label,
+      label.id === chosen ? { ...label, text: `${kinds.choice} = ${label.text}` } : label,
     );
     if (positioned.some((label) => label.id === chosen)) return ends;
     const [low, high] = role ? [0, 1] : drawing.target_ends;
     const value = role ? candidates.alpha[chosen] : candidates.target[chosen];
     const isRight = (value - low) / (high - low) > 0.6;
     const side = { align: isRight ? "right" : "left", dx: isRight ? -14 : 14 };
-    return [...ends, row(chosen, "", { text: kinds.chosen, baseline: "top", dy: 9, ...side })];
+    return [...ends, row(chosen, "", { text: kinds.choice, baseline: "top", dy: 9, ...side })];
   }
 
   const allMarks = drawing.marks.flatMap(([, members]) => members);
@@ -112,7 +133,9 @@
         front: lines(drawing.front),
         lines: lines(drawing.paths),
         marks: rows(drawing.marks),
+        front_bands: frontBands,
         cross: cross(state.chosen),
+        cross_label: crossLabel(state.chosen),
         overlay: overlay(allMarks, true),
         labels: labels(own.labels, ""),
       };
@@ -278,11 +301,22 @@
     return `: ${changes.join(", ")} on ${isReported ? "report" : "selection"} items`;
   }
 
+  // Which part of the rule took another point than the top; as in backtrack/formatting.py, how_chosen.
+  function rulesUsed() {
+    const { chosen, top, swept } = state;
+    if (page.is_cautious || chosen === top) return "";
+    const lead = (swept.smoothed[top] - swept.smoothed[chosen]).toFixed(2);
+    const leads = `${candidates.name[top]} has ${lead} points more smoothed utility`;
+    return chosen === indices.base
+      ? ` The base rule decided: ${leads}, hardly more than luck.`
+      : ` The quarter-point rule decided: ${leads}, and the choice is nearer to the base.`;
+  }
+
   function answer() {
     const { chosen, isFeasible } = state;
     const weight = String(Number(state.weight.toPrecision(6)));
     if (chosen != null) {
-      return `At weight ${weight} the choice is ${candidates.name[chosen]}${fromBase(chosen)}.`;
+      return `At weight ${weight} the choice is ${candidates.name[chosen]}${fromBase(chosen)}.${rulesUsed()}`;
     }
     if (!sweep.is_whole && isFeasible.some(Boolean)) {
       return "Too many points for an answer here: the command below gives it.";
@@ -320,6 +354,7 @@
     state.isFeasible = isFeasible;
     const choice = rule.choose(page, state.swept, isFeasible);
     state.chosen = choice ? choice.chosen : null;
+    state.top = choice ? choice.top : null;
     state.isTied = choice ? choice.isTied : ids.map(() => false);
     show(hasMoved);
   }
@@ -330,10 +365,11 @@
     slider.setAttribute("aria-valuetext", `weight ${state.weight}, ${answer()}`);
     if (document.activeElement !== byId("weight-number")) byId("weight-number").value = state.weight;
     byId("answer").textContent = answer();
+    byId("headline").textContent = isAsSelected() ? verdict : answer();
     byId("command").textContent = command();
     updateFigures();
     updateTable();
-    const moving = (rows) => ["overlay", "cross", "choice"].filter((name) => name in rows);
+    const moving = (rows) => ["overlay", "cross", "cross_label", "choice"].filter((name) => name in rows);
     const labelled = (rows) => Object.keys(rows).filter((name) => name.startsWith("labels"));
     // Once per frame, however many steps the slider took; the text above is updated at once.
     pending.marks ||= hasMoved;

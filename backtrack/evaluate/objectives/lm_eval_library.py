@@ -8,6 +8,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import logging
+import re
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ import datasets
 import lm_eval.api.model
 import lm_eval.api.task
 import lm_eval.models.huggingface
+import lm_eval.tasks
+import lm_eval.utils
 import torch
 from lm_eval.api.metrics import mean
 from lm_eval.evaluator import evaluate
@@ -36,8 +39,7 @@ _log = logging.getLogger(__name__)
 class TaskLibrary:
     """Tasks shared by the objectives of a recipe.
 
-    The index of tasks takes seconds to build and is kept for the process. A task is loaded once
-    for each combination of settings.
+    A task is loaded once for each combination of settings.
     """
 
     def __init__(self, include_paths: Sequence[str] = ()) -> None:
@@ -62,7 +64,7 @@ class TaskLibrary:
         key = (section.task, section.num_fewshot, section.max_gen_toks)
         if key not in self._loaded:
             with quiet(), fixed_seeds():
-                self._loaded[key] = _load(_index(self._include_paths), section)
+                self._loaded[key] = _load(_manager(section.task, self._include_paths), section)
         tasks = self._loaded[key]
         for name, task in tasks.items():
             _check_metric(name, task, section)
@@ -88,7 +90,7 @@ def evaluate_documents(
     chosen = {task: tasks[task] for task in samples}
     name = section.name or section.task
     try:
-        with quiet(), fixed_seeds(), one_call(chosen.values()):
+        with quiet(), fixed_seeds(), _templates_once(), one_call(chosen.values()):
             answer = evaluate(
                 lm,
                 {"tasks": chosen},
@@ -109,9 +111,50 @@ def evaluate_documents(
     return found
 
 
+@contextmanager
+def _templates_once() -> Iterator[None]:
+    """Compile each template of lm-eval once inside, and not once a document."""
+    lm_eval.utils.env.from_string = _template
+    try:
+        yield
+    finally:
+        del lm_eval.utils.env.from_string
+
+
+@functools.lru_cache(maxsize=256)
+def _template(source: str) -> Any:
+    return type(lm_eval.utils.env).from_string(lm_eval.utils.env, source)
+
+
+def _manager(pattern: str, include_paths: tuple[str, ...]) -> TaskManager:
+    """What knows the tasks that a pattern names.
+
+    An index of all of lm-eval's 14,000 files takes up to half a minute of its own. One task is
+    found in the folders whose files name it; groups and wildcards may lie in any.
+    """
+    folders = _folders_naming(pattern)
+    near = TaskManager(include_path=[*folders, *include_paths], include_defaults=False)
+    return near if pattern in near.all_subtasks else _index(include_paths)
+
+
 @functools.lru_cache(maxsize=4)
 def _index(include_paths: tuple[str, ...]) -> TaskManager:
     return TaskManager(include_path=list(include_paths) or None)
+
+
+def _folders_naming(task: str) -> list[str]:
+    """Folders of lm-eval whose files name a task; of two that define it, the last counts."""
+    named = re.compile(rb"(?<![\w-])%b(?![\w-])" % re.escape(task.encode()))
+    found = {str(path.parent) for path, text in _files().items() if named.search(text)}
+    return sorted(found, reverse=True)
+
+
+@functools.lru_cache(maxsize=1)
+def _files() -> dict[Path, bytes]:
+    """The text of each of lm-eval's files of tasks."""
+    return {
+        path: path.read_bytes() for path in Path(lm_eval.tasks.__file__).parent.rglob("*.yaml")
+    }
 
 
 def _load(manager: TaskManager, section: LmEvalObjective) -> dict[str, Any]:

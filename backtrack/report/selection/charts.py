@@ -12,7 +12,7 @@ from backtrack.report import vega
 from backtrack.report.selection import layers
 from backtrack.report.selection.drawing import PathLine
 from backtrack.report.selection.labels import panel_labels, plane_labels
-from backtrack.report.selection.mark_kinds import CHOSEN, FRONT, TIED, legend_kinds
+from backtrack.report.selection.mark_kinds import CHOSEN, FRONT, INTERVAL, TIED, legend_kinds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,8 +65,10 @@ def plane_spec(drawing: Drawing, layout: Layout = WIDE, *, is_live: bool = False
     )
     datasets = {
         "front": drawing.lines([PathLine(FRONT, drawing.front)]),
+        "front_bands": drawing.front_bands(),
         "lines": drawing.lines(plane_paths(drawing)),
         "cross": drawing.cross(),
+        "cross_label": drawing.cross_label(),
         "marks": drawing.marks(),
         "overlay": drawing.overlay(),
         **_label_datasets(labels),
@@ -74,14 +76,16 @@ def plane_spec(drawing: Drawing, layout: Layout = WIDE, *, is_live: bool = False
     encoding = layers.plane_encoding(drawing)
     kinds = _kinds(drawing, datasets, is_live=is_live)
     drawn = [
+        layers.front_band_layer(encoding),
         layers.front_layer(encoding),
-        layers.line_layer(kinds, encoding),
+        layers.line_layer(kinds, encoding, "catmull-rom"),
         layers.cross_layer(encoding),
         *(layers.mark_layer(name, kinds, encoding) for name in _POINTS),
+        layers.cross_label_layer(encoding),
         *layers.label_layers(encoding),
     ]
     chart = _sized(drawn, layout.plane)
-    text = "Every measured point, target score against general score, on the selection items."
+    text = "Target score against general score on the selection items: marks and smoothed paths."
     return _spec(chart, text, layout, datasets)
 
 
@@ -138,7 +142,8 @@ def _kinds(drawing: Drawing, datasets: Spec, *, is_live: bool) -> list[MarkKind]
     """Kinds with a mark in the datasets, and those that the page may show later."""
     names = {row["kind"] for name in _POINTS for row in datasets[name]}
     names |= {FRONT} if datasets.get("front") else set()
-    names |= {TIED, CHOSEN, drawing.interval_kind} if is_live else set()
+    names |= {TIED, CHOSEN} if is_live else set()
+    names |= {INTERVAL} if is_live and "cross" in datasets else set()
     return list(legend_kinds(drawing.selection, names))
 
 
@@ -155,9 +160,7 @@ def _alpha_datasets(drawing: Drawing) -> Spec:
         "lines": drawing.lines(drawing.curves),
         "marks": drawing.curve_marks(),
         "overlay": [
-            row
-            for row in drawing.overlay()
-            if row["id"] in ids and row["kind"] != drawing.interval_kind
+            row for row in drawing.overlay() if row["id"] in ids and row["kind"] != INTERVAL
         ],
     }
 
@@ -176,7 +179,7 @@ def _panel(
     return [
         *([layers.band_layer(drawing, field, kinds, encoding)] if is_role else []),
         layers.choice_layer(encoding),
-        layers.line_layer(kinds, encoding, has_legend=has_legend),
+        layers.line_layer(kinds, encoding, "monotone", has_legend=has_legend),
         *(layers.mark_layer(n, kinds, encoding, has_legend=has_legend) for n in _POINTS),
         *(layers.label_layers(encoding, f"_{field}") if is_role else []),
     ]

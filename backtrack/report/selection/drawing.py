@@ -17,6 +17,7 @@ from backtrack.report.selection import mark_kinds
 from backtrack.report.selection.mark_kinds import (
     BASE,
     CHOSEN,
+    INTERVAL,
     OTHER,
     OTHER_CURVES,
     TIED,
@@ -24,7 +25,7 @@ from backtrack.report.selection.mark_kinds import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from backtrack.records import Interval
     from backtrack.records.selection import Candidate, ReportRow, Selection
@@ -33,6 +34,7 @@ Row = dict[str, Any]
 
 MIN_ALPHAS = 3
 """Points a path along alpha needs to be drawn; the path to the final checkpoint always is."""
+REPORT_ITEMS = "report items"
 PADDING = 0.08
 """Room at each end of an axis, as a share of the range of values."""
 
@@ -65,7 +67,6 @@ class Drawing:
         self.selection = selection
         self.ids = tuple(i for i, c in enumerate(selection.candidates) if _is_drawable(c))
         self._indices = {selection.candidates[i].point: i for i in self.ids}
-        self.interval_kind = mark_kinds.interval_kind(selection)
         self.training = PathLine(TRAINING, self._training())
         self.curves = self._curves()
         self.front = self._front()
@@ -116,27 +117,43 @@ class Drawing:
             return rows
         if self.chosen_report is not None:
             scores = {role: getattr(self.chosen_report, role).estimate for role in ROLES}
-            rows.append(self.row(self.chosen, self.interval_kind) | scores)
+            rows.append(self.row(self.chosen, INTERVAL) | scores)
         return [*rows, self.row(self.chosen, CHOSEN)]
 
     def cross(self) -> list[Row]:
         """The chosen point's intervals on the report items, as two crossing lines."""
         if self.chosen_report is None:
             return []
-        target, general = self.chosen_report.target, self.chosen_report.general
-        return [
-            {"target": target.low, "target_end": target.high}
-            | {"general": general.estimate, "general_end": general.estimate},
-            {"target": target.estimate, "target_end": target.estimate}
-            | {"general": general.low, "general_end": general.high},
-        ]
+        found = {role: getattr(self.chosen_report, role) for role in ROLES}
+        ends = {f"{r}_low": v.low for r, v in found.items()}
+        ends |= {f"{r}_high": v.high for r, v in found.items()}
+        return crossing({role: value.estimate for role, value in found.items()}, ends)
+
+    def cross_label(self) -> list[Row]:
+        """What the cross of the chosen point's intervals is drawn from, beside it."""
+        if self.chosen_report is None:
+            return []
+        scores = {role: getattr(self.chosen_report, role).estimate for role in ROLES}
+        return [scores | {"text": REPORT_ITEMS}]
 
     def lines(self, paths: Sequence[PathLine]) -> list[Row]:
-        """The corners of each path, in order."""
+        """Each path through the smoothed scores of its candidates, in order.
+
+        Objectives have no smoothed scores of their own: their lines go through the measured ones.
+        """
         return [
-            self.row(i, path.kind) | {"path": number, "order": order}
+            self.row(i, path.kind) | {"path": number, "order": order} | smoothed(self.candidate(i))
             for number, path in enumerate(paths)
             for order, i in enumerate(path.ids)
+        ]
+
+    def front_bands(self) -> list[Row]:
+        """The intervals of the smoothed scores on the front, as two crossing lines each."""
+        return [
+            row
+            for i in self.front
+            if (ends := band(self.candidate(i)))
+            for row in crossing(smoothed(self.candidate(i)), ends)
         ]
 
     def bands(self) -> list[Row]:
@@ -178,19 +195,29 @@ class Drawing:
             field: What the axis shows.
             ids: Points along alpha, whose bands count too; all points if not given.
         """
-        numbers = (self.value(i, field) for i in (self.ids if ids is None else ids))
+        points = tuple(self.ids if ids is None else ids)
+        numbers = (self.value(i, name) for name in self._alike(field) for i in points)
         values = [value for value in numbers if value is not None]
         if ids is not None and field in ROLES:
             values += [row[f"{field}_{end}"] for row in self.bands() for end in ("low", "high")]
         if ids is None and self.chosen_report is not None:
             interval: Interval = getattr(self.chosen_report, field)
             values += [interval.low, interval.high]
+        if ids is None and field in ROLES:
+            values += [row[end] for row in self.front_bands() for end in (field, f"{field}_end")]
         low, high = padded(values)
         return (
             [max(low, 0.0), min(high, 100.0)]
             if self.axis(field)[1] == formatting.PERCENT
             else [low, high]
         )
+
+    def _alike(self, field: str) -> tuple[str, ...]:
+        """The fields that share an axis: objectives of one unit and direction do."""
+        others = (f"score_{i}" for i in self.selection.apart_from_role)
+        own = self.axis(field)[1:]
+        same = tuple(name for name in others if self.axis(name)[1:] == own)
+        return same if field in same else (field,)
 
     def axis(self, field: str) -> tuple[str, str, bool]:
         """Name and unit of an axis, and whether its scale is reversed since less is better."""
@@ -225,7 +252,7 @@ class Drawing:
     def _front(self) -> tuple[int, ...]:
         sign = 1 if self.selection.axes["target"].direction == "maximize" else -1
         ids = (i for i in self.ids if self.candidate(i).is_on_front)
-        return tuple(sorted(ids, key=lambda i: sign * self.candidate(i).target))
+        return tuple(sorted(ids, key=lambda i: sign * smoothed(self.candidate(i))["target"]))
 
     def _curves(self) -> tuple[PathLine, ...]:
         final = self.selection.final
@@ -245,6 +272,26 @@ class Drawing:
 
     def _start(self) -> tuple[int, ...]:
         return () if self.base is None else (self.base,)
+
+
+def smoothed(candidate: Candidate) -> dict[str, float]:
+    """The smoothed scores of a candidate, by which the rule chooses; else the measured ones."""
+    scores = {"target": candidate.smoothed_target, "general": candidate.smoothed_general}
+    return {
+        role: score if math.isfinite(score) else getattr(candidate, role)
+        for role, score in scores.items()
+    }
+
+
+def crossing(middle: Mapping[str, float], ends: Mapping[str, float]) -> list[Row]:
+    """Two lines that cross: from low to high along each axis, in the middle of the other."""
+    return [
+        {
+            along: ends[f"{along}_low"], f"{along}_end": ends[f"{along}_high"],
+            across: middle[across], f"{across}_end": middle[across],
+        }
+        for along, across in (ROLES, ROLES[::-1])
+    ]  # fmt: skip
 
 
 def padded(values: Sequence[float]) -> list[float]:

@@ -85,20 +85,22 @@ def captions(selection: Selection) -> dict[str, tuple[str, str]]:
         faded = " Faded points miss a bound."
     if any(c.share < 1 for c in selection.candidates):
         faded += " Hollow marks are estimates from some of the items."
+    has_bands = any(c.target_band for c in selection.candidates)
+    level, bars, bands = f"{selection.level:.0%}", "", ""
+    if has_bands:
+        bars = f" Grey bars are the {level} intervals of the front."
+        bands = f" Bands are their {level} intervals."
     plane = (
-        "Each mark is a measured point, on the selection items; right and up is better. The front "
-        "is that of the smoothed scores, drawn at the measured ones. The star is the choice on "
-        "the selection items, by which it was picked; the cross is its "
-        f"{selection.level:.0%} interval, on the report items if it was measured on them: what "
-        f"may be claimed. The two differ by luck.{faded}"
+        "Right and up is better. Curves and front are smoothed scores, which decide the choice; "
+        f"marks are the measured ones, on the selection items.{bars} The star is the choice as "
+        f"measured on the selection items, by which it was picked. The cross is its {level} "
+        "interval on the report items, if it was measured on them: what may be claimed. The two "
+        f"differ by luck.{faded}"
     )
-    bands = ""
-    if any(c.target_band for c in selection.candidates):
-        bands = (
-            f" Bands: the {selection.level:.0%} intervals of the smoothed scores, which decide "
-            "the choice; marks are the measured scores."
-        )
-    alpha = f"The same scores by strength, on the selection items. Up is better.{bands}{faded}"
+    alpha = (
+        "The same scores by strength, on the selection items; up is better. Curves are the "
+        f"smoothed scores.{bands} Marks are the measured ones.{faded}"
+    )
     return {"plane": ("Target against general", plane), "alpha": ("Along alpha", alpha)}
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from backtrack.point import Point
 from backtrack.report.selection.drawing import padded
 from backtrack.report.selection.label_positions import Label, PlotArea, position_labels
-from backtrack.report.selection.mark_kinds import BASE, CHOSEN, FINAL
+from backtrack.report.selection.mark_kinds import BASE, FINAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Sequence
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from backtrack.report.selection.drawing import Drawing, Row
     from backtrack.report.selection.label_positions import Pixel
 
+CHOICE = "chosen"
 MAX_PATH_LABELS = 24
 """Labels along the paths; with more, every second one is left out, and so on."""
 
@@ -56,7 +57,10 @@ def plane_labels(
         return area.pixel(candidate.target, candidate.general)
 
     paths = [drawing.training, *drawing.curves]
-    lines = [[pixel(i) for i in path.ids] for path in paths]
+    lines = [
+        [area.pixel(row["target"], row["general"]) for row in drawing.lines([path])]
+        for path in paths
+    ]
     for row in drawing.cross():
         ends = (("target", "general"), ("target_end", "general_end"))
         lines.append([area.pixel(row[x], row[y]) for x, y in ends])
@@ -78,7 +82,10 @@ def panel_labels(
         candidate = drawing.candidate(index)
         return area.pixel(candidate.point.alpha, getattr(candidate, role))
 
-    lines = [[pixel(i) for i in curve.ids] for curve in drawing.curves]
+    lines = [
+        [area.pixel(row["alpha"], row[role]) for row in drawing.lines([curve])]
+        for curve in drawing.curves
+    ]
     if drawing.chosen is not None:
         x, _ = pixel(drawing.chosen)
         lines.append([(x, 0.0), (x, size[1])])
@@ -96,7 +103,7 @@ def end_labels(
 ) -> list[PointLabel]:
     """Labels of chosen, base and final among `ids`; one text if two of them are one point."""
     points = {BASE: Point.base(), FINAL: drawing.selection.final}
-    points = {CHOSEN: drawing.selection.chosen, **points} if has_choice else points
+    points = {CHOICE: drawing.selection.chosen, **points} if has_choice else points
     words: dict[int, list[str]] = {}
     for word, point in points.items():
         index = drawing.index(point.canonical)
@@ -105,7 +112,7 @@ def end_labels(
     labels = []
     for index, names in words.items():
         text = " = ".join(names)
-        if names == [CHOSEN] and not is_short:
+        if names == [CHOICE] and not is_short:
             text = f"chosen: {drawing.candidate(index).point}"
         labels.append(PointLabel(index, text, is_needed=True))
     return labels

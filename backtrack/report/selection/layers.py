@@ -5,7 +5,7 @@ A layer draws a named dataset, which the specification holds or the page's scrip
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import altair as alt
 
@@ -57,10 +57,26 @@ def front_layer(encoding: Spec) -> Spec:
     return _encoded(line, order=alt.Order("order:Q"), **encoding)
 
 
+def front_band_layer(encoding: Spec) -> Spec:
+    """The intervals of the front's smoothed scores on both axes."""
+    return _crossing("front_bands", encoding, color=FRONT_COLOUR, strokeWidth=5, opacity=0.3)
+
+
 def cross_layer(encoding: Spec) -> Spec:
     """The chosen point's intervals on both axes."""
-    rule = _named("cross").mark_rule(color=CHOSEN_COLOUR, strokeWidth=1.5, opacity=0.8)
-    return _encoded(rule, x2=alt.X2("target_end:Q"), y2=alt.Y2("general_end:Q"), **encoding)
+    return _crossing("cross", encoding, color=CHOSEN_COLOUR, strokeWidth=1.5, opacity=0.8)
+
+
+def _crossing(name: str, encoding: Spec, **style: Any) -> Spec:
+    ends = {"x2": alt.X2("target_end:Q"), "y2": alt.Y2("general_end:Q")}
+    return _encoded(_named(name).mark_rule(**style), **ends, **encoding)
+
+
+def cross_label_layer(encoding: Spec) -> Spec:
+    """Beside the cross, which items it is of."""
+    style = {"align": "left", "baseline": "bottom", "dx": 7, "dy": -5, "fontSize": 10}
+    text = _named("cross_label").mark_text(fill=CHOSEN_COLOUR, **style)
+    return _encoded(text, text=alt.Text("text:N"), **encoding)
 
 
 def choice_layer(encoding: Spec) -> Spec:
@@ -69,12 +85,18 @@ def choice_layer(encoding: Spec) -> Spec:
     return _encoded(rule, x=encoding["x"])
 
 
-def line_layer(kinds: Sequence[MarkKind], encoding: Spec, *, has_legend: bool = True) -> Spec:
-    """A line through the points of each path."""
+def line_layer(
+    kinds: Sequence[MarkKind],
+    encoding: Spec,
+    interpolate: Literal["catmull-rom", "monotone"],
+    *,
+    has_legend: bool = True,
+) -> Spec:
+    """A curve through the smoothed scores of each path."""
     colour = alt.Color(
         "kind:N", scale=_scale(kinds, "colour"), legend=_legend(has_legend=has_legend)
     )
-    line = _named("lines").mark_line(strokeWidth=2, opacity=0.75)
+    line = _named("lines").mark_line(strokeWidth=2, opacity=0.75, interpolate=interpolate)
     order, detail = alt.Order("order:Q"), alt.Detail("path:N")
     return _encoded(line, color=colour, detail=detail, order=order, **encoding)
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 FRONT = "front"
 TIED = "tied with the best"
-CHOSEN = "chosen"
+CHOSEN = "chosen, selection items"
+INTERVAL = "chosen, report items"
 BASE = "base"
 FINAL = "final"
 TRAINING = "training path, alpha 1"
@@ -60,11 +61,6 @@ class MarkKind:
     size: int
 
 
-def interval_kind(selection: Selection) -> str:
-    """Name of the kind for the chosen point's score on the report items."""
-    return f"chosen, {selection.level:.0%} intervals"
-
-
 def final_path_kind(selection: Selection) -> str:
     """Name of the kind for points on the path to the final checkpoint."""
     final = selection.final
@@ -82,7 +78,7 @@ def all_kinds(selection: Selection) -> tuple[MarkKind, ...]:
         MarkKind(OTHER, FRONT_COLOUR, "cross", 48),
         MarkKind(FRONT, FRONT_COLOUR, DASHES, 60),
         MarkKind(TIED, TIED_COLOUR, RING, 210),
-        MarkKind(interval_kind(selection), CHOSEN_COLOUR, PLUS, 110),
+        MarkKind(INTERVAL, CHOSEN_COLOUR, PLUS, 110),
         MarkKind(CHOSEN, CHOSEN_COLOUR, STAR, 460),
     )
 

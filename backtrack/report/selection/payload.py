@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from backtrack.records import ROLES
 from backtrack.report.selection import charts, mark_kinds
-from backtrack.report.selection.drawing import band
+from backtrack.report.selection.drawing import REPORT_ITEMS, band, smoothed
+from backtrack.report.selection.labels import CHOICE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -72,6 +73,7 @@ def _candidates(selection: Selection) -> Values:
         "origin": [c.origin for c in candidates],
         "target": [_finite(c.target) for c in candidates],
         "general": [_finite(c.general) for c in candidates],
+        "lines": {r: [_finite(smoothed(c)[r]) for c in candidates] for r in ROLES},
         "utility": [_finite(c.utility) for c in candidates],
         "is_feasible": [c.is_feasible for c in candidates],
         "is_whole": [c.share == 1 for c in candidates],
@@ -112,8 +114,8 @@ def _drawing(drawing: Drawing) -> Values:
         "curves": [[path.kind, path.ids] for path in drawing.curves],
         "bands": {
             i: [round(end, 4) for end in ends.values()]
-            for curve in drawing.curves
-            for i in curve.ids
+            for ids in (drawing.front, *(curve.ids for curve in drawing.curves))
+            for i in ids
             if (ends := band(drawing.candidate(i)))
         },
         "alpha_ids": drawing.alpha_ids(),
@@ -121,7 +123,9 @@ def _drawing(drawing: Drawing) -> Values:
         "kinds": {
             "tied": mark_kinds.TIED,
             "chosen": mark_kinds.CHOSEN,
-            "interval": drawing.interval_kind,
+            "choice": CHOICE,
+            "report": REPORT_ITEMS,
+            "interval": mark_kinds.INTERVAL,
         },
         "target_ends": drawing.axis_ends("target"),
     }

@@ -14,7 +14,7 @@ from backtrack.cli import main
 from backtrack.point import Point
 from backtrack.records import ROLES
 from backtrack.records.diagnosis import Diagnosis, Drift, ModuleGeometry
-from backtrack.records.selection import Constraints
+from backtrack.records.selection import Constraints, Selection
 from backtrack.run.directory import Run
 from backtrack.selection.choice.select import select
 from tests.report.browser import Browser, needs_chromium
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from backtrack.records.selection import Selection
 
 pytestmark = needs_chromium
 
@@ -162,7 +161,11 @@ def test_the_slider_says_what_the_command_says_at_every_weight_and_bound(
             said = found["said"]
             assert said.startswith(f"At weight {selection['weight']:g} the choice is {chosen}")
             tied = [c["point"] for c in selection["candidates"] if c["is_tied"]]
-            assert found["tied"] == {str(Point.model_validate(point)) for point in tied}
+            names = {str(Point.model_validate(point)) for point in tied}
+            assert found["tied"] == (names if len(names) > 1 else set())
+            how = formatting.how_chosen(Selection.model_validate(selection))
+            assert how.partition(" rule decided")[0].split()[-1] in said or "rule" not in how
+            assert ("rule decided" in said) == ("rule decided" in how)
             seen.add(chosen)
     assert len(seen) >= 4
     assert browser.messages() == []
@@ -196,7 +199,8 @@ def test_the_page_opens_as_it_was_selected_and_its_command_makes_the_same_choice
     scores = [selection.report[name].target.estimate for name in ("base", "chosen")]
     before, after = (formatting.number(score, "%") for score in scores)
     assert f"target {before} \N{RIGHTWARDS ARROW} {after}, general" in said
-    assert said.endswith("on report items.")
+    assert "on report items." in said
+    assert browser.text("#headline") == selection.verdict
     shown = shlex.split(browser.text("#command"))
     assert shown == [
         *("backtrack", "select", str(run.path), "--weight", "0.5"),
@@ -204,6 +208,7 @@ def test_the_page_opens_as_it_was_selected_and_its_command_makes_the_same_choice
     ]
     set_bounds(browser, BOUNDS[2])
     browser.type("#weight-number", 0.62)
+    assert browser.text("#headline") == browser.text("#answer") != said
     words = shlex.split(browser.text("#command"))[1:-2]
     again = command(capsys, *words)
     assert str(Point.model_validate(again["chosen"])) in browser.text("#answer")

@@ -109,6 +109,41 @@ def test_every_point_has_one_mark_of_its_own_and_tied_ones_a_ring(drawing, perce
     assert len(own) == len(percents.candidates)
 
 
+def test_curves_and_front_are_drawn_at_the_smoothed_scores_and_marks_at_the_measured(percents):
+    banded = tuple(
+        c.model_copy(
+            update={"target_band": (c.target - 3, c.target + 2), "general_band": (50.0, 60.0)}
+        )
+        for c in percents.candidates
+    )
+    drawing = Drawing(percents.model_copy(update={"candidates": banded}))
+    found = charts.plane_spec(drawing)["datasets"]
+    for name in ("front", "lines"):
+        for row in found[name]:
+            c = percents.candidates[row["id"]]
+            assert (row["target"], row["general"]) == (c.smoothed_target, c.smoothed_general)
+    assert all(row["target"] == percents.candidates[row["id"]].target for row in found["marks"])
+    assert len(found["front_bands"]) == 2 * len(drawing.front)
+    first = percents.candidates[drawing.front[0]]
+    assert found["front_bands"][0] == {
+        "target": first.target - 3, "target_end": first.target + 2,
+        "general": first.smoothed_general, "general_end": first.smoothed_general,
+    }  # fmt: skip
+    (label,) = found["cross_label"]
+    assert label["text"] == "report items"
+    assert label["target"] == percents.report["chosen"].target.estimate
+
+
+def test_objectives_of_one_unit_share_their_scale(nats):
+    drawing = Drawing(nats)
+    assert drawing.selection.apart_from_role == (1, 2)
+    ids = drawing.alpha_ids()
+    assert drawing.domain("score_1", ids) == drawing.domain("score_2", ids)
+    values = [drawing.value(i, f"score_{n}") for i in ids for n in (1, 2)]
+    low, high = drawing.domain("score_1", ids)
+    assert low < min(values) < max(values) < high
+
+
 def test_kinds_differ_by_shape_as_well_as_by_colour(drawing):
     rows = (*drawing.marks(), *drawing.overlay())
     kinds = legend_kinds(drawing.selection, {row["kind"] for row in rows})

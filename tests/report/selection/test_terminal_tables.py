@@ -32,3 +32,14 @@ def test_one_is_marked_as_tied_only_beside_others(made):
         selection = made.percents(num_tied=num_tied)
         marks = [formatting.point_marks(selection, c) for c in selection.candidates]
         assert sum("tied" in each for each in marks) == (num_tied if num_tied > 1 else 0)
+
+
+def test_the_part_of_the_rule_that_decided_is_named(made):
+    top = max(made.percents().candidates, key=lambda c: c.smoothed)
+    nearest = Point(step=top.point.step, alpha=0.5)
+    said = {p: formatting.how_chosen(made.percents(chosen=p)) for p in (top.point, nearest)}
+    assert said[top.point] == "The choice is the point of highest smoothed utility."
+    assert f"The quarter-point rule decided: {top.point} has the highest" in said[nearest]
+    base = formatting.how_chosen(made.percents(chosen=Point.base()))
+    assert f"The base rule decided: {top.point}, of highest smoothed utility, leads the" in base
+    assert "caution" in formatting.how_chosen(made.percents(is_cautious=True))
