@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 
 SHARE = 0.25
 """Of the free memory that keys and values may take, and that a pass may take."""
-MOST = {"cpu": (1024, 16)}
-"""Tokens of a pass and sequences of a batch past which nothing gets faster, by device."""
+MOST = {"cpu": (1024, 64)}
+"""Tokens of a pass and sequences of a batch past which little gets faster, by device.
+
+A new token of each of 64 sequences costs SmolLM2-135M on a core 2.7 ms a sequence, of 16 7.2 ms.
+"""
 MOST_ELSEWHERE = 8192, 128
 UNBOUNDED = 1 << 60
 

@@ -82,7 +82,7 @@ def test_memory_that_never_suffices_is_said(batch_size: Any, said: str) -> None:
 
 def test_budgets_are_bounded_by_the_device_and_by_a_fixed_size() -> None:
     budget = measured(make(*SHARED["llama"]))
-    assert (budget.tokens, budget.rows) == (1024, 16)
+    assert (budget.tokens, budget.rows) == (1024, 64)
     assert budget.cached_tokens & (budget.cached_tokens - 1) == 0
     assert fixed(3, [10, 40])[:2] == (120, 3)
 
