@@ -172,7 +172,7 @@ def estimate_means(
     for items, points in patterns:
         inverses.append(len(items) * np.linalg.inv(correlations[np.ix_(points, points)]))
         precision[np.ix_(points, points)] += inverses[-1]
-    errors = np.linalg.inv(precision)
+    errors: Floats = np.linalg.inv(precision)
     groups = []
     for (items, points), inverse in zip(patterns, inverses, strict=True):
         gain = deviations[:, None] * (errors[:, points] @ inverse) / deviations[points]
