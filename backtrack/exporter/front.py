@@ -214,7 +214,8 @@ def _dtype_of_base(run: Run) -> str:
 
 def _mergekit(front: ServedFront, point: ServedPoint, dtype: str) -> str:
     """A configuration that merges a point's adapter into the base."""
-    model = json.dumps(f"{front.base}+{point.folder}")
+    # Without the dot, mergekit takes a path of two parts for a repository and asks the Hub for it.
+    model = json.dumps(f"{front.base}+./{point.folder}")
     return (
         f"# {point.point} as whole weights, run in the exported folder:\n"
         f"#     {_merge_command(point.name)}\n"

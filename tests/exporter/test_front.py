@@ -105,7 +105,7 @@ def test_the_server_is_given_every_adapter_by_a_path_that_is_there(
     for each in front.points:
         assert json.dumps({"model": each.name})[:-1] in readme
         merged = yaml.safe_load((exported / "mergekit" / f"{each.name}.yaml").read_text())
-        assert merged["models"][0]["model"] == f"{front.base}+{each.folder}"
+        assert merged["models"][0]["model"] == f"{front.base}+./{each.folder}"
         assert merged["dtype"] == "float32"
     # Without a folder for it, mergekit refuses an adapter.
     assert "--lora-merge-cache mergekit/merged --lora-merge-dtype float32" in readme

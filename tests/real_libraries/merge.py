@@ -4,7 +4,8 @@
 
 A tiny bfloat16 model with LoRA is searched and its front exported; each configuration goes through
 mergekit by the command that it names, in an environment of its own (see `run.py`), and the result
-is compared with our merged export of the same point, tensor by tensor.
+is compared with our merged export of the same point, tensor by tensor. Left out are biases of
+the attention, which mergekit does not know a Llama to have, and drops.
 
 values      in all tensors
 differing   of these, between the two merges
@@ -97,7 +98,8 @@ def _row(run: Run, front: ServedFront, point: ServedPoint, python: Path, work: P
     )  # fmt: skip
     export(run, point.point, work / "ours" / point.name, form="merged")
     theirs, ours = (load_file(work / side / point.name / WEIGHTS) for side in ("theirs", "ours"))
-    assert set(ours) <= set(theirs) | {"lm_head.weight"}, set(ours) ^ set(theirs)
+    missing = {name for name in set(ours) - set(theirs) if not name.endswith(".bias")}
+    assert missing <= {"lm_head.weight"}, missing
     exact = exact_merge(Path(front.base), work / "served" / point.folder)
     names = sorted(set(ours) & set(theirs))
     gaps = [(theirs[n].double() - ours[n].double()).abs() for n in names]
