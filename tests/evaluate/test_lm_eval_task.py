@@ -417,10 +417,13 @@ def test_one_task_is_found_without_reading_all_of_lm_evals(toys, monkeypatch, ta
 
 def test_a_template_is_compiled_once_for_all_documents(build, successor, tokenizer, monkeypatch):
     compiled = []
-    compile_ = lm_eval.utils.env.compile
-    monkeypatch.setattr(
-        lm_eval.utils.env, "compile", lambda source: compiled.append(source) or compile_(source)
-    )
+    compile_once: Any = lm_eval.utils.env.compile
+
+    def noting(source: str) -> Any:
+        compiled.append(source)
+        return compile_once(source)
+
+    monkeypatch.setattr(lm_eval.utils.env, "compile", noting)
     library._template.cache_clear()
     objective = build(NEXT)
     compiled.clear()

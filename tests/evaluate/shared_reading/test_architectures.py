@@ -120,6 +120,18 @@ def test_likelihoods_and_completions_are_those_of_sequences_read_one_by_one(name
         assert cut == texts
 
 
+def test_choices_in_bfloat16_differ_from_whole_reading_at_near_ties_only() -> None:
+    model = make(*SHARED["llama"]).bfloat16()
+    asked = [each._replace(ids=[n, *each.ids[1:]]) for n in range(3, 23) for each in sequences()]
+    asked = [each for n, each in enumerate(asked) if n % 15 < 12]  # documents of three choices
+    ours = TorchModel(model, make_tokenizer(), "auto").score(asked)
+    found = torch.tensor([each.log_likelihood for each in ours]).view(-1, 3)
+    expected = torch.tensor([by_hand(model, each) for each in asked]).view(-1, 3)
+    gaps = expected.max(dim=1).values - expected.gather(1, found.argmax(dim=1)[:, None])[:, 0]
+    assert gaps.max() < 0.2  # a choice taken instead of another is nearly as likely
+    assert (gaps > 0).float().mean() < 0.05
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_answers_repeat_bit_for_bit(name: str) -> None:
     ours = TorchModel(make(*SHARED[name]), make_tokenizer(), "auto")
