@@ -74,7 +74,7 @@ def _crossing(name: str, encoding: Spec, **style: Any) -> Spec:
 
 def cross_label_layer(encoding: Spec) -> Spec:
     """Beside the cross, which items it is of."""
-    style = {"align": "left", "baseline": "bottom", "dx": 7, "dy": -5, "fontSize": 10}
+    style: Spec = {"align": "left", "baseline": "bottom", "dx": 7, "dy": -5, "fontSize": 10}
     text = _named("cross_label").mark_text(fill=CHOSEN_COLOUR, **style)
     return _encoded(text, text=alt.Text("text:N"), **encoding)
 

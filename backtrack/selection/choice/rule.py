@@ -78,7 +78,7 @@ def choose(scores: SmoothedScores, is_feasible: Flags, *, is_cautious: bool = Fa
 
     Args:
         scores: Smoothed scores of the points, at a weight.
-        is_feasible: Whether each point meets every constraint, [points]; at least one of these
+        is_feasible: Whether each point meets every bound, [points]; at least one of these
             must be eligible.
         is_cautious: Choose by the cautious rule.
     """

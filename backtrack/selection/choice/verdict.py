@@ -193,7 +193,7 @@ def few_items(splits: Sequence[SplitSetting]) -> Iterator[str]:
     """Name the objectives with too few items, or clusters, for intervals to keep their level."""
     few = list(_few_items(splits))
     if few:
-        yield f"Few items a split, so that intervals are rough: {', '.join(few)}."
+        yield f"Few a split, so that intervals are rough: {', '.join(few)}."
 
 
 def _few_items(splits: Sequence[SplitSetting]) -> Iterator[str]:
@@ -201,5 +201,6 @@ def _few_items(splits: Sequence[SplitSetting]) -> Iterator[str]:
         num_items = min(len(split.item_ids[name]) for split in splits)
         num_clusters = min(len(set(split.item_clusters[name])) for split in splits)
         if num_clusters < FEW_ITEMS:
-            counted = f"{num_items}" if num_clusters == num_items else f"{num_clusters} clusters"
+            items = f"{num_items} items"
+            counted = items if num_clusters == num_items else f"{num_clusters} clusters ({items})"
             yield f"{name} {counted}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from backtrack.errors import ObjectiveError
 from backtrack.selection.stats.items import NO_CLUSTERS, nested_order, nested_rungs, split_items
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from backtrack.selection.measurers.measurer import ObjectiveFacts
 
     ByName = dict[str, tuple[str, ...]]
-    Built = ObjectiveFacts | Objective
+    Built: TypeAlias = ObjectiveFacts | Objective
 
 RUNG_UNIT = 16
 """Items that a rung is a multiple of where the batch size is left open."""

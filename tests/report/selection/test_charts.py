@@ -139,7 +139,7 @@ def test_objectives_of_one_unit_share_their_scale(nats):
     assert drawing.selection.apart_from_role == (1, 2)
     ids = drawing.alpha_ids()
     assert drawing.domain("score_1", ids) == drawing.domain("score_2", ids)
-    values = [drawing.value(i, f"score_{n}") for i in ids for n in (1, 2)]
+    values = [drawing.value(i, f"score_{n}") or 0.0 for i in ids for n in (1, 2)]
     low, high = drawing.domain("score_1", ids)
     assert low < min(values) < max(values) < high
 

@@ -171,7 +171,7 @@ def test_bounds_nothing_meets_are_counted_with_what_can_be_reached(tmp_path: Pat
     # Fitted curves are drawn to their middle a little.
     said = str(caught.value).replace("14.94", "15").replace("0.3998", "0.4")
     assert said.splitlines() == [
-        "none of the 11 measured points is shown to meet every constraint (confidence 0.95).",
+        "none of the 11 measured points is shown to meet every bound (confidence 0.95).",
         "  max_general_drop 12 rules out 6; of those that meet the rest, "
         "step 40 alpha 0.5 is nearest: 15",
         "  keep_gain 0.5 rules out 5; of those that meet the rest, "

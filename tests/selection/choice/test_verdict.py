@@ -139,5 +139,7 @@ def test_degrees_of_freedom_count_clusters():
 
 def test_few_clusters_are_said_once():
     setting = weighted_scores([0.6] * 3, 0, 200, 5).scores.table.setting
-    said = "Few items a split, so that intervals are rough: sums 40 clusters, law 40 clusters."
-    assert list(few_items([setting])) == [said]
+    assert list(few_items([setting])) == [
+        "Few a split, so that intervals are rough: sums 40 clusters (200 items), "
+        "law 40 clusters (200 items)."
+    ]

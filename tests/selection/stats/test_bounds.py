@@ -59,7 +59,7 @@ def test_a_model_is_said_to_miss_each_bound_that_its_report_items_do_not_reach()
         ObjectiveInfo(name="sums", role="target", direction="maximize", unit="fraction", **given),
         ObjectiveInfo(name="loss", role="general", direction="minimize", unit="nats", **given),
     )
-    ends = {"base": report_row(10, 90), "final": report_row(70, 60)}
+    ends: Any = {"base": report_row(10, 90), "final": report_row(70, 60)}
     bounds = Constraints.model_validate(
         {"max_general_drop": 5, "min_target": 40, "keep_gain": 0.5}
         | {"objectives": {"sums": {"worst": 40}, "loss": {"max_drop": 0.1, "worst": 1.3}}}
