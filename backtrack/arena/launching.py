@@ -48,8 +48,11 @@ def train_by_processes(recipe: Recipe, number: int) -> Run:
                 process.terminate()  # accelerate passes it on to what it started
                 raise
     if process.returncode:
-        last = " ".join(said.split())[-500:]
-        raise FailureError(f"{number} processes could not train it: {last}")
+        # After the error of a process comes torchrun's own account of it.
+        told = said[said.find("error: ") :] if "error: " in said else said[-500:]
+        raise FailureError(
+            f"{number} processes could not train it: {' '.join(told[:500].split())}"
+        )
     return Run.open(Path(recipe.output) / recipe.name)
 
 
