@@ -161,7 +161,7 @@ def estimate_means(
     known = scores if by_cluster is None else by_cluster
     deviations = _deviations(known, np.isfinite(known))
     variance = float((deviations**2).mean())
-    correlations = correlations + _JITTER * np.eye(len(scores))
+    correlations = np.asarray(correlations + _JITTER * np.eye(len(scores)))
     patterns = [(items, points) for items, points in _patterns(is_measured) if len(points)]
     if is_measured.all():
         items, points = patterns[0]
@@ -172,12 +172,12 @@ def estimate_means(
     for items, points in patterns:
         inverses.append(len(items) * np.linalg.inv(correlations[np.ix_(points, points)]))
         precision[np.ix_(points, points)] += inverses[-1]
-    errors: Floats = np.linalg.inv(precision)
+    errors = np.linalg.inv(precision)
     groups = []
     for (items, points), inverse in zip(patterns, inverses, strict=True):
         gain = deviations[:, None] * (errors[:, points] @ inverse) / deviations[points]
         groups.append(ItemGroup(items, points, scores[np.ix_(points, items)], gain))
-    return ScoreEstimates(tuple(groups), variance * errors)
+    return ScoreEstimates(tuple(groups), np.asarray(variance * errors))
 
 
 def fit_correlations(points: Sequence[Point], scores: Sequence[Floats]) -> Floats:
