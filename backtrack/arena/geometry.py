@@ -21,7 +21,8 @@ NOT_TRAINED = ("vera_A", "vera_B", "pvera_A", "pvera_B", "randlora_A", "randlora
 
 def geometry_of(run: Run) -> dict[str, float]:
     """Metrics of the final checkpoint, means over modules; empty if it was not diagnosed."""
-    from backtrack.diagnose.diagnose import LINES, SUMMARY
+    from backtrack.diagnose.diagnose import SUMMARY
+    from backtrack.diagnose.diagnoser import LINES
 
     if not (run.path / SUMMARY).is_file():
         return {}

@@ -151,7 +151,8 @@ def _measure(run: Run, spec: EntrantSpec, on_step: OnStep) -> None:
 
 
 def _diagnose(run: Run, num_prompts: int, on_step: OnStep) -> None:
-    from backtrack.diagnose.diagnose import Options, diagnose
+    from backtrack.diagnose.diagnose import diagnose
+    from backtrack.diagnose.diagnoser import Options
 
     if geometry_of(run):
         return

@@ -14,13 +14,15 @@ from backtrack.cli.options import (
     BaseOption,
     JsonOption,
     QuietOption,
+    RayOption,
     RecipeOption,
     RunArgument,
     SetOption,
     TrustOption,
     VerboseOption,
+    WorkersOption,
 )
-from backtrack.cli.targets import command_line, named_points, open_run, print_json
+from backtrack.cli.targets import cluster_of, command_line, named_points, open_run, print_json
 from backtrack.errors import UsageError
 from backtrack.point import find_point
 from backtrack.records import ROLES
@@ -82,6 +84,8 @@ def diagnose(
     num_prompts: Annotated[int, typer.Option(min=1, help="Most prompts per role.")] = 64,
     mode: Annotated[Mode, typer.Option(help="How singular values are computed.")] = Mode.AUTO,
     seed: Annotated[int, typer.Option(help="Seed for sampling prompts and projections.")] = 0,
+    workers: WorkersOption = None,
+    ray: RayOption = None,
     *,
     has_path: Annotated[
         bool, typer.Option("--path/--no-path", help="Also diagnose along the path.")
@@ -96,11 +100,18 @@ def diagnose(
     opened = open_run(run, base, recipe, overrides, may_run_code=may_run_code)
     chosen = [find_point(text, named_points(opened)) for text in points or ()]
     with terminal.progress("diagnosing", is_quiet=is_quiet or is_json) as report:
-        from backtrack.diagnose.diagnose import Options
         from backtrack.diagnose.diagnose import diagnose as diagnose_run
+        from backtrack.diagnose.diagnoser import Options
 
         options = Options(
-            modules or (), locations or (), files, num_prompts, mode.value, has_path, seed
+            modules=modules or (),
+            locations=locations or (),
+            prompts=files,
+            num_prompts=num_prompts,
+            mode=mode.value,
+            has_path=has_path,
+            seed=seed,
+            cluster=cluster_of(opened, workers, ray),
         )
         found = diagnose_run(opened, chosen, options, on_progress=report, command=command_line())
     from backtrack.report.geometry.figures import write_figures

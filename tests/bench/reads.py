@@ -26,7 +26,8 @@ import safetensors
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from backtrack.diagnose.diagnose import Options, diagnose
+from backtrack.diagnose.diagnose import diagnose
+from backtrack.diagnose.diagnoser import Options
 from backtrack.exporter import export
 from backtrack.path.placement import Placement
 from backtrack.recipe import load_recipe

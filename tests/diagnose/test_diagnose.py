@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from transformers import AutoModelForCausalLM
 
 from backtrack.cli import app
 from backtrack.diagnose import memory
-from backtrack.diagnose.diagnose import Options, diagnose
+from backtrack.diagnose.diagnose import diagnose
+from backtrack.diagnose.diagnoser import Options
 from backtrack.diagnose.modules import LinearModule, choose, linear_modules, locations
 from backtrack.errors import PlacementError, UsageError
 from backtrack.path.placement import Placement
 from backtrack.point import Point
+from backtrack.recipe import ClusterSection
 from backtrack.records import Role
 from backtrack.records.diagnosis import Diagnosis, ModuleGeometry
 from backtrack.report.geometry.figures import write_figures
@@ -177,6 +180,33 @@ def test_a_second_diagnosis_reuses_recorded_lines(base, options, tmp_path):
     ]
     assert read_record(run.path / "diagnosis.json", Diagnosis) == second.diagnosis
     assert len({line.setting for line in read_lines(file, ModuleGeometry)}) == 1
+
+
+@pytest.mark.ray
+def test_two_actors_give_the_lines_of_one_process(base, options, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))  # for the actors
+    run = run_of("lora", base, tmp_path / "run")
+    alone = diagnose(run, options=options).lines
+    file = run.path / "diagnosis.jsonl"
+    kept = file.read_text().splitlines()[: len({line.point for line in alone})]
+    file.write_text("\n".join(kept) + "\n")
+    cluster = ClusterSection(actors=2, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
+    done: list[str] = []
+    found = diagnose(
+        run,
+        options=replace(options, cluster=cluster),
+        on_progress=lambda _d, _t, what: done.append(what),
+    )
+    names = [module for module in found.diagnosis.modules if module != alone[0].module]
+    assert sorted(done[1:]) == sorted(names)
+    assert [(line.point, line.module) for line in found.lines] == [
+        (line.point, line.module) for line in alone
+    ]
+    for one, other in zip(found.lines, alone, strict=True):
+        assert one.setting == other.setting
+        assert one.update_norm == pytest.approx(other.update_norm, rel=1e-5)
+        assert one.activations.keys() == other.activations.keys()
+        assert one.drift.keys() == other.drift.keys()
 
 
 def test_small_memory_gives_the_same_lines(base, options, tmp_path, monkeypatch):
