@@ -1,16 +1,19 @@
 """Models that each command loads, and bytes of weights that it takes from files.
 
-    python tests/bench/reads.py [--layers 4] [--width 1024] [--only NAME,...]
+    python tests/bench/reads.py [--layers 4] [--width 1024] [--only NAME,...] [--kinds full,lora]
 
 Creates a Llama-shaped model with random weights (0.17 GB in bf16 by default) and two runs of it,
 of whole models and of LoRA r16. Each row is a process of its own. Printed are, for either run:
 models loaded (shapes alone, on `meta`, do not count), bytes of tensors taken from safetensors
-files for models and checks, in bases, and seconds. The row `transformers` loads the base once.
+files for models and checks, in bases, and seconds. The row `transformers` loads the base once;
+`first point` is `backtrack select` up to the first measurement. In a fresh process each, files lie
+in the system's cache.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import multiprocessing
@@ -33,6 +36,7 @@ from backtrack.path.placement import Placement
 from backtrack.recipe import load_recipe
 from backtrack.run.directory import Run
 from backtrack.selection.choice.select import select
+from backtrack.selection.measure.progress import Progress
 from tests.bench.memory import CONFIGS
 from tests.bench.placement import adapter_run, full_run, make_model
 
@@ -45,19 +49,22 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=16_000)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--only", default="", help="commands, separated by commas")
+    parser.add_argument("--kinds", default="full,lora", help="runs, separated by commas")
     options = parser.parse_args()
     quiet()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         base = make_model(folder / "base", options)
-        full_run(folder / "full", base)
-        adapter_run(folder / "lora", base, CONFIGS["lora"], options.device)
+        if "full" in options.kinds:
+            full_run(folder / "full", base)
+        if "lora" in options.kinds:
+            adapter_run(folder / "lora", base, CONFIGS["lora"], options.device)
         write_recipe(folder, base)
         size = sum(path.stat().st_size for path in base.glob("*.safetensors"))
         print(f"base: {size / 1e9:.2f} GB in {options.dtype}")
         print(f"{'':28}{'models':>8}{'bases':>8}{'seconds':>9}")
         for name in options.only.split(",") if options.only else COMMANDS:
-            for kind in ("full", "lora"):
+            for kind in options.kinds.split(","):
                 models, num_bytes, seconds = in_process(name, folder, kind)
                 print(
                     f"{f'{name}, {kind}':28}{models:8.0f}{num_bytes / size:8.2f}{seconds:9.1f}",
@@ -87,6 +94,20 @@ def open_run(folder: Path, kind: str) -> None:
     Placement(Run.open(folder / kind))
 
 
+class MeasuredError(Exception):
+    """The first measurement is there."""
+
+
+def first_point(folder: Path, kind: str) -> None:
+    def stop(progress: Progress) -> None:
+        if progress.done:
+            raise MeasuredError
+
+    anew = load_recipe(folder / "recipe.yaml", ["search.seed=1"])
+    with contextlib.suppress(MeasuredError):
+        select(Run.open(folder / kind), recipe=anew, on_progress=stop)
+
+
 def first_select(folder: Path, kind: str) -> None:
     select(Run.open(folder / kind), recipe=load_recipe(folder / "recipe.yaml"))
 
@@ -114,6 +135,7 @@ def load_base(folder: Path, kind: str) -> None:
 COMMANDS = {
     "transformers": load_base,
     "open": open_run,
+    "first point": first_point,
     "select": first_select,
     "select again": select_again,
     "export": export_chosen,
