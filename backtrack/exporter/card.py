@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from backtrack import formatting
 from backtrack.evaluate.vllm.adapters import why_not_in_vllm
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     from backtrack.point import Point
     from backtrack.records import Form, Interval, Measurement
+    from backtrack.records.export import AsForm
     from backtrack.records.selection import Selection
     from backtrack.run.directory import Run
 
-AsForm = Literal["adapter", "merged"]
 PLACEMENT_FORMS: dict[AsForm, Form] = {"adapter": "attached", "merged": "merged"}
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 

@@ -13,6 +13,7 @@ selection items and is on the front; the choice is among them.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shlex
 from pathlib import Path
@@ -21,10 +22,11 @@ from typing import TYPE_CHECKING
 from backtrack import formatting
 from backtrack.errors import UsageError
 from backtrack.evaluate.vllm.adapters import allowed_rank, target_modules, why_not_in_vllm
+from backtrack.exporter.earlier import recorded
 from backtrack.exporter.new_folder import require_new, whole_folder
-from backtrack.exporter.write import export
+from backtrack.exporter.write import export, has_adapter
 from backtrack.records import ROLES
-from backtrack.records.front import ServedFront, ServedPoint
+from backtrack.records.export import ServedFront, ServedPoint
 from backtrack.run.checkpoint_reader import base_folder, headers, stored_dtype
 from backtrack.run.files import write_atomically
 
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from backtrack.point import Point
     from backtrack.records.selection import Candidate, Selection
     from backtrack.run.directory import Run
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 _PORT = 8000
@@ -53,7 +57,7 @@ def export_front(
     Args:
         run: A run of adapters with a selection.
         num_points: Number of points; fewer if the front has no more.
-        folder: A new or empty folder.
+        folder: A new or empty folder, or one that has these points already.
         device: A torch device; `auto` is the first GPU, else the CPU.
         command: The command that repeats this export.
         on_stage: Called with a description as each stage begins.
@@ -62,18 +66,22 @@ def export_front(
         What was written.
 
     Raises:
-        UsageError: There is no selection, the front has no point but the base, the folder is not
-            empty, or the run has no adapter to export.
+        UsageError: There is no selection, the front has no point but the base, the folder has
+            something else, or the run has no adapter to export.
         ExportError: Loaded by stock libraries, an adapter would be another model.
     """
     folder = Path(folder)
-    require_new(folder)
     selection = run.selection()
     if selection is None:
         raise UsageError(
             f"{run.path} has no front yet. Measure one: {formatting.command('select', run.path)}."
         )
     chosen = spread(selection, num_points)
+    earlier = _earlier(run, selection, chosen, folder)
+    if earlier:
+        logger.warning("%s has these points already: it was left as it is", folder)
+        return earlier
+    require_new(folder)
     with whole_folder(folder) as partial:
         for candidate in chosen:
             adapter = partial / "adapters" / name_of(candidate.point)
@@ -82,6 +90,16 @@ def export_front(
         front = _described(run, selection, chosen, partial)
         _write_files(front, partial, _dtype_of_base(run))
     return front
+
+
+def _earlier(
+    run: Run, selection: Selection, chosen: Sequence[Candidate], folder: Path
+) -> ServedFront | None:
+    """What a folder has, if that is these points as they would be written now."""
+    adapters = {name_of(each.point): each.point for each in chosen}
+    has_all = all(has_adapter(run, p, folder / "adapters" / n) for n, p in adapters.items())
+    found = recorded(folder / MANIFEST, ServedFront) if has_all else None
+    return found if found and found == _described(run, selection, chosen, folder) else None
 
 
 def name_of(point: Point) -> str:

@@ -2,8 +2,9 @@
 
 Promised: loaded by stock PEFT or transformers, the export gives the logits of the model that was
 measured; that is checked before the folder takes its final name. What is measured is what is
-exported: a point measured in the other form is measured again, and the card says so. Memory: what
-the placed model takes, and one file of the written one.
+exported: a point measured in the other form is measured again, and the card says so. A folder that
+has the same export already, whole, is left as it is. Memory: what the placed model takes, and one
+file of the written one.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from backtrack.errors import UsageError
 from backtrack.exporter.card import Card, vllm_note
+from backtrack.exporter.earlier import has_export, made_of, write_exported
 from backtrack.exporter.new_folder import require_new, whole_folder
 from backtrack.exporter.verify import verify_adapter, verify_model
 from backtrack.path.adapters.tuners import tuner_of
@@ -28,9 +30,9 @@ from backtrack.run.checkpoint_writer import is_adapter
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from backtrack.exporter.card import AsForm
     from backtrack.point import Point
     from backtrack.records import Measurement
+    from backtrack.records.export import AsForm
     from backtrack.records.selection import Selection
     from backtrack.run.directory import Run
 
@@ -69,7 +71,7 @@ def export(  # noqa: PLR0913  # every argument but the first three is optional
     Args:
         run: The run.
         point: The point to write.
-        folder: A new or empty folder.
+        folder: A new or empty folder, or one that has this export already.
         form: None is `adapter` if the points were measured attached, else `merged`.
         device: A torch device; `auto` is the first GPU, else the CPU.
         command: The command that repeats this export, for the card.
@@ -79,14 +81,18 @@ def export(  # noqa: PLR0913  # every argument but the first three is optional
         The point, form and folder written.
 
     Raises:
-        UsageError: The folder is not empty, or the run has no adapter to export.
+        UsageError: The folder has something else, or the run has no adapter to export.
         ExportError: Loaded by stock libraries, the export would be another model; or the disk is
             full.
     """
     folder = Path(folder)
-    require_new(folder)
     selection = _selection_of(run, point)
     form = form or _default_form(run, selection)
+    made = made_of(run, point, form, selection)
+    if has_export(folder, made):
+        logger.warning("%s has this export already: it was left as it is", folder)
+        return Export(folder, form, point.canonical)
+    require_new(folder)
     on_stage("loading the model")
     placement = _placement(run, form, selection, device)
     on_stage(f"placing the model at {point}")
@@ -105,7 +111,13 @@ def export(  # noqa: PLR0913  # every argument but the first three is optional
             verify_adapter(partial, placement)
         else:
             verify_model(partial, placement, trust_remote_code=run.base.trust_remote_code)
+        write_exported(partial, made)
     return Export(folder, form, point.canonical, measured)
+
+
+def has_adapter(run: Run, point: Point, folder: Path) -> bool:
+    """Whether a folder has the export of a point as an adapter already."""
+    return has_export(folder, made_of(run, point, "adapter", _selection_of(run, point)))
 
 
 def _selection_of(run: Run, point: Point) -> Selection | None:

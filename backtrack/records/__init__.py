@@ -13,7 +13,7 @@ the wrong field. Nothing here imports torch: a report can be drawn on a laptop f
     diagnosis    geometry of an update, module by module
     arena        several runs compared under one rule
     gate         bounds on a candidate, and what is shown of them
-    front        points of a front, exported to be served
+    export       what an export was made of; points of a front, exported to be served
 """
 
 from backtrack.records.measurement import BITS, FRACTION, NATS, Measurement, ObjectiveInfo

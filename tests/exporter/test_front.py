@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ from backtrack.exporter.front import name_of, spread
 from backtrack.path.models.loading import probe
 from backtrack.path.placement import Placement
 from backtrack.point import Point
-from backtrack.records.front import ServedFront
+from backtrack.records.export import ServedFront
 from backtrack.run.directory import Run
 from tests.models import make_base, make_full_run, make_selected_run
 
@@ -157,6 +158,19 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(run: Run, tmp_pat
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]
     with pytest.raises(UsageError, match="exists and is not empty"):
         export_front(run, 2, tmp_path)
+
+
+def test_the_same_front_again_is_left_and_other_points_are_refused(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    front = export_front(run, 2, tmp_path / "out")
+    assert export_front(run, 2, tmp_path / "out") == front
+    assert "has these points already" in caplog.text
+    with pytest.raises(UsageError, match="not empty"):
+        export_front(run, 1, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / front.points[0].folder)
+    with pytest.raises(UsageError, match="not empty"):
+        export_front(run, 2, tmp_path / "out")
 
 
 def test_the_command_names_the_points_and_the_server(

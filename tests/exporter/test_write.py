@@ -198,6 +198,32 @@ def test_a_folder_that_is_not_empty_is_left_alone(base: Path, tmp_path: Path) ->
     assert not list(tmp_path.glob(".out*"))
 
 
+def test_the_same_export_again_is_left_and_anything_else_is_refused(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, out = make_peft_run(tmp_path / "run", base, CONFIGS["lora"]), tmp_path / "out"
+    first = export(run, POINT, out)
+    (out / "mine.txt").write_text("mine")
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert export(run, POINT, out) == first
+    assert f"{out} has this export already" in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    others: list[tuple[Point, AsForm]] = [
+        (POINT, "merged"),
+        (Point(step=20, alpha=0.4), "adapter"),
+    ]
+    for point, form in others:
+        with pytest.raises(UsageError, match="not empty"):
+            export(run, point, out, form=form)
+    retrained = make_peft_run(tmp_path / "again" / "run", base, CONFIGS["lora"], steps=(5, 20))
+    with pytest.raises(UsageError, match="not empty"):
+        export(retrained, POINT, out)
+    with (out / "adapter_model.safetensors").open("r+b") as file:
+        file.truncate(100)
+    with pytest.raises(UsageError, match="not empty"):
+        export(run, POINT, out)
+
+
 def test_whole_models_have_no_adapter_to_export(base: Path, tmp_path: Path) -> None:
     run = make_full_run(tmp_path / "run", base)
     with pytest.raises(UsageError, match="--as merged"):

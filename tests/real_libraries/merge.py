@@ -29,7 +29,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 
 from backtrack.exporter import export, export_front
-from backtrack.records.front import ServedFront, ServedPoint
+from backtrack.records.export import ServedFront, ServedPoint
 from backtrack.run.directory import Run
 from tests.models import make_selected_run
 from tests.real_libraries.run import SECONDS, python_of

@@ -1,9 +1,43 @@
-"""Records of a front that was exported to be served: its points, each with what it measured."""
+"""Records of exports: what one was made of, and points of a front that were exported to be served.
+
+backtrack.json   of every exported folder: an `Exported`
+manifest.json    of an exported front: a `ServedFront`
+"""
 
 from __future__ import annotations
 
+from typing import Literal
+
+from pydantic import Field
+
 from backtrack.point import Point
 from backtrack.records.record import Axis, Record, Role
+
+AsForm = Literal["adapter", "merged"]
+
+
+class Exported(Record):
+    """What decides an export's weights and card, and its files: `backtrack.json`.
+
+    Attributes:
+        run: The run's name.
+        base: The base, a Hub name or a folder.
+        model: Digest of the base and of the files that every point has.
+        checkpoint: Digest of the point's checkpoint; empty at the base.
+        point: The point.
+        form: `adapter` or `merged`.
+        selection: Digest of the selection whose scores the card has; empty if it has none.
+        files: Size in bytes of each file, by its path in the folder.
+    """
+
+    run: str
+    base: str
+    model: str
+    checkpoint: str
+    point: Point
+    form: AsForm
+    selection: str = ""
+    files: dict[str, int] = Field(default_factory=dict)
 
 
 class ServedPoint(Record):
