@@ -193,7 +193,7 @@ def few_items(splits: Sequence[SplitSetting]) -> Iterator[str]:
     """Name the objectives with too few items, or clusters, for intervals to keep their level."""
     few = list(_few_items(splits))
     if few:
-        yield f"Few a split, so that intervals are rough: {', '.join(few)}."
+        yield f"Intervals are rough where items are few: {', '.join(few)}."
 
 
 def _few_items(splits: Sequence[SplitSetting]) -> Iterator[str]:

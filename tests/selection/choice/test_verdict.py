@@ -140,6 +140,6 @@ def test_degrees_of_freedom_count_clusters():
 def test_few_clusters_are_said_once():
     setting = weighted_scores([0.6] * 3, 0, 200, 5).scores.table.setting
     assert list(few_items([setting])) == [
-        "Few a split, so that intervals are rough: sums 40 clusters (200 items), "
+        "Intervals are rough where items are few: sums 40 clusters (200 items), "
         "law 40 clusters (200 items)."
     ]
