@@ -234,6 +234,25 @@ def test_verbose_logs_to_standard_error_and_leaves_json_alone(place: Path) -> No
     assert re.search(r"INFO backtrack\.recipe\.loading: loaded recipe recipe\.yaml", shown.stderr)
 
 
+def test_libraries_leave_standard_output_to_results() -> None:
+    program = (
+        "import logging; from backtrack.cli.verbosity import configure_logging\n"
+        "configure_logging(0)\n"
+        "import deepspeed\n"
+        "logging.getLogger('DeepSpeed').warning('no accelerator')\n"
+        "logging.getLogger('DeepSpeed').error('no memory')\n"
+        "configure_logging(1)\n"
+        "import bitsandbytes\n"
+        "logging.getLogger('bitsandbytes.backends').warning('no kernels')\n"
+        "logging.getLogger('DeepSpeed').warning('no room')\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    said = [line.rpartition(": ")[2] for line in done.stderr.splitlines()]
+    assert said == ["no memory", "no room"]
+
+
 def test_a_variable_sets_the_level_of_logging_and_a_wrong_one_is_named(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,6 +341,7 @@ WRONG = {
     "point": (["export", "mine", "x", "--point", "here"], 2, "STEP:ALPHA"),
     "step": (["export", "mine", "x", "--point", "11:0.5"], 2, "10, 20"),
     "recipe": (["train", "nothing.yaml"], 2, "no such file"),
+    "dtype": (["select", "mine", "--dtype", "float16"], 2, "adopt its checkpoints with --dtype"),
     "set": (["demo", "--set", "search.trails=1"], 2, "trails"),
     "unreachable": (["select", "--min-target", "1000"], 1, "min"),
 }
@@ -393,6 +413,8 @@ def test_select_on_a_folder_of_checkpoints_adopts_it_on_the_fly(place: Path) -> 
         "outputs/sft",
         "--recipe",
         "recipe.yaml",
+        "--dtype",
+        "bfloat16",
         "--export",
         "chosen",
         "--json",
@@ -401,7 +423,8 @@ def test_select_on_a_folder_of_checkpoints_adopts_it_on_the_fly(place: Path) -> 
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["final"] == {"step": 20, "alpha": 1.0, "profile": "uniform"}
     assert (place / "chosen" / "adapter_config.json").is_file()
-    assert Run.open(place / "runs" / "sft").manifest.source == str(place / "outputs" / "sft")
+    run = Run.open(place / "runs" / "sft")
+    assert (run.manifest.source, run.base.dtype) == (str(place / "outputs" / "sft"), "bfloat16")
 
 
 def test_rebase_records_where_the_base_is_and_refuses_another(place: Path, tmp_path: Path) -> None:

@@ -98,6 +98,14 @@ DeviceOption = Annotated[
     str | None,
     typer.Option("--device", help="Torch device of the model: sets placement.device."),
 ]
+DtypeOption = Annotated[
+    LoadDtype | None,
+    typer.Option(
+        "--dtype",
+        help="Dtype to load weights in; default: the recipe's, or the base's own. A run keeps its "
+        "own.",
+    ),
+]
 BatchSizeOption = Annotated[
     str | None,
     typer.Option("--batch-size", help="Requests a pass, or auto: sets search.batch_size."),
@@ -138,13 +146,19 @@ RayOption = Annotated[
 def as_settings(
     overrides: list[str] | None,
     *,
+    dtype: LoadDtype | None = None,
     device: str | None = None,
     batch_size: str | None = None,
     seed: int | None = None,
     limit: int | None = None,
 ) -> list[str]:
     """The keys that `--set` and the options of the same meaning set."""
-    given = {"placement.device": device, "search.batch_size": batch_size, "search.seed": seed}
+    given = {
+        "base.dtype": dtype,
+        "placement.device": device,
+        "search.batch_size": batch_size,
+        "search.seed": seed,
+    }
     if limit is not None:
         given["search.items"] = f"{{selection: {limit - limit // 2}, report: {limit // 2}}}"
     short = [f"{key}={value}" for key, value in given.items() if value is not None]

@@ -13,6 +13,7 @@ from backtrack.cli.options import (
     BaseOption,
     BatchSizeOption,
     DeviceOption,
+    DtypeOption,
     JsonOption,
     LimitOption,
     QuietOption,
@@ -41,6 +42,7 @@ def search(
     base: BaseOption = None,
     recipe: RecipeOption = None,
     overrides: SetOption = None,
+    dtype: DtypeOption = None,
     device: DeviceOption = None,
     batch_size: BatchSizeOption = None,
     seed: SeedOption = None,
@@ -71,7 +73,7 @@ def search(
     """Measure points along the path; earlier measurements are reused."""
     limits = parse_budget(budget)
     settings = as_settings(overrides, device=device, batch_size=batch_size, seed=seed, limit=limit)
-    opened = open_run(run, base, recipe, settings, may_run_code=may_run_code)
+    opened = open_run(run, base, recipe, settings, dtype=dtype, may_run_code=may_run_code)
     with terminal.progress("measuring", is_quiet=is_quiet or is_json) as report:
         from backtrack.selection.search.driver import search as search_run
 

@@ -14,6 +14,7 @@ from backtrack.cli.options import (
     BaseOption,
     BatchSizeOption,
     DeviceOption,
+    DtypeOption,
     ExportForm,
     JsonOption,
     LimitOption,
@@ -91,6 +92,7 @@ def select(
     base: BaseOption = None,
     recipe: RecipeOption = None,
     overrides: SetOption = None,
+    dtype: DtypeOption = None,
     device: DeviceOption = None,
     batch_size: BatchSizeOption = None,
     seed: SeedOption = None,
@@ -130,7 +132,7 @@ def select(
     by_name = parse_bounds(max_drop, worst)
     given = parse_constraints(max_general_drop, min_target, keep_gain, by_name, bound_confidence)
     settings = as_settings(overrides, device=device, batch_size=batch_size, seed=seed, limit=limit)
-    opened = open_run(run, base, recipe, settings, may_run_code=may_run_code)
+    opened = open_run(run, base, recipe, settings, dtype=dtype, may_run_code=may_run_code)
     bounds = add_to_recipe(given, opened.choosing.recipe if opened.choosing else None)
     with terminal.progress("measuring", is_quiet=is_quiet or is_json) as report:
         choices = _choose(

@@ -14,10 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from backtrack.cli.options import ExportForm
+    from backtrack.cli.options import ExportForm, LoadDtype
     from backtrack.point import Point
     from backtrack.recipe import ClusterSection, Recipe
-    from backtrack.records.run import Dtype
     from backtrack.records.selection import Selection
     from backtrack.run.directory import Run
 
@@ -32,6 +31,7 @@ def open_run(
     recipe: Path | None,
     overrides: Sequence[str] | None = None,
     *,
+    dtype: LoadDtype | None = None,
     may_run_code: bool | None = False,
 ) -> Run:
     """Open a run by name or folder, or the newest; other trainers' folders are adopted.
@@ -41,11 +41,12 @@ def open_run(
         base: Base of a folder that is to be adopted; a run's is checked, and its place recorded.
         recipe: What it is measured and chosen by from now on; None leaves that as it is.
         overrides: Keys of that recipe to set, as `key.inner=value`.
+        dtype: Dtype that the weights of such a folder are loaded in; a run has its own.
         may_run_code: Whether the user allows the code that a run from elsewhere asks for; None
             if nothing of the run will be measured, only drawn.
 
     Raises:
-        UsageError: The run asks for code that the user has not allowed.
+        UsageError: The run asks for code that the user has not allowed, or has another dtype.
     """
     from backtrack.run.adoption.refreshing import refresh
     from backtrack.run.directory import Run
@@ -54,12 +55,21 @@ def open_run(
     path = find_run(name)
     if is_run(path) and base is not None:
         terminal.print_note(record_base(Run.open(path), base, None))
-    run = Run.open(path) if is_run(path) else adopt_folder(path, base, None, recipe)
+    run = Run.open(path) if is_run(path) else adopt_folder(path, base, None, recipe, dtype=dtype)
+    _require_dtype(run, dtype)
     refresh(run)
     set_choosing(run, recipe, overrides or ())
     if may_run_code is not None:
         require_trust(run, may_run_code=may_run_code)
     return run
+
+
+def _require_dtype(run: Run, dtype: LoadDtype | None) -> None:
+    if dtype not in {None, run.base.dtype}:
+        raise UsageError(
+            f"{run.path} has dtype {run.base.dtype}, for which its scores hold: leave --dtype "
+            f"out, or adopt its checkpoints with --dtype {dtype} under another name."
+        )
 
 
 def named_points(run: Run) -> dict[str, Point]:
@@ -109,7 +119,7 @@ def adopt_folder(
     recipe: Path | None,
     initial: Path | None = None,
     *,
-    dtype: Dtype | None = None,
+    dtype: LoadDtype | None = None,
     is_quiet: bool = False,
 ) -> Run:
     """Adopt a folder, and print what was skipped and what a reader should know."""
@@ -122,7 +132,7 @@ def adopt_folder(
         name=name,
         recipe=loaded,
         initial=initial,
-        dtype=dtype,
+        dtype=dtype.value if dtype else None,
         on_skip=lambda text: None if is_quiet else terminal.print_note(f"skipped: {text}"),
         on_note=lambda text: None if is_quiet else terminal.print_note(text),
     )

@@ -13,13 +13,14 @@ from backtrack import terminal
 from backtrack.cli.app import app
 from backtrack.cli.options import (
     BaseOption,
+    DtypeOption,
     JsonOption,
-    LoadDtype,
     QuietOption,
     RecipeOption,
     RunArgument,
     SetOption,
     VerboseOption,
+    as_settings,
     recipe_names,
 )
 from backtrack.cli.plan import print_plan
@@ -74,6 +75,7 @@ def train(
         ),
     ],
     overrides: SetOption = None,
+    dtype: DtypeOption = None,
     *,
     is_resumed: Annotated[bool, typer.Option("--resume", help="Resume the training.")] = False,
     is_dry: Annotated[
@@ -86,9 +88,9 @@ def train(
     """Train a recipe and save a dense trajectory."""
     from backtrack.recipe import load_recipe, read_text
 
-    path = recipe_path(recipe)
+    path, settings = recipe_path(recipe), as_settings(overrides, dtype=dtype)
     if is_dry:
-        _plan(path, overrides or (), is_json=is_json)
+        _plan(path, settings, is_json=is_json)
         return
     # `accelerate launch` and torchrun set RANK; only the main process prints.
     is_main = os.environ.get("RANK", "0") == "0"
@@ -97,7 +99,7 @@ def train(
         from backtrack.train.trainers.resume import read_end
         from backtrack.train.trainers.train import train as train_recipe
 
-        loaded = load_recipe(path, overrides or (), checks=[library_faults])
+        loaded = load_recipe(path, settings, checks=[library_faults])
         run = train_recipe(
             loaded,
             recipe_text=read_text(path),
@@ -131,10 +133,7 @@ def adopt(
         Path | None,
         typer.Option(help="Adapter saved before the first step; needed by PiSSA and similar."),
     ] = None,
-    dtype: Annotated[
-        LoadDtype | None,
-        typer.Option(help="Dtype to load weights in; default: the recipe's, or the base's own."),
-    ] = None,
+    dtype: DtypeOption = None,
     *,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
@@ -143,7 +142,7 @@ def adopt(
     """Adopt another trainer's checkpoints as a run, without copying them."""
     run = adopt_folder(
         source, base, name, recipe, initial,
-        dtype=dtype.value if dtype else None, is_quiet=is_quiet or is_json,
+        dtype=dtype, is_quiet=is_quiet or is_json,
     )  # fmt: skip
     if overrides:
         set_choosing(run, recipe, overrides)

@@ -13,8 +13,10 @@ from backtrack.errors import UsageError
 LOG_VARIABLE = "BACKTRACK_LOG"
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING}
 _LIBRARY_VARIABLES = ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY")
-_CHATTY = ("bitsandbytes",)
-"""Libraries that warn on import of what they will not need."""
+_CHATTY = "bitsandbytes"
+"""Warns on import that optional kernels for CPUs are missing, also where nothing is quantized."""
+_PRINTING = "DeepSpeed"
+"""Logs by a handler of its own, on standard output, which is for results."""
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 logger = logging.getLogger(__name__)
@@ -44,14 +46,21 @@ def configure_logging(verbosity: int) -> int:
     level = _level(verbosity)
     for name in _LIBRARY_VARIABLES:
         os.environ.setdefault(name, "error" if level is None else "warning")
-    if level is None:
-        for name in _CHATTY:
-            logging.getLogger(name).setLevel(logging.ERROR)
-    else:
+    logging.getLogger(_CHATTY).setLevel(logging.ERROR)
+    logging.getLogger(_PRINTING).addFilter(_to_standard_error)
+    if level is not None:
         logging.basicConfig(format=_FORMAT, datefmt="%H:%M:%S", handlers=[ConsoleHandler()])
         logging.getLogger(backtrack.__name__).setLevel(level)
         logger.debug("backtrack %s, arguments %s", backtrack.__version__, sys.argv[1:])
     return verbosity
+
+
+def _to_standard_error(record: logging.LogRecord) -> bool:
+    """Take a record from its logger's own handlers: warnings are shown only if a level is set."""
+    root = logging.getLogger()
+    if root.handlers or record.levelno >= logging.ERROR:
+        root.handle(record)
+    return False
 
 
 def _level(verbosity: int) -> int | None:

@@ -15,6 +15,7 @@ from backtrack.errors import RecipeError
 from backtrack.formatting import shortened
 from backtrack.recipe.faults import nearest, sentence
 from backtrack.recipe.model import PARADIGMS, Recipe
+from backtrack.recipe.sections import BARE_KEYS
 from backtrack.recipe.yaml_loader import RefusedError, parse_yaml
 from backtrack.records.places import of_package
 
@@ -166,7 +167,10 @@ def override(raw: dict[str, Any], text: str) -> Iterable[str]:
 
 def _step_into(section: object, part: str) -> object:
     if isinstance(section, dict):
-        return section.setdefault(part, {})
+        inner = section.setdefault(part, {})
+        if isinstance(inner, str) and part in BARE_KEYS:
+            section[part] = inner = {BARE_KEYS[part]: inner}
+        return inner
     if isinstance(section, list) and part.isdecimal() and int(part) < len(section):
         return section[int(part)]
     return None

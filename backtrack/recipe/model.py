@@ -10,6 +10,7 @@ from backtrack.recipe.engine import Engine, EngineSection, TransformersSection
 from backtrack.recipe.objectives import Objective, ObjectiveSection
 from backtrack.recipe.search import ClusterSection, SearchSection, SelectSection
 from backtrack.recipe.sections import (
+    BARE_KEYS,
     BaseSection,
     DataSection,
     Method,
@@ -128,15 +129,10 @@ class Recipe(Section):
             )
         return values
 
-    @field_validator("base", mode="before")
+    @field_validator(*BARE_KEYS, mode="before")
     @classmethod
-    def _bare_name(cls, value: object) -> object:
-        return {"model": value} if isinstance(value, str) else value
-
-    @field_validator("engine", mode="before")
-    @classmethod
-    def _bare_kind(cls, value: object) -> object:
-        return {"kind": value} if isinstance(value, str) else value
+    def _bare(cls, value: object, info: ValidationInfo) -> object:
+        return {BARE_KEYS[str(info.field_name)]: value} if isinstance(value, str) else value
 
     @field_validator("engine")
     @classmethod

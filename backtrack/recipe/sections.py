@@ -26,6 +26,10 @@ class Section(BaseModel):
     )
 
 
+BARE_KEYS = {"base": "model", "engine": "kind"}
+"""Sections that may be written as a bare text, and the key that it is short for."""
+
+
 class BaseSection(Section):
     """The model before training. A bare name is short for `{model: name}`."""
 

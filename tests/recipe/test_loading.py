@@ -103,3 +103,13 @@ def test_other_recipes_are_read_as_pyyaml_reads_them(path: Path) -> None:
 def test_anchors_and_merged_keys_are_allowed() -> None:
     text = "a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: [*a, *a]\n"
     assert parse_yaml(text) == yaml.safe_load(text)
+
+
+def test_a_key_of_a_section_that_is_written_bare_can_be_set(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"{HEAD}engine: vllm\n")
+    recipe = load_recipe(path, ["base.dtype=bfloat16", "engine.dtype=float32"])
+    assert (recipe.base.model, recipe.base.dtype) == ("base", "bfloat16")
+    assert recipe.engine.model_dump()["dtype"] == "float32"
+    with pytest.raises(RecipeError, match=r"'seed\.inner' is not a key"):
+        load_recipe(path, ["seed=mine", "seed.inner=1"])

@@ -110,3 +110,6 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     plan = json.loads(capsys.readouterr().out)["plan"]
     assert (plan["num_steps"], plan["num_checkpoints"]) == (14, 5)
     assert plan["checkpoint_bytes"] == 4 * plan["num_trainable"]
+    app(["train", str(path), "--dry-run", "--json", "--dtype", "float16"], standalone_mode=False)
+    halved = json.loads(capsys.readouterr().out)
+    assert plan["memory_bytes"] - halved["memory_bytes"] == 2 * plan["num_parameters"]
