@@ -359,10 +359,12 @@ def print_findings(findings: Sequence[tuple[str, str, str, str]]) -> None:
 
 
 def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a plain table."""
+    """Print a plain table whose names are whole at any width; nothing if it has no rows."""
+    if not rows:
+        return
     table = _table()
     for name in headings:
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*row)
     out.print(table)

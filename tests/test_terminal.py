@@ -43,6 +43,19 @@ def test_names_are_text_and_never_markup_or_control_sequences(
     assert f"error: {SHOWN}" in printed.err
 
 
+def test_a_table_is_whole_at_any_width_and_absent_without_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    screen = io.StringIO()
+    console = terminal.PlainConsole(file=screen, width=20, color_system=None)
+    monkeypatch.setattr(terminal, "out", console)
+    terminal.print_rows(["name", "value"], [])
+    assert not screen.getvalue()
+    terminal.print_rows(["name", "value"], [["model.layers.10.mlp.down_proj", "0.0123"]])
+    assert "\N{HORIZONTAL ELLIPSIS}" not in screen.getvalue()
+    assert "down_proj" in "".join(screen.getvalue().split()).replace("0.0123", "")
+
+
 def test_a_progress_bar_shows_a_hostile_name_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     console = terminal.PlainConsole(file=screen, force_terminal=True, width=200, color_system=None)

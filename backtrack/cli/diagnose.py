@@ -144,8 +144,9 @@ def _print(diagnosis: Diagnosis, lines: Sequence[ModuleGeometry]) -> None:
     shown = f"{len(diagnosis.modules)} linear modules of {diagnosis.run}"
     read = ", ".join(f"{p.num_tokens:,} tokens of {p.role} prompts" for p in diagnosis.prompts)
     terminal.out.print(f"{shown}; {read}")
-    terminal.print_rows(*geometry_rows.summary(diagnosis, lines))
-    terminal.print_rows(*geometry_rows.by_block(diagnosis, lines))
+    for point in diagnosis.points:
+        terminal.print_rows(*geometry_rows.summary(point, lines))
+        terminal.print_rows(*geometry_rows.by_block([point], lines))
     if diagnosis.correlations:
         terminal.print_rows(*geometry_rows.correlation_table(diagnosis.correlations))
     for note in diagnosis.notes:

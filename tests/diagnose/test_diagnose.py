@@ -312,11 +312,13 @@ def test_the_command_prints_tables_or_json_and_refuses_what_it_cannot_read(
 ):
     run = run_of("lora", base, tmp_path / "run")
     files = [f"--prompts={role}={path}" for role, path in options.prompts.items()]
-    arguments = ["diagnose", str(run.path), "--no-path", "--point", "10:0.5", *files, "--quiet"]
+    points = ["--point", "10:0.5", "--point", "20:0.5:depth(0.5,1)"]
+    arguments = ["diagnose", str(run.path), "--no-path", *points, *files, "--quiet"]
     app(args=arguments, standalone_mode=False)
     printed = capsys.readouterr().out
     for word in ("step 10 alpha 0.5", "Procrustes", "block", "geometry-profiles.png"):
         assert word in printed, word
+    assert "\N{HORIZONTAL ELLIPSIS}" not in printed
     app(args=[*arguments, "--json"], standalone_mode=False)
     found = json.loads(capsys.readouterr().out)
     assert {line["module"] for line in found["lines"]} == set(found["modules"])

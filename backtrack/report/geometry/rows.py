@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from backtrack.point import Point
     from backtrack.records import Interval, Role
-    from backtrack.records.diagnosis import Correlation, Diagnosis, ModuleGeometry
+    from backtrack.records.diagnosis import Correlation, ModuleGeometry
 
 PROMPT_ROLES: tuple[Role, ...] = ("general", "target")
 Row = dict[str, Any]
@@ -51,31 +51,28 @@ def label(name: str) -> str:
     return LABELS.get(metric, metric) + (f", {role} prompts" if role else "")
 
 
-def summary(diagnosis: Diagnosis, lines: Sequence[ModuleGeometry]) -> Table:
-    """Each metric's mean over modules: a column per point, and one per role of its prompts."""
-    heads = ["mean over modules"]
-    columns: list[dict[str, str]] = []
-    for point in diagnosis.points:
-        found = mean_metrics(of_point(lines, point))
-        heads += [str(point), *(f"on {role} prompts" for role in PROMPT_ROLES)]
-        columns.append({n: _number(v) for n, v in found.items() if "/" not in n})
-        columns += [
-            {n.partition("/")[0]: _number(v) for n, v in found.items() if n.endswith(f"/{role}")}
-            for role in PROMPT_ROLES
-        ]
-    names = [m for m in LABELS if any(m in column for column in columns)]
-    return heads, [[label(n), *(column.get(n, "") for column in columns)] for n in names]
+def summary(point: Point, lines: Sequence[ModuleGeometry]) -> Table:
+    """Each metric's mean over modules at a point, and a column per role of its prompts."""
+    found = mean_metrics(of_point(lines, point))
+    suffixes = ("", *(f"/{role}" for role in PROMPT_ROLES))
+    heads = ["mean over modules", str(point), *(f"on {role} prompts" for role in PROMPT_ROLES)]
+    rows = [
+        [label(n), *(_number(found[n + s]) if n + s in found else "" for s in suffixes)]
+        for n in LABELS
+        if any(n + s in found for s in suffixes)
+    ]
+    return heads, rows
 
 
 BY_BLOCK = ("strength", "drift.relative/general", "drift.relative/target")
 
 
-def by_block(diagnosis: Diagnosis, lines: Sequence[ModuleGeometry]) -> Table:
+def by_block(points: Iterable[Point], lines: Sequence[ModuleGeometry]) -> Table:
     """Strength and drift of each block of layers, point by point."""
     blocks = sorted({line.block for line in lines if line.block is not None})
     heads = ["block"]
     columns: list[list[str]] = []
-    for point in diagnosis.points:
+    for point in points:
         metrics = [
             mean_metrics(ln for ln in of_point(lines, point) if ln.block == b) for b in blocks
         ]

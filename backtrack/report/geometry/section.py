@@ -62,5 +62,7 @@ def read_geometry(run_path: Path) -> Geometry | None:
     }
     lines = tuple(by_module.values())
     return Geometry(
-        geometry.specs(diagnosis, lines), geometry_rows.by_block(diagnosis, lines), diagnosis.notes
+        geometry.specs(diagnosis, lines),
+        geometry_rows.by_block(diagnosis.points, lines),
+        diagnosis.notes,
     )
