@@ -45,6 +45,11 @@ _UNORDERED = frozenset({
 """Fields whose lists PEFT writes in any order."""
 
 
+def in_order(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with names sorted where PEFT writes those of a set."""
+    return {name: _in_order(name, value) for name, value in config.items()}
+
+
 def path_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that decide the path and are set, each in a form that is equal if the path is.
 
@@ -74,9 +79,12 @@ def _decides_path(name: str) -> bool:
 def _comparable(name: str, value: Any) -> Any:
     if name.startswith("init_") and (isinstance(value, bool) or _preserves_base(name, value)):
         return None
-    if name in _UNORDERED and isinstance(value, list | tuple | set):
-        return sorted(map(str, value))
-    return value
+    return _in_order(name, value)
+
+
+def _in_order(name: str, value: Any) -> Any:
+    is_set = name in _UNORDERED and isinstance(value, list | tuple | set)
+    return sorted(map(str, value)) if is_set else value
 
 
 def _preserves_base(name: str, value: object) -> bool:

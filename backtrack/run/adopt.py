@@ -16,6 +16,7 @@ from backtrack.errors import CheckpointError, RunError, UsageError
 from backtrack.formatting import command
 from backtrack.recipe import ChoosingRecipe
 from backtrack.records import BaseModelReference, CheckpointEntry, Manifest, Method
+from backtrack.records.adapter_config import in_order
 from backtrack.records.places import base_name
 from backtrack.records.record import now
 from backtrack.run.adoption.fitting import fitting
@@ -264,7 +265,8 @@ def _base_reference(model: str, recipe: Recipe | None, revision: str | None) -> 
 def _method(settings: Mapping[str, Any] | None) -> Method:
     if settings is None:
         return Method(kind="full")
-    return Method(kind=str(settings.get("peft_type", "unknown")).lower(), settings=dict(settings))
+    kind = str(settings.get("peft_type", "unknown")).lower()
+    return Method(kind=kind, settings=in_order(settings))
 
 
 def _create(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -12,12 +12,16 @@ from transformers import AutoModelForCausalLM
 
 from backtrack.errors import PlacementError
 from backtrack.path.models.loading import probe
+from backtrack.path.models.saving import sort_names
 from backtrack.path.placement import Placement
 from backtrack.point import Point
 from backtrack.records.adapter_config import first_difference, path_fields
 from backtrack.run.checkpoint_writer import config_digest
 from backtrack.run.directory import Run
 from tests.models import make_base, make_peft_run
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -117,3 +121,15 @@ def test_other_methods_have_bookkeeping_of_their_own(
 ) -> None:
     difference = first_difference(one.to_dict(), other.to_dict())
     assert (difference and difference[0]) == field
+
+
+def test_configurations_of_equal_adapters_are_equal_files(
+    saved: dict[str, Any], tmp_path: Path
+) -> None:
+    paths = [tmp_path / name / "adapter_config.json" for name in ("one", "other")]
+    for path, targets in zip(paths, (["q_proj", "v_proj"], ["v_proj", "q_proj"]), strict=True):
+        path.parent.mkdir()
+        path.write_text(json.dumps(saved | {"target_modules": targets}))
+    sort_names(tmp_path)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert json.loads(paths[0].read_text()) == saved | {"target_modules": ["q_proj", "v_proj"]}

@@ -258,6 +258,15 @@ def test_another_lora_alpha_in_the_same_weights_is_another_checkpoint(
     Placement(Run.open(run.path)).place(Point(step=1, alpha=0.5))
 
 
+def test_a_manifest_has_names_in_order_however_peft_wrote_them(base: Path, tmp_path: Path) -> None:
+    folder = save(tmp_path / "tuned", base, is_peft=True)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text()) | {"target_modules": ["v_proj", "q_proj"]}
+    path.write_text(json.dumps(config))
+    run = adopt(folder, base=str(base), runs=tmp_path / "runs")
+    assert run.manifest.method.settings["target_modules"] == ["q_proj", "v_proj"]
+
+
 def test_an_index_of_an_earlier_version_keeps_its_digests(
     base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

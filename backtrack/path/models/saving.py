@@ -16,6 +16,7 @@ from transformers import GenerationConfig
 from backtrack.path.adapters.rewritten_base import uniform_lora
 from backtrack.path.models.embeddings import untied
 from backtrack.path.models.loading import read_adapter_config
+from backtrack.records.adapter_config import ADAPTER_CONFIG, in_order
 from backtrack.run.checkpoint_reader import read_tensors
 from backtrack.run.files import write_atomically
 from backtrack.run.model_files import CONFIG, GENERATION, ModelFiles
@@ -44,6 +45,7 @@ def save_model(model: Any, folder: Path, base: str, *, is_untied: bool = False) 
             config.base_model_name_or_path = base
         model.save_pretrained(str(folder))
         _make_uniform(folder)
+        sort_names(folder)
         return
     with untied(model) if is_untied else nullcontext():
         save_whole_model(model, folder, max_shard_size=MAX_SHARD)
@@ -68,6 +70,16 @@ def save_whole_model(model: Any, folder: Path, **options: Any) -> None:
         model.generation_config = config
     if config is not None:
         config.to_json_file(folder / "generation_config.json", keys_to_pop=["compile_config"])
+
+
+def sort_names(folder: Path) -> None:
+    """Rewrite the configurations of a folder's adapters, so that those of equal ones are equal.
+
+    PEFT writes the names of a set in an order that differs from process to process.
+    """
+    for path in folder.rglob(ADAPTER_CONFIG):
+        config = in_order(json.loads(path.read_bytes()))
+        path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def save_files(files: ModelFiles, generation: Mapping[str, Any], folder: Path) -> None:

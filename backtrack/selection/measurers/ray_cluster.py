@@ -49,7 +49,7 @@ class RayCluster:
         with _signals_as_they_are():
             try:
                 ray.init(**options, log_to_driver=False, logging_level="error")
-            except (ConnectionError, ValueError, RuntimeError) as error:
+            except Exception as error:  # a node that starts too slowly raises `Exception` itself
                 raise EngineError(
                     f"Ray at {section.address or 'this machine'} does not answer: {error} "
                     "Is it running (`ray status`), and reachable from here?"

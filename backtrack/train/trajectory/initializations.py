@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from peft import PeftModel
 
 from backtrack.errors import UsageError
+from backtrack.path.models.saving import sort_names
 from backtrack.train.trajectory.live_method import active_config, initialization_of
 
 if TYPE_CHECKING:
@@ -65,3 +66,4 @@ def save_initial_adapter(
             "(`path_initial_model_for_weight_conversion` of PEFT's save_pretrained)."
         )
     model.save_pretrained(str(folder))
+    sort_names(folder)

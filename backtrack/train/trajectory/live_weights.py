@@ -20,7 +20,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging as transformers_logging
 
 from backtrack.errors import UsageError
-from backtrack.path.models.saving import save_whole_model
+from backtrack.path.models.saving import save_whole_model, sort_names
 from backtrack.run.bits import Bits, bits_of, tensor_of
 from backtrack.train.trajectory.live_method import active_config
 from backtrack.train.trajectory.snapshot import full_shape, is_sharded
@@ -131,6 +131,7 @@ class LiveWeights:
                         save_embedding_layers=False,
                         state_dict=empty,
                     )
+                sort_names(folder)
                 folder = folder if name == "default" else folder / name
                 return {"adapter_config.json": (folder / "adapter_config.json").read_bytes()}
             had_bar = transformers_logging.is_progress_bar_enabled()
