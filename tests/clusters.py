@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,15 +30,24 @@ def three_nodes() -> Iterator[Any]:
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    nodes = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
-    )
-    for _ in range(2):
-        nodes.add_node(num_cpus=1)
-    ray.init(address=nodes.address, log_to_driver=False, logging_level="error")
-    yield nodes
-    ray.shutdown()
-    nodes.shutdown()
+    nodes = Cluster()
+    try:
+        for _ in range(3):
+            add_node(nodes, num_cpus=1)
+        ray.init(address=nodes.address, log_to_driver=False, logging_level="error")
+        yield nodes
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
+
+
+def add_node(cluster: Any, **resources: int) -> Any:
+    """Add a node, again if need be: Ray gives up one that a busy machine starts too slowly."""
+    unneeded = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
+    for _ in range(3):
+        with suppress(Exception):  # which is what Ray raises
+            return cluster.add_node(**unneeded, **resources)
+    return cluster.add_node(**unneeded, **resources)
 
 
 def processes(folder: Path) -> set[int]:

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from backtrack.arena.driver import read_arena, run_arena
+from backtrack.recipe import ClusterSection
 from backtrack.recipe.arena import load_arena
 from tests.clusters import (
+    ROOT,
     Fault,
+    first_process,
     lose_a_node_that_measures,
     processes,
+    require_ended,
     three_nodes,
 )
+from tests.commands import hear_interrupts
 from tests.models import make_base
 from tests.selection.watched import FOLDER, SECONDS
 
@@ -48,7 +57,7 @@ search:
 """
 INCIDENTAL: Any = {
     "created": True, "command": True, "settings": True,
-    "entrants": {"__all__": {"train_seconds", "measure_seconds", "method"}},
+    "entrants": {"__all__": {"train_seconds", "measure_seconds"}},
 }  # fmt: skip
 
 
@@ -70,7 +79,7 @@ def expected(file: Path) -> Any:
 
 
 def told(arena: Arena) -> Any:
-    """The record, without times, and without names that PEFT writes in the order of a set."""
+    """The record, without times."""
     return arena.model_dump(mode="json", exclude=INCIDENTAL)
 
 
@@ -101,3 +110,26 @@ def test_entrants_rank_as_in_one_process_though_a_node_is_lost(
     assert len(processes(pids)) == 4, "lora, oft and oft-dense, and the one that died"
     assert {step.partition(":")[0] for step in told_steps} == {e.name for e in arena.entrants}
     assert read_arena(tmp_path / "runs" / "small") == arena
+
+
+def test_tasks_end_with_a_driver_that_is_stopped_and_the_next_one_goes_on(
+    file: Path, expected: Any, tmp_path: Path
+) -> None:
+    recipe = by_three(file, tmp_path, 0.5)
+    environment = {
+        key: str(value) for key, value in recipe.cluster.runtime_env["env_vars"].items()
+    }
+    command = [sys.executable, "-m", "backtrack", "arena", str(file), "--workers", "2", "--quiet"]
+    with subprocess.Popen(
+        [*command, "--set", f"output={tmp_path / 'runs'}"],
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env=os.environ | environment | {"PYTHONPATH": str(ROOT)},
+        preexec_fn=hear_interrupts,
+    ) as driver:  # fmt: skip
+        first_process(tmp_path / "pids")
+        driver.send_signal(signal.SIGTERM)
+        out, _ = driver.communicate(timeout=180)
+    assert driver.returncode == 143, out
+    require_ended(processes(tmp_path / "pids"), 20)
+    assert json.loads((tmp_path / "runs/small/attempts.json").read_text()) == {}
+    assert told(run_arena(replace(recipe, cluster=ClusterSection()))) == expected

@@ -1,9 +1,4 @@
-"""Actors of real Ray clusters measure what one process measures, whoever is killed.
-
-    unshare -n sh -c 'ip link set lo up; exec python -m pytest -n 0 -m ray'
-
-keeps Ray on loopback, as `.ci/run` does; without it Ray listens on the machine's own address.
-"""
+"""Actors of a Ray cluster measure what one process does, whoever dies; see `tests.clusters`."""
 
 from __future__ import annotations
 
@@ -12,16 +7,27 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from peft import LoraConfig
 
+from backtrack.errors import EngineError
 from backtrack.recipe import ClusterSection, Recipe
 from backtrack.run.directory import Run
 from backtrack.selection.choice.select import select
+from backtrack.selection.search.driver import search
+from tests.clusters import (
+    ROOT,
+    Fault,
+    add_node,
+    first_process,
+    processes,
+    require_ended,
+    three_nodes,
+)
 from tests.commands import hear_interrupts
 from tests.models import make_base, make_peft_run
 from tests.selection.watched import FOLDER, SECONDS
@@ -33,28 +39,14 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
-ROOT = Path(__file__).resolve().parents[2]
 MODULE = "tests.selection.watched"
 INCIDENTAL = {"created", "command", "run"}
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Three nodes of one CPU each, and this process connected to them."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["PYTHONPATH"] = str(ROOT)  # the nodes' processes inherit it
-    ray = pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
-    nodes = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
-    )
-    for _ in range(2):
-        nodes.add_node(num_cpus=1)
-    ray.init(address=nodes.address, log_to_driver=False, logging_level="error")
-    yield nodes
-    ray.shutdown()
-    nodes.shutdown()
+    with three_nodes() as nodes:
+        yield nodes
 
 
 @pytest.fixture(scope="module")
@@ -117,71 +109,51 @@ def scores(run: Run) -> set[Any]:
     return set(measured)
 
 
-def first_process(folder: Path, *, other_than: set[str] | None = None) -> int:
-    """The id of a process that measures, once there is one."""
-    deadline = time.monotonic() + 300  # actors load their models on a busy machine
-    while time.monotonic() < deadline:
-        names = {path.name for path in folder.iterdir()} - (other_than or set())
-        if names:
-            return int(min(names))
-        time.sleep(0.05)
-    raise AssertionError("nothing was measured")
-
-
-def require_ended(pids: set[int], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while left := {pid for pid in pids if _is_alive(pid)}:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.1)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"
-
-
-class Fault:
-    """Does something in a thread once something is measured."""
-
-    def __init__(self, folder: Path, action: Any) -> None:
-        import threading
-
-        self._folder, self._action = folder, action
-        self.is_done = False
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        self._action(first_process(self._folder))
-        self.is_done = True
-
-    def join(self) -> None:
-        self._thread.join()
-        assert self.is_done
-
-
 def test_actors_measure_and_choose_bit_for_bit_what_one_process_does(
     cluster: Any, run: Run, recipe: Recipe, expected: Run, tmp_path: Path
 ) -> None:
     folder = tmp_path / "pids"
     select(run, recipe=recipe, cluster=section(folder, 0.02))
-    assert len(list(folder.iterdir())) == 3
+    assert len(processes(folder)) == 3
     assert scores(run) == scores(expected)
     assert chosen(run) == chosen(expected)
 
 
-def test_what_a_killed_actor_measured_is_measured_by_another(
+def test_what_a_killed_actor_measured_is_measured_by_the_one_that_replaces_it(
     cluster: Any, run: Run, recipe: Recipe, expected: Run, tmp_path: Path
 ) -> None:
     folder = tmp_path / "pids"
-    settings = section(folder, 0.1)
+    # One, so that nobody else can measure before its replacement is ready.
+    settings = section(folder, 0.02, address="auto").model_copy(update={"actors": 1})
     fault = Fault(folder, lambda pid: os.kill(pid, signal.SIGKILL))
     select(run, recipe=recipe, cluster=settings)
     fault.join()
+    assert len(processes(folder)) == 2
     assert (scores(run), chosen(run)) == (scores(expected), chosen(expected))
+
+
+def test_an_actor_of_two_gpus_sees_these_two(
+    cluster: Any, run: Run, recipe: Recipe, tmp_path: Path
+) -> None:
+    """Ray believes what it is told of GPUs: here are none, and the model is on the CPU."""
+    folder = tmp_path / "pids"
+    node = add_node(cluster, num_cpus=2, num_gpus=4)
+    settings = section(folder, 0.02, gpus_per_actor=2).model_copy(update={"actors": 2})
+    search(run, trials=0, recipe=recipe, cluster=settings)
+    cluster.remove_node(node)
+    seen = [file.read_text() for file in folder.iterdir()]
+    assert sorted(",".join(seen).split(",")) == ["0", "1", "2", "3"]
+
+
+def test_an_actor_that_lacks_a_package_says_which(
+    cluster: Any, run: Run, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "only_here", ModuleType("only_here"))
+    kind: Any = type("Own", (Recipe,), {"__module__": "only_here"})
+    monkeypatch.setattr(sys.modules["only_here"], "Own", kind, raising=False)
+    own = kind.model_validate(recipe.model_dump())
+    with pytest.raises(EngineError, match=r"no actor could begin: .*No module named 'only_here'"):
+        select(run, recipe=own, cluster=ClusterSection(actors=2))
 
 
 def test_a_search_goes_on_when_a_node_is_removed(
@@ -193,7 +165,7 @@ def test_a_search_goes_on_when_a_node_is_removed(
     fault = Fault(folder, lambda _: cluster.remove_node(node))
     select(run, recipe=recipe, cluster=settings)
     fault.join()
-    cluster.add_node(num_cpus=1)
+    add_node(cluster, num_cpus=1)
     assert (scores(run), chosen(run)) == (scores(expected), chosen(expected))
 
 
@@ -236,6 +208,6 @@ def test_actors_end_with_a_driver_that_is_stopped_and_the_next_one_goes_on(
         driver.send_signal(stop)
         out, _ = driver.communicate(timeout=180)
     assert driver.returncode == code, out
-    require_ended({int(path.name) for path in folder.iterdir()}, 20)
+    require_ended(processes(folder), 20)
     select(run, recipe=recipe)
     assert (scores(run), chosen(run)) == (scores(expected), chosen(expected))
