@@ -95,7 +95,8 @@ def chosen(run: Run) -> Any:
     """The selection without its time."""
     selection = run.selection()
     assert selection is not None
-    return selection.model_dump(exclude=INCIDENTAL)
+    text = selection.model_dump_json(exclude=INCIDENTAL)
+    return text.replace(str(run.path), "RUN")  # notes advise commands
 
 
 def scores(run: Run) -> set[Any]:
