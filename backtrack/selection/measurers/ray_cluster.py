@@ -95,7 +95,7 @@ def note_lack(what: str, section: ClusterSection) -> None:
 def cause_of(error: Exception) -> str:
     """What an error of Ray's says happened: what was raised over there, if something was."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if any(line.startswith("Traceback") for line in lines) else lines[0]
+    return lines[-1] if any("Traceback (most recent" in line for line in lines) else lines[0]
 
 
 def ray_library() -> Any:
