@@ -374,7 +374,7 @@ class _Selector:
                 *self._left_out,
             ),
             baselines=tuple(
-                row.model_copy(update={"misses": tuple(missed(row, rows, *bounded))})
+                row.model_copy(update={"misses": missed(row, rows, *bounded)})
                 for row in _baseline_rows(report, weighted, chosen)
             ),
             ranges=weight_ranges(outcome, self._answers),

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from backtrack.errors import UsageError
-from backtrack.records import FRACTION
+from backtrack.records import FRACTION, ROLES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -197,36 +197,39 @@ def missed(
     row: ReportRow | BaselineRow,
     ends: Mapping[Literal["base", "chosen", "final"], ReportRow],
     objectives: Sequence[ObjectiveInfo],
-    bounds: Constraints,
-) -> Iterator[str]:
+    constraints: Constraints,
+) -> tuple[str, ...]:
     """Name the bounds that a model's scores on the report items do not reach, without a margin.
 
     Args:
         row: The model's scores.
         ends: Those of base and final checkpoint.
         objectives: All objectives.
-        bounds: The user's bounds.
+        constraints: The user's constraints, with bounds by objective's name.
     """
-    base, target = ends["base"], row.target.estimate
-    drop = base.general.estimate - row.general.estimate
-    if bounds.max_general_drop is not None and drop > bounds.max_general_drop + _TOLERANCE:
-        yield "max_general_drop"
-    if bounds.min_target is not None and target < bounds.min_target - _TOLERANCE:
-        yield "min_target"
-    if bounds.keep_gain is not None:
-        gain = max(ends["final"].target.estimate - base.target.estimate, 0.0)
-        if target < base.target.estimate + bounds.keep_gain * gain - _TOLERANCE:
-            yield "keep_gain"
-    for o in objectives:
-        if (bound := bounds.objectives.get(o.name)) is None:
-            continue
-        sign = 1.0 if o.direction == "maximize" else -1.0
-        factor = sign * (100.0 if o.unit == FRACTION else 1.0)
-        score, before = factor * row.scores[o.name], factor * base.scores[o.name]
-        if bound.max_drop is not None and before - score > bound.max_drop + _TOLERANCE:
-            yield f"max_drop of {o.name}"
-        if bound.worst is not None and score < sign * bound.worst - _TOLERANCE:
-            yield f"worst of {o.name}"
+    rows = ends["base"], ends["final"], row
+    by_role = {role: _without_error(getattr(r, role).estimate for r in rows) for role in ROLES}
+    by_name = {
+        o.name: _without_error(bounded_scale(o) * r.scores[o.name] for r in rows)
+        for o in objectives
+        if o.name in constraints.objectives
+    }
+    bounds = (
+        *role_bounds(by_role, 0, 1, constraints),
+        *objective_bounds(by_name, objectives, 0, constraints),
+    )
+    return tuple(bound.name for bound in bounds if not bound.is_reached[-1])
+
+
+def _without_error(values: Iterable[float]) -> BoundedScore:
+    exact = np.array(list(values))
+    return BoundedScore(exact, exact[None], num_items=0)
+
+
+def bounded_scale(objective: ObjectiveInfo) -> float:
+    """What an objective's score is multiplied by to be bounded (see `objective_bounds`)."""
+    scale = 100.0 if objective.unit == FRACTION else 1.0
+    return scale if objective.direction == "maximize" else -scale
 
 
 def meets_all(bounds: Sequence[Bound], num_points: int) -> Flags:

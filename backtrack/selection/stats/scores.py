@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from backtrack.records import FRACTION, ROLES, Axis
+from backtrack.records import ROLES, Axis
 from backtrack.selection.stats.bootstrap import (
     NUM_RESAMPLES,
     deviation,
@@ -21,6 +21,7 @@ from backtrack.selection.stats.bootstrap import (
 )
 from backtrack.selection.stats.bounds import (
     BoundedScore,
+    bounded_scale,
     objective_bounds,
     require_known,
     role_bounds,
@@ -138,8 +139,7 @@ class RoleScores:
         (objective,) = [o for o in self.objectives if o.name == name]
         in_points, means = self.table.in_points[name], self.table.means[name]
         matrix = fit_smoother(self.table.points, in_points.means, in_points.covariance).matrix
-        scale = 100.0 if objective.unit == FRACTION else 1.0
-        scale *= 1.0 if objective.direction == "maximize" else -1.0
+        scale = bounded_scale(objective)
         return BoundedScore(
             scale * (matrix @ means),
             scale * (self.samples[name] @ matrix.T),
